@@ -1,0 +1,58 @@
+// What to skip. Method: FFN-SkipLLM (arXiv:2404.03865), section 3.2 and Algorithm 1.
+//
+// A Config is what a user asks for; it knows no model. resolve() turns it into Settings, every value of which
+// is concrete and in range for one model. Both are plain values, safe to copy and to share between threads.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace ffnskip {
+
+enum class Policy {
+    dense,                   // plain llama.cpp
+    ffn_skip,                // Algorithm 1: once the similarity reaches the threshold, skip the next max_skip FFN blocks
+    random,                  // the paper's Baseline 1: max_skip FFN blocks a token, from any layer but the last
+    random_adaptive_region,  // the paper's Baseline 2: max_skip FFN blocks a token, from the adaptive region
+    fixed,                   // the given set of FFN blocks, for every token that may skip
+};
+
+const char * policy_name(Policy policy);
+Policy       policy_from_name(const std::string & name);  // throws std::invalid_argument: the name, and the known ones
+
+struct Config {
+    Policy             policy        = Policy::ffn_skip;
+    float              sim_threshold = 0.9f;   // cosine similarity that trips, dimensionless; above 1 never trips; not NaN
+    std::optional<int> cold_s;                 // layers [0, cold_s) never skip       default: round(n_layer / 8), at least 1
+    std::optional<int> cold_e;                 // layers [cold_e, n_layer) never skip default: n_layer - the same
+    int                warm_up_index = 30;     // generated tokens per sequence that run in full first, >= 0
+    float              skip_ratio    = 0.25f;  // target share of all FFN blocks, [0, 1]; unused where max_skip is given
+    std::optional<int> max_skip;               // k: FFN blocks skipped per token, >= 0; default: round(skip_ratio * n_layer)
+    std::vector<int>   layers;                 // policy fixed: layers whose FFN is skipped
+    uint64_t           seed          = 0;      // policies random, random_adaptive_region
+
+    // Throws std::invalid_argument (field, value, allowed range) for what is wrong with any model.
+    void validate() const;
+};
+
+// What a Config means for one model. `skippable[il]`: layer il has an FFN block that can be skipped.
+struct Settings {
+    Policy               policy        = Policy::dense;
+    float                sim_threshold = 0.0f;
+    int                  cold_s        = 0;
+    int                  cold_e        = 0;
+    int                  warm_up_index = 0;
+    int                  max_skip      = 0;
+    uint64_t             seed          = 0;
+    std::vector<uint8_t> candidate;  // [n_layer] 1 where the policy may skip the FFN of the layer
+
+    int  n_layer() const { return int(candidate.size()); }
+    bool skips_anything() const { return policy != Policy::dense && max_skip > 0; }
+};
+
+// Throws std::invalid_argument (field, value, allowed range) where `config` does not fit the model.
+Settings resolve(const Config & config, const std::vector<uint8_t> & skippable);
+
+}  // namespace ffnskip

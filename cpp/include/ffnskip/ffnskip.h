@@ -1,0 +1,6 @@
+// ffnskip: input-adaptive feed-forward skipping (FFN-SkipLLM, arXiv:2404.03865) for llama.cpp. The only header to include.
+#pragma once
+
+#include "ffnskip/config.h"
+#include "ffnskip/controller.h"
+#include "ffnskip/stats.h"

@@ -1,0 +1,63 @@
+// Leaves nodes of a built graph out of a computation, and puts them back.
+//
+// libllama reuses graphs between decodes, so an edit outlives the evaluation it was made for. Each edit therefore
+// marks the node itself, in flag bits that ggml does not use: restore() needs no memory of what was done, and works
+// on a node of a reused graph as on one of a graph built anew at the same address.
+#pragma once
+
+#include <ggml.h>
+
+#include <utility>
+
+namespace ffnskip {
+
+constexpr int32_t k_left_out     = 1 << 28;  // GGML_TENSOR_FLAG_COMPUTE was cleared
+constexpr int32_t k_passes_h     = 1 << 29;  // an ADD became a DUP of its first operand
+constexpr int32_t k_swapped      = 1 << 30;  // ... whose operands were exchanged for that
+constexpr int32_t k_edited       = k_left_out | k_passes_h | k_swapped;
+
+// Nodes that only describe memory. (An operation done in place, SET_ROWS among them, has a view_src and is none.)
+inline bool is_view(ggml_op op) {
+    return op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+}
+
+// Every backend passes over a node without the COMPUTE flag. Views compute nothing and stay as they are: ggml's
+// fusion checks want their flag.
+inline void leave_out(ggml_tensor * node) {
+    if (!is_view(node->op) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0) {
+        node->flags = (node->flags & ~int32_t(GGML_TENSOR_FLAG_COMPUTE)) | k_left_out;
+    }
+}
+
+// Makes the residual add hand on h, its operand number `h_src`, without the FFN's part.
+inline void pass_h(ggml_tensor * add, int h_src) {
+    if (add->data == add->src[h_src]->data) {
+        leave_out(add);  // done in place over h: the result is there already
+        return;
+    }
+    if (h_src == 1) {
+        std::swap(add->src[0], add->src[1]);
+        add->flags |= k_swapped;
+    }
+    add->op = GGML_OP_DUP;
+    add->flags |= k_passes_h;
+}
+
+// Undoes whatever this file did to the node.
+inline void restore(ggml_tensor * node) {
+    if ((node->flags & k_edited) == 0) {
+        return;
+    }
+    if ((node->flags & k_left_out) != 0) {
+        node->flags |= GGML_TENSOR_FLAG_COMPUTE;
+    }
+    if ((node->flags & k_passes_h) != 0) {
+        node->op = GGML_OP_ADD;
+    }
+    if ((node->flags & k_swapped) != 0) {
+        std::swap(node->src[0], node->src[1]);
+    }
+    node->flags &= ~k_edited;
+}
+
+}  // namespace ffnskip

@@ -1,0 +1,75 @@
+#include "policy.h"
+
+#include <algorithm>
+
+namespace ffnskip {
+namespace {
+
+// splitmix64 (Steele, Lea, Flood 2014): the finaliser of a counter, so a stream can start anywhere at no cost.
+uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+// Uniform in [0, n) for small n: the high half of a 64 x 64 bit product of which 32 bits matter.
+uint64_t below(uint64_t random, uint64_t n) {
+    return ((random >> 32) * n) >> 32;
+}
+
+}  // namespace
+
+void TokenState::begin_full() {
+    skip_.reset();
+    check_.reset();
+    may_skip_ = false;
+    tripped_  = false;
+}
+
+void TokenState::begin(const Settings & settings, int32_t position, int32_t token) {
+    begin_full();
+    may_skip_ = true;
+
+    const int n_layer = settings.n_layer();
+    if (settings.policy == Policy::fixed || settings.policy == Policy::ffn_skip) {
+        auto & set = settings.policy == Policy::fixed ? skip_ : check_;
+        for (int il = 0; il < n_layer; ++il) {
+            set[size_t(il)] = settings.candidate[size_t(il)];
+        }
+        return;
+    }
+    // Selection sampling: walk the candidates, take each with probability wanted / left.
+    uint64_t random = mix(mix(settings.seed) ^ mix((uint64_t(uint32_t(position)) << 32) | uint32_t(token)));
+    int      left   = int(std::count(settings.candidate.begin(), settings.candidate.end(), uint8_t(1)));
+    int      wanted = settings.max_skip;
+    for (int il = 0; il < n_layer && wanted > 0; ++il) {
+        if (!settings.candidate[size_t(il)]) {
+            continue;
+        }
+        random = mix(random);
+        if (below(random, uint64_t(left)) < uint64_t(wanted)) {
+            skip_[size_t(il)] = true;
+            --wanted;
+        }
+        --left;
+    }
+}
+
+bool TokenState::observe(const Settings & settings, int il, float similarity) {
+    if (!(similarity >= settings.sim_threshold)) {
+        return false;
+    }
+    tripped_ = true;
+    check_.reset();
+    int left = settings.max_skip;
+    for (int next = il + 1; next < settings.cold_e && left > 0; ++next) {
+        if (settings.candidate[size_t(next)]) {
+            skip_[size_t(next)] = true;
+            --left;
+        }
+    }
+    return true;
+}
+
+}  // namespace ffnskip

@@ -1,0 +1,39 @@
+// Chooses, for one token, the FFN blocks to skip. Knows nothing of ggml, so it is testable without a model.
+// Order: begin(), then for each layer in ascending order either skips() is true and the block is left out, or the
+// block is computed and, where checks() is true, its similarity is told with observe().
+#pragma once
+
+#include "ffnskip/config.h"
+
+#include <bitset>
+
+namespace ffnskip {
+
+class TokenState {
+public:
+    static constexpr int k_max_layers = 1024;  // llama.cpp itself stops at 512
+
+    // A token that runs every FFN block: a prompt token or one within the warm-up.
+    void begin_full();
+
+    // A token that may skip. Random choices depend on the seed, the token and its position alone, so that they are
+    // the same whatever else is in the batch.
+    void begin(const Settings & settings, int32_t position, int32_t token);
+
+    bool skips(int il) const { return skip_[size_t(il)]; }
+    bool checks(int il) const { return check_[size_t(il)]; }
+
+    // `similarity` of h and h + FFN(h) at layer il; NaN never trips. True if the token trips here.
+    bool observe(const Settings & settings, int il, float similarity);
+
+    bool may_skip() const { return may_skip_; }
+    bool tripped() const { return tripped_; }
+
+private:
+    std::bitset<k_max_layers> skip_;
+    std::bitset<k_max_layers> check_;
+    bool may_skip_ = false;
+    bool tripped_  = false;
+};
+
+}  // namespace ffnskip

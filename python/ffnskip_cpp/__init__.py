@@ -1,0 +1,18 @@
+"""Input-adaptive feed-forward skipping (FFN-SkipLLM, arXiv:2404.03865) for llama.cpp.
+
+>>> from ffnskip_cpp import Llama, demo_model
+>>> llm = Llama(demo_model(), skip=0.25, verbose=False)
+>>> for piece in llm.generate("Once", max_tokens=32):
+...     print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+# First of all: llama_cpp loads its libllama, and the extension then binds to that one instead of a copy of its own.
+import llama_cpp as _llama_cpp  # noqa: F401
+
+from ._core import SkipConfig, SkipStats, Unsupported, __version__
+from .demo import demo_model
+from .llama import Llama, Trace
+
+__all__ = ["Llama", "SkipConfig", "SkipStats", "Trace", "Unsupported", "__version__", "demo_model"]

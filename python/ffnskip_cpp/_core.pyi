@@ -1,0 +1,141 @@
+"""The C++ core. `SkipConfig`, `SkipStats` and `Unsupported` are public, from `ffnskip_cpp`; the rest serves `Llama`."""
+
+from collections.abc import Sequence
+from typing import Literal, Optional, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+
+PolicyName = Literal["dense", "ffn_skip", "random", "random_adaptive_region", "fixed"]
+
+class Unsupported(ValueError):
+    """The model or context has no FFN block that can be skipped, or one that is not understood."""
+
+class SkipConfig:
+    """What to skip. FFN-SkipLLM (arXiv:2404.03865), section 3.2 and Algorithm 1. Immutable, hashable, picklable.
+
+    Args:
+        policy: "ffn_skip" is Algorithm 1; "random" and "random_adaptive_region" are the paper's baselines 1 and 2
+            (max_skip FFN blocks a token, from all layers but the last, or from the adaptive region); "fixed" skips
+            the FFN blocks of `layers`; "dense" skips nothing.
+        sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
+            Above 1: never.
+        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
+            0 <= cold_s < cold_e < n_layer. Default: an eighth of the layers at either end.
+        warm_up_index: Generated tokens per generation that run in full first, 0 or more.
+        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer).
+        max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
+        layers: For "fixed": layers in [0, n_layer - 1).
+        seed: For the random policies.
+    Raises:
+        ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyName = "ffn_skip",
+        sim_threshold: float = 0.9,
+        cold_s: Optional[int] = None,
+        cold_e: Optional[int] = None,
+        warm_up_index: int = 30,
+        skip_ratio: float = 0.25,
+        max_skip: Optional[int] = None,
+        layers: Optional[Sequence[int]] = None,
+        seed: int = 0,
+    ) -> None: ...
+    @property
+    def policy(self) -> PolicyName: ...
+    @property
+    def sim_threshold(self) -> float: ...
+    @property
+    def cold_s(self) -> Optional[int]: ...
+    @property
+    def cold_e(self) -> Optional[int]: ...
+    @property
+    def warm_up_index(self) -> int: ...
+    @property
+    def skip_ratio(self) -> float: ...
+    @property
+    def max_skip(self) -> Optional[int]: ...
+    @property
+    def layers(self) -> Optional[list[int]]: ...
+    @property
+    def seed(self) -> int: ...
+
+class SkipStats:
+    """Counts over generated tokens since the last reset; a snapshot."""
+
+    @property
+    def tokens(self) -> int:
+        """Generated tokens fed back to the model, those of the warm-up included."""
+    @property
+    def ffn_total(self) -> int:
+        """FFN blocks of those tokens."""
+    @property
+    def ffn_skipped(self) -> int: ...
+    @property
+    def skip_ratio(self) -> float:
+        """ffn_skipped / ffn_total; 0 without tokens."""
+    @property
+    def checks(self) -> int:
+        """Similarities computed."""
+    @property
+    def tokens_never_tripped(self) -> int:
+        """Policy "ffn_skip": tokens that might have skipped and never reached the threshold (the paper's Table 6)."""
+    @property
+    def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
+
+class ResolvedConfig(TypedDict):
+    """A SkipConfig as it applies to one model."""
+
+    policy: PolicyName
+    sim_threshold: float
+    cold_s: int
+    cold_e: int
+    warm_up_index: int
+    max_skip: int
+
+class Controller:
+    """Skips FFN blocks in one llama.cpp context; ffnskip/controller.h has the contract.
+
+    Contexts, samplers and batches are given by address. Row kinds: 0 prompt, 1 warm-up, 2 skippable.
+    """
+
+    def __init__(self) -> None: ...
+    @property
+    def callback(self) -> int:
+        """Address for llama_context_params.cb_eval."""
+    @property
+    def user_data(self) -> int:
+        """Address for llama_context_params.cb_eval_user_data."""
+    def probe(self, ctx: int) -> None:
+        """Learns the FFN blocks of the context's model. Raises Unsupported."""
+    @property
+    def n_layer(self) -> int: ...
+    @property
+    def skippable(self) -> npt.NDArray[np.bool_]:
+        """bool [n_layer]: the layer has an FFN block that can be skipped."""
+    config: SkipConfig
+    @property
+    def resolved(self) -> ResolvedConfig: ...
+    def decode(
+        self, ctx: int, tokens: Sequence[int], position: int, kinds: Optional[Sequence[int]] = None, all_logits: bool = False
+    ) -> None:
+        """Decodes tokens of sequence 0 from `position` on. Raises RuntimeError with llama_decode's status."""
+    def decode_batch(self, ctx: int, batch: int, kinds: Optional[Sequence[int]] = None) -> None:
+        """Decodes a llama_batch. Raises RuntimeError with llama_decode's status."""
+    def step(self, ctx: int, sampler: int, token: int, position: int, index: int) -> int:
+        """Decodes generated token number `index` and samples the next one."""
+    def row_kind(self, generated_index: int) -> int: ...
+    @property
+    def stats(self) -> SkipStats: ...
+    def reset_stats(self) -> None: ...
+    def start_trace(self) -> None: ...
+    def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
+
+def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Cosine similarity of two float32 vectors, as the policies compute it; NaN where an element is not finite."""

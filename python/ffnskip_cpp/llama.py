@@ -1,0 +1,426 @@
+"""`llama_cpp.Llama` with feed-forward skipping.
+
+The base class does everything but decode: the context it makes carries the callback of a `_core.Controller`, and each
+batch is decoded through that controller, which is told which rows are generated tokens. Generation that needs no
+Python per token leaves llama_cpp's loop after the first token for a native one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import inspect
+import logging
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import LogitsProcessorList
+
+from ._core import Controller, SkipConfig, SkipStats, Unsupported
+
+__all__ = ["Llama", "Trace"]
+
+logger = logging.getLogger("ffnskip_cpp")
+
+Skip = Union[SkipConfig, float, str, None]
+DENSE = SkipConfig(policy="dense")
+SKIPPABLE_ROW = 2  # ffnskip::RowKind
+
+# Sampling options of llama_cpp.Llama.generate, in the order they can be given by position.
+GENERATE_OPTIONS = list(inspect.signature(llama_cpp.Llama.generate).parameters)[2:]
+
+
+@dataclass
+class Trace:
+    """What happened to each generated token, in the order decoded; filled when the `Llama.trace()` block ends."""
+
+    similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """float32 [n_tokens, n_layer]: cosine of the residual before and after the FFN block; NaN where unchecked."""
+    skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
+    """bool [n_tokens, n_layer]: the FFN block was skipped."""
+
+
+class Llama(llama_cpp.Llama):
+    """A `llama_cpp.Llama` that skips feed-forward blocks while it generates. All its arguments and methods work.
+
+    Args:
+        model_path: Path of a GGUF file.
+        skip: What to skip: a `SkipConfig`; a float, the target share of FFN blocks to skip (Algorithm 1 with the
+            paper's other values); "auto", the paper's values; None, nothing (plain llama.cpp).
+        **kwargs: As for `llama_cpp.Llama`.
+
+    Raises:
+        ValueError: The model can't be loaded, or `skip` does not fit it (`Unsupported`, a ValueError, where the
+            architecture has no FFN block that can be skipped; with "auto" such a model runs dense).
+    """
+
+    def __init__(self, model_path: str, *, skip: Skip = "auto", **kwargs: Any):
+        self._stack = contextlib.ExitStack()  # the base class closes it, however early construction fails
+        wanted = _as_config(skip)
+        self._skip_argument = skip
+        self._controller = Controller()
+        self._attachable = not kwargs.get("embedding", False)
+        self._sampled: int | None = None  # the last token sampled, until it is fed back
+        self._generation_start = 0  # position of generated token 0
+        self._tracing = False
+        try:
+            super().__init__(os.fspath(model_path), **kwargs)
+        except ValueError as error:
+            raise _explain_load_error(error, model_path) from error
+        self._decoder = _Decoder(self._controller, self._ctx)
+        self._ctx.decode = self._decoder
+        self._set_up_skipping(wanted, automatic=skip == "auto")
+
+    def _set_up_skipping(self, config: SkipConfig, *, automatic: bool) -> None:
+        try:
+            if not self._attachable:
+                raise Unsupported("an embedding context does not generate; its FFN blocks always run")
+            self._controller.probe(self._ctx.ctx)
+            self._controller.config = config
+        except ValueError as error:
+            if config != DENSE and not automatic:
+                raise
+            self._controller.config = DENSE
+            if automatic:
+                self._log(f"skip='auto': nothing is skipped: {error}")
+            return
+        if automatic:
+            resolved = self._controller.resolved
+            self._log(
+                f"skip='auto': uncalibrated values from the paper (sim_threshold={resolved['sim_threshold']:g}, layers "
+                f"[{resolved['cold_s']}, {resolved['cold_e']}), max_skip={resolved['max_skip']}, "
+                f"warm_up_index={resolved['warm_up_index']})"
+            )
+
+    def _log(self, message: str) -> None:
+        logger.log(logging.WARNING if self.verbose else logging.INFO, message)
+
+    # The base class assigns context_params early in its constructor, well before it makes the context.
+    @property
+    def context_params(self) -> Any:
+        return self._context_params
+
+    @context_params.setter
+    def context_params(self, params: Any) -> None:
+        self._context_params = params
+        if self._attachable:
+            params.cb_eval = ctypes.cast(self._controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
+            params.cb_eval_user_data = self._controller.user_data
+
+    # ---- skipping ----
+
+    @property
+    def skip(self) -> SkipConfig | None:
+        """What is skipped; None if nothing. Settable between calls to whatever the constructor takes.
+
+        Raises:
+            ValueError: On assignment, where the value does not fit the model; what was set before stays.
+        """
+        config = self._controller.config
+        return None if config.policy == "dense" else config
+
+    @skip.setter
+    def skip(self, value: Skip) -> None:
+        self._controller.config = _as_config(value)
+        self._skip_argument = value
+
+    @contextlib.contextmanager
+    def dense(self) -> Iterator[None]:
+        """Within the block nothing is skipped."""
+        config = self._controller.config
+        self._controller.config = DENSE
+        try:
+            yield
+        finally:
+            self._controller.config = config
+
+    @property
+    def stats(self) -> SkipStats:
+        """Counts over the tokens generated since construction or `reset_stats()`."""
+        return self._controller.stats
+
+    def reset_stats(self) -> None:
+        self._controller.reset_stats()
+
+    @contextlib.contextmanager
+    def trace(self) -> Iterator[Trace]:
+        """Records similarity and skipped blocks of every token generated within the block, one row per token.
+
+        Raises:
+            RuntimeError: A trace is being recorded already.
+        """
+        if self._tracing:
+            raise RuntimeError("a trace is being recorded already")
+        trace = Trace()
+        self._tracing = True
+        self._controller.start_trace()
+        try:
+            yield trace
+        finally:
+            trace.similarity, trace.skipped = self._controller.stop_trace()
+            self._tracing = False
+
+    # ---- decoding ----
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluates tokens after those in the context.
+
+        One token, the one sampled last, continues a generation and may skip; anything else is a prompt or a batch to
+        verify, and runs in full.
+
+        Raises:
+            ValueError: The tokens do not fit the context.
+            RuntimeError: llama.cpp refused the batch.
+        """
+        room = len(self.input_ids) - self.n_tokens
+        if len(tokens) > room:
+            raise ValueError(
+                f"{len(tokens)} tokens do not fit the context: {room} of n_ctx={len(self.input_ids)} are free"
+            )
+        continues = len(tokens) > 0 and tokens[0] == self._sampled
+        if not continues:
+            self._generation_start = self.n_tokens + len(tokens)
+        elif len(tokens) == 1:
+            self._decoder.kinds = [self._controller.row_kind(self.n_tokens - self._generation_start)]
+        self._sampled = None
+        try:
+            super().eval(tokens)
+        finally:
+            self._decoder.kinds = None
+
+    def sample(self, *args: Any, **kwargs: Any) -> int:
+        guard = kwargs.get("logits_processor")
+        self._sampled = super().sample(*args, **kwargs)
+        if isinstance(guard, _GuardedProcessors):
+            guard.raise_pending()
+        return self._sampled
+
+    def reset(self) -> None:
+        self._sampled = None
+        super().reset()
+
+    def forward(self, tokens: Sequence[int], eligible: Sequence[bool] | None = None) -> npt.NDArray[np.float32]:
+        """Teacher-forced logits of the skipping model: every row is as if its token had been generated.
+
+        The context is emptied first and holds `tokens` afterwards.
+
+        Args:
+            tokens: Token ids, 1 to n_ctx of them.
+            eligible: [n_tokens], whether row i may skip; rows that may not count as prompt. None: the tokens are one
+                generation from its start, so that row i may skip if i >= warm_up_index (Algorithm 1).
+        Returns:
+            float32 [n_tokens, n_vocab]: row i predicts token i + 1.
+        Raises:
+            ValueError: No tokens, more than the context holds, a token id out of range, or `eligible` of another
+                length.
+        """
+        ids = [int(token) for token in tokens]
+        self._check_forward(ids, eligible)
+        if eligible is None:
+            kinds = [self._controller.row_kind(i) for i in range(len(ids))]
+        else:
+            kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in eligible]
+        self.reset()
+        logits = np.empty((len(ids), self._n_vocab), np.float32)
+        for first in range(0, len(ids), self.n_batch):
+            chunk = ids[first : first + self.n_batch]
+            self._controller.decode(self._ctx.ctx or 0, chunk, first, kinds[first : first + len(chunk)], all_logits=True)
+            rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(chunk), self._n_vocab))
+            logits[first : first + len(chunk)] = rows
+        self.input_ids[: len(ids)] = ids
+        self.n_tokens = self._generation_start = len(ids)
+        self._requires_eval = False
+        return logits
+
+    def _check_forward(self, ids: list[int], eligible: Sequence[bool] | None) -> None:
+        if not 1 <= len(ids) <= len(self.input_ids):
+            raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={len(self.input_ids)} can be evaluated")
+        if min(ids) < 0 or max(ids) >= self._n_vocab:
+            raise ValueError(f"tokens: ids must be in [0, {self._n_vocab}); got {min(ids)} to {max(ids)}")
+        if eligible is not None and len(eligible) != len(ids):
+            raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
+
+    # ---- generation ----
+
+    def generate(self, prompt: str | Sequence[int], *args: Any, max_tokens: int | None = None, **kwargs: Any) -> Any:
+        """Generates from a prompt.
+
+        Args:
+            prompt: Token ids, to get token ids as from `llama_cpp.Llama.generate`; or a string, to get text.
+            max_tokens: Tokens to generate at most. None: a string's generation ends with the model's end token or
+                with the context, that of token ids does not end by itself.
+            *args, **kwargs: Sampling options of `llama_cpp.Llama.generate`.
+        Returns:
+            For token ids a generator of ints, to which tokens can be sent; for a string a generator of non-empty
+            pieces of text, whole characters each.
+        Raises:
+            ValueError: The prompt is empty or does not fit the context.
+        """
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"max_tokens: {max_tokens} is negative")
+        options = {**dict(zip(GENERATE_OPTIONS, args)), **kwargs}
+        if isinstance(prompt, str):
+            tokens = self.tokenize(prompt.encode("utf-8"), add_bos=True, special=True)
+            self._check_prompt(tokens)
+            return self._generate_text(tokens, max_tokens, options)
+        tokens = list(prompt)
+        self._check_prompt(tokens)
+        generation = self._generate_tokens(tokens, options)
+        return generation if max_tokens is None else _first(generation, max_tokens)
+
+    def _check_prompt(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise ValueError("the prompt is empty: it has no tokens")
+        if len(tokens) > len(self.input_ids):
+            raise ValueError(f"the prompt has {len(tokens)} tokens, more than n_ctx={len(self.input_ids)}")
+
+    def _generate_text(self, tokens: list[int], max_tokens: int | None, options: dict[str, Any]) -> Iterator[str]:
+        room = len(self.input_ids) - len(tokens) + 1  # the last token generated need not fit
+        limit = room if max_tokens is None else min(max_tokens, room)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        last = tokens[-1]
+        for token in _first(self._generate_tokens(tokens, options), limit):
+            if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+                break
+            piece = decoder.decode(self.detokenize([token], prev_tokens=[last]))
+            last = token
+            if piece:
+                yield piece
+        rest = decoder.decode(b"", final=True)
+        if rest:
+            yield rest
+
+    def _generate_tokens(self, tokens: list[int], options: dict[str, Any]) -> Generator[int, Any, None]:
+        self._sampled = None
+        if options.get("logits_processor") is not None:
+            options = {**options, "logits_processor": _GuardedProcessors(options["logits_processor"])}
+        steps = super().generate(tokens, **options)
+        if self._needs_python(options):
+            yield from steps
+        else:
+            yield from self._generate_natively(steps)
+
+    def _needs_python(self, options: dict[str, Any]) -> bool:
+        """Whether a generation runs Python for every token, or wants the logits of every token in Python.
+
+        A grammar does not: llama_cpp hands its text to libllama's own sampler.
+        """
+        return (
+            self._logits_all
+            or self.draft_model is not None
+            or options.get("logits_processor") is not None
+            or options.get("stopping_criteria") is not None
+        )
+
+    def _generate_natively(self, steps: Generator[int, Any, None]) -> Generator[int, Any, None]:
+        """Continues `steps`, llama_cpp's generation, from its first token on, with the same sampler chain."""
+        token = next(steps)
+        steps.close()
+        sampler = self._sampler
+        sampler_address = ctypes.cast(sampler.sampler, ctypes.c_void_p).value or 0
+        step, n_ctx = self._controller.step, len(self.input_ids)
+        while True:
+            sent = yield token
+            position = self.n_tokens
+            if sent is not None or self._sampled != token:  # the caller added tokens, or used this object meanwhile
+                self._sampler = sampler
+                self.eval([token, *(sent or ())])
+                token = self.sample()
+                continue
+            if position >= n_ctx:
+                raise RuntimeError(f"the context is full: n_ctx={n_ctx} tokens; make it larger or the text shorter")
+            following = step(self._ctx.ctx or 0, sampler_address, token, position, position - self._generation_start)
+            self.input_ids[position] = token
+            self.n_tokens = position + 1
+            self._requires_eval = False
+            self._sampled = token = following
+
+    # ---- lifetime ----
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "skip": self._skip_argument}
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Decoder:
+    """Stands in for `LlamaContext.decode`. Knows no Llama, so that no reference cycle keeps a model alive."""
+
+    def __init__(self, controller: Controller, context: Any):
+        self.kinds: list[int] | None = None  # of the rows of the next batch; None: all prompt
+        self._controller = controller
+        self._context_address = context.ctx
+
+    def __call__(self, batch: Any) -> None:
+        self._controller.decode_batch(self._context_address, ctypes.addressof(batch.batch), self.kinds)
+
+
+class _GuardedProcessors(LogitsProcessorList):
+    """Logits processors whose exceptions reach the caller: one raised in a ctypes callback would only be printed."""
+
+    def __init__(self, processors: Sequence[Any]):
+        super().__init__(processors)
+        self._pending: BaseException | None = None
+        self[:] = [self._guarded(processor) for processor in processors]
+
+    def _guarded(self, processor: Any) -> Any:
+        def guarded(input_ids: Any, scores: Any) -> Any:
+            if self._pending is None:
+                try:
+                    return processor(input_ids, scores)
+                except BaseException as error:
+                    self._pending = error
+            return scores
+
+        return guarded
+
+    def raise_pending(self) -> None:
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            raise pending
+
+
+def _first(generation: Generator[int, Any, None], n: int) -> Iterator[int]:
+    """The first n tokens; the n-th is not fed back to the model."""
+    if n > 0:
+        for i, token in enumerate(generation, start=1):
+            yield token
+            if i == n:
+                break
+    generation.close()
+
+
+def _as_config(skip: Skip) -> SkipConfig:
+    if skip is None:
+        return DENSE
+    if isinstance(skip, SkipConfig):
+        return skip
+    if isinstance(skip, str):
+        if skip == "auto":
+            return SkipConfig()
+        raise ValueError(f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], 'auto' or None")
+    if isinstance(skip, (int, float)) and not isinstance(skip, bool):
+        return SkipConfig(skip_ratio=float(skip))
+    raise ValueError(f"skip: {skip!r} is not a SkipConfig, a ratio in [0, 1], 'auto' or None")
+
+
+def _explain_load_error(error: ValueError, model_path: str) -> ValueError:
+    """llama_cpp's "Failed to load model", with what can be told from the file."""
+    if "Failed to load model" not in str(error):
+        return error
+    with open(model_path, "rb") as file:
+        magic = file.read(4)
+    reason = "the file is truncated or of a kind this llama.cpp does not know"
+    if magic != b"GGUF":
+        reason = f"it is no GGUF file (it starts with {magic!r}, not b'GGUF')"
+    return ValueError(f"{error}: {reason}")
