@@ -191,7 +191,7 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("warm_up_index", &Config::warm_up_index)
         .def_readonly("skip_ratio", &Config::skip_ratio)
         .def_readonly("max_skip", &Config::max_skip)
-        .def_property_readonly("layers", [](const Config & c) { return config_state(c)[7]; })
+        .def_property_readonly("layers", [](const Config & c) -> py::object { return config_state(c)[7]; })
         .def_readonly("seed", &Config::seed)
         .def("__repr__", &config_repr)
         .def("__eq__", [](const Config & a, const py::object & b) {

@@ -1,5 +1,6 @@
 #include "similarity.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -42,7 +43,10 @@ float cosine_of(int64_t n, Pair pair) {
     if (norm_x == 0.0f || norm_y == 0.0f) {
         return 0.0f;
     }
-    return dot / (std::sqrt(norm_x) * std::sqrt(norm_y));
+    // In double the root of the product is exact where x = y, so that a block that adds nothing has similarity 1; rounding
+    // never takes it beyond, where no threshold above 1 may be reached.
+    const double value = double(dot) / std::sqrt(double(norm_x) * double(norm_y));
+    return float(std::clamp(value, -1.0, 1.0));
 }
 
 }  // namespace

@@ -122,7 +122,12 @@ class Controller:
     @property
     def resolved(self) -> ResolvedConfig: ...
     def decode(
-        self, ctx: int, tokens: Sequence[int], position: int, kinds: Optional[Sequence[int]] = None, all_logits: bool = False
+        self,
+        ctx: int,
+        tokens: Sequence[int],
+        position: int,
+        kinds: Optional[Sequence[int]] = None,
+        all_logits: bool = False,
     ) -> None:
         """Decodes tokens of sequence 0 from `position` on. Raises RuntimeError with llama_decode's status."""
     def decode_batch(self, ctx: int, batch: int, kinds: Optional[Sequence[int]] = None) -> None:

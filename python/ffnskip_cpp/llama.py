@@ -32,8 +32,8 @@ Skip = Union[SkipConfig, float, str, None]
 DENSE = SkipConfig(policy="dense")
 SKIPPABLE_ROW = 2  # ffnskip::RowKind
 
-# Sampling options of llama_cpp.Llama.generate, in the order they can be given by position.
-GENERATE_OPTIONS = list(inspect.signature(llama_cpp.Llama.generate).parameters)[2:]
+_SELF, _TOKENS, *_OPTIONS = inspect.signature(llama_cpp.Llama.generate).parameters.values()
+GENERATE_OPTIONS = inspect.Signature(_OPTIONS)
 
 
 @dataclass
@@ -68,25 +68,38 @@ class Llama(llama_cpp.Llama):
         self._attachable = not kwargs.get("embedding", False)
         self._sampled: int | None = None  # the last token sampled, until it is fed back
         self._generation_start = 0  # position of generated token 0
+        self._n_full = 0  # of the tokens in the context, the first that ran in full
+        self._dense = True
         self._tracing = False
         try:
             super().__init__(os.fspath(model_path), **kwargs)
         except ValueError as error:
             raise _explain_load_error(error, model_path) from error
+        if self.lora_path and not self._lora_adapter:  # a null pointer, which llama_cpp takes for an adapter
+            self.close()
+            raise RuntimeError(f"Failed to initialize LoRA adapter from lora path: {self.lora_path}")
         self._decoder = _Decoder(self._controller, self._ctx)
         self._ctx.decode = self._decoder
+        self._cover_context()
         self._set_up_skipping(wanted, automatic=skip == "auto")
+
+    def _cover_context(self) -> None:
+        """llama.cpp rounds n_ctx up, and a draft model wants logits: the base class's arrays may be too short."""
+        self.input_ids = np.pad(self.input_ids, (0, max(0, self._n_ctx - len(self.input_ids))))
+        if self._logits_all and len(self.scores) < self._n_ctx:
+            self.scores = np.zeros((self._n_ctx, self._n_vocab), np.single)
 
     def _set_up_skipping(self, config: SkipConfig, *, automatic: bool) -> None:
         try:
             if not self._attachable:
                 raise Unsupported("an embedding context does not generate; its FFN blocks always run")
             self._controller.probe(self._ctx.ctx)
-            self._controller.config = config
+            self._configure(config)
         except ValueError as error:
-            if config != DENSE and not automatic:
+            if config.policy != "dense" and not automatic:
+                self.close()
                 raise
-            self._controller.config = DENSE
+            self._configure(DENSE)
             if automatic:
                 self._log(f"skip='auto': nothing is skipped: {error}")
             return
@@ -97,6 +110,10 @@ class Llama(llama_cpp.Llama):
                 f"[{resolved['cold_s']}, {resolved['cold_e']}), max_skip={resolved['max_skip']}, "
                 f"warm_up_index={resolved['warm_up_index']})"
             )
+
+    def _configure(self, config: SkipConfig) -> None:
+        self._controller.config = config
+        self._dense = config.policy == "dense"
 
     def _log(self, message: str) -> None:
         logger.log(logging.WARNING if self.verbose else logging.INFO, message)
@@ -127,18 +144,18 @@ class Llama(llama_cpp.Llama):
 
     @skip.setter
     def skip(self, value: Skip) -> None:
-        self._controller.config = _as_config(value)
+        self._configure(_as_config(value))
         self._skip_argument = value
 
     @contextlib.contextmanager
     def dense(self) -> Iterator[None]:
         """Within the block nothing is skipped."""
         config = self._controller.config
-        self._controller.config = DENSE
+        self._configure(DENSE)
         try:
             yield
         finally:
-            self._controller.config = config
+            self._configure(config)
 
     @property
     def stats(self) -> SkipStats:
@@ -175,24 +192,43 @@ class Llama(llama_cpp.Llama):
         verify, and runs in full.
 
         Raises:
-            ValueError: The tokens do not fit the context.
-            RuntimeError: llama.cpp refused the batch.
+            RuntimeError: The tokens do not fit the context, or llama.cpp refused the batch.
         """
-        room = len(self.input_ids) - self.n_tokens
-        if len(tokens) > room:
-            raise ValueError(
-                f"{len(tokens)} tokens do not fit the context: {room} of n_ctx={len(self.input_ids)} are free"
-            )
+        first = self.n_tokens
+        self._check_room(len(tokens))
         continues = len(tokens) > 0 and tokens[0] == self._sampled
+        may_skip = continues and len(tokens) == 1
         if not continues:
-            self._generation_start = self.n_tokens + len(tokens)
-        elif len(tokens) == 1:
-            self._decoder.kinds = [self._controller.row_kind(self.n_tokens - self._generation_start)]
+            self._generation_start = first + len(tokens)
+        if may_skip:
+            self._decoder.kinds = [self._controller.row_kind(first - self._generation_start)]
         self._sampled = None
         try:
             super().eval(tokens)
         finally:
             self._decoder.kinds = None
+            self._keep_account(first, self.n_tokens - first, may_skip)
+
+    def _check_room(self, n_tokens: int) -> None:
+        room = self._n_ctx - self.n_tokens
+        if n_tokens > room:
+            raise RuntimeError(
+                f"the context is full: {n_tokens} more tokens do not fit, {room} of n_ctx={self._n_ctx} are free"
+            )
+
+    def _keep_account(self, first: int, n: int, may_skip: bool) -> None:
+        """Positions [first, first + n) were decoded."""
+        if may_skip and not self._dense:
+            self._n_full = min(self._n_full, first)
+        elif first <= self._n_full:
+            self._n_full = first + n
+
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._init_sampler(*args, **kwargs)
+        n = llama_cpp.llama_sampler_chain_n(sampler.sampler)
+        if not all(llama_cpp.llama_sampler_chain_get(sampler.sampler, i) for i in range(n)):
+            raise ValueError("grammar: llama.cpp can't parse it")  # and left a null pointer in the chain
+        return sampler
 
     def sample(self, *args: Any, **kwargs: Any) -> int:
         guard = kwargs.get("logits_processor")
@@ -204,6 +240,17 @@ class Llama(llama_cpp.Llama):
     def reset(self) -> None:
         self._sampled = None
         super().reset()
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        state = super().save_state()
+        state.n_full = self._n_full
+        return state
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        super().load_state(state)
+        self._cover_context()
+        self._sampled = None
+        self._n_full = getattr(state, "n_full", state.n_tokens)
 
     def forward(self, tokens: Sequence[int], eligible: Sequence[bool] | None = None) -> npt.NDArray[np.float32]:
         """Teacher-forced logits of the skipping model: every row is as if its token had been generated.
@@ -230,17 +277,20 @@ class Llama(llama_cpp.Llama):
         logits = np.empty((len(ids), self._n_vocab), np.float32)
         for first in range(0, len(ids), self.n_batch):
             chunk = ids[first : first + self.n_batch]
-            self._controller.decode(self._ctx.ctx or 0, chunk, first, kinds[first : first + len(chunk)], all_logits=True)
+            self._controller.decode(self._ctx.ctx, chunk, first, kinds[first : first + len(chunk)], all_logits=True)
             rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(chunk), self._n_vocab))
             logits[first : first + len(chunk)] = rows
         self.input_ids[: len(ids)] = ids
+        if self._logits_all:
+            self.scores[: len(ids)] = logits
         self.n_tokens = self._generation_start = len(ids)
+        self._n_full = len(ids) if self._dense or SKIPPABLE_ROW not in kinds else kinds.index(SKIPPABLE_ROW)
         self._requires_eval = False
         return logits
 
     def _check_forward(self, ids: list[int], eligible: Sequence[bool] | None) -> None:
-        if not 1 <= len(ids) <= len(self.input_ids):
-            raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={len(self.input_ids)} can be evaluated")
+        if not 1 <= len(ids) <= self._n_ctx:
+            raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={self._n_ctx} can be evaluated")
         if min(ids) < 0 or max(ids) >= self._n_vocab:
             raise ValueError(f"tokens: ids must be in [0, {self._n_vocab}); got {min(ids)} to {max(ids)}")
         if eligible is not None and len(eligible) != len(ids):
@@ -248,13 +298,21 @@ class Llama(llama_cpp.Llama):
 
     # ---- generation ----
 
-    def generate(self, prompt: str | Sequence[int], *args: Any, max_tokens: int | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *args: Any,
+        max_tokens: int | None = None,
+        tokens: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Generates from a prompt.
 
         Args:
             prompt: Token ids, to get token ids as from `llama_cpp.Llama.generate`; or a string, to get text.
             max_tokens: Tokens to generate at most. None: a string's generation ends with the model's end token or
                 with the context, that of token ids does not end by itself.
+            tokens: llama_cpp's name for `prompt`.
             *args, **kwargs: Sampling options of `llama_cpp.Llama.generate`.
         Returns:
             For token ids a generator of ints, to which tokens can be sent; for a string a generator of non-empty
@@ -264,32 +322,34 @@ class Llama(llama_cpp.Llama):
         """
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"max_tokens: {max_tokens} is negative")
-        options = {**dict(zip(GENERATE_OPTIONS, args)), **kwargs}
+        options = GENERATE_OPTIONS.bind(*args, **kwargs).arguments
+        prompt = tokens if prompt is None else prompt
         if isinstance(prompt, str):
-            tokens = self.tokenize(prompt.encode("utf-8"), add_bos=True, special=True)
-            self._check_prompt(tokens)
-            return self._generate_text(tokens, max_tokens, options)
-        tokens = list(prompt)
-        self._check_prompt(tokens)
-        generation = self._generate_tokens(tokens, options)
+            ids = self.tokenize(prompt.encode("utf-8"), add_bos=True, special=True)
+            self._check_prompt(ids, options)
+            return self._generate_text(ids, max_tokens, options)
+        ids = [int(token) for token in prompt]
+        self._check_prompt(ids, options)
+        generation = self._generate_tokens(ids, options)
         return generation if max_tokens is None else _first(generation, max_tokens)
 
-    def _check_prompt(self, tokens: list[int]) -> None:
-        if not tokens:
+    def _check_prompt(self, tokens: list[int], options: dict[str, Any]) -> None:
+        if not tokens and (options.get("reset", True) or self._requires_eval):
             raise ValueError("the prompt is empty: it has no tokens")
-        if len(tokens) > len(self.input_ids):
-            raise ValueError(f"the prompt has {len(tokens)} tokens, more than n_ctx={len(self.input_ids)}")
+        if len(tokens) > self._n_ctx:
+            raise ValueError(f"the prompt has {len(tokens)} tokens, more than n_ctx={self._n_ctx}")
 
     def _generate_text(self, tokens: list[int], max_tokens: int | None, options: dict[str, Any]) -> Iterator[str]:
-        room = len(self.input_ids) - len(tokens) + 1  # the last token generated need not fit
+        kept = 0 if options.get("reset", True) else self.n_tokens
+        room = self._n_ctx - kept - len(tokens) + 1  # the last token generated need not fit
         limit = room if max_tokens is None else min(max_tokens, room)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        last = tokens[-1]
+        last = tokens[-1:]
         for token in _first(self._generate_tokens(tokens, options), limit):
             if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
                 break
-            piece = decoder.decode(self.detokenize([token], prev_tokens=[last]))
-            last = token
+            piece = decoder.decode(self.detokenize([token], prev_tokens=last))
+            last = [token]
             if piece:
                 yield piece
         rest = decoder.decode(b"", final=True)
@@ -298,6 +358,10 @@ class Llama(llama_cpp.Llama):
 
     def _generate_tokens(self, tokens: list[int], options: dict[str, Any]) -> Generator[int, Any, None]:
         self._sampled = None
+        if options.get("reset", True) and self.n_tokens > self._n_full:
+            # llama_cpp reuses what is in the context as far as the prompt agrees with it: no token that skipped.
+            self.n_tokens = self._n_full
+            self._requires_eval = True
         if options.get("logits_processor") is not None:
             options = {**options, "logits_processor": _GuardedProcessors(options["logits_processor"])}
         steps = super().generate(tokens, **options)
@@ -316,6 +380,8 @@ class Llama(llama_cpp.Llama):
             or self.draft_model is not None
             or options.get("logits_processor") is not None
             or options.get("stopping_criteria") is not None
+            or type(self).eval is not Llama.eval
+            or type(self).sample is not Llama.sample
         )
 
     def _generate_natively(self, steps: Generator[int, Any, None]) -> Generator[int, Any, None]:
@@ -324,20 +390,20 @@ class Llama(llama_cpp.Llama):
         steps.close()
         sampler = self._sampler
         sampler_address = ctypes.cast(sampler.sampler, ctypes.c_void_p).value or 0
-        step, n_ctx = self._controller.step, len(self.input_ids)
         while True:
             sent = yield token
-            position = self.n_tokens
             if sent is not None or self._sampled != token:  # the caller added tokens, or used this object meanwhile
                 self._sampler = sampler
                 self.eval([token, *(sent or ())])
                 token = self.sample()
                 continue
-            if position >= n_ctx:
-                raise RuntimeError(f"the context is full: n_ctx={n_ctx} tokens; make it larger or the text shorter")
-            following = step(self._ctx.ctx or 0, sampler_address, token, position, position - self._generation_start)
+            self._check_room(1)
+            position = self.n_tokens
+            index = position - self._generation_start
+            following = self._controller.step(self._ctx.ctx, sampler_address, token, position, index)
             self.input_ids[position] = token
             self.n_tokens = position + 1
+            self._keep_account(position, 1, may_skip=True)
             self._requires_eval = False
             self._sampled = token = following
 
@@ -345,6 +411,11 @@ class Llama(llama_cpp.Llama):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "skip": self._skip_argument}
+
+    def close(self) -> None:
+        """Frees the model. Using it afterwards raises RuntimeError."""
+        super().close()
+        self._ctx = self._model = self.tokenizer_ = _Closed()
 
     def __enter__(self) -> Llama:
         return self
@@ -365,6 +436,13 @@ class _Decoder:
         self._controller.decode_batch(self._context_address, ctypes.addressof(batch.batch), self.kinds)
 
 
+class _Closed:
+    """Stands in for what `Llama.close()` freed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("the model is closed")
+
+
 class _GuardedProcessors(LogitsProcessorList):
     """Logits processors whose exceptions reach the caller: one raised in a ctypes callback would only be printed."""
 
@@ -377,7 +455,7 @@ class _GuardedProcessors(LogitsProcessorList):
         def guarded(input_ids: Any, scores: Any) -> Any:
             if self._pending is None:
                 try:
-                    return processor(input_ids, scores)
+                    return np.broadcast_to(processor(input_ids, scores), scores.shape)
                 except BaseException as error:
                     self._pending = error
             return scores
@@ -390,14 +468,16 @@ class _GuardedProcessors(LogitsProcessorList):
             raise pending
 
 
-def _first(generation: Generator[int, Any, None], n: int) -> Iterator[int]:
+def _first(generation: Generator[int, Any, None], n: int) -> Generator[int, Any, None]:
     """The first n tokens; the n-th is not fed back to the model."""
-    if n > 0:
-        for i, token in enumerate(generation, start=1):
-            yield token
-            if i == n:
-                break
-    generation.close()
+    sent = None
+    try:
+        for _ in range(n):
+            sent = yield generation.send(sent)
+    except StopIteration:
+        pass
+    finally:
+        generation.close()
 
 
 def _as_config(skip: Skip) -> SkipConfig:
@@ -418,9 +498,12 @@ def _explain_load_error(error: ValueError, model_path: str) -> ValueError:
     """llama_cpp's "Failed to load model", with what can be told from the file."""
     if "Failed to load model" not in str(error):
         return error
-    with open(model_path, "rb") as file:
-        magic = file.read(4)
     reason = "the file is truncated or of a kind this llama.cpp does not know"
-    if magic != b"GGUF":
-        reason = f"it is no GGUF file (it starts with {magic!r}, not b'GGUF')"
+    try:
+        with open(model_path, "rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            reason = f"it is no GGUF file (it starts with {magic!r}, not b'GGUF')"
+    except OSError as unreadable:
+        reason = str(unreadable)
     return ValueError(f"{error}: {reason}")

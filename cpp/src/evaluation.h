@@ -1,0 +1,101 @@
+// Follows the evaluations of a context's graphs node by node: knows where it is in the FFN block of which layer, asks the
+// rows' policies, edits the graph, and shows the rows what they wanted to see.
+//
+// One decode is one or more evaluations, one per ubatch; nothing announces one but its first node, which reads the token
+// embeddings. Rows of the batch come in order, n_ubatch at a time.
+#pragma once
+
+#include "ffnskip/controller.h"
+#include "graph_map.h"
+#include "policy.h"
+#include "recorder.h"
+
+#include <llama.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace ffnskip {
+
+class Evaluation {
+public:
+    Evaluation(const Settings & settings, Recorder & recorder) : settings_(settings), recorder_(recorder) {}
+
+    // ---- learning the model: the next evaluation computes nothing ----
+    void             begin_probe(int n_layer);
+    // What was learnt; null where no evaluation of a decoder was seen.
+    const GraphMap * end_probe();
+
+    // ---- a decode ----
+    // `kinds` of the batch's rows; null: all prompt, and nothing is counted.
+    void begin_decode(const llama_batch & batch, const RowKind * kinds);
+    // True if the batch met a graph of unknown structure, which is known now: decode it again.
+    // Throws Unsupported if that graph does not allow what the settings want.
+    bool end_decode(bool succeeded);
+
+    // The rest of the decode runs in full and does not count.
+    void abandon();
+
+    // ---- ggml's evaluation callback ----
+    bool ask(ggml_tensor * node);      // before `node` is computed; true: observe() wants to see its result
+    void observe(ggml_tensor * node);  // after
+
+private:
+    enum class Mode {
+        idle,       // dense: edits of earlier evaluations are undone, nothing else
+        probing,    // learning, and nothing is computed
+        following,  // the structure is known: blocks are skipped and checked
+        learning,   // the structure turned out to be new: dense, and the batch will be repeated
+    };
+
+    void begin(const ggml_tensor * node);
+    bool follow(ggml_tensor * node);
+    void enter(const Block & block);
+    bool ask_residual_add(ggml_tensor * add, const Block & block);
+    bool switch_map(const ggml_tensor * node);
+    bool matches_unedited(const Node & expected, ggml_tensor * node) const;
+    void learn_from_here(const ggml_tensor * node);
+    void keep_learnt();
+
+    void observe_residual_add(ggml_tensor * add, const Block & block);
+    void observe_branch(ggml_tensor * f, const Block & block);
+    void observe_layer_output(ggml_tensor * out);
+    template <typename Check, typename PutBack> void for_rows(Check check, PutBack put_back);
+
+    int32_t n_rows() const { return next_row_ - first_row_; }
+
+    const Settings & settings_;
+    Recorder &       recorder_;
+
+    // ---- the model ----
+    int                   n_layer_   = 0;
+    const ggml_tensor *   embedding_ = nullptr;  // weight read by the first node of every evaluation
+    std::vector<GraphMap> maps_;                 // most recently followed first
+
+    // ---- the running decode ----
+    const RowKind *         kinds_  = nullptr;
+    int32_t                 n_batch_ = 0;
+    std::vector<TokenState> rows_;               // [n_batch]
+    bool                    repeat_ = false;
+
+    // ---- the running evaluation: rows [first_row, next_row) of the batch ----
+    Mode                       mode_        = Mode::idle;
+    bool                       probe_armed_ = false;
+    GraphLearner               learner_{ 0 };
+    const GraphMap *           map_ = nullptr;
+    std::vector<ggml_tensor *> seen_;            // [n_seen] nodes asked so far
+    size_t                     n_seen_    = 0;
+    int32_t                    first_row_ = 0;
+    int32_t                    next_row_  = 0;
+
+    // ---- the current block ----
+    int  layer_    = -1;
+    bool drop_     = false;  // every row skips it
+    bool checks_   = false;  // some row wants its similarity
+    bool restores_ = false;  // some rows skip it, others don't: computed, then h is put back into those rows
+
+    std::vector<float> f_rows_;  // [n_rows, n_embd] copy of f, parallel blocks
+    std::vector<float> scratch_[2];
+};
+
+}  // namespace ffnskip

@@ -1,0 +1,43 @@
+// Counts and traces what was skipped. A decode may be repeated or fail, so nothing counts before commit().
+#pragma once
+
+#include "ffnskip/controller.h"
+#include "ffnskip/stats.h"
+#include "policy.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace ffnskip {
+
+class Recorder {
+public:
+    // Layers of the model; `has_ffn[il]`: the layer has an FFN block, skippable or not.
+    void set_model(const std::vector<uint8_t> & has_ffn);
+
+    void begin_decode(int32_t n_rows);
+    void checked(int32_t row, int layer, float similarity);
+    // The decode stands. `rows` and `kinds` are of its batch, in order.
+    void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy);
+
+    const Stats & stats() const { return stats_; }
+    void          reset_stats();
+
+    void  start_trace();
+    Trace stop_trace();
+
+private:
+    void append_trace(int32_t i, const TokenState & row);
+
+    int      n_layer_ = 0;
+    uint64_t n_ffn_   = 0;  // FFN blocks of the model
+
+    uint64_t           checks_ = 0;  // of the running decode
+    std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
+
+    Stats stats_;
+    Trace trace_;
+    bool  tracing_ = false;
+};
+
+}  // namespace ffnskip

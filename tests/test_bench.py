@@ -1,0 +1,283 @@
+"""What `ffnskip bench` reports agrees with the model, the settings and the times measured; no test looks at speed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from ffnskip_cpp import Unsupported, bench, cli, shapes
+from ffnskip_cpp.shapes import Shape
+from tiny_models import write_bert, write_llama, write_moe
+
+TINY = Shape("llama", 16, 64, 128, 4, 2, n_vocab=300, head_dim=16, n_ctx_train=512)
+WIDE = Shape("qwen3", 4, 256, 512, 4, 2, n_vocab=300, head_dim=64, n_ctx_train=512, tied=True)
+ADAPTIVE = range(2, 14)  # of 16 layers, an eighth is cold at either end
+
+KEYS = {
+    "policy",
+    "skip_ratio",
+    "tokens_per_second",
+    "tokens_per_second_spread",
+    "speed_up",
+    "ideal_speed_up",
+    "share_of_ideal",
+    "checks",
+    "model",
+    "type",
+    "threads",
+    "n_gen",
+    "repetitions",
+    "versions",
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The name of a shape small enough for a test."""
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+    return "tiny"
+
+
+@pytest.fixture
+def bench_cli(tiny, capsys):
+    """Runs `ffnskip bench` on one thread; returns exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = cli.main(["bench", "-t", "1", "-n", "4", "-r", "2", *map(str, arguments)])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def logits_of(path, *, use_mmap=False, n_vocab=300):
+    """Of the token 7, from a plain llama.cpp context."""
+    params = llama_cpp.llama_model_default_params()
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if use_mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    assert model
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx, params.n_threads = 64, 1
+    ctx = llama_cpp.llama_init_from_model(model, params)
+    token = (llama_cpp.llama_token * 1)(7)
+    assert llama_cpp.llama_decode(ctx, llama_cpp.llama_batch_get_one(token, 1)) == 0
+    logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(ctx), shape=(n_vocab,)).copy()
+    llama_cpp.llama_free(ctx)
+    llama_cpp.llama_model_free(model)
+    return logits
+
+
+# ---- random models ----
+
+
+@pytest.mark.parametrize("type_name", shapes.TYPES)
+def test_random_model_of_each_type_has_finite_logits(type_name):
+    with shapes.random_model(WIDE, type_name) as path:
+        logits = logits_of(path, use_mmap=shapes.usable_in_place(type_name))
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.1
+
+
+def test_random_model_is_the_same_each_time_and_on_disk(tmp_path):
+    with shapes.random_model(TINY, "q4_0") as path:
+        first = logits_of(path)
+        shutil.copyfile(path, tmp_path / "copy.gguf")
+    with shapes.random_model(TINY, "q4_0") as path:
+        np.testing.assert_array_equal(logits_of(path), first)
+    np.testing.assert_array_equal(logits_of(tmp_path / "copy.gguf"), first)
+
+
+def test_random_model_has_the_tensors_of_its_shape(tmp_path):
+    with shapes.random_model(TINY, "f32") as path:
+        assert shapes.read_weight_bytes(path) == shapes.weight_bytes(shapes.tensor_bytes(TINY, "f32"))
+
+
+def test_equal_matrices_of_different_layers_differ():
+    from gguf import GGUFReader
+
+    with shapes.random_model(TINY, "f32") as path:
+        data = {tensor.name: np.array(tensor.data) for tensor in GGUFReader(path).tensors}
+    assert not np.array_equal(data["blk.0.ffn_up.weight"], data["blk.1.ffn_up.weight"])
+    assert np.linalg.matrix_rank(data["blk.0.ffn_up.weight"]) == 64  # repeating weights would lower it
+    np.testing.assert_array_equal(data["blk.0.ffn_norm.weight"], 1)
+
+
+def test_model_that_does_not_fit_into_memory_is_refused():
+    huge = Shape("llama", 1000, 2**16, 2**18, 4, 4, n_vocab=32, head_dim=16, n_ctx_train=512)
+    with pytest.raises(ValueError, match=r"takes \d+\.\d GB of memory"), shapes.random_model(huge, "f32"):
+        pass
+
+
+# ---- bytes and ideal speed-up ----
+
+
+def test_ideal_speed_up_of_llama2_7b_by_hand():
+    # Parameters: FFN 3 * 4096 * 11008, attention 4 * 4096**2, output 4096 * 32000; norms are a millionth of the rest.
+    ffn, attention, output = 3 * 4096 * 11008, 4 * 4096**2, 4096 * 32000
+    total = 32 * (ffn + attention) + output
+    weights = shapes.weight_bytes(shapes.tensor_bytes("llama2-7b", "q4_0"))
+    assert weights.total == pytest.approx(total * 18 / 32, rel=1e-3)  # a block of 32 weights takes 18 bytes
+    for n_skipped in (10, 16):
+        ideal = weights.ideal_speed_up({layer: 1.0 for layer in range(4, 4 + n_skipped)})
+        assert ideal == pytest.approx(total / (total - n_skipped * ffn), rel=1e-3)
+
+
+def test_embedding_is_read_only_where_it_is_the_output_too():
+    sizes = {"token_embd.weight": 100, "blk.0.ffn_norm.weight": 1, "blk.0.ffn_up.weight": 7, "blk.0.attn_q.weight": 2}
+    assert shapes.weight_bytes(sizes) == shapes.WeightBytes(110, {0: 7})
+    assert shapes.weight_bytes({**sizes, "output.weight": 50}) == shapes.WeightBytes(60, {0: 7})
+
+
+def test_a_token_reads_only_the_experts_it_uses(tmp_path):
+    path = write_moe(tmp_path / "moe.gguf", n_layer=2, n_expert=4, n_expert_used=2)  # width 64, FFN 128 / 2 per expert
+    expert, router = 3 * 64 * 64 * 4, 4 * 64 * 4
+    assert shapes.read_weight_bytes(path).ffn_per_layer == {0: 2 * expert + router, 1: 2 * expert + router}
+
+
+# ---- what is reported ----
+
+
+def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli):
+    policies = "ffn_skip,random,random_adaptive_region"
+    status, out, err = bench_cli(
+        "--shape", "tiny", "--type", "f32", "--policy", policies, "--skip-ratio", "0.3,0.5", "-o", "json"
+    )
+    rows = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [row["policy"] for row in rows[:3]] == ["dense", "idle", "checks"]
+    assert [(row["policy"], row["skip_ratio"]) for row in rows[3:]] == [
+        (policy, n / 16)
+        for policy in policies.split(",")
+        for n in (5, 8)  # round(0.3 * 16), round(0.5 * 16)
+    ]
+    assert [row["checks"] for row in rows] == [0, 0, len(ADAPTIVE), 1, 1, 0, 0, 0, 0]
+    weights = shapes.weight_bytes(shapes.tensor_bytes(TINY, "f32"))
+    for row in rows:
+        assert row.keys() >= KEYS
+        unread = row["skip_ratio"] * 16 * (3 * 64 * 128 * 4)
+        assert row["ideal_speed_up"] == pytest.approx(weights.total / (weights.total - unread))
+        assert row["share_of_ideal"] == pytest.approx(row["speed_up"] / row["ideal_speed_up"])
+        assert (row["model"], row["type"], row["threads"], row["n_gen"], row["repetitions"]) == ("tiny", "f32", 1, 4, 2)
+        assert row["tokens_per_second"] > 0 and row["tokens_per_second_spread"] >= 0
+        assert row["versions"].keys() == {"ffnskip", "llama_cpp"}
+    assert rows[0]["speed_up"] == 1
+
+
+def test_speed_up_is_the_median_of_ratios_within_the_round():
+    dense = np.array([1.0, 2.0, 4.0, 8.0, 16.0])  # a machine that slows down
+    seconds = dense / np.array([1.0, 1.1, 1.2, 1.3, 1.4])
+    row = bench._speeds("tg5", bench.Setting("idle", None), 1, dense, seconds)
+    assert (row["speed_up_q1"], row["speed_up"], row["speed_up_q3"]) == pytest.approx((1.1, 1.2, 1.3))
+    assert row["tokens_per_second"] == pytest.approx(1.2 / 4)
+    assert row["tokens_per_second_spread"] == pytest.approx(1.1 / 2 - 1.3 / 8)
+
+
+def test_every_setting_decodes_the_same_tokens_and_no_one_always_goes_first():
+    log = []
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def clear(self):
+            log.append((self.name, "clear"))
+
+        def prompt(self, tokens):
+            log.append((self.name, *tokens))
+
+        def token(self, token, position):
+            log.append((self.name, token, position))
+
+    class Progress:
+        def update(self):
+            log.append("round")
+
+    times = bench._repeat([Recorder("a"), Recorder("b")], [1, 2], [8, 9], 1, Progress())
+    assert log == [
+        *[("b", "clear"), ("b", 1, 2), ("a", "clear"), ("a", 1, 2)],
+        *[("a", 8, 2), ("b", 8, 2), "round"],
+        *[("b", 9, 3), ("a", 9, 3), "round"],
+    ]
+    assert times.prompt.shape == (2, 1) and times.token.shape == (2, 2) and (times.token > 0).all()
+
+
+def test_prompt_speed_is_reported_for_plain_llama_cpp_and_for_ours(bench_cli):
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "q8_0", "-p", 8, "--skip-ratio", 0.25, "-o", "jsonl")
+    rows = [json.loads(line) for line in out.splitlines()]
+    tests = [(row["test"], row["policy"]) for row in rows]
+    assert tests[:2] == [("pp8", "dense"), ("pp8", "idle")]
+    assert tests[2:] == [("tg4", policy) for policy in ("dense", "idle", "checks", "ffn_skip")]
+    assert {key for row in rows for key in row} == set(rows[0])
+
+
+def test_model_file_is_measured_under_its_name_and_type(bench_cli, tmp_path):
+    path = write_llama(tmp_path / "file.gguf", n_layer=16)
+    _, out, _ = bench_cli("-m", path, "--skip-ratio", 0.25, "-o", "json")
+    rows = json.loads(out)
+    assert {(row["model"], row["type"]) for row in rows} == {("file.gguf", "f32")}
+    assert rows[-1]["skip_ratio"] == 0.25
+
+
+def test_markdown_has_a_row_per_setting_and_says_how_it_was_measured(bench_cli):
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", 0.25)
+    table, notes = out.split("\n\n", 1)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert len({len(line) for line in table.splitlines()}) == 1
+    assert [row[4] for row in cells[2:]] == ["dense", "idle", "checks", "ffn_skip"]
+    assert [row[5] for row in cells[2:]] == ["0.0 %", "0.0 %", "0.0 %", "25.0 %"]
+    assert "sim_threshold" in notes and "ffnskip" in notes
+
+
+def test_csv_can_be_read_back(bench_cli):
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", 0.25, "-o", "csv")
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["policy"] for row in rows] == ["dense", "idle", "checks", "ffn_skip"]
+    assert float(rows[-1]["skip_ratio"]) == 0.25
+    assert rows[0].keys() >= KEYS
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "llama9"], "shape 'llama9' is unknown; known are llama2-7b, "),
+        (["--shape", "tiny", "--type", "q3"], "type 'q3' is unknown; known are f32, "),
+        (["--shape", "tiny", "--type", "q4_k"], "type q4_k packs 256 weights"),
+        (["--shape", "tiny", "--skip-ratio", "1.5"], "skip-ratio: 1.5 is outside [0, 1]"),
+        (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
+        (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
+        (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
+        (["--shape", "tiny", "-n", "0"], "n-gen: 0 is too few"),
+        (["--shape", "tiny", "-p", "-1"], "n-prompt: -1 is too few"),
+        (["--shape", "tiny", "-r", "0"], "repetitions: 0 is too few"),
+        (["--shape", "tiny", "-t", "0"], "threads: 0 is too few"),
+        (["-m", "missing.gguf"], "missing.gguf: no such file"),
+        (["-m", __file__], "not a GGUF file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(bench_cli, arguments, message):
+    status, out, err = bench_cli(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("ffnskip bench: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_damaged_model_is_refused_in_one_line(bench_cli, tmp_path):
+    path = write_llama(tmp_path / "cut.gguf", n_layer=4)
+    data = path.read_bytes()
+    for size in (0, 10, 1000, len(data) // 2):
+        path.write_bytes(data[:size])
+        status, out, err = bench_cli("-m", path)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def test_model_without_a_block_to_skip_is_refused(tmp_path):
+    options = bench.Options(model_path=str(write_bert(tmp_path / "bert.gguf")), n_gen=2)
+    with pytest.raises(Unsupported, match="nomic-bert"):
+        bench.measure(options)
