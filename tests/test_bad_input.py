@@ -115,7 +115,7 @@ def test_skipping_is_refused_where_there_is_nothing_to_skip(model_file, kind, op
 def test_a_recurrent_model_runs_dense_and_refuses_to_skip_later(model_file, skip):
     with closing(Llama(model_file("mamba"), skip=skip, **OPTIONS)) as llm:
         expected = take(llm.generate(PROMPT), 10)
-        with pytest.raises(Unsupported):
+        with pytest.raises(Unsupported, match="architecture 'mamba'"):
             llm.skip = 0.25
         assert llm.skip is None
         assert take(llm.generate(PROMPT), 10) == expected
@@ -125,7 +125,7 @@ def test_a_recurrent_model_runs_dense_and_refuses_to_skip_later(model_file, skip
 def test_an_embedding_model_embeds_and_refuses_to_skip_later(model_file, skip):
     with closing(Llama(model_file("bert"), skip=skip, embedding=True, **OPTIONS)) as llm:
         expected = llm.embed("text")
-        with pytest.raises(Unsupported):
+        with pytest.raises(Unsupported, match="embedding context"):
             llm.skip = 0.25
         assert llm.embed("text") == expected
         assert (llm.skip, llm.stats.tokens) == (None, 0)

@@ -253,5 +253,5 @@ def test_a_config_shows_what_it_was_given_and_cannot_be_changed():
 def test_nothing_but_dense_can_be_asked_of_a_controller_that_knows_no_model():
     controller = _core.Controller()
     controller.config = SkipConfig(policy="dense")
-    with pytest.raises(Unsupported, match=r"policy 'ffn_skip' needs a model.*probe\(\) did not succeed"):
+    with pytest.raises(Unsupported, match=r"policy 'ffn_skip': probe\(\) has not been called"):
         controller.config = SkipConfig()

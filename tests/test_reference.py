@@ -12,6 +12,7 @@ import gguf
 import llama_cpp
 import numpy as np
 import pytest
+
 import tiny_models
 from reference import NOT_TRIPPED, ReferenceLlama, SkipSettings, Trace, cosine, feed_forward_or_skip, to_q8_0
 

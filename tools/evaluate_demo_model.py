@@ -1,7 +1,7 @@
 """What skipping costs the demo model: facts it still knows, per policy and skip ratio.
 
-Two measures, both from teacher-forced evaluation of the skipping model (a fact is known if every token of it is the most
-likely one; for greedy decoding that is the same as generating it):
+Two measures, both from teacher-forced evaluation of the skipping model. A fact is known if every token of it is the
+most likely one; for greedy decoding that is the same as generating it.
 
   answers  Questions about held-out people. The question's last tokens and the answer may skip, without warm-up: answers
            are shorter than any warm-up, and what matters happens at the end of the question.
@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from demo_world import ATTRIBUTES, World
-
 from ffnskip_cpp import Llama, SkipConfig, demo_model
 
 POLICIES = ("ffn_skip", "random_adaptive_region", "random")

@@ -61,6 +61,7 @@ struct Controller::Impl {
     Recorder             recorder;
     Evaluation           evaluation{ settings, recorder };
     std::exception_ptr   error;  // thrown in the callback, kept until llama_decode has returned
+    std::string          why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
 
     static bool callback(ggml_tensor * node, bool ask, void * user_data) {
         auto & self = *static_cast<Impl *>(user_data);
@@ -80,6 +81,27 @@ struct Controller::Impl {
         if (error != nullptr) {
             std::rethrow_exception(std::exchange(error, nullptr));
         }
+    }
+
+    void probe(llama_context * ctx) {
+        const llama_model *  model  = llama_get_model(ctx);
+        const std::string    arch   = architecture(model);
+        const llama_memory_t memory = llama_get_memory(ctx);
+        if (memory == nullptr || llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
+            throw Unsupported("architecture '" + arch + "' does not generate token by token; there is no FFN block to skip");
+        }
+        if (llama_memory_seq_pos_max(memory, 0) >= 0) {
+            throw std::invalid_argument("probe: the context is in use; its memory must be empty");
+        }
+        n_layer = llama_model_n_layer(model);
+        if (n_layer > TokenState::k_max_layers) {
+            throw Unsupported("architecture '" + arch + "' has " + std::to_string(n_layer) + " layers, more than " +
+                              std::to_string(TokenState::k_max_layers));
+        }
+        skippable.clear();
+        config   = dense_config();
+        settings = Settings();
+        judge(learn_model(ctx, memory), arch);
     }
 
     const GraphMap * learn_model(llama_context * ctx, llama_memory_t memory) {
@@ -130,25 +152,12 @@ void Controller::attach(llama_context_params & params) {
 }
 
 void Controller::probe(llama_context * ctx) {
-    const llama_model *  model  = llama_get_model(ctx);
-    const std::string    arch   = architecture(model);
-    const llama_memory_t memory = llama_get_memory(ctx);
-    if (memory == nullptr || llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
-        throw Unsupported("architecture '" + arch + "' does not generate token by token; there is no FFN block to skip");
+    try {
+        impl_->probe(ctx);
+    } catch (const Unsupported & unsupported) {
+        impl_->why_dense = unsupported.what();
+        throw;
     }
-    if (llama_memory_seq_pos_max(memory, 0) >= 0) {
-        throw std::invalid_argument("probe: the context is in use; its memory must be empty");
-    }
-    const int n_layer = llama_model_n_layer(model);
-    if (n_layer > TokenState::k_max_layers) {
-        throw Unsupported("architecture '" + arch + "' has " + std::to_string(n_layer) + " layers, more than " +
-                          std::to_string(TokenState::k_max_layers));
-    }
-    impl_->n_layer = n_layer;
-    impl_->skippable.clear();
-    impl_->config   = dense_config();
-    impl_->settings = Settings();
-    impl_->judge(impl_->learn_model(ctx, memory), arch);
 }
 
 int Controller::n_layer() const {
@@ -162,8 +171,7 @@ const std::vector<uint8_t> & Controller::skippable() const {
 void Controller::set_config(const Config & config) {
     config.validate();
     if (!any(impl_->skippable) && config.policy != Policy::dense) {
-        throw Unsupported("policy '" + std::string(policy_name(config.policy)) +
-                          "' needs FFN blocks to skip, and this context has none that are known: probe() did not succeed");
+        throw Unsupported("policy '" + std::string(policy_name(config.policy)) + "': " + impl_->why_dense);
     }
     impl_->settings = resolve(config, impl_->skippable);
     impl_->config   = config;

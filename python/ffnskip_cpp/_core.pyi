@@ -1,7 +1,7 @@
 """The C++ core. `SkipConfig`, `SkipStats` and `Unsupported` are public, from `ffnskip_cpp`; the rest serves `Llama`."""
 
 from collections.abc import Sequence
-from typing import Literal, Optional, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +37,12 @@ class SkipConfig:
         self,
         policy: PolicyName = "ffn_skip",
         sim_threshold: float = 0.9,
-        cold_s: Optional[int] = None,
-        cold_e: Optional[int] = None,
+        cold_s: int | None = None,
+        cold_e: int | None = None,
         warm_up_index: int = 30,
         skip_ratio: float = 0.25,
-        max_skip: Optional[int] = None,
-        layers: Optional[Sequence[int]] = None,
+        max_skip: int | None = None,
+        layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None: ...
     @property
@@ -50,17 +50,17 @@ class SkipConfig:
     @property
     def sim_threshold(self) -> float: ...
     @property
-    def cold_s(self) -> Optional[int]: ...
+    def cold_s(self) -> int | None: ...
     @property
-    def cold_e(self) -> Optional[int]: ...
+    def cold_e(self) -> int | None: ...
     @property
     def warm_up_index(self) -> int: ...
     @property
     def skip_ratio(self) -> float: ...
     @property
-    def max_skip(self) -> Optional[int]: ...
+    def max_skip(self) -> int | None: ...
     @property
-    def layers(self) -> Optional[list[int]]: ...
+    def layers(self) -> list[int] | None: ...
     @property
     def seed(self) -> int: ...
 
@@ -126,11 +126,11 @@ class Controller:
         ctx: int,
         tokens: Sequence[int],
         position: int,
-        kinds: Optional[Sequence[int]] = None,
+        kinds: Sequence[int] | None = None,
         all_logits: bool = False,
     ) -> None:
         """Decodes tokens of sequence 0 from `position` on. Raises RuntimeError with llama_decode's status."""
-    def decode_batch(self, ctx: int, batch: int, kinds: Optional[Sequence[int]] = None) -> None:
+    def decode_batch(self, ctx: int, batch: int, kinds: Sequence[int] | None = None) -> None:
         """Decodes a llama_batch. Raises RuntimeError with llama_decode's status."""
     def step(self, ctx: int, sampler: int, token: int, position: int, index: int) -> int:
         """Decodes generated token number `index` and samples the next one."""

@@ -91,9 +91,8 @@ class Llama(llama_cpp.Llama):
 
     def _set_up_skipping(self, config: SkipConfig, *, automatic: bool) -> None:
         try:
-            if not self._attachable:
-                raise Unsupported("an embedding context does not generate; its FFN blocks always run")
-            self._controller.probe(self._ctx.ctx)
+            if self._attachable:
+                self._controller.probe(self._ctx.ctx)
             self._configure(config)
         except ValueError as error:
             if config.policy != "dense" and not automatic:
@@ -112,6 +111,8 @@ class Llama(llama_cpp.Llama):
             )
 
     def _configure(self, config: SkipConfig) -> None:
+        if not self._attachable and config.policy != "dense":
+            raise Unsupported("an embedding context does not generate; its FFN blocks always run")
         self._controller.config = config
         self._dense = config.policy == "dense"
 
