@@ -39,16 +39,16 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             written[key] = WRITERS[kind](folder / f"{len(written)}-{kind}.gguf", **options)
         return written[key]
 
-    def demo(zero_ffn_layers: tuple[int, ...] = ()) -> Path:
+    def demo(zero_ffn_layers: tuple[int, ...] = (), float32: bool = False) -> Path:
         try:
             path = Path(ffnskip_cpp.demo_model())
         except FileNotFoundError as error:
             pytest.skip(str(error))
-        if not zero_ffn_layers:
-            return path
-        key = ("demo", zero_ffn_layers)
-        if key not in written:
+        key = ("demo", zero_ffn_layers, float32)
+        if zero_ffn_layers and key not in written:
             written[key] = running.without_ffn(path, zero_ffn_layers, folder / f"{len(written)}-demo.gguf")
-        return written[key]
+        if float32 and key not in written:
+            written[key] = running.in_float32(path, folder / f"{len(written)}-demo.gguf")
+        return written.get(key, path)
 
     return lambda kind, **options: demo(**options) if kind == "demo" else write(kind, **options)

@@ -136,3 +136,21 @@ def with_changed_tensors(path: Path | str, to: Path, change: Any) -> Path:
         change(tensor.name, tensor.data)
     reader.data.flush()
     return to
+
+
+def in_float32(path: Path | str, to: Path) -> Path:
+    """A copy whose weights are the same numbers in F32."""
+    reader = gguf.GGUFReader(str(path))
+    writer = gguf.GGUFWriter(str(to), reader.fields["general.architecture"].contents())
+    for key, entry in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(
+                key, entry.contents(), entry.types[0], entry.types[-1] if len(entry.types) > 1 else None
+            )
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to

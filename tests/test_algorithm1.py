@@ -22,7 +22,8 @@ SAME_ARITHMETIC = 2e-5
 # layers of random weights amplify it.
 ROUNDED_ACTIVATIONS = 2e-2
 
-THRESHOLDS = {"llama": (0.86, 0.93, 0.96), "llama_q8_0": (0.86, 0.93, 0.96), "demo": (0.9, 0.97, 0.995)}
+# Chosen for where tokens trip: some thresholds at the first adaptive layer, some all over the adaptive region.
+THRESHOLDS = {"llama": (0.86, 0.93, 0.96), "demo": (0.9, 0.97, 0.995)}
 
 
 def generate(path, config, **options):
@@ -35,15 +36,15 @@ def config_at(sim_threshold):
     return SkipConfig(sim_threshold=sim_threshold, cold_s=2, cold_e=14, max_skip=4, warm_up_index=WARM_UP)
 
 
-@pytest.mark.parametrize("sim_threshold", THRESHOLDS["llama"])
-def test_float32_model_generates_what_the_paper_says(model_file, sim_threshold):
-    path = model_file("llama")
+@pytest.mark.parametrize(("kind", "sim_threshold"), [(k, t) for k in THRESHOLDS for t in THRESHOLDS[k]])
+def test_float32_model_generates_what_the_paper_says(model_file, kind, sim_threshold):
+    path = model_file("demo", float32=True) if kind == "demo" else model_file(kind)
     tokens, trace = generate(path, config_at(sim_threshold), **F32_CACHE)
     expected = ReferenceLlama(path, kv_f16=False).generate_greedy(
         PROMPT, N_TOKENS, sim_threshold=sim_threshold, cold_s=2, cold_e=14, max_skip=4, warm_up_index=WARM_UP
     )
     trips = expected.trace.trip_layer
-    assert len(set(trips[WARM_UP:].tolist())) >= 4  # the case is worth something: tokens trip here and there
+    assert kind == "demo" or len(set(trips[WARM_UP:].tolist())) >= 4  # worth something: tokens trip here and there
     closest = expected.trace.closest_call(sim_threshold)
 
     assert tokens == expected.tokens, f"nearest check: {closest} from the threshold"
@@ -54,11 +55,11 @@ def test_float32_model_generates_what_the_paper_says(model_file, sim_threshold):
     assert np.nanmax(np.abs(trace.similarity - expected.trace.similarity)) < min(closest, SAME_ARITHMETIC)
 
 
-@pytest.mark.parametrize("kind, sim_threshold", [(k, t) for k in ("llama_q8_0", "demo") for t in THRESHOLDS[k]])
-def test_rounded_model_follows_algorithm_1_up_to_its_first_close_call(model_file, kind, sim_threshold):
+@pytest.mark.parametrize(("kind", "sim_threshold"), [(k, t) for k in THRESHOLDS for t in THRESHOLDS[k]])
+def test_q8_0_model_follows_algorithm_1_up_to_its_first_close_call(model_file, kind, sim_threshold):
     """Both are fed the tokens that the overlay chose. Where a check lies nearer to the threshold than the two
     arithmetics agree, either outcome is right, and from then on the caches differ: the comparison ends, and says so."""
-    path = model_file(kind)
+    path = model_file("demo" if kind == "demo" else f"{kind}_q8_0")
     tokens, trace = generate(path, config_at(sim_threshold))
     reference = ReferenceLlama(path, settings=SkipSettings(sim_threshold, cold_s=2, cold_e=14, max_skip=4))
     reference.prefill(PROMPT)

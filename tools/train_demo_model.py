@@ -414,7 +414,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model on the made-up world of demo_world.py.")
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint and the model (DIR/hf)")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the texts and the weights (default 0)")
-    parser.add_argument("--tokens", type=float, default=9e6, help="tokens to train on (default 9e6)")
+    parser.add_argument("--tokens", type=float, default=6_553_600, help="tokens to train on (default 6553600)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile: slower, no compiler needed")
     parser.add_argument("--evaluate-every", type=int, default=100, metavar="STEPS", help="default 100")
