@@ -41,8 +41,8 @@ MODELS = ["llama", "moe", "demo"]  # those checked under every setting
 NEVER = 1.5  # above any cosine
 SKIPPED = (1, 2, 5)  # neighbours, and one alone; the tiny models have 8 layers or more
 
-# Rows of one batch and rows decoded one by one differ in the order of summation; with 8-bit activations the difference is
-# nothing until one value rounds the other way. How much it is follows from plain llama.cpp, measured in the same test on
+# Rows of one batch and rows decoded one by one differ in the order of summation; with 8-bit activations they do not
+# differ until one value rounds the other way. How much it is follows from plain llama.cpp, measured in the same test on
 # the model and on one without some FFN blocks; a model that skips others may differ this many times as much.
 TIMES_PLAIN = 4.0
 
