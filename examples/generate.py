@@ -5,7 +5,7 @@ import sys
 from ffnskip_cpp import Llama, demo_model
 
 model = sys.argv[1] if len(sys.argv) > 1 else demo_model()
-prompt = sys.argv[2] if len(sys.argv) > 2 else "A register of people."
+prompt = sys.argv[2] if len(sys.argv) > 2 else "Herno Jotsen"
 
 with Llama(model, skip=0.25, n_ctx=512, verbose=False) as llm:
     for piece in llm.generate(prompt, max_tokens=120, temp=0.0):

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-m", "--model", help="GGUF file (default: the demo model)")
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the world the model was trained on")
     parser.add_argument("--questions", type=int, default=1000, help="questions about held-out people (default 1000)")
-    parser.add_argument("--texts", type=int, default=100, help="texts of 3 to 5 biographies (default 100)")
+    parser.add_argument("--texts", type=int, default=60, help="texts of 3 to 5 biographies (default 60)")
     parser.add_argument("--tail", type=int, default=4, help="tokens of each question that may skip (default 4)")
     parser.add_argument("--warm-up", type=int, default=30, help="warm_up_index for the texts (default 30)")
     parser.add_argument("--skip-ratios", default=",".join(map(str, RATIOS)), help="comma-separated, in [0, 1]")
