@@ -29,26 +29,28 @@ WRITERS = {
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """model_file(kind, **options): path of the model of this kind; "demo" is the model that comes with the package."""
+    """model_file(kind, **options): path of the model of this kind; "demo" is the model that comes with the package,
+    "demo_float32" the same weights in F32."""
     folder = tmp_path_factory.mktemp("models")
     written: dict[tuple[Any, ...], Path] = {}
 
     def write(kind: str, **options: Any) -> Path:
-        key = (kind, *sorted(options.items()))
-        if key not in written:
-            written[key] = WRITERS[kind](folder / f"{len(written)}-{kind}.gguf", **options)
-        return written[key]
+        return once((kind, *sorted(options.items())), lambda to: WRITERS[kind](to, **options))
 
-    def demo(zero_ffn_layers: tuple[int, ...] = (), float32: bool = False) -> Path:
+    def demo(kind: str, zero_ffn_layers: tuple[int, ...] = ()) -> Path:
         try:
             path = Path(ffnskip_cpp.demo_model())
         except FileNotFoundError as error:
             pytest.skip(str(error))
-        key = ("demo", zero_ffn_layers, float32)
-        if zero_ffn_layers and key not in written:
-            written[key] = running.without_ffn(path, zero_ffn_layers, folder / f"{len(written)}-demo.gguf")
-        if float32 and key not in written:
-            written[key] = running.in_float32(path, folder / f"{len(written)}-demo.gguf")
-        return written.get(key, path)
+        if kind == "demo_float32":
+            path = once((kind,), lambda to: running.in_float32(path, to))
+        if zero_ffn_layers:
+            return once((kind, zero_ffn_layers), lambda to: running.without_ffn(path, zero_ffn_layers, to))
+        return path
 
-    return lambda kind, **options: demo(**options) if kind == "demo" else write(kind, **options)
+    def once(key: tuple[Any, ...], make: Callable[[Path], Path]) -> Path:
+        if key not in written:
+            written[key] = make(folder / f"{len(written)}-{key[0]}.gguf")
+        return written[key]
+
+    return lambda kind, **options: demo(kind, **options) if kind.startswith("demo") else write(kind, **options)

@@ -38,7 +38,7 @@ def config_at(sim_threshold):
 
 @pytest.mark.parametrize(("kind", "sim_threshold"), [(k, t) for k in THRESHOLDS for t in THRESHOLDS[k]])
 def test_float32_model_generates_what_the_paper_says(model_file, kind, sim_threshold):
-    path = model_file("demo", float32=True) if kind == "demo" else model_file(kind)
+    path = model_file("demo_float32" if kind == "demo" else kind)
     tokens, trace = generate(path, config_at(sim_threshold), **F32_CACHE)
     expected = ReferenceLlama(path, kv_f16=False).generate_greedy(
         PROMPT, N_TOKENS, sim_threshold=sim_threshold, cold_s=2, cold_e=14, max_skip=4, warm_up_index=WARM_UP

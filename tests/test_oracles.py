@@ -41,9 +41,9 @@ MODELS = ["llama", "moe", "demo"]  # those checked under every setting
 NEVER = 1.5  # above any cosine
 SKIPPED = (1, 2, 5)  # neighbours, and one alone; the tiny models have 8 layers or more
 
-# Rows of one batch and rows decoded one by one differ in the order of summation; with 8-bit activations they do not
-# differ until one value rounds the other way. How much it is follows from plain llama.cpp, measured in the same test on
-# the model and on one without some FFN blocks; a model that skips others may differ this many times as much.
+# Rows of one batch and rows decoded one by one differ in the order of summation. How much follows from plain
+# llama.cpp, measured in the same test; a skipping model may differ this many times as much, for it is another model.
+# (Not for 8-bit activations: there nothing differs until one value rounds the other way, and then much does.)
 TIMES_PLAIN = 4.0
 
 NO_TRIP = {
@@ -57,13 +57,10 @@ NO_TRIP = {
 }
 
 
-def plain_difference(model_file, kind, **options):
+def plain_difference(path, **options):
     """Between one batch and one token after the other, in plain llama.cpp."""
-    differences = []
-    for path in (model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED)):
-        with plain(path, **options) as llm:
-            differences.append(typical_difference(feed_one_by_one(llm, TOKENS), feed(llm, TOKENS, 0)))
-    return max(differences)
+    with plain(path, **options) as llm:
+        return typical_difference(feed_one_by_one(llm, TOKENS), feed(llm, TOKENS, 0))
 
 
 def fixed(layers=SKIPPED, **options):
@@ -182,14 +179,14 @@ def test_first_rows_of_a_mixed_batch_do_not_notice_the_others(model_file, kind, 
         assert not np.array_equal(got[n_first:], whole[n_first:])
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "demo"])
+@pytest.mark.parametrize("kind", [*KINDS, "demo_float32"])
 @pytest.mark.parametrize("policy", ["fixed", "random"])
 def test_a_mixed_batch_equals_the_same_rows_decoded_one_by_one(model_file, kind, policy):
     path = model_file(kind)
     eligible = (np.random.default_rng(1).random(len(TOKENS)) < 0.5).tolist()
     kinds = [SKIPPABLE_ROW if may else PROMPT_ROW for may in eligible]
     config = fixed() if policy == "fixed" else SkipConfig(policy="random", max_skip=3, warm_up_index=0)
-    allowed = TIMES_PLAIN * plain_difference(model_file, kind)
+    allowed = TIMES_PLAIN * plain_difference(path)
     with ours(path, config) as llm:
         with llm.trace() as in_batch:
             batch = llm.forward(TOKENS, eligible)
@@ -204,7 +201,7 @@ def test_a_mixed_batch_equals_the_same_rows_decoded_one_by_one(model_file, kind,
 @pytest.mark.parametrize("kind", ["llama", "moe"])
 def test_rows_of_a_batch_trip_where_they_trip_alone(model_file, kind):
     config = SkipConfig(sim_threshold=0.93, warm_up_index=0, max_skip=2)
-    allowed = TIMES_PLAIN * plain_difference(model_file, kind, **F32_CACHE)
+    allowed = TIMES_PLAIN * plain_difference(model_file(kind), **F32_CACHE)
     with ours(model_file(kind), config, **F32_CACHE) as llm:
         with llm.trace() as in_batch:
             batch = llm.forward(TOKENS)
@@ -238,7 +235,7 @@ def test_pieces_of_a_batch_map_to_the_right_rows(model_file, kind, n_ubatch):
         with pieces.trace() as got, whole.trace() as expected:
             logits = pieces.forward(TOKENS, eligible), whole.forward(TOKENS, eligible)
     assert np.array_equal(got.skipped, expected.skipped)
-    allowed = TIMES_PLAIN * plain_difference(model_file, kind)
+    allowed = TIMES_PLAIN * plain_difference(path)
     assert typical_difference(*logits) <= allowed
 
 
