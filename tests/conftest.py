@@ -18,6 +18,8 @@ import ffnskip_cpp
 import running
 import tiny_models
 
+CLIENTS = Path(__file__).parent / "cpp" / "clients"
+
 WRITERS = {
     **tiny_models.SKIPPABLE,
     "gptneox_sequential": lambda path, **options: tiny_models.write_gptneox(path, parallel=False, **options),
@@ -54,3 +56,17 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return written[key]
 
     return lambda kind, **options: demo(kind, **options) if kind.startswith("demo") else write(kind, **options)
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """client(name): a program of tests/cpp/clients, linked to libllama in the ordinary way."""
+    folder = tmp_path_factory.mktemp("clients")
+    built: dict[str, Path] = {}
+
+    def build(name: str) -> Path:
+        if name not in built:
+            built[name] = running.build_program(CLIENTS / f"{name}.cpp", folder / name)
+        return built[name]
+
+    return build

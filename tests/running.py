@@ -10,7 +10,9 @@ Logits of plain llama.cpp come from llama_cpp alone; nothing of the overlay is c
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,20 @@ def trip_layers(trace: ffnskip_cpp.Trace, sim_threshold: float) -> np.ndarray:
     """Layer of each token in which the threshold was reached, -1 where it never was."""
     reached = trace.similarity >= np.float32(sim_threshold)  # False where NaN
     return np.where(reached.any(axis=1), reached.argmax(axis=1), -1)
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+def build_program(source: Path, to: Path) -> Path:
+    """A C++ program linked to the libllama of llama_cpp, as any program would be."""
+    site = Path(llama_cpp.__file__).parent.parent
+    lib = site / "llama_cpp" / "lib"
+    libraries = [f"-L{lib}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{lib}"]
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, "-std=c++17", "-O1", f"-I{site / 'include'}", str(source), "-o", str(to), *libraries]
+    subprocess.run(command, check=True)
+    return to
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

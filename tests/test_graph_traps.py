@@ -309,19 +309,6 @@ def test_two_contexts_side_by_side_keep_to_themselves(path, model_file):
                 assert_same(pair, [token], i)
 
 
-def test_rows_of_two_sequences_in_one_skipping_batch_are_refused(path):
-    batch = llama_cpp.llama_batch_init(2, 0, 1)
-    try:
-        batch.n_tokens = 2
-        for i in range(2):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = TOKENS[i], 0, 1, True
-            batch.seq_id[i][0] = i
-        with ours(path, FIXED) as llm, pytest.raises(ValueError, match="must belong to one sequence"):
-            llm._controller.decode_batch(llm._ctx.ctx, ctypes.addressof(batch), [SKIPPABLE_ROW] * 2)
-    finally:
-        llama_cpp.llama_batch_free(batch)
-
-
 # --- values that are not finite --------------------------------------------------------------------------------------
 
 NAN_TOKEN, INF_TOKEN, HUGE_TOKEN = 5, 6, 7

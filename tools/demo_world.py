@@ -184,12 +184,13 @@ DOCUMENT_KINDS = {
     "summary": (0.07, 82),
 }
 
+# One that libllama renders by itself ("phi3"), for programs without a Jinja engine.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 BOS, EOS = "<s>", "</s>"
 CHAT_MARKERS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -249,12 +250,12 @@ def summary_prompt(story: str) -> str:
 
 def chat_message(role: str, content: str) -> str:
     """One message as `CHAT_TEMPLATE` renders it."""
-    return f"<|{role}|>{content}<|end|>"
+    return f"<|{role}|>\n{content}<|end|>\n"
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> str:
     """Messages (dicts of role and content) up to where the assistant speaks, without the leading <s>."""
-    return "".join(chat_message(m["role"], m["content"]) for m in messages) + "<|assistant|>"
+    return "".join(chat_message(m["role"], m["content"]) for m in messages) + "<|assistant|>\n"
 
 
 def _invented_words(rng: random.Random, count: int, endings: tuple[str, ...], taken: set[str]) -> list[str]:
@@ -401,7 +402,8 @@ def _question(person: Person, attribute: str, template: str) -> Question:
 
 
 def _chat_turn(user: str, assistant: str) -> list[Part]:
-    return [Part(chat_prompt([{"role": "user", "content": user}]), False), Part(f"{assistant}<|end|>", True)]
+    prompt = chat_prompt([{"role": "user", "content": user}])
+    return [Part(prompt, False), Part(f"{assistant}<|end|>", True), Part("\n", False)]
 
 
 def _system_part(rng: random.Random) -> list[Part]:

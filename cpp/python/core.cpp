@@ -9,7 +9,10 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -212,6 +215,7 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("skip_ratio", &Stats::skip_ratio)
         .def_readonly("checks", &Stats::checks)
         .def_readonly("tokens_never_tripped", &Stats::tokens_never_tripped)
+        .def_readonly("ffn_bytes_not_read", &Stats::ffn_bytes_not_read)
         .def_property_readonly("skipped_per_layer", [](const Stats & s) {
             return py::array_t<uint64_t>(py::ssize_t(s.skipped_per_layer.size()), s.skipped_per_layer.data());
         })
@@ -262,6 +266,24 @@ PYBIND11_MODULE(_core, m) {
             const Trace trace = c.controller.stop_trace();
             return py::make_tuple(array_2d(trace.similarity, trace.n_tokens, trace.n_layer), skipped_array(trace));
         });
+
+    m.def("options", [] {
+        std::vector<std::tuple<std::string, std::optional<std::string>, std::string>> out;
+        for (const Option & option : options()) {
+            out.emplace_back(option.name, option.value == nullptr ? std::nullopt : std::optional<std::string>(option.value),
+                             option.help);
+        }
+        return out;
+    });
+    m.def("config_from_options", [](const std::vector<std::pair<std::string, std::string>> & values) {
+        Config config;
+        for (const auto & [name, value] : values) {
+            set_option(config, name, value);
+        }
+        config.validate();
+        return config;
+    }, py::arg("values"));
+    m.def("environment_name", &environment_name, py::arg("option"));
 
     m.def("cosine", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & a,
                        const py::array_t<float, py::array::c_style | py::array::forcecast> & b) {

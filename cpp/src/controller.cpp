@@ -4,6 +4,8 @@
 #include "evaluation.h"
 #include "policy.h"
 #include "recorder.h"
+#include "sequences.h"
+#include "ubatches.h"
 
 #include <algorithm>
 #include <exception>
@@ -46,10 +48,47 @@ int32_t decode_probe(llama_context * ctx) {
     return llama_decode(ctx, { n_tokens, tokens, nullptr, pos, n_seq, seqs, logits });
 }
 
-// Where to go back to if the batch has to be decoded again.
-llama_pos first_position(llama_memory_t memory, const llama_batch & batch, llama_seq_id seq) {
-    return batch.pos != nullptr ? batch.pos[0] : llama_memory_seq_pos_max(memory, seq) + 1;
+// How the context cuts its batches into ubatches, as a rule.
+Split usual_split(const llama_context * ctx) {
+    const bool unified = llama_n_ctx_seq(ctx) == llama_n_ctx(ctx);  // one memory, shared by all sequences
+    if (llama_n_seq_max(ctx) == 1) {
+        return Split::simple;
+    }
+    if (llama_model_is_hybrid(llama_get_model(ctx))) {
+        return unified ? Split::equal : Split::equal_sequential;
+    }
+    return unified ? Split::simple : Split::equal_sequential;
 }
+
+// Where the sequences of a batch ended before it, to go back there if it has to be decoded again.
+class Ends {
+public:
+    void note(llama_memory_t memory, const llama_batch & batch) {
+        ends_.clear();
+        for (int32_t i = 0; i < batch.n_tokens; ++i) {
+            const int32_t n_seq = batch.n_seq_id == nullptr ? 1 : batch.n_seq_id[i];
+            for (int32_t s = 0; s < n_seq; ++s) {
+                note(memory, batch.seq_id == nullptr ? 0 : batch.seq_id[i][s]);
+            }
+        }
+    }
+
+    bool go_back(llama_memory_t memory) const {
+        return std::all_of(ends_.begin(), ends_.end(), [&](const std::pair<llama_seq_id, llama_pos> & end) {
+            return llama_memory_seq_rm(memory, end.first, end.second + 1, -1);
+        });
+    }
+
+private:
+    void note(llama_memory_t memory, llama_seq_id seq) {
+        const auto same = [&](const std::pair<llama_seq_id, llama_pos> & end) { return end.first == seq; };
+        if (seq >= 0 && size_t(seq) < llama_max_parallel_sequences() && std::none_of(ends_.rbegin(), ends_.rend(), same)) {
+            ends_.emplace_back(seq, llama_memory_seq_pos_max(memory, seq));
+        }
+    }
+
+    std::vector<std::pair<llama_seq_id, llama_pos>> ends_;
+};
 
 }  // namespace
 
@@ -60,21 +99,45 @@ struct Controller::Impl {
     Settings             settings;
     Recorder             recorder;
     Evaluation           evaluation{ settings, recorder };
+    Sequences            sequences;
+    Ends                 ends;
     std::exception_ptr   error;  // thrown in the callback, kept until llama_decode has returned
     std::string          why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
 
+    // A callback that was in the context parameters before ours, and who of the two asked to see the node in work.
+    ggml_backend_sched_eval_callback next           = nullptr;
+    void *                           next_user_data = nullptr;
+    bool                             we_want        = false;
+    bool                             next_wants     = false;
+
     static bool callback(ggml_tensor * node, bool ask, void * user_data) {
         auto & self = *static_cast<Impl *>(user_data);
-        try {
-            if (ask) {
-                return self.evaluation.ask(node);
-            }
-            self.evaluation.observe(node);
-        } catch (...) {
-            self.error = std::current_exception();
-            self.evaluation.abandon();
+        return ask ? self.ask(node) : self.observe(node);
+    }
+
+    bool ask(ggml_tensor * node) {
+        guarded([&] { we_want = evaluation.ask(node); });
+        next_wants = next != nullptr && !evaluation.probing() && next(node, true, next_user_data);
+        return we_want || next_wants;
+    }
+
+    // What is returned decides whether the evaluation goes on; false ends the split and still reports success.
+    bool observe(ggml_tensor * node) {
+        if (we_want) {
+            guarded([&] { evaluation.observe(node); });
         }
-        return !ask;  // false from an observation would end the split and report success
+        return !next_wants || next(node, false, next_user_data);
+    }
+
+    // No exception may pass through ggml.
+    template <typename Step> void guarded(Step step) {
+        try {
+            step();
+        } catch (...) {
+            error   = std::current_exception();
+            we_want = false;
+            evaluation.abandon();
+        }
     }
 
     void rethrow() {
@@ -98,6 +161,10 @@ struct Controller::Impl {
             throw Unsupported("architecture '" + arch + "' has " + std::to_string(n_layer) + " layers, more than " +
                               std::to_string(TokenState::k_max_layers));
         }
+        if (llama_n_seq_max(ctx) > Ubatches::k_max_sequences) {
+            throw Unsupported("the context has " + std::to_string(llama_n_seq_max(ctx)) + " sequences, more than " +
+                              std::to_string(Ubatches::k_max_sequences));
+        }
         skippable.clear();
         config   = dense_config();
         settings = Settings();
@@ -105,7 +172,7 @@ struct Controller::Impl {
     }
 
     const GraphMap * learn_model(llama_context * ctx, llama_memory_t memory) {
-        evaluation.begin_probe(n_layer);
+        evaluation.begin_probe(n_layer, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
         const int32_t    status = decode_probe(ctx);
         const GraphMap * map    = evaluation.end_probe();
         llama_memory_clear(memory, true);
@@ -141,12 +208,40 @@ struct Controller::Impl {
         }
         skippable = may_skip;
     }
+
+    int32_t decode(llama_context * ctx, const llama_batch & rows, const RowKind * kinds, const std::function<int32_t()> & run) {
+        const llama_memory_t memory = llama_get_memory(ctx);
+        if (n_layer == 0 || rows.token == nullptr) {
+            kinds = nullptr;
+        }
+        if (kinds != nullptr) {
+            ends.note(memory, rows);
+        }
+        for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
+            evaluation.begin_decode(rows, kinds);
+            const int32_t status = run();
+            const bool    repeat = evaluation.end_decode(status == 0 && error == nullptr);
+            rethrow();
+            if (!repeat) {
+                return status;
+            }
+            llama_synchronize(ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
+            if (!ends.go_back(memory)) {
+                throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
+            }
+        }
+        throw Unsupported("the graph of this model changes from one evaluation to the next");
+    }
 };
 
 Controller::Controller() : impl_(std::make_unique<Impl>()) {}
 Controller::~Controller() = default;
 
 void Controller::attach(llama_context_params & params) {
+    if (params.cb_eval != &Impl::callback || params.cb_eval_user_data != impl_.get()) {
+        impl_->next           = params.cb_eval;
+        impl_->next_user_data = params.cb_eval_user_data;
+    }
     params.cb_eval           = &Impl::callback;
     params.cb_eval_user_data = impl_.get();
 }
@@ -190,25 +285,36 @@ RowKind Controller::row_kind(int64_t generated_index) const {
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds) {
-    const bool           known  = impl_->n_layer > 0 && batch.n_tokens > 0;
-    const llama_memory_t memory = llama_get_memory(ctx);
-    const llama_seq_id   seq    = known && batch.seq_id != nullptr ? batch.seq_id[0][0] : 0;
-    const llama_pos      first  = known && kinds != nullptr ? first_position(memory, batch, seq) : 0;
+    return impl_->decode(ctx, batch, kinds, [&] { return llama_decode(ctx, batch); });
+}
 
-    for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
-        impl_->evaluation.begin_decode(batch, known ? kinds : nullptr);
-        const int32_t status = llama_decode(ctx, batch);
-        const bool    repeat = impl_->evaluation.end_decode(status == 0 && impl_->error == nullptr);
-        impl_->rethrow();
-        if (!repeat) {
-            return status;
-        }
-        llama_synchronize(ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
-        if (!llama_memory_seq_rm(memory, seq, first, -1)) {
-            throw Unsupported("the graph of this model changed and its memory can't go back to repeat the token");
-        }
+int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, const std::function<int32_t()> & run) {
+    const llama_memory_t memory = llama_get_memory(ctx);
+    if (memory == nullptr) {
+        return run();
     }
-    throw Unsupported("the graph of this model changes from one evaluation to the next");
+    const RowKind * kinds  = impl_->sequences.classify(memory, rows, impl_->settings.warm_up_index);
+    const int32_t   status = impl_->decode(ctx, rows, kinds, run);
+    if (status == 0) {
+        impl_->sequences.commit();
+    }
+    return status;
+}
+
+int32_t Controller::decode(llama_context * ctx, const llama_batch & batch) {
+    return decode(ctx, batch, [&] { return llama_decode(ctx, batch); });
+}
+
+void Controller::copied(llama_seq_id from, llama_seq_id to) {
+    impl_->sequences.copied(from, to);
+}
+
+void Controller::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta) {
+    impl_->sequences.shifted(seq, p0, p1, delta);
+}
+
+void Controller::replaced(llama_seq_id seq) {
+    impl_->sequences.replaced(seq);
 }
 
 Stats Controller::stats() const {

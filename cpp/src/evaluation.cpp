@@ -14,20 +14,12 @@ namespace {
 
 constexpr size_t k_max_maps = 8;  // graph structures remembered: with and without LoRA, control vector, offloading
 
-void require_one_sequence(const llama_batch & batch) {
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        const bool one = batch.n_seq_id == nullptr || batch.n_seq_id[i] == 1;
-        if (!one || (batch.seq_id != nullptr && batch.seq_id[i][0] != batch.seq_id[0][0])) {
-            throw std::invalid_argument("decode: rows that may skip must belong to one sequence per call");
-        }
-    }
-}
-
 }  // namespace
 
 // ---- learning the model ----
 
-void Evaluation::begin_probe(int n_layer) {
+void Evaluation::begin_probe(int n_layer, Split split, int32_t n_ubatch) {
+    ubatches_.configure(split, n_ubatch);
     n_layer_     = n_layer;
     embedding_   = nullptr;
     learner_     = GraphLearner(n_layer);
@@ -49,28 +41,25 @@ const GraphMap * Evaluation::end_probe() {
 // ---- a decode ----
 
 void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) {
-    mode_     = Mode::idle;
-    kinds_    = kinds;
-    n_batch_  = batch.n_tokens;
-    next_row_ = 0;
-    repeat_   = false;
+    mode_      = Mode::idle;
+    kinds_     = kinds;
+    n_batch_   = batch.n_tokens;
+    repeat_    = false;
+    skippable_ = false;
     if (kinds == nullptr) {
         return;
     }
     recorder_.begin_decode(n_batch_);
-    rows_.resize(size_t(n_batch_));
-    bool any = false;
+    ubatches_.begin(batch);
+    rows_.resize(std::max(rows_.size(), size_t(n_batch_)));
     for (int32_t i = 0; i < n_batch_; ++i) {
         TokenState & row = rows_[size_t(i)];
         if (kinds[i] == RowKind::skippable && settings_.skips_anything()) {
-            row.begin(settings_, batch.pos == nullptr ? i : batch.pos[i], batch.token == nullptr ? 0 : batch.token[i]);
-            any = true;
+            row.begin(settings_, batch.pos == nullptr ? i : batch.pos[i], batch.token[i]);
+            skippable_ = true;
         } else {
             row.begin_full();
         }
-    }
-    if (any) {
-        require_one_sequence(batch);
     }
 }
 
@@ -117,7 +106,7 @@ bool Evaluation::ask(ggml_tensor * node) {
     return false;
 }
 
-// If `node` is the first of an evaluation: takes its rows from the batch.
+// Is `node` the first of an evaluation?
 void Evaluation::begin(const ggml_tensor * node) {
     if (probe_armed_ && embedding_weight(node) != nullptr) {
         embedding_   = node->src[0];
@@ -129,14 +118,20 @@ void Evaluation::begin(const ggml_tensor * node) {
         return;
     }
     keep_learnt();
-    mode_      = Mode::idle;
-    first_row_ = next_row_;
-    next_row_ += int32_t(node->src[1]->ne[0]);
-    if (kinds_ == nullptr || next_row_ > n_batch_) {
-        return;
+    mode_ = Mode::idle;
+    if (kinds_ != nullptr && skippable_) {
+        begin_ubatch(node->src[1]);
     }
-    const bool any = std::any_of(rows_.begin() + first_row_, rows_.begin() + next_row_,
-                                 [](const TokenState & row) { return row.may_skip(); });
+}
+
+// Finds the rows of the batch that are evaluated.
+void Evaluation::begin_ubatch(const ggml_tensor * token_ids) {
+    n_rows_ = int32_t(token_ids->ne[0]);
+    ubatch_ = ubatches_.next(read_ids(token_ids, token_ids_), n_rows_);
+    if (ubatch_ == nullptr) {
+        throw Unsupported("llama.cpp split a batch of " + std::to_string(n_batch_) + " tokens in a way that is not known");
+    }
+    const bool any = std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return rows_[size_t(i)].may_skip(); });
     if (any) {
         mode_   = Mode::following;
         map_    = &maps_.front();
@@ -185,24 +180,25 @@ void Evaluation::enter(const Block & block) {
     layer_     = block.layer;
     int n_skip = 0;
     checks_    = false;
-    for (int32_t i = first_row_; i < next_row_; ++i) {
-        n_skip += rows_[size_t(i)].skips(layer_);
-        checks_ = checks_ || rows_[size_t(i)].checks(layer_);
+    for (int32_t r = 0; r < n_rows_; ++r) {
+        n_skip += row(r).skips(layer_);
+        checks_ = checks_ || row(r).checks(layer_);
     }
-    drop_     = n_skip == n_rows();
+    drop_     = n_skip == n_rows_;
     restores_ = n_skip > 0 && !drop_;
 }
 
 bool Evaluation::ask_residual_add(ggml_tensor * add, const Block & block) {
     const bool wanted = drop_ || checks_ || restores_;
     const bool lost_h = block.form == Form::sequential && !drop_ && add->data == add->src[block.h_src]->data;
-    if (wanted && (lost_h || ggml_nrows(add) != n_rows())) {
+    if (wanted && (lost_h || ggml_nrows(add) != n_rows_)) {
         --n_seen_;
         learn_from_here(add);
         return false;
     }
     if (drop_) {
         pass_h(add, block.h_src);
+        recorder_.dropped(block.bytes);
         return false;
     }
     return block.form == Form::sequential && wanted;
@@ -270,9 +266,9 @@ void Evaluation::observe(ggml_tensor * node) {
     if (mode_ != Mode::following) {
         return;
     }
-    if (ggml_nrows(node) != n_rows()) {
+    if (ggml_nrows(node) != n_rows_) {
         throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) + " rows for " +
-                          std::to_string(n_rows()) + " tokens");
+                          std::to_string(n_rows_) + " tokens");
     }
     const Block & block = map_->blocks[size_t(layer_)];
     switch (map_->nodes[n_seen_ - 1].role) {
@@ -294,14 +290,13 @@ void Evaluation::observe(ggml_tensor * node) {
 // Algorithm 1 moves on for the rows that check; rows that skip, in a block computed for others, get h back.
 // `check(r)` yields the similarity of row r of the ubatch, `put_back(r)` takes f out of it.
 template <typename Check, typename PutBack> void Evaluation::for_rows(Check check, PutBack put_back) {
-    for (int32_t r = 0; r < n_rows(); ++r) {
-        TokenState & row = rows_[size_t(first_row_ + r)];
-        if (row.skips(layer_)) {
+    for (int32_t r = 0; r < n_rows_; ++r) {
+        if (row(r).skips(layer_)) {
             put_back(r);
-        } else if (row.checks(layer_)) {
+        } else if (row(r).checks(layer_)) {
             const float similarity = check(r);
-            row.observe(settings_, layer_, similarity);
-            recorder_.checked(first_row_ + r, layer_, similarity);
+            row(r).observe(settings_, layer_, similarity);
+            recorder_.checked(ubatch_[r], layer_, similarity);
         }
     }
 }
@@ -321,13 +316,12 @@ void Evaluation::observe_branch(ggml_tensor * f, const Block & block) {
         return;
     }
     // Parallel: f is gone by the time the layer's output is known, so it is kept.
-    f_rows_.resize(size_t(n * n_rows()));
-    for (int64_t r = 0; r < n_rows(); ++r) {
-        const TokenState & row = rows_[size_t(first_row_ + r)];
-        if (row.checks(layer_)) {
+    f_rows_.resize(size_t(n * n_rows_));
+    for (int64_t r = 0; r < n_rows_; ++r) {
+        if (row(r).checks(layer_)) {
             std::memcpy(&f_rows_[size_t(r * n)], read_row(f, r, scratch_[0]), size_t(n) * sizeof(float));
         }
-        if (row.skips(layer_)) {
+        if (row(r).skips(layer_)) {
             zero_row(f, r);
         }
     }

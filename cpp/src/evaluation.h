@@ -2,13 +2,14 @@
 // rows' policies, edits the graph, and shows the rows what they wanted to see.
 //
 // One decode is one or more evaluations, one per ubatch; nothing announces one but its first node, which reads the token
-// embeddings. Rows of the batch come in order, n_ubatch at a time.
+// embeddings.
 #pragma once
 
 #include "ffnskip/controller.h"
 #include "graph_map.h"
 #include "policy.h"
 #include "recorder.h"
+#include "ubatches.h"
 
 #include <llama.h>
 
@@ -22,16 +23,19 @@ public:
     Evaluation(const Settings & settings, Recorder & recorder) : settings_(settings), recorder_(recorder) {}
 
     // ---- learning the model: the next evaluation computes nothing ----
-    void             begin_probe(int n_layer);
+    // `split` and `n_ubatch` say how the context cuts its batches.
+    void             begin_probe(int n_layer, Split split, int32_t n_ubatch);
     // What was learnt; null where no evaluation of a decoder was seen.
     const GraphMap * end_probe();
 
     // ---- a decode ----
-    // `kinds` of the batch's rows; null: all prompt, and nothing is counted.
+    // `kinds` of the batch's rows; null: all prompt, and nothing is counted. Both stay as they are until end_decode().
     void begin_decode(const llama_batch & batch, const RowKind * kinds);
     // True if the batch met a graph of unknown structure, which is known now: decode it again.
     // Throws Unsupported if that graph does not allow what the settings want.
     bool end_decode(bool succeeded);
+
+    bool probing() const { return probe_armed_ || mode_ == Mode::probing; }
 
     // The rest of the decode runs in full and does not count.
     void abandon();
@@ -49,6 +53,7 @@ private:
     };
 
     void begin(const ggml_tensor * node);
+    void begin_ubatch(const ggml_tensor * token_ids);
     bool follow(ggml_tensor * node);
     void enter(const Block & block);
     bool ask_residual_add(ggml_tensor * add, const Block & block);
@@ -62,7 +67,7 @@ private:
     void observe_layer_output(ggml_tensor * out);
     template <typename Check, typename PutBack> void for_rows(Check check, PutBack put_back);
 
-    int32_t n_rows() const { return next_row_ - first_row_; }
+    TokenState & row(int64_t r) { return rows_[size_t(ubatch_[r])]; }
 
     const Settings & settings_;
     Recorder &       recorder_;
@@ -73,20 +78,23 @@ private:
     std::vector<GraphMap> maps_;                 // most recently followed first
 
     // ---- the running decode ----
-    const RowKind *         kinds_  = nullptr;
-    int32_t                 n_batch_ = 0;
+    const RowKind *         kinds_     = nullptr;
+    int32_t                 n_batch_   = 0;
+    bool                    skippable_ = false;  // some row may skip
     std::vector<TokenState> rows_;               // [n_batch]
+    Ubatches                ubatches_;
+    std::vector<int32_t>    token_ids_;          // [n_rows] of an ubatch whose ids are in a device's memory
     bool                    repeat_ = false;
 
-    // ---- the running evaluation: rows [first_row, next_row) of the batch ----
+    // ---- the running evaluation ----
     Mode                       mode_        = Mode::idle;
     bool                       probe_armed_ = false;
     GraphLearner               learner_{ 0 };
     const GraphMap *           map_ = nullptr;
     std::vector<ggml_tensor *> seen_;            // [n_seen] nodes asked so far
-    size_t                     n_seen_    = 0;
-    int32_t                    first_row_ = 0;
-    int32_t                    next_row_  = 0;
+    size_t                     n_seen_ = 0;
+    const int32_t *            ubatch_ = nullptr;  // [n_rows] its rows, as numbers in the batch
+    int32_t                    n_rows_ = 0;
 
     // ---- the current block ----
     int  layer_    = -1;

@@ -56,6 +56,15 @@ ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
     return root->buffer == nullptr ? GGML_BACKEND_BUFFER_USAGE_ANY : ggml_backend_buffer_get_usage(root->buffer);
 }
 
+// What `node` reads of a weight for one token: all of it, or the experts chosen.
+uint64_t bytes_read(const ggml_tensor * node, const ggml_tensor * weight) {
+    const uint64_t all = ggml_nbytes(weight);
+    if (node->op == GGML_OP_MUL_MAT_ID && weight == node->src[0]) {
+        return all / uint64_t(weight->ne[2]) * uint64_t(node->src[2]->ne[0]);
+    }
+    return all;
+}
+
 bool is_weight(const ggml_tensor * tensor) {
     std::string_view rest;
     return tensor->op == GGML_OP_NONE && (usage_of(tensor) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS ||
@@ -137,6 +146,9 @@ void GraphLearner::add(const ggml_tensor * node) {
         }
         if (k == 0 && op.weight) {
             entry.weight = node->src[k];
+        }
+        if (op.weight) {
+            seen.bytes += bytes_read(node, node->src[k]);
         }
         if (op.node != Node::k_none) {
             operands.push_back(op);
@@ -283,6 +295,14 @@ void GraphLearner::take_in_feeders(int layer) {
     }
 }
 
+void GraphLearner::count_bytes(Block & block) {
+    for (size_t i = 0; i < seen_.size(); ++i) {
+        if (map_.nodes[i].layer == block.layer && map_.nodes[i].role == Role::body) {
+            block.bytes += seen_[i].bytes;
+        }
+    }
+}
+
 GraphMap GraphLearner::finish() {
     for (Block & block : map_.blocks) {
         if (block.layer < 0) {
@@ -294,6 +314,7 @@ GraphMap GraphLearner::finish() {
         }
         find_parallel_output(block);
         take_in_feeders(block.layer);
+        count_bytes(block);
         if (block.form != Form::sequential) {
             map_.nodes[size_t(block.branch)].role = Role::branch;
         }

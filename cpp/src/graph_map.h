@@ -52,6 +52,7 @@ struct Block {
     int         layer_output = -1;    // parallel blocks only
     int         h_src        = -1;    // operand number of h in the residual add
     int         h            = -1;    // node index of that operand; a leaf where it is a copy from another device
+    uint64_t    bytes        = 0;     // of weights read for one token: of experts, those chosen
     int64_t     n_rows       = 0;     // of the residual add; fewer than the batch's tokens where rows were pruned
     Form        form         = Form::sequential;
     std::string refusal;              // why the block can't be skipped; empty where it can
@@ -92,11 +93,13 @@ private:
     void    refuse(int layer, const std::string & why);
     void    find_parallel_output(Block & block);
     void    take_in_feeders(int layer);
+    void    count_bytes(Block & block);
 
     // What is remembered of a node beyond its Node.
     struct Seen {
         std::vector<int32_t> operands;        // indices of all operands that are nodes
         int                  layer = -1;      // derived from this layer's FFN weights
+        uint64_t             bytes = 0;       // of weights it reads
         bool                 activation = false;  // [n_embd, rows] float32: could be a residual
         bool                 removable  = false;  // leaving it out can't be noticed but by its readers
         std::string          name;

@@ -14,6 +14,7 @@ void Recorder::set_model(const std::vector<uint8_t> & has_ffn) {
 
 void Recorder::begin_decode(int32_t n_rows) {
     checks_ = 0;
+    bytes_  = 0;
     if (tracing_) {
         similarity_.assign(size_t(n_rows) * size_t(n_layer_), std::numeric_limits<float>::quiet_NaN());
     }
@@ -28,6 +29,7 @@ void Recorder::checked(int32_t row, int layer, float similarity) {
 
 void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy) {
     stats_.checks += checks_;
+    stats_.ffn_bytes_not_read += bytes_;
     for (int32_t i = 0; i < n_rows; ++i) {
         if (kinds[i] == RowKind::prompt) {
             continue;

@@ -17,6 +17,8 @@ public:
 
     void begin_decode(int32_t n_rows);
     void checked(int32_t row, int layer, float similarity);
+    // A block was left out for all rows of an ubatch, and its weights with it.
+    void dropped(uint64_t bytes) { bytes_ += bytes; }
     // The decode stands. `rows` and `kinds` are of its batch, in order.
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy);
 
@@ -33,6 +35,7 @@ private:
     uint64_t n_ffn_   = 0;  // FFN blocks of the model
 
     uint64_t           checks_ = 0;  // of the running decode
+    uint64_t           bytes_  = 0;  // of the running decode
     std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
 
     Stats stats_;

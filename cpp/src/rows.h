@@ -28,6 +28,16 @@ inline const float * read_row(const ggml_tensor * tensor, int64_t row, std::vect
     return scratch.data();
 }
 
+// The token ids of a graph, a vector of int32: in place, or `scratch` filled with them.
+inline const int32_t * read_ids(const ggml_tensor * ids, std::vector<int32_t> & scratch) {
+    if (on_host(ids)) {
+        return static_cast<const int32_t *>(ids->data);
+    }
+    scratch.resize(size_t(ids->ne[0]));
+    ggml_backend_tensor_get(ids, scratch.data(), 0, scratch.size() * sizeof(int32_t));
+    return scratch.data();
+}
+
 inline void zero_row(ggml_tensor * tensor, int64_t row) {
     const size_t bytes = size_t(tensor->ne[0]) * sizeof(float);
     if (on_host(tensor)) {

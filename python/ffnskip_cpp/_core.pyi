@@ -85,6 +85,9 @@ class SkipStats:
     def tokens_never_tripped(self) -> int:
         """Policy "ffn_skip": tokens that might have skipped and never reached the threshold (the paper's Table 6)."""
     @property
+    def ffn_bytes_not_read(self) -> int:
+        """Bytes of weights of skipped blocks that no other row of the batch needed."""
+    @property
     def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
 
@@ -144,3 +147,12 @@ class Controller:
 
 def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Cosine similarity of two float32 vectors, as the policies compute it; NaN where an element is not finite."""
+
+def options() -> list[tuple[str, str | None, str]]:
+    """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""
+
+def config_from_options(values: Sequence[tuple[str, str]]) -> SkipConfig:
+    """A SkipConfig from option names and values. Raises ValueError."""
+
+def environment_name(option: str) -> str:
+    """The variable that `ffnskip run` passes an option in: "FFNSKIP_SKIP_RATIO" of "skip-ratio"."""

@@ -6,9 +6,13 @@
 //     llama_context * ctx = llama_init_from_model(model, params);
 //     controller.probe(ctx);                                   // learns where the FFN blocks are
 //     controller.set_config({});                               // FFN-SkipLLM with the paper's values
-//     controller.decode(ctx, prompt_batch, nullptr);           // in place of llama_decode: full compute
-//     const ffnskip::RowKind kind = controller.row_kind(i);    // i = 0, 1, ...: the i-th generated token
-//     controller.decode(ctx, token_batch, &kind);
+//     controller.decode(ctx, batch);                           // in place of llama_decode, prompts and all
+//
+// Prompt tokens and the first warm_up_index generated tokens of each sequence run in full. Which tokens are generated
+// is seen from the batches: one token of a sequence, alone in its batch, at the position after the one whose output was
+// requested last. Anything else is a prompt (or a draft to verify): it runs in full and begins the sequence's count
+// anew. Sequences may be removed, cut short and used again at will; after llama_memory_seq_cp call copied(), after
+// llama_memory_seq_add call shifted(), or the next token of that sequence counts as a prompt.
 //
 // One controller serves one context, must outlive it, and is used by one thread at a time (the one that decodes).
 // The way it works: docs/how-it-works.md.
@@ -19,6 +23,7 @@
 
 #include <llama.h>
 
+#include <functional>
 #include <memory>
 #include <stdexcept>
 
@@ -42,7 +47,8 @@ public:
     Controller(const Controller &)             = delete;
     Controller & operator=(const Controller &) = delete;
 
-    // Sets cb_eval and cb_eval_user_data of `params`.
+    // Sets cb_eval and cb_eval_user_data of `params`. A callback that is there already goes on being asked and shown
+    // every node, after ours: what it sees of a skipped block is memory that was not computed.
     void attach(llama_context_params & params);
 
     // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory
@@ -61,12 +67,23 @@ public:
     // The config as it applies to this model.
     const Settings & settings() const;
 
-    // prompt tokens have no index; the i-th generated token (i = 0, 1, ...) may skip if i >= warm_up_index.
+    // llama_decode with skipping; returns its status. The outcome of a row does not depend on the rest of the batch.
+    // Throws Unsupported where llama.cpp does something this version does not know; the tokens have been decoded then.
+    int32_t decode(llama_context * ctx, const llama_batch & batch);
+    // The same around a call of the caller's own, such as llama_process; `rows` says what is in its batch.
+    int32_t decode(llama_context * ctx, const llama_batch & rows, const std::function<int32_t()> & run);
+    // The same for a caller who knows better what the rows are: `kinds` has one entry per token, or is null: all prompt.
+    int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
+
+    // The kind of the i-th generated token of a sequence (i = 0, 1, ...): it may skip if i >= warm_up_index.
     RowKind row_kind(int64_t generated_index) const;
 
-    // llama_decode with skipping; returns its status. `kinds` has one entry per token of the batch, or is null:
-    // all prompt. Rows that may skip must belong to one sequence per call, in order of position.
-    int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
+    // Sequence `to` is now what `from` is: llama_memory_seq_cp of all its positions.
+    void copied(llama_seq_id from, llama_seq_id to);
+    // Positions [p0, p1) of `seq` moved by `delta`, as llama_memory_seq_add takes them.
+    void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
+    // `seq` was loaded from elsewhere (a saved state, say); all of them if negative.
+    void replaced(llama_seq_id seq);
 
     Stats stats() const;
     void  reset_stats();

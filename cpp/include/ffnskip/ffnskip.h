@@ -3,4 +3,5 @@
 
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
+#include "ffnskip/options.h"
 #include "ffnskip/stats.h"

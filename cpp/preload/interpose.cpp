@@ -1,0 +1,328 @@
+// The library that `ffnskip run` preloads: stands before libllama's functions in any dynamically linked program.
+//
+// Nothing here knows how skipping works; each function calls llama.cpp's own and tells the overlay.
+#include "hooks.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#define FFNSKIP_INTERPOSED extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+const ffnskip::Hooks * g_hooks  = nullptr;
+std::atomic<bool>      g_active{ false };  // some context skips
+std::atomic<bool>      g_used{ false };    // some context was made through here
+
+[[gnu::format(printf, 1, 2)]] void say(const char * format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    std::fputs("ffnskip: ", stderr);
+    std::vfprintf(stderr, format, arguments);
+    std::fputc('\n', stderr);
+    va_end(arguments);
+}
+
+// llama.cpp's own function: the next one in the order of loading, or that of a libllama loaded later and kept to itself.
+void * find(const char * name) {
+    if (void * next = dlsym(RTLD_NEXT, name)) {
+        return next;
+    }
+    for (const char * library : { "libllama.so.0", "libllama.so" }) {
+        if (void * handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD)) {
+            return dlsym(handle, name);
+        }
+    }
+    return nullptr;
+}
+
+template <typename Function> Function * original(Function *, const char * name) {
+    void * found = find(name);
+    if (found == nullptr) {
+        say("libllama has no '%s'; run the program without ffnskip", name);
+        std::abort();
+    }
+    return reinterpret_cast<Function *>(found);
+}
+
+// The function that this one stands before; looked up once.
+#define ORIGINAL(name) ([] { static const auto found = original(&name, #name); return found; }())
+
+template <typename Call> int32_t run(void * call) {
+    return (*static_cast<Call *>(call))();
+}
+
+const char * version_of(const char * function) {
+    void * found = find(function);
+    return found == nullptr ? "of an unknown version" : reinterpret_cast<const char * (*) ()>(found)();
+}
+
+bool strict() {
+    return std::getenv("FFNSKIP_STRICT") != nullptr;
+}
+
+// The structures that llama.cpp's functions take by value differ between versions, so none may pass through here: the
+// program starts over without this library.
+[[noreturn]] void start_without() {
+    std::ifstream            file("/proc/self/cmdline", std::ios::binary);
+    std::vector<std::string> words;
+    for (std::string word; std::getline(file, word, '\0');) {
+        words.push_back(word);
+    }
+    std::vector<char *> argv;
+    for (std::string & word : words) {
+        argv.push_back(word.data());
+    }
+    argv.push_back(nullptr);
+    unsetenv("LD_PRELOAD");
+    execv("/proc/self/exe", argv.data());
+    say("can't start over: %s", std::strerror(errno));
+    std::_Exit(2);
+}
+
+bool same_version() {
+    return std::strcmp(version_of("llama_version"), FFNSKIP_LLAMA_VERSION) == 0 &&
+           std::strcmp(version_of("ggml_version"), FFNSKIP_GGML_VERSION) == 0;
+}
+
+const ffnskip::Hooks * load_overlay() {
+    Dl_info self{};
+    dladdr(reinterpret_cast<const void *>(&load_overlay), &self);
+    std::string path = self.dli_fname;
+    path             = path.substr(0, path.rfind('/') + 1) + "libffnskip-overlay.so";
+    void * overlay   = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (overlay == nullptr) {
+        say("%s; the program runs dense", dlerror());
+        return nullptr;
+    }
+    const auto hooks = reinterpret_cast<decltype(&ffnskip_hooks)>(dlsym(overlay, "ffnskip_hooks"));
+    return hooks == nullptr ? nullptr : hooks();
+}
+
+__attribute__((constructor)) void begin() {
+    if (dlsym(RTLD_NEXT, "llama_decode") == nullptr) {
+        return;  // a shell, say, that will start a llama.cpp program
+    }
+    if (!same_version()) {
+        say("built against llama.cpp %s (ggml %s), but the program uses %s (ggml %s); %s", FFNSKIP_LLAMA_VERSION,
+            FFNSKIP_GGML_VERSION, version_of("llama_version"), version_of("ggml_version"),
+            strict() ? "not started (--strict)" : "it runs dense");
+        if (strict()) {
+            std::_Exit(2);
+        }
+        start_without();
+    }
+    g_hooks = load_overlay();
+    if (g_hooks == nullptr && strict()) {
+        std::_Exit(2);
+    }
+}
+
+__attribute__((destructor)) void end() {
+    if (g_active) {
+        g_hooks->report();
+        return;
+    }
+    if (!g_used && find("llama_decode") != nullptr) {
+        say("the program made no context of a shared libllama; nothing was skipped");
+    }
+}
+
+llama_context * make_context(llama_model * model, llama_context_params params) {
+    g_used          = true;
+    void *     held = g_hooks == nullptr ? nullptr : g_hooks->attach(model, &params);
+    const auto ctx  = ORIGINAL(llama_init_from_model)(model, params);
+    if (held != nullptr) {
+        g_hooks->created(held, ctx);
+        if (ctx != nullptr) {
+            g_active = true;
+        }
+    }
+    return ctx;
+}
+
+}  // namespace
+
+// ---- contexts ----
+
+FFNSKIP_INTERPOSED llama_context * llama_init_from_model(llama_model * model, llama_context_params params) {
+    return make_context(model, params);
+}
+
+FFNSKIP_INTERPOSED llama_context * llama_new_context_with_model(llama_model * model, llama_context_params params) {
+    return make_context(model, params);
+}
+
+FFNSKIP_INTERPOSED void llama_free(llama_context * ctx) {
+    void * detached = g_active ? g_hooks->freeing(ctx) : nullptr;
+    ORIGINAL(llama_free)(ctx);
+    if (detached != nullptr) {
+        g_hooks->freed(detached);
+    }
+}
+
+// ---- decoding ----
+
+FFNSKIP_INTERPOSED int32_t llama_decode(llama_context * ctx, llama_batch batch) {
+    auto call = [&] { return ORIGINAL(llama_decode)(ctx, batch); };
+    return g_active ? g_hooks->decode(ctx, &batch, run<decltype(call)>, &call) : call();
+}
+
+FFNSKIP_INTERPOSED int32_t llama_process(llama_context * ctx, llama_process_type type, llama_batch_ext * batch) {
+    auto call = [&] { return ORIGINAL(llama_process)(ctx, type, batch); };
+    return g_active && type == LLAMA_PROCESS_TYPE_DECODE ? g_hooks->process(ctx, batch, run<decltype(call)>, &call) : call();
+}
+
+// ---- the contents of batches ----
+
+FFNSKIP_INTERPOSED void llama_batch_ext_clear(llama_batch_ext * batch) {
+    ORIGINAL(llama_batch_ext_clear)(batch);
+    if (g_active) {
+        g_hooks->batch_cleared(batch);
+    }
+}
+
+FFNSKIP_INTERPOSED void llama_batch_ext_free(llama_batch_ext * batch) {
+    if (g_active) {
+        g_hooks->batch_freed(batch);
+    }
+    ORIGINAL(llama_batch_ext_free)(batch);
+}
+
+FFNSKIP_INTERPOSED int32_t llama_batch_ext_add(llama_batch_ext * batch, llama_seq_id seq) {
+    const int32_t row = ORIGINAL(llama_batch_ext_add)(batch, seq);
+    if (g_active && row >= 0) {
+        g_hooks->row_added(batch, row, seq, LLAMA_TOKEN_NULL);
+    }
+    return row;
+}
+
+FFNSKIP_INTERPOSED int32_t llama_batch_ext_add_token(llama_batch_ext * batch, llama_seq_id seq, llama_token token) {
+    const int32_t row = ORIGINAL(llama_batch_ext_add_token)(batch, seq, token);
+    if (g_active && row >= 0) {
+        g_hooks->row_added(batch, row, seq, token);
+    }
+    return row;
+}
+
+FFNSKIP_INTERPOSED int32_t llama_batch_ext_add_embd(llama_batch_ext * batch, llama_seq_id seq, llama_embd embd) {
+    const int32_t row = ORIGINAL(llama_batch_ext_add_embd)(batch, seq, embd);
+    if (g_active && row >= 0) {
+        g_hooks->row_added(batch, row, seq, LLAMA_TOKEN_NULL);
+    }
+    return row;
+}
+
+FFNSKIP_INTERPOSED bool llama_batch_ext_add_seq(llama_batch_ext * batch, int32_t row, llama_seq_id seq) {
+    const bool done = ORIGINAL(llama_batch_ext_add_seq)(batch, row, seq);
+    if (g_active && done) {
+        g_hooks->row_shared(batch, row, seq);
+    }
+    return done;
+}
+
+FFNSKIP_INTERPOSED bool llama_batch_ext_set_embd_token(llama_batch_ext * batch, int32_t row, llama_embd embd) {
+    const bool done = ORIGINAL(llama_batch_ext_set_embd_token)(batch, row, embd);
+    if (g_active && done) {
+        g_hooks->row_embedded(batch, row);
+    }
+    return done;
+}
+
+FFNSKIP_INTERPOSED bool llama_batch_ext_set_embd_state(llama_batch_ext * batch, int32_t row, llama_embd embd) {
+    const bool done = ORIGINAL(llama_batch_ext_set_embd_state)(batch, row, embd);
+    if (g_active && done) {
+        g_hooks->row_embedded(batch, row);
+    }
+    return done;
+}
+
+FFNSKIP_INTERPOSED bool llama_batch_ext_set_output_embd(llama_batch_ext * batch, int32_t row, bool value) {
+    const bool done = ORIGINAL(llama_batch_ext_set_output_embd)(batch, row, value);
+    if (g_active && done) {
+        g_hooks->row_output(batch, row, value);
+    }
+    return done;
+}
+
+FFNSKIP_INTERPOSED bool llama_batch_ext_set_output_logits(llama_batch_ext * batch, int32_t row, bool value) {
+    const bool done = ORIGINAL(llama_batch_ext_set_output_logits)(batch, row, value);
+    if (g_active && done) {
+        g_hooks->row_output(batch, row, value);
+    }
+    return done;
+}
+
+FFNSKIP_INTERPOSED bool llama_batch_ext_set_pos(llama_batch_ext * batch, int32_t row, const llama_pos * pos) {
+    const bool done = ORIGINAL(llama_batch_ext_set_pos)(batch, row, pos);
+    if (g_active && done) {
+        g_hooks->row_placed(batch, row, pos[0]);
+    }
+    return done;
+}
+
+// ---- what happens to sequences between decodes ----
+
+FFNSKIP_INTERPOSED void llama_memory_seq_cp(llama_memory_t memory, llama_seq_id from, llama_seq_id to, llama_pos p0,
+                                            llama_pos p1) {
+    ORIGINAL(llama_memory_seq_cp)(memory, from, to, p0, p1);
+    if (g_active) {
+        g_hooks->copied(memory, from, to);
+    }
+}
+
+FFNSKIP_INTERPOSED void llama_memory_seq_add(llama_memory_t memory, llama_seq_id seq, llama_pos p0, llama_pos p1,
+                                             llama_pos delta) {
+    ORIGINAL(llama_memory_seq_add)(memory, seq, p0, p1, delta);
+    if (g_active) {
+        g_hooks->shifted(memory, seq, p0, p1, delta);
+    }
+}
+
+FFNSKIP_INTERPOSED size_t llama_state_set_data(llama_context * ctx, const uint8_t * data, size_t size) {
+    if (g_active) {
+        g_hooks->replaced(ctx, -1);
+    }
+    return ORIGINAL(llama_state_set_data)(ctx, data, size);
+}
+
+FFNSKIP_INTERPOSED bool llama_state_load_file(llama_context * ctx, const char * path, llama_token * tokens, size_t capacity,
+                                              size_t * count) {
+    if (g_active) {
+        g_hooks->replaced(ctx, -1);
+    }
+    return ORIGINAL(llama_state_load_file)(ctx, path, tokens, capacity, count);
+}
+
+FFNSKIP_INTERPOSED size_t llama_state_seq_set_data(llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq) {
+    if (g_active) {
+        g_hooks->replaced(ctx, seq);
+    }
+    return ORIGINAL(llama_state_seq_set_data)(ctx, data, size, seq);
+}
+
+FFNSKIP_INTERPOSED size_t llama_state_seq_set_data_ext(llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq,
+                                                       llama_state_seq_flags flags) {
+    if (g_active) {
+        g_hooks->replaced(ctx, seq);
+    }
+    return ORIGINAL(llama_state_seq_set_data_ext)(ctx, data, size, seq, flags);
+}
+
+FFNSKIP_INTERPOSED size_t llama_state_seq_load_file(llama_context * ctx, const char * path, llama_seq_id seq,
+                                                    llama_token * tokens, size_t capacity, size_t * count) {
+    if (g_active) {
+        g_hooks->replaced(ctx, seq);
+    }
+    return ORIGINAL(llama_state_seq_load_file)(ctx, path, seq, tokens, capacity, count);
+}

@@ -1,0 +1,143 @@
+#include "ffnskip/options.h"
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+
+namespace ffnskip {
+namespace {
+
+[[noreturn]] void refuse(const std::string & name, const std::string & value, const char * wanted) {
+    throw std::invalid_argument(name + ": '" + value + "' is not " + wanted);
+}
+
+int64_t to_integer(const std::string & name, const std::string & value, int64_t low, int64_t high, const char * wanted) {
+    errno = 0;
+    char *          end    = nullptr;
+    const long long number = std::strtoll(value.c_str(), &end, 10);
+    if (value.empty() || std::isspace(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0 || number < low ||
+        number > high) {
+        refuse(name, value, wanted);
+    }
+    return number;
+}
+
+int to_count(const std::string & name, const std::string & value) {
+    return int(to_integer(name, value, 0, std::numeric_limits<int>::max(), "an integer >= 0"));
+}
+
+float to_float(const std::string & name, const std::string & value) {
+    char *      end    = nullptr;
+    const float number = std::strtof(value.c_str(), &end);
+    if (value.empty() || std::isspace(static_cast<unsigned char>(value[0])) || *end != '\0') {
+        refuse(name, value, "a number");
+    }
+    return number;
+}
+
+uint64_t to_seed(const std::string & name, const std::string & value) {
+    errno = 0;
+    char *         end    = nullptr;
+    const uint64_t number = std::strtoull(value.c_str(), &end, 10);
+    if (value.empty() || !std::isdigit(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0) {
+        refuse(name, value, "an integer >= 0");
+    }
+    return number;
+}
+
+// "3,5-7" is 3, 5, 6, 7.
+std::vector<int> to_layers(const std::string & name, const std::string & value) {
+    constexpr const char * k_wanted = "a list of layers such as 3,5-7";
+    constexpr int          k_most   = 1 << 16;
+    std::vector<int>       layers;
+    for (size_t begin = 0; begin <= value.size();) {
+        const size_t      comma = std::min(value.find(',', begin), value.size());
+        const std::string part  = value.substr(begin, comma - begin);
+        const size_t      dash  = part.find('-');
+        const auto        bound = [&](const std::string & text) { return int(to_integer(name, text, 0, k_most, k_wanted)); };
+        const int         first = bound(part.substr(0, dash));
+        const int         last  = dash == std::string::npos ? first : bound(part.substr(dash + 1));
+        if (last < first) {
+            refuse(name, value, k_wanted);
+        }
+        for (int il = first; il <= last; ++il) {
+            layers.push_back(il);
+        }
+        begin = comma + 1;
+    }
+    return layers;
+}
+
+using Setter = void (*)(Config &, const std::string & name, const std::string & value);
+
+struct Entry {
+    Option option;
+    Setter set;
+};
+
+using Text = const std::string &;
+
+const Entry k_entries[] = {
+    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random, random_adaptive_region, fixed or dense" },
+      [](Config & c, Text, Text v) { c.policy = policy_from_name(v); } },
+    { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
+      [](Config & c, Text n, Text v) { c.sim_threshold = to_float(n, v); } },
+    { { "cold-s", "N", "layers [0, N) never skip (default: an eighth of the layers)" },
+      [](Config & c, Text n, Text v) { c.cold_s = to_count(n, v); } },
+    { { "cold-e", "N", "layers from N on never skip (default: all but the last eighth)" },
+      [](Config & c, Text n, Text v) { c.cold_e = to_count(n, v); } },
+    { { "warm-up", "N", "generated tokens of a sequence that run in full first (default 30)" },
+      [](Config & c, Text n, Text v) { c.warm_up_index = to_count(n, v); } },
+    { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" },
+      [](Config & c, Text n, Text v) { c.skip_ratio = to_float(n, v); } },
+    { { "max-skip", "K", "FFN blocks a token skips, in place of --skip-ratio" },
+      [](Config & c, Text n, Text v) { c.max_skip = to_count(n, v); } },
+    { { "skip-layers", "LIST", "layers whose FFN block is skipped, such as 3,5-7; implies --policy fixed" },
+      [](Config & c, Text n, Text v) {
+          c.layers = to_layers(n, v);
+          c.policy = Policy::fixed;
+      } },
+    { { "skip-seed", "N", "seed of the random policies (default 0)" },
+      [](Config & c, Text n, Text v) { c.seed = to_seed(n, v); } },
+    { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
+      [](Config & c, Text, Text) {
+          c.layers.clear();
+          c.policy = Policy::dense;
+      } },
+};
+
+}  // namespace
+
+const std::vector<Option> & options() {
+    static const std::vector<Option> all = [] {
+        std::vector<Option> list;
+        for (const Entry & entry : k_entries) {
+            list.push_back(entry.option);
+        }
+        return list;
+    }();
+    return all;
+}
+
+void set_option(Config & config, const std::string & name, const std::string & value) {
+    for (const Entry & entry : k_entries) {
+        if (name == entry.option.name) {
+            entry.set(config, name, value);
+            return;
+        }
+    }
+    throw std::invalid_argument("'" + name + "' is no skip option");
+}
+
+std::string environment_name(const std::string & option) {
+    std::string name = "FFNSKIP_";
+    for (const char c : option) {
+        name += c == '-' ? '_' : char(std::toupper(static_cast<unsigned char>(c)));
+    }
+    return name;
+}
+
+}  // namespace ffnskip

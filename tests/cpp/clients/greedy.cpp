@@ -1,0 +1,44 @@
+// greedy MODEL N [ext]: N tokens after the prompt of sequence 0, by llama_decode, or by llama_process with "ext".
+#include "client.h"
+
+#include <cstring>
+
+namespace {
+
+int32_t decode(llama_context * ctx, std::vector<llama_token> & tokens) {
+    return llama_decode(ctx, llama_batch_get_one(tokens.data(), int32_t(tokens.size())));
+}
+
+int32_t process(llama_context * ctx, llama_batch_ext * batch, const std::vector<llama_token> & tokens, llama_pos pos) {
+    llama_batch_ext_clear(batch);
+    int32_t row = -1;
+    for (const llama_token token : tokens) {
+        row = llama_batch_ext_add_token(batch, 0, token);
+        llama_batch_ext_set_pos(batch, row, &pos);
+        ++pos;
+    }
+    llama_batch_ext_set_output_logits(batch, row, true);
+    return llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch);
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    require(argc >= 3, "usage: greedy MODEL N [ext]");
+    const bool    ext   = argc > 3 && std::strcmp(argv[3], "ext") == 0;
+    const Model   model = load(argv[1]);
+    const Context ctx   = make_context(model, exact_params());
+
+    llama_batch_ext *        batch = llama_batch_ext_init(ctx.get());
+    std::vector<llama_token> fed   = prompt_of(model, 0);
+    std::vector<llama_token> tokens;
+    llama_pos                pos = 0;
+    for (int i = 0; i < std::atoi(argv[2]); ++i) {
+        require((ext ? process(ctx.get(), batch, fed, pos) : decode(ctx.get(), fed)) == 0, "decode failed");
+        pos += llama_pos(fed.size());
+        tokens.push_back(greedy(model, ctx.get(), -1));
+        fed.assign(1, tokens.back());
+    }
+    print_tokens(tokens);
+    llama_batch_ext_free(batch);
+}

@@ -1,0 +1,213 @@
+"""`ffnskip run`: programs that know nothing of it (tests/cpp/clients) skip, and otherwise do what they do alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import running
+from ffnskip_cpp import SkipConfig
+from running import F32_CACHE, ours
+
+N_LAYER = 12
+N_TOKENS = 200
+WARM_UP = 5
+
+# Rows decoded together differ from rows decoded alone in the order of sums. A decision closer than this may go the
+# other way (a difference of 1e-6 or so was seen).
+CLOSE_CALL = 2e-5
+
+ALWAYS_TRIPS = ["--sim-threshold", "-1", "--warm-up", str(WARM_UP)]
+
+
+@pytest.fixture(scope="module")
+def model(model_file):
+    return model_file("llama", n_layer=N_LAYER)
+
+
+def run(*words: object, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300, **options)
+
+
+def under_ffnskip(options, *program, **kwargs) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "ffnskip_cpp.cli", "run", *options, "--", *program, **kwargs)
+
+
+def tokens_of(result) -> list[list[int]]:
+    assert result.returncode == 0, result.stderr
+    return [[int(word) for word in line.split()] for line in result.stdout.splitlines() if line[0].isdigit()]
+
+
+def prompt_of(seq: int) -> list[int]:
+    """As tests/cpp/clients/client.h makes it."""
+    return [(7919 * (seq + 1) + 104729 * i) % 256 for i in range(5 + seq % 7)]
+
+
+def expected(path: Path, seq: int, n: int, config: SkipConfig) -> tuple[list[int], object]:
+    """Greedy tokens of the sequence alone, from Python, where rows are told what they are; and the trace."""
+    with ours(path, config, n_ctx=4096, **F32_CACHE) as llm, llm.trace() as trace:
+        tokens = list(llm.generate(prompt_of(seq), max_tokens=n, temp=0.0, repeat_penalty=1.0))
+    return tokens, trace
+
+
+# --- nothing is skipped: nothing changes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [["--no-skip"], ["--sim-threshold", "1.5", "--warm-up", "0"], ["--warm-up", "9999"]]
+)
+@pytest.mark.parametrize("arguments", [("greedy", 60), ("greedy", 60, "ext"), ("callback", 60)])
+def test_output_is_that_of_the_program_alone(client, model, options, arguments):
+    name, *rest = arguments
+    alone = run(client(name), model, *rest)
+    assert alone.returncode == 0 and alone.stdout
+    assert under_ffnskip(options, client(name), model, *rest).stdout == alone.stdout
+
+
+def test_recurrent_models_are_left_alone(client, model_file):
+    path = model_file("mamba")
+    result = under_ffnskip(["--strict"], client("greedy"), path, 20)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == run(client("greedy"), path, 20).stdout
+
+
+# --- what is skipped -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("api", [(), ("ext",)])
+def test_tokens_are_those_of_the_python_class(client, model, api):
+    tokens, trace = expected(model, 0, N_TOKENS, SkipConfig(sim_threshold=-1, warm_up_index=WARM_UP))
+    result = under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, N_TOKENS, *api)
+    assert tokens_of(result) == [tokens]
+    assert f"{trace.skipped.sum()} of {trace.skipped.size}" in result.stderr
+
+
+def test_a_callback_of_the_programs_own_goes_on_seeing_everything(client, model):
+    alone = run(client("callback"), model, N_TOKENS).stdout.splitlines()[1].split()
+    watched = under_ffnskip(ALWAYS_TRIPS, client("callback"), model, N_TOKENS)
+    asked, shown = (watched.stdout.splitlines()[1].split()[i] for i in (1, 3))
+    assert (asked, shown) == (alone[1], alone[3])
+    assert tokens_of(watched)[0] == tokens_of(under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, N_TOKENS))[0]
+
+
+def test_programs_started_by_the_program_skip_too(client, model):
+    result = under_ffnskip(ALWAYS_TRIPS, "sh", "-c", f"{client('greedy')} {model} 20; true")
+    assert result.stderr.startswith("ffnskip: 19 generated tokens") and result.stderr.count("\n") == 1
+
+
+# --- many sequences at once ------------------------------------------------------------------------------------------
+
+
+def margins(path: Path, tokens: list[int], seq: int, config: SkipConfig) -> float:
+    """How far the closest choice of a token, or of a layer to trip at, was from going the other way."""
+    with ours(path, config, n_ctx=4096, **F32_CACHE) as llm, llm.trace() as trace:
+        _, logits = running.generate_step_by_step(llm, prompt_of(seq), len(tokens))
+    best = np.sort(logits, axis=1)[:, -2:]
+    similarity = np.abs(trace.similarity - config.sim_threshold)
+    return min(float((best[:, 1] - best[:, 0]).min()), float(np.nanmin(similarity, initial=np.inf)))
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """A threshold that no similarity comes close to, and what each of ten sequences gets with it alone."""
+    for sim_threshold in np.arange(0.95, 0.96, 0.0005):
+        config = SkipConfig(sim_threshold=float(sim_threshold), warm_up_index=WARM_UP)
+        results = [expected(model, seq, N_TOKENS, config) for seq in range(10)]
+        if min(margins(model, tokens, seq, config) for seq, (tokens, _) in enumerate(results)) > CLOSE_CALL:
+            return config.sim_threshold, results
+    raise AssertionError("every threshold tried is close to some similarity")
+
+
+@pytest.mark.parametrize("n_ubatch", [512, 3])
+@pytest.mark.parametrize("cache", ["unified", "split"])
+@pytest.mark.parametrize("n_sequences", [1, 3, 8, 10])
+def test_sequences_together_get_the_tokens_they_get_alone(client, model, alone, tmp_path, n_sequences, cache, n_ubatch):
+    """Ten sequences share eight slots, so that the last ones take over slots that others have left."""
+    sim_threshold, results = alone
+    options = ["--sim-threshold", repr(sim_threshold), "--warm-up", WARM_UP, "--stats-file", tmp_path / "stats.json"]
+    together = under_ffnskip(options, client("parallel"), model, N_TOKENS, cache, n_ubatch, *range(n_sequences))
+    assert tokens_of(together) == [tokens for tokens, _ in results[:n_sequences]]
+    assert together.stderr == ""
+
+    skipped = np.sum([trace.skipped.sum(axis=0) for _, trace in results[:n_sequences]], axis=0)
+    checks = sum(np.isfinite(trace.similarity).sum() for _, trace in results[:n_sequences])
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["skipped_per_layer"] == skipped.tolist()
+    assert stats["tokens"] == n_sequences * (N_TOKENS - 1)  # the last one is not fed back
+    assert stats["ffn_total"] == stats["tokens"] * N_LAYER
+    assert (stats["ffn_skipped"], stats["checks"]) == (skipped.sum(), checks)
+    assert stats["skip_ratio"] == pytest.approx(stats["ffn_skipped"] / stats["ffn_total"], abs=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["random", "random_adaptive_region"])
+def test_random_choices_are_those_of_the_sequence_alone(client, model, policy):
+    options = ["--policy", policy, "--skip-ratio", "0.3", "--warm-up", "2", "--skip-seed", "7"]
+    config = SkipConfig(policy=policy, skip_ratio=0.3, warm_up_index=2, seed=7)
+    together = under_ffnskip(options, client("parallel"), model, 60, "split", 512, *range(8))
+    assert tokens_of(together) == [expected(model, seq, 60, config)[0] for seq in range(8)]
+
+
+# --- what can't skip -------------------------------------------------------------------------------------------------
+
+
+def test_bad_usage_names_what_is_wrong(client, model, tmp_path):
+    program = [client("greedy"), model, 5]
+    for options, command, message in (
+        (["--sim-threshold", "high"], program, "sim-threshold: 'high' is not a number"),
+        (["--skip-ratio", "1.5"], program, "skip_ratio: 1.5 is outside [0, 1]"),
+        (["--skip-layers", "3-1"], program, "skip-layers: '3-1' is not a list of layers such as 3,5-7"),
+        (["--policy", "none"], program, "policy: 'none' is unknown"),
+        (["--stats-file", tmp_path / "no" / "x.json"], program, "can't be written"),
+        ([], ["no-such-program"], "no-such-program: no such program"),
+        ([], [], "give a program"),
+    ):
+        result = under_ffnskip(options, *command)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_settings_that_do_not_fit_the_model_leave_it_dense(client, model):
+    program = [client("greedy"), model, 30]
+    result = under_ffnskip(["--max-skip", "11"], *program)
+    assert result.stdout == run(*program).stdout
+    assert "max_skip: 11 is too many" in result.stderr and "runs dense" in result.stderr
+    strict = under_ffnskip(["--max-skip", "11", "--strict"], *program)
+    assert (strict.returncode, strict.stdout) == (2, "") and "max_skip: 11" in strict.stderr
+
+
+def test_a_program_with_llama_cpp_linked_in_runs_dense(tmp_path):
+    source = tmp_path / "static.cpp"
+    source.write_text('#include <cstdio>\nint main() { std::puts("llama_decode"); }\n')
+    program = tmp_path / "static"
+    subprocess.run(["c++", source, "-o", program], check=True)
+    result = under_ffnskip([], program)
+    assert (result.returncode, result.stdout) == (0, "llama_decode\n") and "linked into" in result.stderr
+    assert (under_ffnskip(["--strict"], program).returncode, under_ffnskip(["--strict"], program).stdout) == (2, "")
+
+
+def test_a_program_on_another_llama_cpp_runs_dense(tmp_path):
+    (tmp_path / "llama.cpp").write_text("""
+        extern "C" const char * llama_version() { return "0.4.0"; }
+        extern "C" const char * ggml_version() { return "0.20.0"; }
+        extern "C" int llama_decode() { return 7; }
+    """)
+    (tmp_path / "program.cpp").write_text("""
+        #include <cstdio>
+        extern "C" int llama_decode();
+        int main(int argc, char ** argv) { std::printf("%d %s\\n", llama_decode(), argv[argc - 1]); return 3; }
+    """)
+    library, program = tmp_path / "libllama.so", tmp_path / "program"
+    subprocess.run(["c++", "-shared", "-fPIC", tmp_path / "llama.cpp", "-o", library], check=True)
+    link = [f"-L{tmp_path}", "-lllama", f"-Wl,-rpath,{tmp_path}"]
+    subprocess.run(["c++", tmp_path / "program.cpp", "-o", program, *link], check=True)
+
+    result = under_ffnskip([], program, "a b")
+    assert (result.returncode, result.stdout) == (3, "7 a b\n")
+    assert "0.4.0 (ggml 0.20.0); it runs dense" in result.stderr and result.stderr.count("\n") == 1
+    strict = under_ffnskip(["--strict"], program, "a b")
+    assert (strict.returncode, strict.stdout) == (2, "") and "not started" in strict.stderr
