@@ -26,7 +26,7 @@ const int32_t * Ubatches::next(const int32_t * tokens, int32_t n_tokens) {
     if (n_done_ == 0) {
         plan(usual_);
         // A memory without room for its usual way tries another one.
-        for (const Split other : { Split::simple, Split::equal_sequential, Split::equal, Split::by_sequence }) {
+        for (const Split other : { Split::simple, Split::equal, Split::equal_sequential, Split::by_sequence }) {
             if (fits(tokens, n_tokens)) {
                 break;
             }

@@ -1,0 +1,71 @@
+#include "log.h"
+
+#include <llama.h>
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+
+namespace app {
+namespace {
+
+bool        g_verbose = false;
+std::string g_error;
+
+void on_log(ggml_log_level level, const char * text, void *) {
+    if (g_verbose) {
+        std::fputs(text, stderr);
+    }
+    if (level == GGML_LOG_LEVEL_ERROR && g_error.empty()) {
+        g_error = text;
+    }
+}
+
+}  // namespace
+
+void keep_log(bool verbose) {
+    g_verbose = verbose;
+    llama_log_set(on_log, nullptr);
+}
+
+std::string take_error() {
+    std::string line;
+    line.swap(g_error);
+    line.erase(std::min(line.find('\n'), line.size()));
+    const size_t colon = line.find(": ");
+    return colon != std::string::npos && line.find(' ') > colon ? line.substr(colon + 2) : line;
+}
+
+std::string stderr_of(const std::function<void()> & run) {
+    std::FILE * file  = std::tmpfile();
+    const int   saved = dup(STDERR_FILENO);
+    if (file == nullptr || saved < 0) {  // what it prints is then seen as it is
+        run();
+        return "";
+    }
+    std::fflush(stderr);
+    dup2(fileno(file), STDERR_FILENO);
+    std::exception_ptr error;
+    try {
+        run();
+    } catch (...) {
+        error = std::current_exception();
+    }
+    std::fflush(stderr);
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+
+    std::string text;
+    std::rewind(file);
+    for (int c = std::fgetc(file); c != EOF; c = std::fgetc(file)) {
+        text += char(c);
+    }
+    std::fclose(file);
+    if (error != nullptr) {
+        std::rethrow_exception(error);
+    }
+    return text;
+}
+
+}  // namespace app

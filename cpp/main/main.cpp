@@ -1,0 +1,190 @@
+// ffnskip-main: text generation with llama.cpp that leaves out the feed-forward blocks a token does not need.
+//
+// Works on libllama's and ffnskip's public headers alone. What is generated goes to standard output, everything else to
+// standard error. Exit status: 0; 1: libllama or the system failed; 2: bad input; 130: interrupted; 141: the reader of
+// standard output has gone.
+#include "arguments.h"
+#include "chat.h"
+#include "compare.h"
+#include "conversation.h"
+#include "errors.h"
+#include "generation.h"
+#include "input.h"
+#include "log.h"
+#include "report.h"
+#include "terminal.h"
+#include "trace_file.h"
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <new>
+
+namespace app {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int32_t k_room = 4096;  // tokens of context after the prompt, where no option says how many
+
+double ms_since(Clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+std::string version_text() {
+    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(llama_version()) + ")\n";
+}
+
+// The prompt, or a chat's first message; a chat's other messages are read one by one.
+std::optional<std::string> read_prompt(const Arguments & args) {
+    const std::optional<std::string> given = given_prompt(args);
+    const bool                       chats = args.asks_for_chat() && !args.compare;
+    return given || chats || stdin_is_terminal() ? given : piped_prompt();
+}
+
+void start_backends(const Arguments & args) {
+    llama_backend_init();
+    llama_numa_init(args.numa);
+}
+
+// Where no option decides, a terminal gets a chat.
+bool chat_is_implied(const Arguments & args) {
+    return args.conversation == Choice::automatic && !args.asks_for_chat() && !args.compare && stdin_is_terminal();
+}
+
+std::optional<Chat> begin_chat(const Model & model, const Arguments & args) {
+    const bool chats = args.asks_for_chat() || (chat_is_implied(args) && Chat::is_possible(model));
+    return chats ? std::optional<Chat>(Chat(model, args)) : std::nullopt;
+}
+
+Tokens prompt_tokens(const Model & model, std::optional<Chat> & chat, const std::string & prompt) {
+    const Tokens tokens = chat ? tokenize_beginning(model, chat->ask(prompt).text) : model.tokenize(prompt, true);
+    if (tokens.empty()) {
+        throw BadInput("the prompt is empty, and the model has no token to begin a text with; give a prompt with -p TEXT");
+    }
+    return tokens;
+}
+
+// No more than can be used, where no option says: libllama writes to all of the context at the start.
+int32_t context_size(const Model & model, const Arguments & args, size_t n_prompt, int32_t n_predict) {
+    const int64_t n_train = llama_model_n_ctx_train(model.get());
+    const int64_t needed  = int64_t(n_prompt) + (n_predict >= 0 ? n_predict : k_room);
+    const int64_t default_n_ctx = n_train > 0 ? std::min(n_train, needed) : needed;
+    return int32_t(std::max<int64_t>(1, args.n_ctx && *args.n_ctx == 0 ? n_train : args.n_ctx.value_or(default_n_ctx)));
+}
+
+// What the user may not expect.
+void print_notes(const Arguments & args, const Model & model, const Session & session) {
+    const int32_t n_train = llama_model_n_ctx_train(model.get());
+    if (args.n_gpu_layers && !llama_supports_gpu_offload()) {
+        note("--gpu-layers has no effect: this libllama was built without a GPU");
+    }
+    if (args.jinja) {
+        note("--jinja: libllama's own renderings of the chat templates it recognises are used");
+    }
+    if (chat_is_implied(args) && !Chat::is_possible(model) && llama_model_chat_template(model.get(), nullptr) != nullptr) {
+        note("libllama does not recognise the model's chat template; the prompt is completed as it is");
+    }
+    if (n_train > 0 && args.n_ctx.value_or(0) > n_train) {
+        note("--ctx-size " + std::to_string(*args.n_ctx) + " is more than the " + std::to_string(n_train) +
+             " tokens the model was trained for");
+    }
+    if (!session.why_dense().empty() && args.config.policy != ffnskip::Policy::dense) {
+        note("nothing is skipped: " + session.why_dense());
+    }
+}
+
+Ending complete(Engine & engine, const Arguments & args, const std::string & prompt, const Tokens & tokens, Output & output) {
+    if (args.display_prompt) {
+        output.set(Colour::prompt);
+        output.write(prompt);
+        output.set(Colour::plain);
+    }
+    const Limits     limits = { args.n_predict, args.reverse_prompts, args.special };
+    const Generation made   = generate(engine, tokens, limits, [&](const std::string & piece) { output.write(piece); });
+    output.finish();
+    output.write("\n");
+    return made.ending;
+}
+
+int run(int argc, char ** argv) {
+    const Clock::time_point start = Clock::now();
+    const Arguments         args  = parse_arguments(argc, argv);
+    Output                  output(args.color);
+    if (args.help || args.version) {
+        output.write(args.help ? help_text() : version_text());
+        return 0;
+    }
+    std::optional<TraceFile> trace_file;
+    if (!args.trace.empty()) {
+        trace_file.emplace(args.trace);
+    }
+    const std::optional<std::string> prompt = read_prompt(args);
+
+    keep_log(args.verbose);
+    start_backends(args);
+    const Model         model(args);
+    Sampler             sampler(model, args.sampling);
+    std::optional<Chat> chat      = begin_chat(model, args);
+    const bool          converses = chat && !args.compare;
+    const Tokens        tokens    = converses ? model.tokenize(prompt.value_or(""), true) :
+                                                prompt_tokens(model, chat, prompt.value_or(""));
+    Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict));
+    session.require_room(tokens.size());
+    const double load_ms = ms_since(start);
+    print_notes(args, model, session);
+
+    Engine engine = { model, session, sampler };
+    Ending ending;
+    if (converses) {
+        ending = converse(engine, *chat, args, prompt, output);
+    } else {
+        ending = args.compare ? compare(engine, args, tokens, output) :
+                                complete(engine, args, prompt.value_or(""), tokens, output);
+    }
+    if (ending == Ending::context_full) {
+        note("context full (n_ctx = " + std::to_string(session.n_ctx()) + ")");
+    }
+
+    if (trace_file) {
+        trace_file->write(session.controller().stop_trace(), session.generated(), model);
+    }
+    print_summary(session, load_ms, ms_since(start));
+    if (args.stats) {
+        print_layers(session);
+    }
+    return ending == Ending::interrupted ? 128 + SIGINT : 0;
+}
+
+// One line, whatever the message quotes.
+int fail(int status, const std::string & message) {
+    std::string line;
+    for (const char c : message) {
+        line += c == '\n' ? std::string("\\n") : std::string(1, c);
+    }
+    std::fprintf(stderr, "ffnskip-main: %s\n", line.c_str());
+    return status;
+}
+
+}  // namespace
+}  // namespace app
+
+int main(int argc, char ** argv) {
+    using namespace app;
+    open_standard_streams();
+    watch_signals();
+    try {
+        return run(argc, argv);
+    } catch (const ReaderGone &) {
+        return 128 + SIGPIPE;
+    } catch (const BadInput & error) {
+        return fail(2, error.what());
+    } catch (const std::invalid_argument & error) {  // of a skip option
+        return fail(2, error.what());
+    } catch (const std::bad_alloc &) {
+        return fail(1, "out of memory");
+    } catch (const std::exception & error) {
+        return fail(1, error.what());
+    }
+}

@@ -1,0 +1,124 @@
+#include "model.h"
+
+#include "errors.h"
+#include "log.h"
+#include "machine.h"
+#include "text.h"
+
+#include <cstdio>
+#include <limits>
+#include <stdexcept>
+
+namespace app {
+namespace {
+
+llama_load_mode load_mode(const Arguments & args) {
+    if (args.mlock) {
+        return args.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+    }
+    return args.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
+}
+
+void require_gguf(const std::string & path) {
+    const std::string what = "--model";
+    require_file(what, path);
+    std::FILE * file     = std::fopen(path.c_str(), "rb");
+    char        magic[4] = {};
+    const bool  read     = file != nullptr && std::fread(magic, 1, sizeof(magic), file) == sizeof(magic);
+    if (file != nullptr) {
+        std::fclose(file);
+    }
+    if (!read || std::string(magic, sizeof(magic)) != "GGUF") {
+        throw BadInput(what + " '" + path + "': it is no GGUF file");
+    }
+}
+
+// libllama aborts the process, or decodes nonsense, for models that don't generate text token by token.
+void require_generator(const llama_model * model, const std::string & path) {
+    const char * reason = nullptr;
+    if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
+        reason = "it has an encoder";
+    } else if (llama_model_is_diffusion(model)) {
+        reason = "it is a diffusion model";
+    } else if (llama_vocab_type(llama_model_get_vocab(model)) == LLAMA_VOCAB_TYPE_NONE) {
+        reason = "it has no vocabulary";
+    }
+    if (reason != nullptr) {
+        throw BadInput("--model '" + path + "': " + reason + "; a model that generates text token by token is needed");
+    }
+}
+
+}  // namespace
+
+Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() : args.model) {
+    require_gguf(path_);
+
+    llama_model_params params = llama_model_default_params();
+    params.load_mode          = load_mode(args);
+    params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
+    take_error();
+    model_.reset(llama_model_load_from_file(path_.c_str(), params));
+    if (model_ == nullptr) {
+        throw BadInput("--model '" + path_ + "': libllama can't load it: " + take_error());
+    }
+    require_generator(model_.get(), path_);
+    for (const Adapter & adapter : args.adapters) {
+        load_adapter(adapter);
+    }
+}
+
+void Model::load_adapter(const Adapter & adapter) {
+    require_file("--lora", adapter.path);
+    take_error();
+    llama_adapter_lora * loaded = llama_adapter_lora_init(model_.get(), adapter.path.c_str());
+    if (loaded == nullptr) {
+        throw BadInput("--lora '" + adapter.path + "': it is no LoRA adapter of this model: " + take_error());
+    }
+    adapters_.push_back(loaded);
+    scales_.push_back(adapter.scale);
+}
+
+void Model::apply_adapters(llama_context * context) const {
+    if (adapters_.empty()) {
+        return;
+    }
+    std::vector<llama_adapter_lora *> adapters = adapters_;
+    std::vector<float>                scales   = scales_;
+    if (llama_set_adapters_lora(context, adapters.data(), adapters.size(), scales.data()) != 0) {
+        throw std::runtime_error("the LoRA adapters can't be applied: " + take_error());
+    }
+}
+
+Tokens Model::tokenize(const std::string & text, bool begin) const {
+    constexpr size_t k_specials = 2;  // at most, at the beginning and at the end
+    if (text.size() > size_t(std::numeric_limits<int32_t>::max()) - k_specials) {
+        throw BadInput("the text is too long: " + std::to_string(text.size()) + " bytes; 2 GiB can be read");
+    }
+    Tokens     tokens(text.size() + k_specials);
+    const auto run = [&] {
+        return llama_tokenize(vocab(), text.data(), int32_t(text.size()), tokens.data(), int32_t(tokens.size()), begin, true);
+    };
+    int32_t n_tokens = run();
+    if (n_tokens < 0 && n_tokens != std::numeric_limits<int32_t>::min()) {
+        tokens.resize(size_t(-n_tokens));
+        n_tokens = run();
+    }
+    if (n_tokens < 0) {
+        throw BadInput("the text is too long: " + std::to_string(text.size()) + " bytes");
+    }
+    tokens.resize(size_t(n_tokens));
+    return tokens;
+}
+
+std::string Model::piece(llama_token token, bool special) const {
+    std::string text(64, '\0');
+    int32_t     length = llama_token_to_piece(vocab(), token, text.data(), int32_t(text.size()), 0, special);
+    if (length < 0) {
+        text.resize(size_t(-length));
+        length = llama_token_to_piece(vocab(), token, text.data(), int32_t(text.size()), 0, special);
+    }
+    text.resize(size_t(length));
+    return text;
+}
+
+}  // namespace app

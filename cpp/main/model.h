@@ -1,0 +1,45 @@
+// The model file, its vocabulary and its LoRA adapters.
+#pragma once
+
+#include "arguments.h"
+
+#include <llama.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace app {
+
+using Tokens = std::vector<llama_token>;
+
+class Model {
+public:
+    // Throws BadInput: which file, and what is wrong with it.
+    explicit Model(const Arguments & args);
+
+    llama_model *       get() const { return model_.get(); }
+    const std::string & path() const { return path_; }
+    const llama_vocab * vocab() const { return llama_model_get_vocab(model_.get()); }
+
+    // Special tokens are recognised by their text; `begin` adds those that the model wants at the beginning.
+    Tokens tokenize(const std::string & text, bool begin) const;
+    // Bytes of the token, which need not be whole characters; special tokens have some only if `special`.
+    std::string piece(llama_token token, bool special) const;
+
+    void apply_adapters(llama_context * context) const;
+
+private:
+    struct Free {
+        void operator()(llama_model * model) const { llama_model_free(model); }
+    };
+
+    void load_adapter(const Adapter & adapter);
+
+    std::string                        path_;
+    std::unique_ptr<llama_model, Free> model_;
+    std::vector<llama_adapter_lora *>  adapters_;  // freed with the model
+    std::vector<float>                 scales_;
+};
+
+}  // namespace app

@@ -1,0 +1,55 @@
+#include "report.h"
+
+#include <cinttypes>
+#include <cstdio>
+
+namespace app {
+namespace {
+
+void print_rate(const char * name, double ms, int32_t n, const char * unit) {
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms / %5d %-6s (%8.2f ms per token, %8.2f tokens per second)\n", name,
+                 ms, n, unit, ms / n, 1e3 * n / ms);
+}
+
+void print_skipped(const ffnskip::Stats & stats) {
+    const double per_token = stats.tokens == 0 ? 0.0 : double(stats.checks) / double(stats.tokens);
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.1f %% of %" PRIu64 " FFN blocks\n", "skipped", 100.0 * stats.skip_ratio(),
+                 stats.ffn_total);
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f per token\n", "similarity checks", per_token);
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f MiB of FFN weights\n", "not read",
+                 double(stats.ffn_bytes_not_read) / double(1 << 20));
+}
+
+}  // namespace
+
+void note(const std::string & text) {
+    std::fprintf(stderr, "ffnskip-main: note: %s\n", text.c_str());
+}
+
+void print_summary(Session & session, double load_ms, double total_ms) {
+    llama_synchronize(session.context());
+    const llama_perf_context_data perf = llama_perf_context(session.context());
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms\n", "load time", load_ms);
+    if (perf.t_p_eval_ms > 0.0) {
+        print_rate("prompt eval time", perf.t_p_eval_ms, perf.n_p_eval, "tokens");
+    }
+    if (perf.t_eval_ms > 0.0) {
+        print_rate("eval time", perf.t_eval_ms, perf.n_eval, "runs");
+    }
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms\n", "total time", total_ms);
+    print_skipped(session.controller().stats());
+}
+
+void print_layers(Session & session) {
+    const ffnskip::Stats      stats    = session.controller().stats();
+    const ffnskip::Settings & settings = session.controller().settings();
+    std::fprintf(stderr, "ffnskip-main: policy %s, %" PRIu64 " tokens, %" PRIu64 " never reached the threshold\n",
+                 ffnskip::policy_name(settings.policy), stats.tokens, stats.tokens_never_tripped);
+    for (size_t il = 0; il < stats.skipped_per_layer.size(); ++il) {
+        const uint64_t n     = stats.skipped_per_layer[il];
+        const double   share = stats.tokens == 0 ? 0.0 : 100.0 * double(n) / double(stats.tokens);
+        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)\n", il, n, share);
+    }
+}
+
+}  // namespace app

@@ -1,0 +1,66 @@
+// Property: skip options mean what their help says, and bad values are refused by name.
+#include "expect.h"
+#include "ffnskip/options.h"
+
+
+using namespace ffnskip;
+
+namespace {
+
+Config with(const std::string & name, const std::string & value) {
+    Config config;
+    set_option(config, name, value);
+    return config;
+}
+
+void values() {
+    expect(with("policy", "random").policy == Policy::random, "policy");
+    expect(with("sim-threshold", "0.95").sim_threshold == 0.95f, "sim-threshold");
+    expect(with("sim-threshold", "-1").sim_threshold == -1.0f, "negative sim-threshold");
+    expect(with("cold-s", "3").cold_s == 3, "cold-s");
+    expect(with("cold-e", "9").cold_e == 9, "cold-e");
+    expect(with("warm-up", "0").warm_up_index == 0, "warm-up");
+    expect(with("skip-ratio", "0.4").skip_ratio == 0.4f, "skip-ratio");
+    expect(with("max-skip", "5").max_skip == 5, "max-skip");
+    expect(with("skip-seed", "18446744073709551615").seed == UINT64_MAX, "skip-seed");
+
+    const Config fixed = with("skip-layers", "3,5-7");
+    expect(fixed.policy == Policy::fixed && fixed.layers == std::vector<int>{ 3, 5, 6, 7 }, "skip-layers");
+
+    Config none = fixed;
+    set_option(none, "no-skip", "");
+    none.validate();
+    expect(none.policy == Policy::dense, "no-skip");
+}
+
+void refused_values() {
+    for (const char * text : { "", " 1", "1x", "-1", "1.5", "99999999999999999999" }) {
+        for (const char * name : { "cold-s", "cold-e", "warm-up", "max-skip", "skip-seed" }) {
+            expect_refused([&] { with(name, text); }, std::string(name) + ": '" + text + "' is not an integer >= 0");
+        }
+    }
+    for (const char * text : { "", "high", "0.5 ", "0,5" }) {
+        expect_refused([&] { with("sim-threshold", text); }, "sim-threshold: '" + std::string(text) + "' is not a number");
+    }
+    for (const char * text : { "", ",", "3,", "5-3", "a", "-2", "1--2", "3;4", "70000" }) {
+        expect_refused([&] { with("skip-layers", text); }, "is not a list of layers such as 3,5-7");
+    }
+    expect_refused([] { with("policy", "greedy"); }, "'greedy' is unknown");
+    expect_refused([] { with("treshold", "1"); }, "'treshold' is no skip option");
+}
+
+void names() {
+    expect(environment_name("sim-threshold") == "FFNSKIP_SIM_THRESHOLD", "environment_name");
+    for (const Option & option : options()) {
+        expect(option.help[0] != '\0' && std::string(option.name).find('_') == std::string::npos, option.name);
+    }
+}
+
+}  // namespace
+
+int main() {
+    values();
+    refused_values();
+    names();
+    return result();
+}

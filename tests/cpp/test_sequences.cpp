@@ -1,0 +1,215 @@
+// Property: the controller tells generated tokens from prompt tokens whatever is done to the sequences, and what a
+// sequence gets does not depend on its neighbours.
+#include "clients/client.h"
+#include "expect.h"
+#include "ffnskip/ffnskip.h"
+
+#include <string>
+#include <utility>
+
+using namespace ffnskip;
+
+namespace {
+
+constexpr int k_max_skip = 3;
+
+// A context with a controller of which every token that may skip does skip k_max_skip blocks.
+struct Skipping {
+    Controller controller;
+    Context    ctx;
+
+    Skipping(const Model & model, int warm_up, bool unified = true) {
+        llama_context_params params = exact_params();
+        params.n_ctx      = 1024;
+        params.n_seq_max  = 4;
+        params.kv_unified = unified;
+        controller.attach(params);
+        ctx = make_context(model, params);
+        controller.probe(ctx.get());
+        Config config;
+        config.policy        = Policy::random_adaptive_region;
+        config.max_skip      = k_max_skip;
+        config.warm_up_index = warm_up;
+        controller.set_config(config);
+    }
+
+    llama_memory_t memory() const { return llama_get_memory(ctx.get()); }
+
+    // Tokens of one sequence from `pos` on; output of the last one if `output`.
+    int32_t feed(llama_seq_id seq, llama_pos pos, std::vector<llama_token> tokens, bool output = true) {
+        llama_batch batch = llama_batch_init(int32_t(tokens.size()), 0, 1);
+        for (size_t i = 0; i < tokens.size(); ++i) {
+            const int32_t row    = batch.n_tokens++;
+            batch.token[row]     = tokens[i];
+            batch.pos[row]       = pos + llama_pos(i);
+            batch.n_seq_id[row]  = 1;
+            batch.seq_id[row][0] = seq;
+            batch.logits[row]    = output && i + 1 == tokens.size();
+        }
+        const int32_t status = controller.decode(ctx.get(), batch);
+        llama_batch_free(batch);
+        return status;
+    }
+
+    // Whether the token counts as generated, and whether it skipped.
+    std::pair<bool, bool> kind_of(llama_seq_id seq, llama_pos pos, llama_token token) {
+        controller.reset_stats();
+        expect(feed(seq, pos, { token }) == 0, "decode");
+        const Stats stats = controller.stats();
+        expect(stats.ffn_skipped == 0 || stats.ffn_skipped == k_max_skip, "all or nothing");
+        return { stats.tokens == 1, stats.ffn_skipped > 0 };
+    }
+};
+
+const std::pair<bool, bool> k_prompt = { false, false }, k_warm_up = { true, false }, k_skips = { true, true };
+
+void prompts_and_warm_up(const Model & model) {
+    Skipping s(model, 2);
+    s.feed(0, 0, { 5, 6, 7 }, false);
+    s.feed(0, 3, { 8 }, false);
+    expect(s.controller.stats().tokens == 0, "a prompt's chunk of one token is no generated token");
+    s.feed(0, 4, { 9 });
+    expect(s.controller.stats().tokens == 0, "nor is its last token");
+    expect(s.kind_of(0, 5, 10) == k_warm_up && s.kind_of(0, 6, 11) == k_warm_up, "two tokens of warm-up");
+    expect(s.kind_of(0, 7, 12) == k_skips && s.kind_of(0, 8, 13) == k_skips, "then it skips");
+    expect(s.kind_of(1, 0, 5) == k_prompt, "a prompt of one token is a prompt");
+    expect(s.kind_of(1, 1, 6) == k_warm_up, "each sequence has a warm-up of its own");
+    expect(s.kind_of(0, 9, 14) == k_skips, "which leaves the others alone");
+    s.feed(0, 10, { 5, 6 });
+    expect(s.kind_of(0, 12, 7) == k_warm_up, "a second prompt begins the count anew");
+}
+
+void rows_taken_back(const Model & model) {
+    Skipping s(model, 0);
+    s.feed(0, 0, { 5, 6, 7 });
+    expect(s.kind_of(0, 3, 8) == k_skips && s.kind_of(0, 4, 9) == k_skips, "generates");
+    llama_memory_seq_rm(s.memory(), 0, 4, -1);
+    expect(s.kind_of(0, 4, 9) == k_prompt, "a token evaluated again after it was taken back is a prompt token");
+    expect(s.kind_of(0, 5, 10) == k_skips, "and generation goes on");
+    llama_memory_seq_rm(s.memory(), 0, -1, -1);
+    expect(s.kind_of(0, 0, 5) == k_prompt && s.kind_of(0, 1, 6) == k_skips, "a slot used again");
+    llama_memory_clear(s.memory(), true);
+    expect(s.kind_of(0, 0, 5) == k_prompt, "a memory cleared");
+}
+
+void copies(const Model & model) {
+    Skipping s(model, 1);
+    s.feed(0, 0, { 5, 6, 7 });
+    llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
+    s.controller.copied(0, 1);
+    expect(s.kind_of(0, 3, 8) == k_warm_up && s.kind_of(1, 3, 9) == k_warm_up, "the copy goes on where the original was");
+    expect(s.kind_of(1, 4, 9) == k_skips && s.kind_of(0, 4, 8) == k_skips, "each by itself from there on");
+    llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
+    expect(s.kind_of(2, 5, 8) == k_prompt && s.kind_of(2, 6, 8) == k_warm_up, "a copy not told of begins with a prompt token");
+}
+
+void shifts(const Model & model) {
+    Skipping s(model, 1);
+    s.feed(0, 0, { 5, 6, 7, 8 });
+    expect(s.kind_of(0, 4, 9) == k_warm_up && s.kind_of(0, 5, 10) == k_skips, "generates");
+    llama_memory_seq_rm(s.memory(), 0, 1, 3);
+    llama_memory_seq_add(s.memory(), 0, 3, -1, -2);
+    s.controller.shifted(0, 3, -1, -2);
+    expect(s.kind_of(0, 4, 11) == k_skips, "a shifted sequence goes on skipping");
+    llama_memory_seq_rm(s.memory(), 0, 1, 3);
+    llama_memory_seq_add(s.memory(), 0, 3, -1, -2);
+    expect(s.kind_of(0, 3, 12) == k_prompt, "a shift not told of begins with a prompt token");
+}
+
+void states_loaded(const Model & model) {
+    Skipping s(model, 0);
+    s.feed(0, 0, { 5, 6, 7 });
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx.get(), 0));
+    expect(llama_state_seq_get_data(s.ctx.get(), state.data(), state.size(), 0) == state.size(), "state saved");
+    expect(s.kind_of(0, 3, 8) == k_skips, "generates");
+    llama_memory_seq_rm(s.memory(), 0, 3, -1);
+    s.feed(0, 3, { 9 });
+    expect(llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 0) > 0, "state loaded");
+    s.controller.replaced(0);
+    expect(s.kind_of(0, 3, 8) == k_prompt, "nothing is known of a sequence loaded from elsewhere");
+}
+
+void refused_batches(const Model & model) {
+    Skipping s(model, 0);
+    s.feed(0, 0, { 5, 6, 7 });
+    expect(s.feed(99, 0, { 5 }) == -1, "a sequence that does not exist");
+    expect(s.feed(0, 9, { 5 }) == -1, "a position that does not follow");
+    expect(s.kind_of(0, 3, 8) == k_skips, "and generation goes on");
+}
+
+// What each of three sequences gets: fed these tokens after its prompt, alone or all in one batch.
+std::vector<float> logits(const Model & model, const std::vector<llama_seq_id> & seqs, bool unified, Stats & stats) {
+    Skipping           s(model, 0, unified);
+    std::vector<float> out;
+    for (const llama_seq_id seq : seqs) {
+        s.feed(seq, 0, prompt_of(model, seq));
+    }
+    const int   n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
+    llama_batch batch   = llama_batch_init(8, 0, 1);
+    for (int step = 0; step < 12; ++step) {
+        batch.n_tokens = 0;
+        for (const llama_seq_id seq : seqs) {
+            const int32_t row    = batch.n_tokens++;
+            batch.token[row]     = llama_token(step + 31 * seq);
+            batch.pos[row]       = llama_pos(prompt_of(model, seq).size()) + step;
+            batch.n_seq_id[row]  = 1;
+            batch.seq_id[row][0] = seq;
+            batch.logits[row]    = 1;
+        }
+        expect(s.controller.decode(s.ctx.get(), batch) == 0, "decode");
+        for (int32_t row = 0; row < batch.n_tokens; ++row) {
+            const float * values = llama_get_logits_ith(s.ctx.get(), row);
+            out.insert(out.end(), values, values + n_vocab);
+        }
+    }
+    llama_batch_free(batch);
+    stats = s.controller.stats();
+    return out;
+}
+
+// Largest difference of two models' outputs, relative to the largest output.
+double difference(const std::vector<float> & a, const std::vector<float> & b) {
+    double most = 0, scale = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        most  = std::max(most, std::abs(double(a[i]) - double(b[i])));
+        scale = std::max(scale, std::abs(double(b[i])));
+    }
+    return most / scale;
+}
+
+void neighbours(const Model & model) {
+    constexpr double k_rounding = 0.02;  // of 8-bit activations; in float32 it is below 1e-5
+    const size_t     n_vocab    = size_t(llama_vocab_n_tokens(llama_model_get_vocab(model.get())));
+    for (const bool unified : { true, false }) {
+        Stats                    together_stats, alone_stats;
+        const std::vector<float> together = logits(model, { 0, 1, 3 }, unified, together_stats);
+        uint64_t                 skipped = 0, column = 0;
+        for (const llama_seq_id seq : { 0, 1, 3 }) {
+            const std::vector<float> alone = logits(model, { seq }, unified, alone_stats);
+            std::vector<float>       part;
+            for (size_t step = 0; step < 12; ++step) {
+                const auto first = together.begin() + std::ptrdiff_t((3 * step + column) * n_vocab);
+                part.insert(part.end(), first, first + std::ptrdiff_t(n_vocab));
+            }
+            expect(difference(part, alone) < k_rounding, "sequence " + std::to_string(seq) + " gets what it gets alone");
+            skipped += alone_stats.ffn_skipped;
+            ++column;
+        }
+        expect(together_stats.ffn_skipped == skipped && skipped == 3 * 12 * k_max_skip, "what is skipped adds up");
+    }
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    require(argc == 2, "usage: test_sequences MODEL");
+    const Model model = load(argv[1]);
+    prompts_and_warm_up(model);
+    rows_taken_back(model);
+    copies(model);
+    shifts(model);
+    states_loaded(model);
+    refused_batches(model);
+    neighbours(model);
+    return result();
+}
