@@ -239,6 +239,7 @@ PYBIND11_MODULE(_core, m) {
             std::copy(v.begin(), v.end(), out.mutable_data());
             return out;
         })
+        .def_property_readonly("fingerprint", [](const PyController & c) { return c.controller.fingerprint(); })
         .def_property("config", [](const PyController & c) { return c.controller.config(); },
                       [](PyController & c, const Config & config) { c.controller.set_config(config); })
         .def_property_readonly("resolved", [](const PyController & c) {

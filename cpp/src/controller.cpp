@@ -2,6 +2,7 @@
 #include "ffnskip/controller.h"
 
 #include "evaluation.h"
+#include "fingerprint.h"
 #include "policy.h"
 #include "recorder.h"
 #include "sequences.h"
@@ -99,6 +100,7 @@ struct Controller::Impl {
     Settings             settings;
     Recorder             recorder;
     Evaluation           evaluation{ settings, recorder };
+    Fingerprint          fingerprint;
     Sequences            sequences;
     Ends                 ends;
     std::exception_ptr   error;  // thrown in the callback, kept until llama_decode has returned
@@ -116,9 +118,21 @@ struct Controller::Impl {
     }
 
     bool ask(ggml_tensor * node) {
+        if (evaluation.probing()) {
+            return probe_node(node);
+        }
         guarded([&] { we_want = evaluation.ask(node); });
-        next_wants = next != nullptr && !evaluation.probing() && next(node, true, next_user_data);
+        next_wants = next != nullptr && next(node, true, next_user_data);
         return we_want || next_wants;
+    }
+
+    // The other callback sees nothing of the probe: nothing is computed in it.
+    bool probe_node(ggml_tensor * node) {
+        guarded([&] {
+            fingerprint.add(node);
+            evaluation.ask(node);
+        });
+        return false;
     }
 
     // What is returned decides whether the evaluation goes on; false ends the split and still reports success.
@@ -157,6 +171,7 @@ struct Controller::Impl {
             throw std::invalid_argument("probe: the context is in use; its memory must be empty");
         }
         n_layer = llama_model_n_layer(model);
+        fingerprint.begin(arch, n_layer, llama_model_n_embd(model));
         if (n_layer > TokenState::k_max_layers) {
             throw Unsupported("architecture '" + arch + "' has " + std::to_string(n_layer) + " layers, more than " +
                               std::to_string(TokenState::k_max_layers));
@@ -270,6 +285,18 @@ void Controller::set_config(const Config & config) {
     }
     impl_->settings = resolve(config, impl_->skippable);
     impl_->config   = config;
+}
+
+void Controller::set_profile(const Profile & profile) {
+    const std::string model = fingerprint();
+    if (profile.model != model) {
+        throw std::invalid_argument("the profile is for model '" + profile.model + "', but this is '" + model + "'");
+    }
+    set_config(profile.config);
+}
+
+std::string Controller::fingerprint() const {
+    return impl_->n_layer == 0 ? std::string() : impl_->fingerprint.text();
 }
 
 const Config & Controller::config() const {

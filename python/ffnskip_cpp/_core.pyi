@@ -121,6 +121,9 @@ class Controller:
     @property
     def skippable(self) -> npt.NDArray[np.bool_]:
         """bool [n_layer]: the layer has an FFN block that can be skipped."""
+    @property
+    def fingerprint(self) -> str:
+        """What tells the model from others, whatever its quantisation; empty before probe()."""
     config: SkipConfig
     @property
     def resolved(self) -> ResolvedConfig: ...

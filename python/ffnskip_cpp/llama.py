@@ -23,6 +23,7 @@ import numpy.typing as npt
 from llama_cpp import LogitsProcessorList
 
 from ._core import Controller, SkipConfig, SkipStats, Unsupported
+from .profile import write_profile
 
 __all__ = ["Llama", "Trace"]
 
@@ -183,6 +184,14 @@ class Llama(llama_cpp.Llama):
         finally:
             trace.similarity, trace.skipped = self._controller.stop_trace()
             self._tracing = False
+
+    def save_profile(self, path: str | os.PathLike[str]) -> None:
+        """Writes what `skip` is now as a skip profile of this model, for `ffnskip-main --profile`.
+
+        Raises:
+            ValueError: Nothing is skipped, or the policy is a random one, which no profile holds.
+        """
+        write_profile(path, self._controller.fingerprint, self._controller.config, self._controller.resolved)
 
     # ---- decoding ----
 

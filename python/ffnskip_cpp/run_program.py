@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{name}", action="store_const", const="", help=text)
         else:
             parser.add_argument(f"--{name}", metavar=metavar, help=text.replace("%", "%%"))
-    parser.add_argument("--stats-file", metavar="FILE.json", help="write the statistics there (default: a line on stderr)")
+    parser.add_argument(
+        "--stats-file", metavar="FILE.json", help="write the statistics there (default: a line on stderr)"
+    )
     parser.add_argument(
         "--strict",
         action="store_true",

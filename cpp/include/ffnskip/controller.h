@@ -19,6 +19,7 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
 
 #include <llama.h>
@@ -26,6 +27,7 @@
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <string>
 
 namespace ffnskip {
 
@@ -60,9 +62,15 @@ public:
     // [n_layer] 1 where the layer has an FFN block that can be skipped; empty before probe().
     const std::vector<uint8_t> & skippable() const;
 
+    // What tells this model from others, whatever type its matrices are quantised to: architecture, size, and a hash of
+    // the vectors of its blocks, which stay in float32. Empty before probe(); reads a megabyte or so of weights.
+    std::string fingerprint() const;
+
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
     // for any policy but dense.
     void           set_config(const Config & config);
+    // The profile's config. Throws std::invalid_argument, naming both fingerprints, for another model's profile.
+    void           set_profile(const Profile & profile);
     const Config & config() const;
     // The config as it applies to this model.
     const Settings & settings() const;

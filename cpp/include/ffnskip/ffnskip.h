@@ -4,4 +4,5 @@
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
 #include "ffnskip/options.h"
+#include "ffnskip/profile.h"
 #include "ffnskip/stats.h"

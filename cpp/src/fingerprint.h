@@ -1,0 +1,26 @@
+// Tells one model from another by weights that quantisation leaves alone: the float32 vectors of its blocks, most of them
+// norms. Fine-tunes of a model differ in them, files of one model in several types do not.
+#pragma once
+
+#include <ggml.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ffnskip {
+
+class Fingerprint {
+public:
+    void begin(const std::string & arch, int n_layer, int n_embd);
+    // A node of the probe: its weights are taken note of.
+    void add(const ggml_tensor * node);
+    // "llama-32x4096-0123456789abcdef"; reads the vectors.
+    std::string text() const;
+
+private:
+    std::string                      head_;
+    std::vector<const ggml_tensor *> vectors_;  // weights live as long as the model
+};
+
+}  // namespace ffnskip
