@@ -176,7 +176,8 @@ const std::vector<Section> & sections() {
         { "model",
           {
               { "-m, --model", "FILE", "GGUF file (default: the demo model)", [](A a, V v) { a.model = to_text(v); } },
-              { "--lora", "FILE", "LoRA adapter; may be repeated", [](A a, V v) { a.adapters.push_back({ v, 1.0f }); } },
+              { "--lora", "FILE", "LoRA adapter; may be repeated",
+                [](A a, V v) { a.adapters.push_back({ v, 1.0f }); } },
               { "--lora-scaled", "FILE:SCALE", "LoRA adapter with its weight; may be repeated",
                 [](A a, V v) { a.adapters.push_back(to_scaled_adapter(v)); } },
               { "-ngl, --gpu-layers, --n-gpu-layers", "N", "layers on the GPU: a number, auto or all (default: auto)",
@@ -220,7 +221,8 @@ const std::vector<Section> & sections() {
               { "--ignore-eos", nullptr, "never end the text", [](A a, V) { a.sampling.ignore_eos = true; } },
               { "-r, --reverse-prompt", "TEXT", "stop after this text; may be repeated",
                 [](A a, V v) { a.reverse_prompts.push_back(to_text(v)); } },
-              { "--no-display-prompt", nullptr, "print only what is generated", [](A a, V) { a.display_prompt = false; } },
+              { "--no-display-prompt", nullptr, "print only what is generated",
+                [](A a, V) { a.display_prompt = false; } },
               { "-sp, --special", nullptr, "print special tokens too", [](A a, V) { a.special = true; } },
           } },
         { "chat",
@@ -277,6 +279,16 @@ const std::vector<Section> & sections() {
                 [](A a, V v) {
                     a.sampling.grammar        = read_file("--grammar-file", v);
                     a.sampling.grammar_source = "--grammar-file '" + v + "'";
+                } },
+          } },
+        { "profile",
+          {
+              { "--profile", "FILE", "skip profile of the model; skip options after it change single values",
+                [](A a, V v) {
+                    const ffnskip::Profile profile = ffnskip::read_profile(v);
+                    a.profile_model = profile.model;
+                    a.config        = profile.config;
+                    a.config_given  = true;
                 } },
           } },
         { "reports",
@@ -471,8 +483,8 @@ std::string help_text() {
     std::string text =
         "usage: ffnskip-main [options]\n\n"
         "Generates text from a GGUF model and leaves out the feed-forward (FFN) blocks that a token does not need\n"
-        "(FFN-SkipLLM, arXiv:2404.03865). Ctrl-C stops the answer, twice leaves; /exit or Ctrl-D ends a chat, and a line\n"
-        "that ends in \\ goes on in the next.\n";
+        "(FFN-SkipLLM, arXiv:2404.03865). Ctrl-C stops the answer, twice leaves. In a chat, /exit or Ctrl-D leaves,\n"
+        "and a line that ends in \\ goes on in the next.\n";
     for (const Section & section : sections()) {
         text += "\n" + std::string(section.title) + ":\n";
         for (const Row & row : section.rows) {

@@ -86,6 +86,7 @@ struct Arguments {
     // skipping
     ffnskip::Config config;
     bool            config_given = false;
+    std::string     profile_model;  // fingerprint of the model that the profile is for; empty without one
     bool            stats        = false;
     bool            compare      = false;
     std::string     trace;

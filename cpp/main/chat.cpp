@@ -37,13 +37,13 @@ bool stands_at(const std::string & text, size_t at, const std::string & part) {
 Chat::Chat(const Model & model, const Arguments & args)
     : template_(args.chat_template.empty() ? own_template(model) : args.chat_template) {
     if (!args.chat_template.empty() && !recognised(template_)) {
-        throw BadInput("--chat-template: '" + template_ + "' is not a template that libllama recognises, nor one of its " +
-                       "names: " + builtin_names());
+        throw BadInput("--chat-template: '" + template_ +
+                       "' is neither a template that libllama recognises nor one of " + builtin_names());
     }
     if (template_.empty() || !recognised(template_)) {
         const char * reason = template_.empty() ? "the model has no chat template" :
                                                   "libllama does not recognise the model's chat template";
-        throw BadInput(std::string(reason) + "; name one with --chat-template, or complete a text with --no-conversation");
+        throw BadInput(std::string(reason) + "; name one with --chat-template, or give --no-conversation");
     }
     if (!args.system_prompt.empty()) {
         messages_.push_back({ "system", args.system_prompt });

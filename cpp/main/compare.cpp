@@ -11,12 +11,12 @@ struct Run {
     double     tokens_per_second;
 };
 
-Run run(Engine & engine, const ffnskip::Config & config, const Tokens & prompt, const Limits & limits, Output & output) {
+Run run(Engine & engine, const ffnskip::Config & config, const Tokens & prompt, const Limits & limits,
+        Output & output) {
     engine.session.restart(config);
     engine.sampler.reset();
-    const Generation made = generate(engine, prompt, limits, [&](const std::string & piece) { output.write(piece); });
-    output.finish();
-    output.write("\n\n");
+    const Generation made = generate(engine, prompt, limits, output);
+    output.write("\n");
     llama_synchronize(engine.session.context());
     const llama_perf_context_data perf = llama_perf_context(engine.session.context());
     return { made, perf.t_eval_ms > 0.0 ? 1e3 * perf.n_eval / perf.t_eval_ms : 0.0 };
@@ -35,14 +35,16 @@ std::string agreement(const Tokens & a, const Tokens & b) {
         equal += a[i] == b[i];
     }
     char text[160];
-    std::snprintf(text, sizeof(text), "agreement: the first %zu of %zu tokens (%.1f %%), %zu position by position (%.1f %%)\n",
-                  first, n, percent(first, n), equal, percent(equal, n));
+    std::snprintf(text, sizeof(text),
+                  "agreement: the first %zu of %zu tokens (%.1f %%), %zu position by position (%.1f %%)\n", first, n,
+                  percent(first, n), equal, percent(equal, n));
     return text;
 }
 
 std::string speed(const char * name, const Run & run) {
     char text[96];
-    std::snprintf(text, sizeof(text), "%-9s %6zu tokens %9.2f tokens/s", name, run.made.tokens.size(), run.tokens_per_second);
+    std::snprintf(text, sizeof(text), "%-9s %6zu tokens %9.2f tokens/s", name, run.made.tokens.size(),
+                  run.tokens_per_second);
     return text;
 }
 
@@ -57,6 +59,7 @@ std::string gain(const Run & dense, const Run & skipping, const ffnskip::Stats &
 }  // namespace
 
 Ending compare(Engine & engine, const Arguments & args, const Tokens & prompt, Output & output) {
+    const Answering answering;
     const Limits    limits = { args.n_predict, args.reverse_prompts, args.special };
     ffnskip::Config dense;
     dense.policy = ffnskip::Policy::dense;

@@ -6,20 +6,14 @@
 namespace app {
 namespace {
 
-// The next message; on a terminal after a "> ", in the user's colour while it is typed.
+// The next message; on a terminal after a "> ", in the user's colour from there on.
 std::optional<std::string> read_message(Messages & messages, Output & output) {
-    const bool terminal = stdin_is_terminal();
-    const auto message  = messages.next([&] {
-        if (terminal) {
+    return messages.next([&] {
+        if (stdin_is_terminal()) {
             output.write("> ");
             output.set(Colour::user);
         }
     });
-    output.set(Colour::plain);
-    if (terminal && !message) {
-        output.write("\n");  // Ctrl-D leaves the cursor in the line
-    }
-    return message;
 }
 
 void show_message(const std::string & message, Output & output) {
@@ -66,21 +60,23 @@ Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optio
     const Limits limits = { args.n_predict, args.reverse_prompts, args.special };
     Messages     messages;
     Tokens       missing;
+    bool         has_answered = false;
     if (first && args.display_prompt && stdin_is_terminal()) {
         show_message(*first, output);
     }
     while (const std::optional<std::string> message = first ? first : read_message(messages, output)) {
+        const Answering answering;  // before anything is printed, so that whoever sees it can stop it
+        output.set(Colour::plain);
         const Tokens tokens = next_tokens(engine, chat, *message, missing);
-        if (engine.session.n_used() == 0) {
+        if (!has_answered) {
             engine.session.require_room(tokens.size());
         }
         if (!engine.session.has_room(tokens.size())) {
             return Ending::context_full;
         }
+        has_answered = true;
         engine.sampler.reset();
-        const Generation made = generate(engine, tokens, limits, [&](const std::string & piece) { output.write(piece); });
-        output.finish();
-        output.write("\n");
+        const Generation made = generate(engine, tokens, limits, output);
         if (made.ending == Ending::context_full) {
             return made.ending;
         }
@@ -88,8 +84,12 @@ Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optio
         missing = made.last_is_missing() ? Tokens{ made.tokens.back() } : Tokens();
         first.reset();
         if (args.single_turn) {
-            break;
+            return made.ending;
         }
+    }
+    output.set(Colour::plain);
+    if (stdin_is_terminal()) {
+        output.write("\n");  // Ctrl-D leaves the cursor in the line
     }
     return Ending::end_of_text;
 }

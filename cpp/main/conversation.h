@@ -14,8 +14,9 @@ namespace app {
 // Tokens of a conversation's beginning, with one BOS even where the template has its own.
 Tokens tokenize_beginning(const Model & model, const std::string & text);
 
-// Answers `first`, then what standard input holds, until it ends or the context is full; returns which. Throws BadInput
-// where a message alone doesn't fit the context.
-Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first, Output & output);
+// Answers `first`, then what standard input holds, until it ends or the context is full; returns how the last answer
+// ended. Throws BadInput where the first message doesn't fit the context.
+Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first,
+                Output & output);
 
 }  // namespace app

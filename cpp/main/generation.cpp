@@ -8,7 +8,7 @@
 namespace app {
 namespace {
 
-// Whether `text`, to which `n_new` bytes were added, has a reverse prompt that ends in them: a token may go on after it.
+// Whether `text` has a reverse prompt that ends in its last `n_new` bytes, which may go on after it.
 bool meets_reverse_prompt(const std::string & text, size_t n_new, const std::vector<std::string> & reverse_prompts) {
     return std::any_of(reverse_prompts.begin(), reverse_prompts.end(), [&](const std::string & wanted) {
         const size_t before = text.size() - n_new;
@@ -29,36 +29,38 @@ std::optional<Ending> ending_after(const Generation & made, const std::string & 
     return session.has_room(1) ? std::nullopt : std::optional<Ending>(Ending::context_full);
 }
 
-}  // namespace
-
-Generation generate(Engine & engine, const Tokens & prompt, const Limits & limits,
-                    const std::function<void(const std::string &)> & print) {
+// Samples until something ends the text.
+Generation continue_text(Engine & engine, const Limits & limits, Output & output) {
     auto & [model, session, sampler] = engine;
-    Generation made = { {}, Ending::limit };
-    if (limits.n_predict == 0) {
-        return made;
-    }
-    const Answering answering;
-    std::string     text;
-    sampler.accept_prompt(prompt);
-    session.feed_prompt(prompt);
-    while (!answering.interrupted()) {
+    Generation  made                 = { {}, Ending::interrupted };
+    std::string text;
+    while (!interrupted()) {
         const llama_token token = sampler.sample(session.context());
-        const std::string piece = model.piece(token, limits.special);
-        print(piece);
-        if (llama_vocab_is_eog(model.vocab(), token)) {
+        const std::string piece = token == LLAMA_TOKEN_NULL ? "" : model.piece(token, limits.special);
+        output.write(piece);
+        if (token == LLAMA_TOKEN_NULL || llama_vocab_is_eog(model.vocab(), token)) {
             made.ending = Ending::end_of_text;
-            return made;
+            break;
         }
         made.tokens.push_back(token);
         text += piece;
         if (const auto ending = ending_after(made, text, piece.size(), session, limits)) {
             made.ending = *ending;
-            return made;
+            break;
         }
         session.feed_generated(token);
     }
-    made.ending = Ending::interrupted;
+    return made;
+}
+
+}  // namespace
+
+Generation generate(Engine & engine, const Tokens & prompt, const Limits & limits, Output & output) {
+    engine.sampler.accept_prompt(prompt);
+    engine.session.feed_prompt(prompt);
+    const Generation made =
+        limits.n_predict == 0 ? Generation{ {}, Ending::limit } : continue_text(engine, limits, output);
+    output.end_text();
     return made;
 }
 

@@ -4,8 +4,8 @@
 #include "model.h"
 #include "sampler.h"
 #include "session.h"
+#include "terminal.h"
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -29,8 +29,10 @@ struct Generation {
     Tokens tokens;  // without the one that ends the text
     Ending ending;
 
-    // The last token is not in the context: it was not needed for another.
-    bool last_is_missing() const { return ending != Ending::end_of_text && ending != Ending::interrupted && !tokens.empty(); }
+    // The last token is not in the context: no other had to follow it.
+    bool last_is_missing() const {
+        return !tokens.empty() && ending != Ending::end_of_text && ending != Ending::interrupted;
+    }
 };
 
 // What it takes to generate.
@@ -40,8 +42,8 @@ struct Engine {
     Sampler &     sampler;
 };
 
-// Feeds the prompt, then generates; `print` gets the bytes of each token. The prompt must fit the context.
-Generation generate(Engine & engine, const Tokens & prompt, const Limits & limits,
-                    const std::function<void(const std::string &)> & print);
+// Feeds the prompt, which must fit the context, then generates and writes the text, and a newline at its end. Where an
+// Answering lives, Ctrl-C ends it.
+Generation generate(Engine & engine, const Tokens & prompt, const Limits & limits, Output & output);
 
 }  // namespace app

@@ -61,7 +61,7 @@ std::optional<Chat> begin_chat(const Model & model, const Arguments & args) {
 Tokens prompt_tokens(const Model & model, std::optional<Chat> & chat, const std::string & prompt) {
     const Tokens tokens = chat ? tokenize_beginning(model, chat->ask(prompt).text) : model.tokenize(prompt, true);
     if (tokens.empty()) {
-        throw BadInput("the prompt is empty, and the model has no token to begin a text with; give a prompt with -p TEXT");
+        throw BadInput("the prompt is empty, and the model has no token to begin a text with; give one with -p TEXT");
     }
     return tokens;
 }
@@ -83,7 +83,8 @@ void print_notes(const Arguments & args, const Model & model, const Session & se
     if (args.jinja) {
         note("--jinja: libllama's own renderings of the chat templates it recognises are used");
     }
-    if (chat_is_implied(args) && !Chat::is_possible(model) && llama_model_chat_template(model.get(), nullptr) != nullptr) {
+    const bool has_template = llama_model_chat_template(model.get(), nullptr) != nullptr;
+    if (has_template && chat_is_implied(args) && !Chat::is_possible(model)) {
         note("libllama does not recognise the model's chat template; the prompt is completed as it is");
     }
     if (n_train > 0 && args.n_ctx.value_or(0) > n_train) {
@@ -95,22 +96,21 @@ void print_notes(const Arguments & args, const Model & model, const Session & se
     }
 }
 
-Ending complete(Engine & engine, const Arguments & args, const std::string & prompt, const Tokens & tokens, Output & output) {
+Ending complete(Engine & engine, const Arguments & args, const std::string & prompt, const Tokens & tokens,
+                Output & output) {
     if (args.display_prompt) {
         output.set(Colour::prompt);
         output.write(prompt);
         output.set(Colour::plain);
     }
-    const Limits     limits = { args.n_predict, args.reverse_prompts, args.special };
-    const Generation made   = generate(engine, tokens, limits, [&](const std::string & piece) { output.write(piece); });
-    output.finish();
-    output.write("\n");
-    return made.ending;
+    const Answering answering;
+    return generate(engine, tokens, { args.n_predict, args.reverse_prompts, args.special }, output).ending;
 }
 
 int run(int argc, char ** argv) {
     const Clock::time_point start = Clock::now();
-    const Arguments         args  = parse_arguments(argc, argv);
+    keep_log(false);
+    const Arguments args = parse_arguments(argc, argv);
     Output                  output(args.color);
     if (args.help || args.version) {
         output.write(args.help ? help_text() : version_text());

@@ -94,9 +94,10 @@ Tokens Model::tokenize(const std::string & text, bool begin) const {
     if (text.size() > size_t(std::numeric_limits<int32_t>::max()) - k_specials) {
         throw BadInput("the text is too long: " + std::to_string(text.size()) + " bytes; 2 GiB can be read");
     }
-    Tokens     tokens(text.size() + k_specials);
-    const auto run = [&] {
-        return llama_tokenize(vocab(), text.data(), int32_t(text.size()), tokens.data(), int32_t(tokens.size()), begin, true);
+    const int32_t length = int32_t(text.size());
+    Tokens        tokens(text.size() + k_specials);
+    const auto    run = [&] {
+        return llama_tokenize(vocab(), text.data(), length, tokens.data(), int32_t(tokens.size()), begin, true);
     };
     int32_t n_tokens = run();
     if (n_tokens < 0 && n_tokens != std::numeric_limits<int32_t>::min()) {

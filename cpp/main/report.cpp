@@ -7,14 +7,14 @@ namespace app {
 namespace {
 
 void print_rate(const char * name, double ms, int32_t n, const char * unit) {
-    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms / %5d %-6s (%8.2f ms per token, %8.2f tokens per second)\n", name,
-                 ms, n, unit, ms / n, 1e3 * n / ms);
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms / %5d %-6s (%8.2f ms per token, %8.2f tokens per second)\n",
+                 name, ms, n, unit, ms / n, 1e3 * n / ms);
 }
 
 void print_skipped(const ffnskip::Stats & stats) {
     const double per_token = stats.tokens == 0 ? 0.0 : double(stats.checks) / double(stats.tokens);
-    std::fprintf(stderr, "ffnskip-main: %18s = %10.1f %% of %" PRIu64 " FFN blocks\n", "skipped", 100.0 * stats.skip_ratio(),
-                 stats.ffn_total);
+    std::fprintf(stderr, "ffnskip-main: %18s = %10.1f %% of %" PRIu64 " FFN blocks\n", "skipped",
+                 100.0 * stats.skip_ratio(), stats.ffn_total);
     std::fprintf(stderr, "ffnskip-main: %18s = %10.2f per token\n", "similarity checks", per_token);
     std::fprintf(stderr, "ffnskip-main: %18s = %10.2f MiB of FFN weights\n", "not read",
                  double(stats.ffn_bytes_not_read) / double(1 << 20));
@@ -48,7 +48,8 @@ void print_layers(Session & session) {
     for (size_t il = 0; il < stats.skipped_per_layer.size(); ++il) {
         const uint64_t n     = stats.skipped_per_layer[il];
         const double   share = stats.tokens == 0 ? 0.0 : 100.0 * double(n) / double(stats.tokens);
-        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)\n", il, n, share);
+        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)\n", il, n,
+                     share);
     }
 }
 

@@ -33,15 +33,18 @@ void add_bias(llama_sampler * chain, const llama_vocab * vocab, const Sampling &
 }
 
 void add_mirostat(llama_sampler * chain, int32_t n_vocab, const Sampling & sampling) {
+    const uint32_t seed = sampling.seed;
+    const float    tau  = sampling.mirostat_ent;
+    const float    eta  = sampling.mirostat_lr;
     add(chain, llama_sampler_init_temp(sampling.temp));
-    add(chain, sampling.mirostat == 1
-                   ? llama_sampler_init_mirostat(n_vocab, sampling.seed, sampling.mirostat_ent, sampling.mirostat_lr, 100)
-                   : llama_sampler_init_mirostat_v2(sampling.seed, sampling.mirostat_ent, sampling.mirostat_lr));
+    add(chain, sampling.mirostat == 1 ? llama_sampler_init_mirostat(n_vocab, seed, tau, eta, 100) :
+                                        llama_sampler_init_mirostat_v2(seed, tau, eta));
 }
 
 void add_penalties(llama_sampler * chain, const llama_vocab * vocab, const Sampling & sampling) {
-    add(chain, llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), sampling.repeat_last_n, sampling.repeat_penalty,
-                                            sampling.frequency_penalty, sampling.presence_penalty));
+    add(chain, llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), sampling.repeat_last_n,
+                                            sampling.repeat_penalty, sampling.frequency_penalty,
+                                            sampling.presence_penalty));
     const char * breakers[] = { "\n", ":", "\"", "*" };
     add(chain, llama_sampler_init_dry(vocab, sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length,
                                       sampling.dry_penalty_last_n, breakers, std::size(breakers)));
@@ -123,10 +126,13 @@ llama_token Sampler::sample(llama_context * context) {
         throw std::runtime_error("libllama has no output to sample from");
     }
     llama_token token = choose(logits, false);
-    if (grammar_ != nullptr && !grammar_allows(token)) {
-        token = choose(logits, true);
-    }
     if (grammar_ != nullptr) {
+        if (!grammar_allows(token)) {
+            token = choose(logits, true);
+        }
+        if (!grammar_allows(token)) {
+            return LLAMA_TOKEN_NULL;
+        }
         llama_sampler_accept(grammar_.get(), token);
     }
     llama_sampler_accept(chain_.get(), token);

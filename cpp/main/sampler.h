@@ -16,7 +16,8 @@ public:
     // Throws BadInput for a grammar that can't be used.
     Sampler(const Model & model, const Sampling & sampling);
 
-    // From the last output of the context; the token counts as generated.
+    // From the last output of the context; the token counts as generated. LLAMA_TOKEN_NULL where the grammar is
+    // complete and --ignore-eos leaves nothing to follow it.
     llama_token sample(llama_context * context);
 
     // Penalties look back on the prompt, the grammar does not.

@@ -16,11 +16,14 @@ uint64_t cache_bytes(const llama_model * model, const llama_context_params & par
     if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model) || llama_model_n_swa(model) > 0) {
         return 0;
     }
-    const int64_t n_head     = std::max(1, llama_model_n_head(model));
-    const int64_t n_embd_kv  = llama_model_n_embd(model) / n_head * llama_model_n_head_kv(model);
-    const double  n_values   = double(params.n_ctx) * double(n_embd_kv) * llama_model_n_layer(model);
-    const auto    value_size = [](ggml_type type) { return double(ggml_type_size(type)) / double(ggml_blck_size(type)); };
-    return uint64_t(n_values * (value_size(params.type_k) + value_size(params.type_v)));
+    const int64_t n_head   = std::max(1, llama_model_n_head(model));
+    const int64_t n_embd   = llama_model_n_embd(model) / n_head * llama_model_n_head_kv(model);
+    const double  n_values = double(params.n_ctx) * double(n_embd) * llama_model_n_layer(model);
+    double        bytes    = 0.0;
+    for (const ggml_type type : { params.type_k, params.type_v }) {
+        bytes += n_values * double(ggml_type_size(type)) / double(ggml_blck_size(type));
+    }
+    return uint64_t(bytes);
 }
 
 std::string gibibytes(uint64_t bytes) {
@@ -74,13 +77,18 @@ Session::Session(const Model & model, const Arguments & args, int32_t n_ctx) : t
         throw BadInput("libllama can't make a context of " + std::to_string(n_ctx) + " tokens: " + take_error());
     }
     if (llama_get_memory(context_.get()) == nullptr) {
-        throw BadInput("--model '" + model.path() + "': it keeps no context; a model that generates text token by token is needed");
+        throw BadInput("--model '" + model.path() +
+                       "': it keeps no context; a model that generates text token by token is needed");
     }
     batch_.reset(new llama_batch(llama_batch_init(int32_t(llama_n_batch(context_.get())), 0, 1)));
     model.apply_adapters(context_.get());
     try {
         controller_.probe(context_.get());
-        controller_.set_config(args.config);
+        if (args.profile_model.empty()) {
+            controller_.set_config(args.config);
+        } else {
+            controller_.set_profile({ args.profile_model, args.config });
+        }
     } catch (const ffnskip::Unsupported & unsupported) {
         why_dense_ = unsupported.what();
         if (args.asks_for_skipping()) {
@@ -94,13 +102,14 @@ Session::Session(const Model & model, const Arguments & args, int32_t n_ctx) : t
 
 void Session::require_room(size_t n_tokens) const {
     if (!has_room(n_tokens)) {
-        throw BadInput("the prompt has " + std::to_string(n_tokens) + " tokens, the context " + std::to_string(n_ctx()) +
-                       "; give a shorter one, or more with --ctx-size");
+        throw BadInput("the prompt has " + std::to_string(n_tokens) + " tokens, the context " +
+                       std::to_string(n_ctx()) + "; give a shorter one, or more with --ctx-size");
     }
 }
 
 void Session::feed_prompt(const Tokens & tokens) {
     const size_t n_batch = llama_n_batch(context_.get());
+    controller_.replaced(0);  // what follows was not generated, be it one token alone
     for (size_t first = 0; first < tokens.size(); first += n_batch) {
         const size_t n = std::min(n_batch, tokens.size() - first);
         decode(tokens.data() + first, int32_t(n), first + n == tokens.size());

@@ -84,8 +84,8 @@ void Output::write(std::string_view text) {
     held_back_.erase(0, whole);
 }
 
-void Output::finish() {
-    put(held_back_);
+void Output::end_text() {
+    put(held_back_ + '\n');
     held_back_.clear();
 }
 
@@ -110,7 +110,7 @@ Answering::~Answering() {
     g_answering = 0;
 }
 
-bool Answering::interrupted() const {
+bool interrupted() {
     return g_interrupted != 0;
 }
 

@@ -24,8 +24,8 @@ public:
     void set(Colour colour);
     // Throws ReaderGone where nobody reads any more, std::runtime_error where it can't be written.
     void write(std::string_view text);
-    // What is held back of an unfinished character.
-    void finish();
+    // What is held back of an unfinished character, and a newline.
+    void end_text();
 
 private:
     void put(std::string_view bytes);
@@ -39,8 +39,10 @@ class Answering {
 public:
     Answering();
     ~Answering();
-    bool interrupted() const;
 };
+
+// Ctrl-C was pressed since the newest Answering began.
+bool interrupted();
 
 // Must be called once, before the first Answering.
 void watch_signals();

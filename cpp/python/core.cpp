@@ -226,6 +226,26 @@ PYBIND11_MODULE(_core, m) {
                    ", tokens_never_tripped=" + std::to_string(s.tokens_never_tripped) + ")";
         });
 
+    py::class_<FfnWeight>(m, "FfnWeight", "A weight of an FFN block.")
+        .def_readonly("name", &FfnWeight::name)
+        .def_readonly("type", &FfnWeight::type)
+        .def_readonly("n_elements", &FfnWeight::n_elements)
+        .def_readonly("bytes", &FfnWeight::bytes);
+
+    py::class_<FfnBlock>(m, "FfnBlock", "The FFN block of a layer.")
+        .def_readonly("layer", &FfnBlock::layer)
+        .def_readonly("skippable", &FfnBlock::skippable)
+        .def_readonly("why_not", &FfnBlock::why_not)
+        .def_readonly("kind", &FfnBlock::kind)
+        .def_readonly("residual", &FfnBlock::residual)
+        .def_readonly("bytes_per_token", &FfnBlock::bytes_per_token)
+        .def_readonly("weights", &FfnBlock::weights)
+        .def("__repr__", [](const FfnBlock & b) {
+            return "FfnBlock(layer=" + std::to_string(b.layer) + ", kind='" + b.kind + "', residual='" + b.residual +
+                   "', skippable=" + (b.skippable ? "True" : "False") + ", bytes_per_token=" +
+                   std::to_string(b.bytes_per_token) + ")";
+        });
+
     py::class_<PyController>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
         .def_property_readonly("callback", &PyController::callback)
@@ -239,6 +259,7 @@ PYBIND11_MODULE(_core, m) {
             std::copy(v.begin(), v.end(), out.mutable_data());
             return out;
         })
+        .def_property_readonly("ffn_map", [](const PyController & c) { return c.controller.ffn_map(); })
         .def_property_readonly("fingerprint", [](const PyController & c) { return c.controller.fingerprint(); })
         .def_property("config", [](const PyController & c) { return c.controller.config(); },
                       [](PyController & c, const Config & config) { c.controller.set_config(config); })

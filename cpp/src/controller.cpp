@@ -9,6 +9,7 @@
 #include "ubatches.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <string>
 #include <utility>
@@ -32,6 +33,26 @@ Config dense_config() {
 
 bool any(const std::vector<uint8_t> & flags) {
     return std::count(flags.begin(), flags.end(), uint8_t(1)) > 0;
+}
+
+FfnWeight describe(const ggml_tensor * weight) {
+    return { weight->name, ggml_type_name(weight->type), uint64_t(ggml_nelements(weight)), ggml_nbytes(weight) };
+}
+
+FfnBlock describe(const Block & block, int n_layer) {
+    FfnBlock out;
+    out.layer           = block.layer;
+    out.why_not         = block.layer == n_layer - 1 ? "it is of the last layer, which always runs" : block.refusal;
+    out.skippable       = out.why_not.empty();
+    out.residual        = block.form == Form::parallel ? "parallel" : block.form == Form::in_place ? "in place" : "sequential";
+    out.bytes_per_token = block.bytes;
+    bool shared         = false;
+    for (const ggml_tensor * weight : block.weights) {
+        out.weights.push_back(describe(weight));
+        shared = shared || std::strstr(weight->name, "shexp") != nullptr || std::strstr(weight->name, "chexps") != nullptr;
+    }
+    out.kind = block.experts ? (shared ? "experts + shared" : "experts") : block.gated ? "gated" : "plain";
+    return out;
 }
 
 // Decodes two tokens, one of them with output, so that a residual add that loses rows to pruning shows.
@@ -96,6 +117,7 @@ private:
 struct Controller::Impl {
     int                  n_layer = 0;
     std::vector<uint8_t> skippable;
+    std::vector<FfnBlock> ffn_map;
     Config               config = dense_config();
     Settings             settings;
     Recorder             recorder;
@@ -203,21 +225,23 @@ struct Controller::Impl {
     void judge(const GraphMap * map, const std::string & arch) {
         std::vector<uint8_t> has_ffn(size_t(n_layer), 0);
         std::vector<uint8_t> may_skip(size_t(n_layer), 0);
+        ffn_map.clear();
         for (const Block & block : map != nullptr ? map->blocks : std::vector<Block>()) {
             if (block.layer < 0) {
                 continue;
             }
-            has_ffn[size_t(block.layer)] = 1;
-            if (block.layer == n_layer - 1) {
-                continue;  // its rows are pruned to those with output
-            }
-            if (!block.refusal.empty()) {
-                throw Unsupported("architecture '" + arch + "', layer " + std::to_string(block.layer) +
-                                  ": the FFN block can't be skipped: " + block.refusal);
-            }
-            may_skip[size_t(block.layer)] = 1;
+            ffn_map.push_back(describe(block, n_layer));
+            has_ffn[size_t(block.layer)]  = 1;
+            may_skip[size_t(block.layer)] = uint8_t(ffn_map.back().skippable);
         }
         recorder.set_model(has_ffn);
+        // Not the last one: its rows are pruned to those with output, which is not why a model is refused.
+        for (const FfnBlock & block : ffn_map) {
+            if (!block.skippable && block.layer != n_layer - 1) {
+                throw Unsupported("architecture '" + arch + "', layer " + std::to_string(block.layer) +
+                                  ": the FFN block can't be skipped: " + block.why_not);
+            }
+        }
         if (!any(may_skip)) {
             throw Unsupported("architecture '" + arch + "' has no FFN block that can be skipped");
         }
@@ -293,6 +317,10 @@ void Controller::set_profile(const Profile & profile) {
         throw std::invalid_argument("the profile is for model '" + profile.model + "', but this is '" + model + "'");
     }
     set_config(profile.config);
+}
+
+const std::vector<FfnBlock> & Controller::ffn_map() const {
+    return impl_->ffn_map;
 }
 
 std::string Controller::fingerprint() const {

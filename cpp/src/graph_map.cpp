@@ -149,6 +149,7 @@ void GraphLearner::add(const ggml_tensor * node) {
         }
         if (op.weight) {
             seen.bytes += bytes_read(node, node->src[k]);
+            seen.weights.push_back(node->src[k]);
         }
         if (op.node != Node::k_none) {
             operands.push_back(op);
@@ -283,11 +284,13 @@ void GraphLearner::take_in_feeders(int layer) {
     for (size_t i = seen_.size(); i-- > 0;) {
         Node & node   = map_.nodes[i];
         bool   inside = node.layer == layer && node.role == Role::body;
-        if (node.role == Role::none && seen_[i].removable && readers[i] == k_block) {
-            node.role  = Role::body;
-            node.layer = int16_t(layer);
-            ++map_.blocks[size_t(layer)].n_body;
-            inside = true;
+        if (node.role == Role::none && readers[i] == k_block) {
+            inside = seen_[i].removable || is_view(node.op);  // a view is left as it is, and hands on what reads it
+            if (seen_[i].removable) {
+                node.role  = Role::body;
+                node.layer = int16_t(layer);
+                ++map_.blocks[size_t(layer)].n_body;
+            }
         }
         for (const int32_t operand : seen_[i].operands) {
             readers[size_t(operand)] |= inside ? k_block : k_rest;
@@ -295,11 +298,16 @@ void GraphLearner::take_in_feeders(int layer) {
     }
 }
 
-void GraphLearner::count_bytes(Block & block) {
+void GraphLearner::describe(Block & block) const {
     for (size_t i = 0; i < seen_.size(); ++i) {
-        if (map_.nodes[i].layer == block.layer && map_.nodes[i].role == Role::body) {
-            block.bytes += seen_[i].bytes;
+        const Node & node = map_.nodes[i];
+        if (node.layer != block.layer || node.role != Role::body) {
+            continue;
         }
+        block.gated   = block.gated || node.op == GGML_OP_GLU;
+        block.experts = block.experts || node.op == GGML_OP_MUL_MAT_ID;
+        block.bytes += seen_[i].bytes;
+        block.weights.insert(block.weights.end(), seen_[i].weights.begin(), seen_[i].weights.end());
     }
 }
 
@@ -314,7 +322,7 @@ GraphMap GraphLearner::finish() {
         }
         find_parallel_output(block);
         take_in_feeders(block.layer);
-        count_bytes(block);
+        describe(block);
         if (block.form != Form::sequential) {
             map_.nodes[size_t(block.branch)].role = Role::branch;
         }

@@ -55,7 +55,10 @@ struct Block {
     uint64_t    bytes        = 0;     // of weights read for one token: of experts, those chosen
     int64_t     n_rows       = 0;     // of the residual add; fewer than the batch's tokens where rows were pruned
     Form        form         = Form::sequential;
+    bool        gated        = false;
+    bool        experts      = false;
     std::string refusal;              // why the block can't be skipped; empty where it can
+    std::vector<const ggml_tensor *> weights;  // read by the nodes left out
 };
 
 struct GraphMap {
@@ -93,13 +96,14 @@ private:
     void    refuse(int layer, const std::string & why);
     void    find_parallel_output(Block & block);
     void    take_in_feeders(int layer);
-    void    count_bytes(Block & block);
+    void    describe(Block & block) const;
 
     // What is remembered of a node beyond its Node.
     struct Seen {
         std::vector<int32_t> operands;        // indices of all operands that are nodes
         int                  layer = -1;      // derived from this layer's FFN weights
         uint64_t             bytes = 0;       // of weights it reads
+        std::vector<const ggml_tensor *> weights;
         bool                 activation = false;  // [n_embd, rows] float32: could be a residual
         bool                 removable  = false;  // leaving it out can't be noticed but by its readers
         std::string          name;

@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <limits>
+#include <regex>
 #include <stdexcept>
 
 namespace ffnskip {
@@ -14,19 +15,18 @@ namespace {
     throw std::invalid_argument(name + ": '" + value + "' is not " + wanted);
 }
 
-int64_t to_integer(const std::string & name, const std::string & value, int64_t low, int64_t high, const char * wanted) {
+uint64_t to_unsigned(const std::string & name, const std::string & value, uint64_t most) {
     errno = 0;
-    char *          end    = nullptr;
-    const long long number = std::strtoll(value.c_str(), &end, 10);
-    if (value.empty() || std::isspace(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0 || number < low ||
-        number > high) {
-        refuse(name, value, wanted);
+    char *         end    = nullptr;
+    const uint64_t number = std::strtoull(value.c_str(), &end, 10);
+    if (value.empty() || !std::isdigit(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0 || number > most) {
+        refuse(name, value, "an integer >= 0");
     }
     return number;
 }
 
 int to_count(const std::string & name, const std::string & value) {
-    return int(to_integer(name, value, 0, std::numeric_limits<int>::max(), "an integer >= 0"));
+    return int(to_unsigned(name, value, std::numeric_limits<int>::max()));
 }
 
 float to_float(const std::string & name, const std::string & value) {
@@ -38,32 +38,18 @@ float to_float(const std::string & name, const std::string & value) {
     return number;
 }
 
-uint64_t to_seed(const std::string & name, const std::string & value) {
-    errno = 0;
-    char *         end    = nullptr;
-    const uint64_t number = std::strtoull(value.c_str(), &end, 10);
-    if (value.empty() || !std::isdigit(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0) {
-        refuse(name, value, "an integer >= 0");
-    }
-    return number;
-}
-
 // "3,5-7" is 3, 5, 6, 7.
 std::vector<int> to_layers(const std::string & name, const std::string & value) {
-    constexpr const char * k_wanted = "a list of layers such as 3,5-7";
-    constexpr int          k_most   = 1 << 16;
-    std::vector<int>       layers;
+    static const std::regex k_part("([0-9]{1,5})(-([0-9]{1,5}))?");
+    std::vector<int>        layers;
     for (size_t begin = 0; begin <= value.size();) {
         const size_t      comma = std::min(value.find(',', begin), value.size());
         const std::string part  = value.substr(begin, comma - begin);
-        const size_t      dash  = part.find('-');
-        const auto        bound = [&](const std::string & text) { return int(to_integer(name, text, 0, k_most, k_wanted)); };
-        const int         first = bound(part.substr(0, dash));
-        const int         last  = dash == std::string::npos ? first : bound(part.substr(dash + 1));
-        if (last < first) {
-            refuse(name, value, k_wanted);
+        std::smatch       bounds;
+        if (!std::regex_match(part, bounds, k_part) || (bounds[3].matched && std::stoi(bounds[3]) < std::stoi(bounds[1]))) {
+            refuse(name, value, "a list of layers such as 3,5-7");
         }
-        for (int il = first; il <= last; ++il) {
+        for (int il = std::stoi(bounds[1]); il <= std::stoi(bounds[bounds[3].matched ? 3 : 1]); ++il) {
             layers.push_back(il);
         }
         begin = comma + 1;
@@ -101,7 +87,7 @@ const Entry k_entries[] = {
           c.policy = Policy::fixed;
       } },
     { { "skip-seed", "N", "seed of the random policies (default 0)" },
-      [](Config & c, Text n, Text v) { c.seed = to_seed(n, v); } },
+      [](Config & c, Text n, Text v) { c.seed = to_unsigned(n, v, std::numeric_limits<uint64_t>::max()); } },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
       [](Config & c, Text, Text) {
           c.layers.clear();

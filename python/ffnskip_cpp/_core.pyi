@@ -91,6 +91,39 @@ class SkipStats:
     def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
 
+class FfnWeight:
+    """A weight of an FFN block."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str:
+        """As ggml names it: "q4_0"."""
+    @property
+    def n_elements(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+class FfnBlock:
+    """The FFN block of a layer, as it was found in the model's graph."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def skippable(self) -> bool: ...
+    @property
+    def why_not(self) -> str:
+        """Why it can't be skipped; empty where it can."""
+    @property
+    def kind(self) -> Literal["gated", "plain", "experts", "experts + shared"]: ...
+    @property
+    def residual(self) -> Literal["sequential", "in place", "parallel"]: ...
+    @property
+    def bytes_per_token(self) -> int:
+        """Of weights read for one token; of experts, those chosen."""
+    @property
+    def weights(self) -> list[FfnWeight]: ...
+
 class ResolvedConfig(TypedDict):
     """A SkipConfig as it applies to one model."""
 
@@ -121,6 +154,9 @@ class Controller:
     @property
     def skippable(self) -> npt.NDArray[np.bool_]:
         """bool [n_layer]: the layer has an FFN block that can be skipped."""
+    @property
+    def ffn_map(self) -> list[FfnBlock]:
+        """Of each layer that has an FFN block; filled by probe(), also where it raises."""
     @property
     def fingerprint(self) -> str:
         """What tells the model from others, whatever its quantisation; empty before probe()."""

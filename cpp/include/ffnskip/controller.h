@@ -19,6 +19,7 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
 
@@ -62,6 +63,8 @@ public:
     // [n_layer] 1 where the layer has an FFN block that can be skipped; empty before probe().
     const std::vector<uint8_t> & skippable() const;
 
+    // One entry per layer that has an FFN block, in order. Filled by probe(), also where it throws Unsupported.
+    const std::vector<FfnBlock> & ffn_map() const;
     // What tells this model from others, whatever type its matrices are quantised to: architecture, size, and a hash of
     // the vectors of its blocks, which stay in float32. Empty before probe(); reads a megabyte or so of weights.
     std::string fingerprint() const;

@@ -3,6 +3,7 @@
 
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
+#include "ffnskip/ffn_map.h"
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
