@@ -17,6 +17,7 @@ __all__ = ["main"]
 COMMANDS = {
     "convert": ("convert_hf_to_gguf", "convert a Hugging Face checkpoint to GGUF"),
     "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
+    "inspect": ("inspect_model", "show the FFN blocks of a model and what skipping them saves"),
     "run": ("run_program", "run a llama.cpp program with skipping"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
 }

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import LogitsProcessorList
 
-from ._core import Controller, SkipConfig, SkipStats, Unsupported
+from ._core import Controller, FfnBlock, SkipConfig, SkipStats, Unsupported
 from .profile import write_profile
 
 __all__ = ["Llama", "Trace"]
@@ -72,6 +72,7 @@ class Llama(llama_cpp.Llama):
         self._n_full = 0  # of the tokens in the context, the first that ran in full
         self._dense = True
         self._tracing = False
+        self._why_dense: str | None = None
         try:
             super().__init__(os.fspath(model_path), **kwargs)
         except ValueError as error:
@@ -99,6 +100,7 @@ class Llama(llama_cpp.Llama):
             if config.policy != "dense" and not automatic:
                 self.close()
                 raise
+            self._why_dense = str(error)
             self._configure(DENSE)
             if automatic:
                 self._log(f"skip='auto': nothing is skipped: {error}")
@@ -148,6 +150,17 @@ class Llama(llama_cpp.Llama):
     def skip(self, value: Skip) -> None:
         self._configure(_as_config(value))
         self._skip_argument = value
+
+    @property
+    def ffn_map(self) -> list[FfnBlock]:
+        """The FFN block of each layer that has one, as found in the model's graph: kind, residual form, weights, bytes,
+        and why a block can't be skipped where that is so."""
+        return self._controller.ffn_map
+
+    @property
+    def why_dense(self) -> str | None:
+        """Why this model or context can't skip; None if it can."""
+        return self._why_dense
 
     @contextlib.contextmanager
     def dense(self) -> Iterator[None]:

@@ -132,7 +132,7 @@ def read_weight_bytes(path: str | Path) -> WeightBytes:
     """
     sizes: dict[str, int] = {}
     share = 1.0
-    for number, part in enumerate(_parts(Path(path))):
+    for number, part in enumerate(parts_of(Path(path))):
         try:
             reader = gguf.GGUFReader(part)
         except (ValueError, IndexError, KeyError) as error:
@@ -143,7 +143,8 @@ def read_weight_bytes(path: str | Path) -> WeightBytes:
     return weight_bytes(sizes, share)
 
 
-def _parts(path: Path) -> list[Path]:
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model, of which `path` is the only or the first one."""
     match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
     if not match:
         return [path]
