@@ -247,14 +247,12 @@ def special_hyperparameters(arch: str, n_layer: int, n_embd: int, n_head: int) -
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
-GGML = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
-LLAMA = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libllama.so"))
+# The library that llama_cpp has loaded; looking a name up there finds those of ggml, on which it depends, too.
+LLAMA = llama_cpp.llama_cpp._lib
 
 
-def declare(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, list(arguments)
-    return function
+def declare(name: str, result: Any, *arguments: Any) -> Any:
+    return ctypes.CFUNCTYPE(result, *arguments)((name, LLAMA))
 
 
 class GgufParams(ctypes.Structure):
@@ -262,14 +260,13 @@ class GgufParams(ctypes.Structure):
 
 
 SetTensor = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-read_gguf = declare(GGML, "gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, GgufParams)
-tensor_name = declare(GGML, "ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
-n_elements = declare(GGML, "ggml_nelements", ctypes.c_int64, ctypes.c_void_p)
+read_gguf = declare("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, GgufParams)
+tensor_name = declare("ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
+n_elements = declare("ggml_nelements", ctypes.c_int64, ctypes.c_void_p)
 set_tensor = declare(
-    GGML, "ggml_backend_tensor_set", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
+    "ggml_backend_tensor_set", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
 )
 init_from_user = declare(
-    LLAMA,
     "llama_model_init_from_user",
     ctypes.c_void_p,
     ctypes.c_void_p,

@@ -185,9 +185,9 @@ def test_mirostat_generates_and_is_reproducible(version):
 
 def test_a_reverse_prompt_ends_the_text():
     whole = output_of("-p", PROMPT, "-n", 60, *TEXT_ONLY)
-    assert "home town" in whole
-    text = output_of("-p", PROMPT, "-n", 60, *TEXT_ONLY, "-r", "nowhere", "-r", "home town")
-    assert text == whole[: whole.index("home town") + len("home town")] + "\n"
+    end = whole[60:].split()[1]  # a word in the middle, whatever the model says there
+    text = output_of("-p", PROMPT, "-n", 60, *TEXT_ONLY, "-r", "nowhere", "-r", end)
+    assert text == whole[: whole.index(end) + len(end)] + "\n"
 
 
 def test_a_full_context_ends_the_text_with_a_note(tiny):

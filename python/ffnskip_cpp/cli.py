@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": ("inspect_model", "show the FFN blocks of a model and what skipping them saves"),
     "run": ("run_program", "run a llama.cpp program with skipping"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
+    "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
 }
 
 

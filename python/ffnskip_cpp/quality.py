@@ -1,0 +1,171 @@
+"""How far a skipping model is from the dense one: KL divergence, top-1 agreement and perplexity, from logits.
+
+    quality = Quality()
+    for tokens in chunks:
+        with llm.dense():
+            dense = llm.forward(tokens)
+        quality.add(compare(dense, llm.forward(tokens), tokens[1:]))
+    print(quality.kl, quality.top1_agreement, quality.perplexity_ratio)
+
+Logits are float32 [n_rows, n_vocab]; sums are taken in float64, a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Comparison", "Quality", "compare", "kl_divergence", "negative_log_likelihood", "top1_agreement"]
+
+Logits = npt.NDArray[np.float32]
+PerRow = npt.NDArray[np.float64]
+
+BLOCK_ELEMENTS = 2**21  # logits that are held in float64 at once: 16 MiB of each intermediate array
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of each row, the dense model's prediction and the other's. A slice or a mask gives a part of the rows."""
+
+    kl: PerRow
+    """float64 [n_rows]: KL(dense || other), in nats."""
+    same_top1: npt.NDArray[np.bool_]
+    """bool [n_rows]: the most likely token is the same."""
+    nll_dense: PerRow
+    """float64 [n_rows]: negative log-likelihood of the row's target under the dense model, in nats."""
+    nll: PerRow
+    """float64 [n_rows]: the same under the other model."""
+
+    def __len__(self) -> int:
+        return len(self.kl)
+
+    def __getitem__(self, rows: Any) -> Comparison:
+        return Comparison(self.kl[rows], self.same_top1[rows], self.nll_dense[rows], self.nll[rows])
+
+
+class Quality:
+    """Means over all rows added, NaN before there is one."""
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self._sums = np.zeros(4)
+
+    def add(self, rows: Comparison) -> None:
+        self.n_rows += len(rows)
+        self._sums += [rows.kl.sum(), rows.same_top1.sum(), rows.nll_dense.sum(), rows.nll.sum()]
+
+    def _mean(self, i: int) -> float:
+        return float(self._sums[i] / self.n_rows) if self.n_rows else math.nan
+
+    @property
+    def kl(self) -> float:
+        """Mean KL divergence of the other model from the dense one, in nats per token."""
+        return self._mean(0)
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of rows with the same most likely token, [0, 1]."""
+        return self._mean(1)
+
+    @property
+    def perplexity_dense(self) -> float:
+        return _exp(self._mean(2))
+
+    @property
+    def perplexity(self) -> float:
+        return _exp(self._mean(3))
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """perplexity / perplexity_dense; 1 where nothing is lost."""
+        return _exp(self._mean(3) - self._mean(2))
+
+
+def compare(dense: Logits, other: Logits, targets: Sequence[int]) -> Comparison:
+    """Compares two models' predictions of the same tokens.
+
+    Args:
+        dense, other: Logits, [n_rows, n_vocab]; rows past the last target count for nothing, so that those of
+            `Llama.forward(tokens)` go with `tokens[1:]`.
+        targets: The token that each row should predict.
+    Raises:
+        ValueError: The shapes differ or are no logits, or a target is not among them.
+    """
+    ids = _check(dense, other, targets)
+    n = len(ids)
+    result = Comparison(np.empty(n), np.empty(n, np.bool_), np.empty(n), np.empty(n))
+    for rows in _blocks(n, dense.shape[1]):
+        log_p, log_q = _log_softmax(dense[rows]), _log_softmax(other[rows])
+        at = (np.arange(len(log_p)), ids[rows])
+        result.nll_dense[rows], result.nll[rows] = -log_p[at], -log_q[at]
+        result.same_top1[rows] = log_p.argmax(axis=1) == log_q.argmax(axis=1)
+        result.kl[rows] = _kl(log_p, log_q)
+    return result
+
+
+def kl_divergence(dense: Logits, other: Logits) -> PerRow:
+    """KL(dense || other) of each row, float64 [n_rows], in nats. Raises ValueError where the shapes differ."""
+    _check(dense, other, ())
+    parts = [_kl(_log_softmax(dense[rows]), _log_softmax(other[rows])) for rows in _blocks(*dense.shape)]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def top1_agreement(dense: Logits, other: Logits) -> npt.NDArray[np.bool_]:
+    """Whether the most likely token of each row is the same, bool [n_rows]; of equal ones the first counts."""
+    _check(dense, other, ())
+    return dense.argmax(axis=1) == other.argmax(axis=1)
+
+
+def negative_log_likelihood(logits: Logits, targets: Sequence[int]) -> PerRow:
+    """Of the target of each row, float64 [n_targets], in nats; exp of its mean is the perplexity."""
+    ids = _check(logits, logits, targets)
+    result = np.empty(len(ids))
+    for rows in _blocks(len(ids), logits.shape[1]):
+        log_p = _log_softmax(logits[rows])
+        result[rows] = -log_p[np.arange(len(log_p)), ids[rows]]
+    return result
+
+
+def _check(dense: Logits, other: Logits, targets: Sequence[int]) -> npt.NDArray[np.int64]:
+    ids = np.array(targets, np.int64)
+    if dense.shape != other.shape or dense.ndim != 2:
+        raise ValueError(f"logits of shape {dense.shape} and {other.shape}; expected the same [n_rows, n_vocab]")
+    if len(ids) > len(dense):
+        raise ValueError(f"targets: {len(ids)} for {len(dense)} rows of logits")
+    if len(ids) and not 0 <= ids.min() <= ids.max() < dense.shape[1]:
+        raise ValueError(f"targets: ids must be in [0, {dense.shape[1]}); got {ids.min()} to {ids.max()}")
+    return ids
+
+
+def _blocks(n_rows: int, n_vocab: int) -> Iterator[slice]:
+    size = max(1, BLOCK_ELEMENTS // max(n_vocab, 1))
+    for first in range(0, n_rows, size):
+        yield slice(first, min(first + size, n_rows))
+
+
+def _log_softmax(logits: Logits) -> PerRow:
+    """float64 [n_rows, n_vocab]. A logit of -inf is a token that is ruled out; NaN makes NaN of its row."""
+    shifted = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def _kl(log_p: PerRow, log_q: PerRow) -> PerRow:
+    """Overwrites log_q."""
+    p = np.exp(log_p)
+    with np.errstate(invalid="ignore"):
+        terms = np.subtract(log_p, log_q, out=log_q)  # of a token that dense rules out: -inf, or NaN
+        terms *= p
+    terms[p == 0] = 0.0
+    return np.maximum(terms.sum(axis=1), 0.0)  # not below 0 by rounding; NaN stays
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf if value == value else math.nan
