@@ -19,8 +19,15 @@ namespace ffnskip {
 namespace {
 
 struct Context {
+    enum class State {
+        unknown,  // not probed yet
+        probing,  // the controller decodes, and that comes by here like any decode of the program's
+        skipping,
+        dense,    // skipping was given up; the context still needs the callback's owner
+    };
+
     Controller controller;
-    bool       dense = false;  // skipping was given up; the context still needs the callback's owner
+    State      state = State::unknown;
 };
 
 // Of the process. Contexts are decoded without the lock: each belongs to one thread at a time.
@@ -44,7 +51,7 @@ void say(const std::string & message) {
 }
 
 void give_up(Context & context, const std::string & why) {
-    context.dense = true;
+    context.state = Context::State::dense;
     if (std::getenv("FFNSKIP_STRICT") != nullptr) {
         say(why + "; stopped (--strict)");
         std::_Exit(2);
@@ -97,13 +104,7 @@ void created(void * attached, llama_context * ctx) {
     if (ctx == nullptr) {
         return;
     }
-    Overlay & all = overlay();
-    try {
-        context->controller.probe(ctx);
-        context->controller.set_config(all.config);
-    } catch (const std::exception & error) {
-        give_up(*context, error.what());
-    }
+    Overlay &             all = overlay();
     const std::lock_guard lock(all.mutex);
     all.by_memory[llama_get_memory(ctx)] = context.get();
     all.contexts[ctx]                    = std::move(context);
@@ -127,11 +128,31 @@ void freed(void * detached) {
     delete static_cast<Context *>(detached);
 }
 
+// Before the context's memory is used for the first time, and not when it is made: programs make contexts of models that
+// were never allocated, to see how much memory they would take.
+void prepare(Context & context, llama_context * ctx) {
+    if (context.state != Context::State::unknown) {
+        return;
+    }
+    context.state = Context::State::probing;
+    try {
+        context.controller.probe(ctx);
+        context.controller.set_config(overlay().config);
+        context.state = Context::State::skipping;
+    } catch (const std::exception & error) {
+        give_up(context, error.what());
+    }
+}
+
 // ---- decoding ----
 
 int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void * call) {
     Context * context = context_of(ctx);
-    if (context == nullptr || context->dense || rows.n_tokens == 0) {
+    if (context == nullptr || rows.n_tokens == 0) {
+        return run(call);
+    }
+    prepare(*context, ctx);
+    if (context->state != Context::State::skipping) {
         return run(call);
     }
     int32_t status = 0;
@@ -197,6 +218,7 @@ void shifted(llama_memory_t memory, llama_seq_id seq, llama_pos p0, llama_pos p1
 
 void replaced(llama_context * ctx, llama_seq_id seq) {
     if (Context * context = context_of(ctx)) {
+        prepare(*context, ctx);
         context->controller.replaced(seq);
     }
 }

@@ -40,7 +40,7 @@ float to_float(const std::string & name, const std::string & value) {
 
 // "3,5-7" is 3, 5, 6, 7.
 std::vector<int> to_layers(const std::string & name, const std::string & value) {
-    static const std::regex k_part("([0-9]{1,5})(-([0-9]{1,5}))?");
+    static const std::regex k_part("([0-9]{1,4})(-([0-9]{1,4}))?");
     std::vector<int>        layers;
     for (size_t begin = 0; begin <= value.size();) {
         const size_t      comma = std::min(value.find(',', begin), value.size());

@@ -1,4 +1,5 @@
-// greedy MODEL N [ext]: N tokens after the prompt of sequence 0, by llama_decode, or by llama_process with "ext".
+// greedy MODEL N [ext|fit]: N tokens after the prompt of sequence 0, by llama_decode, or by llama_process with "ext". With
+// "fit" it first makes a context of the model without allocating either, as programs do to see how much memory they take.
 #include "client.h"
 
 #include <cstring>
@@ -21,12 +22,24 @@ int32_t process(llama_context * ctx, llama_batch_ext * batch, const std::vector<
     return llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch);
 }
 
+void fit(const char * path) {
+    llama_model_params params = llama_model_default_params();
+    params.no_alloc           = true;
+    params.load_mode          = LLAMA_LOAD_MODE_NONE;
+    const Model model(llama_model_load_from_file(path, params));
+    require(model != nullptr, "no model to fit");
+    make_context(model, exact_params());
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
-    require(argc >= 3, "usage: greedy MODEL N [ext]");
+    require(argc >= 3, "usage: greedy MODEL N [ext|fit]");
     const bool    ext   = argc > 3 && std::strcmp(argv[3], "ext") == 0;
     const Model   model = load(argv[1]);
+    if (argc > 3 && std::strcmp(argv[3], "fit") == 0) {
+        fit(argv[1]);
+    }
     const Context ctx   = make_context(model, exact_params());
 
     llama_batch_ext *        batch = llama_batch_ext_init(ctx.get());
