@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstdlib>
 #include <limits>
-#include <regex>
 #include <stdexcept>
 
 namespace ffnskip {
@@ -40,16 +39,23 @@ float to_float(const std::string & name, const std::string & value) {
 
 // "3,5-7" is 3, 5, 6, 7.
 std::vector<int> to_layers(const std::string & name, const std::string & value) {
-    static const std::regex k_part("([0-9]{1,4})(-([0-9]{1,4}))?");
-    std::vector<int>        layers;
+    constexpr size_t k_digits = 4;  // no model has more layers
+    const auto       layer    = [&](const std::string & text) {
+        const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
+        const bool good     = !text.empty() && text.size() <= k_digits && std::all_of(text.begin(), text.end(), is_digit);
+        return good ? std::atoi(text.c_str()) : -1;
+    };
+    std::vector<int> layers;
     for (size_t begin = 0; begin <= value.size();) {
         const size_t      comma = std::min(value.find(',', begin), value.size());
         const std::string part  = value.substr(begin, comma - begin);
-        std::smatch       bounds;
-        if (!std::regex_match(part, bounds, k_part) || (bounds[3].matched && std::stoi(bounds[3]) < std::stoi(bounds[1]))) {
+        const size_t      dash  = part.find('-');
+        const int         first = layer(part.substr(0, dash));
+        const int         last  = dash == std::string::npos ? first : layer(part.substr(dash + 1));
+        if (first < 0 || last < first) {
             refuse(name, value, "a list of layers such as 3,5-7");
         }
-        for (int il = std::stoi(bounds[1]); il <= std::stoi(bounds[bounds[3].matched ? 3 : 1]); ++il) {
+        for (int il = first; il <= last; ++il) {
             layers.push_back(il);
         }
         begin = comma + 1;
