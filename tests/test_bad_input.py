@@ -156,7 +156,7 @@ WRONG_FOR_ANY_MODEL = [
     ({"warm_up_index": -1}, "warm_up_index: -1 is negative"),
     ({"policy": "nothing"}, "policy: 'nothing' is unknown; known are dense, ffn_skip"),
     ({"policy": "fixed"}, "layers: policy 'fixed' needs"),
-    ({"layers": [1]}, "layers: only policy 'fixed' takes layers, not 'ffn_skip'"),
+    ({"layers": [1]}, "layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not 'ffn_skip'"),
 ]
 
 

@@ -745,7 +745,7 @@ def test_a_profile_says_what_to_skip(tiny, profile):
 
 def test_a_profile_of_another_model_or_none_is_refused(tiny, profile, tmp_path):
     message = refusal_of("-p", PROMPT, "-n", 5, "--profile", profile)  # the demo model
-    assert "the profile is for model 'llama-" in message and "but this is 'llama-16x160-" in message
+    assert "it is for model 'llama-" in message and "but this is 'llama-16x160-" in message
     assert f"profile {tmp_path / 'none.gguf'}: can't be read" in refusal_of("--profile", tmp_path / "none.gguf")
     assert f"profile {tiny}: has no ffnskip.model" in refusal_of("--profile", tiny)
     damaged = tmp_path / "damaged.gguf"

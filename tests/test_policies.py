@@ -176,7 +176,7 @@ def test_prompt_tokens_are_in_neither_statistics_nor_trace(llm):
 # --- configurations --------------------------------------------------------------------------------------------------
 
 WRONG_FOR_ANY_MODEL = [
-    ({"policy": "skip_all"}, "policy: 'skip_all' is unknown; known are dense, ffn_skip, random"),
+    ({"policy": "skip_all"}, "policy: 'skip_all' is unknown; known are dense, ffn_skip, ffn_skip_per_layer, random"),
     ({"sim_threshold": math.nan}, "sim_threshold: nan is not a similarity"),
     ({"warm_up_index": -1}, "warm_up_index: -1 is negative.*0 or more"),
     ({"skip_ratio": -0.1}, r"skip_ratio: -0.1 is outside \[0, 1\]"),
@@ -187,7 +187,7 @@ WRONG_FOR_ANY_MODEL = [
     ({"cold_s": 4, "cold_e": 4}, "cold_s: 4 must be below cold_e = 4"),
     ({"cold_s": 5, "cold_e": 4}, "cold_s: 5 must be below cold_e = 4"),
     ({"policy": "fixed"}, "layers: policy 'fixed' needs the layers"),
-    ({"layers": [1]}, "layers: only policy 'fixed' takes layers, not 'ffn_skip'"),
+    ({"layers": [1]}, "layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not 'ffn_skip'"),
 ]
 
 WRONG_FOR_THIS_MODEL = [

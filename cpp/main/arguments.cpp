@@ -283,9 +283,11 @@ const std::vector<Section> & sections() {
           } },
         { "profile",
           {
-              { "--profile", "FILE", "skip profile of the model; skip options after it change single values",
+              { "--profile", "FILE", "skip profile (default: the one beside or in the model, unless a skip option is given); skip "
+                                     "options after it change single values",
                 [](A a, V v) {
                     const ffnskip::Profile profile = ffnskip::read_profile(v);
+                    a.profile       = profile.path;
                     a.profile_model = profile.model;
                     a.config        = profile.config;
                     a.config_given  = true;

@@ -86,9 +86,10 @@ struct Arguments {
     // skipping
     ffnskip::Config config;
     bool            config_given = false;
-    std::string     profile_model;  // fingerprint of the model that the profile is for; empty without one
-    bool            stats        = false;
-    bool            compare      = false;
+    std::string     profile;       // the file that `config` is from
+    std::string     profile_model; // fingerprint of the model that it is for
+    bool            stats   = false;
+    bool            compare = false;
     std::string     trace;
 
     // An option asks for a chat in so many words.

@@ -61,7 +61,8 @@ std::string gain(const Run & dense, const Run & skipping, const ffnskip::Stats &
 Ending compare(Engine & engine, const Arguments & args, const Tokens & prompt, Output & output) {
     const Answering answering;
     const Limits    limits = { args.n_predict, args.reverse_prompts, args.special };
-    ffnskip::Config dense;
+    const ffnskip::Config skipping = engine.session.controller().config();
+    ffnskip::Config       dense;
     dense.policy = ffnskip::Policy::dense;
 
     output.write("--- dense ---\n");
@@ -70,7 +71,7 @@ Ending compare(Engine & engine, const Arguments & args, const Tokens & prompt, O
         return without.made.ending;
     }
     output.write("--- skipping ---\n");
-    const Run with = run(engine, args.config, prompt, limits, output);
+    const Run with = run(engine, skipping, prompt, limits, output);
 
     output.write(speed("dense", without) + "\n");
     output.write(speed("skipping", with) + gain(without, with, engine.session.controller().stats()));

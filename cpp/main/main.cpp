@@ -91,6 +91,9 @@ void print_notes(const Arguments & args, const Model & model, const Session & se
         note("--ctx-size " + std::to_string(*args.n_ctx) + " is more than the " + std::to_string(n_train) +
              " tokens the model was trained for");
     }
+    if (!session.profile().empty()) {
+        note("skipping as " + session.profile() + " says");
+    }
     if (!session.why_dense().empty() && args.config.policy != ffnskip::Policy::dense) {
         note("nothing is skipped: " + session.why_dense());
     }

@@ -84,11 +84,7 @@ Session::Session(const Model & model, const Arguments & args, int32_t n_ctx) : t
     model.apply_adapters(context_.get());
     try {
         controller_.probe(context_.get());
-        if (args.profile_model.empty()) {
-            controller_.set_config(args.config);
-        } else {
-            controller_.set_profile({ args.profile_model, args.config });
-        }
+        set_up_skipping(model, args);
     } catch (const ffnskip::Unsupported & unsupported) {
         why_dense_ = unsupported.what();
         if (args.asks_for_skipping()) {
@@ -98,6 +94,20 @@ Session::Session(const Model & model, const Arguments & args, int32_t n_ctx) : t
     if (tracing_) {
         controller_.start_trace();
     }
+}
+
+void Session::set_up_skipping(const Model & model, const Arguments & args) {
+    if (!args.profile.empty()) {
+        controller_.set_profile({ args.profile, args.profile_model, args.config });
+        return;
+    }
+    const auto found = args.config_given ? std::nullopt : ffnskip::find_profile(model.get(), model.path());
+    if (!found) {
+        controller_.set_config(args.config);
+        return;
+    }
+    controller_.set_profile(*found);
+    profile_ = found->path;
 }
 
 void Session::require_room(size_t n_tokens) const {

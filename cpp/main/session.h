@@ -29,6 +29,9 @@ public:
     // Why this model runs dense; empty where it can skip.
     const std::string & why_dense() const { return why_dense_; }
 
+    // The profile that was found beside or in the model and is used; empty where there is none, or skip options are given.
+    const std::string & profile() const { return profile_; }
+
     // Decode tokens after those in the context; the output of the last one can then be sampled from.
     void feed_prompt(const Tokens & tokens);
     void feed_generated(llama_token token);
@@ -50,12 +53,14 @@ private:
         }
     };
 
+    void set_up_skipping(const Model & model, const Arguments & args);
     void decode(const llama_token * tokens, int32_t n_tokens, bool output);
 
     ffnskip::Controller                  controller_;  // outlives the context, which calls it back
     std::unique_ptr<llama_context, Free> context_;
     std::unique_ptr<llama_batch, Free>   batch_;
     std::string                          why_dense_;
+    std::string                          profile_;
     bool                                 tracing_;
     int32_t                              n_used_ = 0;
     Tokens                               generated_;

@@ -14,6 +14,10 @@ namespace ffnskip {
 using Run = int32_t (*)(void * call);
 
 struct Hooks {
+    // A model was loaded from a file, the first one where it is split; and before it is freed.
+    void (*model_loaded)(const llama_model * model, const char * path);
+    void (*model_freeing)(const llama_model * model);
+
     // Before and after a context is made. attach() may change `params`; its result is null where the context is left
     // alone, and goes to created(), with a null `ctx` if there is none.
     void * (*attach)(const llama_model * model, llama_context_params * params);

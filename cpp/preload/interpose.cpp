@@ -138,6 +138,13 @@ __attribute__((destructor)) void end() {
     }
 }
 
+llama_model * noted(llama_model * model, const char * path) {
+    if (g_hooks != nullptr && model != nullptr) {
+        g_hooks->model_loaded(model, path);
+    }
+    return model;
+}
+
 llama_context * make_context(llama_model * model, llama_context_params params) {
     g_used          = true;
     void *     held = g_hooks == nullptr ? nullptr : g_hooks->attach(model, &params);
@@ -152,6 +159,37 @@ llama_context * make_context(llama_model * model, llama_context_params params) {
 }
 
 }  // namespace
+
+// ---- models ----
+
+FFNSKIP_INTERPOSED llama_model * llama_model_load_from_file(const char * path, llama_model_params params) {
+    return noted(ORIGINAL(llama_model_load_from_file)(path, params), path);
+}
+
+FFNSKIP_INTERPOSED llama_model * llama_model_load_from_splits(const char ** paths, size_t n, llama_model_params params) {
+    return noted(ORIGINAL(llama_model_load_from_splits)(paths, n, params), n > 0 ? paths[0] : "");
+}
+
+FFNSKIP_INTERPOSED void llama_model_free(llama_model * model) {
+    if (g_hooks != nullptr) {
+        g_hooks->model_freeing(model);
+    }
+    ORIGINAL(llama_model_free)(model);
+}
+
+// Older names of the same, which programs still use.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
+FFNSKIP_INTERPOSED llama_model * llama_load_model_from_file(const char * path, llama_model_params params) {
+    return llama_model_load_from_file(path, params);
+}
+
+FFNSKIP_INTERPOSED void llama_free_model(llama_model * model) {
+    llama_model_free(model);
+}
+
+#pragma GCC diagnostic pop
 
 // ---- contexts ----
 

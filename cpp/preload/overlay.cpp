@@ -11,6 +11,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -34,6 +35,9 @@ struct Context {
 struct Overlay {
     std::mutex                                                     mutex;
     Config                                                         config;
+    bool                                                           config_given = false;
+    std::optional<Profile>                                         profile;  // given; `config` is its, options applied
+    std::unordered_map<const llama_model *, std::string>           paths;
     std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
     std::unordered_map<llama_memory_t, Context *>                  by_memory;
     std::unordered_map<llama_batch_ext *, BatchRows>               batches;
@@ -88,7 +92,47 @@ bool left_alone(const llama_model * model, const llama_context_params & params) 
            !llama_model_has_decoder(model) || llama_model_is_recurrent(model) || llama_model_is_diffusion(model);
 }
 
+// ---- models ----
+
+void model_loaded(const llama_model * model, const char * path) {
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    all.paths[model] = path;
+}
+
+void model_freeing(const llama_model * model) {
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    all.paths.erase(model);
+}
+
+// The profile beside or in the model of a context, if that is to be used.
+std::optional<Profile> own_profile(const llama_model * model) {
+    Overlay &   all = overlay();
+    std::string path;
+    {
+        const std::lock_guard lock(all.mutex);
+        const auto            found = all.paths.find(model);
+        path                        = found == all.paths.end() ? "" : found->second;
+    }
+    return path.empty() ? std::nullopt : find_profile(model, path);
+}
+
 // ---- contexts ----
+
+void set_up(Controller & controller, const llama_model * model) {
+    const Overlay & all = overlay();
+    if (all.profile) {
+        controller.set_profile(*all.profile);
+    } else if (all.config_given) {
+        controller.set_config(all.config);
+    } else if (const auto found = own_profile(model)) {
+        controller.set_profile(*found);
+        say("skipping as " + found->path + " says");
+    } else {
+        controller.set_config(all.config);
+    }
+}
 
 void * attach(const llama_model * model, llama_context_params * params) {
     if (overlay().config.policy == Policy::dense || left_alone(model, *params)) {
@@ -137,7 +181,7 @@ void prepare(Context & context, llama_context * ctx) {
     context.state = Context::State::probing;
     try {
         context.controller.probe(ctx);
-        context.controller.set_config(overlay().config);
+        set_up(context.controller, llama_get_model(ctx));
         context.state = Context::State::skipping;
     } catch (const std::exception & error) {
         give_up(context, error.what());
@@ -239,19 +283,26 @@ void report() {
     }
 }
 
-constexpr Hooks k_hooks = { attach,      created,    freeing,      freed,      decode,     process, batch_cleared,
-                            batch_freed, row_added,  row_shared,   row_embedded, row_placed, row_output, copied,
-                            shifted,     replaced,   report };
+constexpr Hooks k_hooks = { model_loaded, model_freeing, attach,     created,      freeing,    freed,
+                            decode,       process,       batch_cleared, batch_freed, row_added,  row_shared,
+                            row_embedded, row_placed,    row_output, copied,       shifted,    replaced,
+                            report };
 
-Config config_from_environment() {
-    Config config;
+void read_environment(Overlay & all) {
+    if (const char * path = std::getenv("FFNSKIP_PROFILE")) {
+        all.profile = read_profile(path);
+        all.config  = all.profile->config;
+    }
     for (const Option & option : options()) {
         if (const char * value = std::getenv(environment_name(option.name).c_str())) {
-            set_option(config, option.name, value);
+            set_option(all.config, option.name, value);
+            all.config_given = true;
         }
     }
-    config.validate();
-    return config;
+    all.config.validate();
+    if (all.profile) {
+        all.profile->config = all.config;
+    }
 }
 
 }  // namespace
@@ -259,7 +310,7 @@ Config config_from_environment() {
 
 extern "C" __attribute__((visibility("default"))) const ffnskip::Hooks * ffnskip_hooks() {
     try {
-        ffnskip::overlay().config = ffnskip::config_from_environment();
+        ffnskip::read_environment(ffnskip::overlay());
         return &ffnskip::k_hooks;
     } catch (const std::exception & error) {
         ffnskip::say(std::string(error.what()) + "; the program runs dense");

@@ -41,30 +41,37 @@ T * pointer(uintptr_t address, const char * what) {
     return reinterpret_cast<T *>(address);
 }
 
+template <typename T> py::object or_none(const std::vector<T> & values) {
+    return values.empty() ? py::object(py::none()) : py::cast(values);
+}
+
 py::tuple config_state(const Config & c) {
     return py::make_tuple(policy_name(c.policy), c.sim_threshold, c.cold_s, c.cold_e, c.warm_up_index, c.skip_ratio,
-                          c.max_skip, c.layers.empty() ? py::object(py::none()) : py::cast(c.layers), c.seed);
+                          c.max_skip, or_none(c.layers), c.seed, or_none(c.layer_thresholds), c.check_stride);
 }
 
 Config make_config(const std::string & policy, float sim_threshold, std::optional<int> cold_s, std::optional<int> cold_e,
                    int warm_up_index, float skip_ratio, std::optional<int> max_skip,
-                   std::optional<std::vector<int>> layers, uint64_t seed) {
+                   std::optional<std::vector<int>> layers, uint64_t seed, std::optional<std::vector<float>> layer_thresholds,
+                   int check_stride) {
     Config config;
-    config.policy        = policy_from_name(policy);
-    config.sim_threshold = sim_threshold;
-    config.cold_s        = cold_s;
-    config.cold_e        = cold_e;
-    config.warm_up_index = warm_up_index;
-    config.skip_ratio    = skip_ratio;
-    config.max_skip      = max_skip;
-    config.layers        = layers.value_or(std::vector<int>());
-    config.seed          = seed;
+    config.policy           = policy_from_name(policy);
+    config.sim_threshold    = sim_threshold;
+    config.cold_s           = cold_s;
+    config.cold_e           = cold_e;
+    config.warm_up_index    = warm_up_index;
+    config.skip_ratio       = skip_ratio;
+    config.max_skip         = max_skip;
+    config.layers           = layers.value_or(std::vector<int>());
+    config.seed             = seed;
+    config.layer_thresholds = layer_thresholds.value_or(std::vector<float>());
+    config.check_stride     = check_stride;
     config.validate();
     return config;
 }
 
 std::string config_repr(const Config & c) {
-    const char * names[] = { "policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index", "skip_ratio", "max_skip", "layers", "seed" };
+    const char * names[] = { "policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index", "skip_ratio", "max_skip", "layers", "seed", "layer_thresholds", "check_stride" };
     const py::tuple values = config_state(c);
     std::string     text;
     for (size_t i = 0; i < values.size(); ++i) {
@@ -186,7 +193,7 @@ PYBIND11_MODULE(_core, m) {
         .def(py::init(&make_config), py::arg("policy") = "ffn_skip", py::arg("sim_threshold") = 0.9f,
              py::arg("cold_s") = py::none(), py::arg("cold_e") = py::none(), py::arg("warm_up_index") = 30,
              py::arg("skip_ratio") = 0.25f, py::arg("max_skip") = py::none(), py::arg("layers") = py::none(),
-             py::arg("seed") = 0)
+             py::arg("seed") = 0, py::arg("layer_thresholds") = py::none(), py::arg("check_stride") = 1)
         .def_property_readonly("policy", [](const Config & c) { return policy_name(c.policy); })
         .def_readonly("sim_threshold", &Config::sim_threshold)
         .def_readonly("cold_s", &Config::cold_s)
@@ -194,8 +201,10 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("warm_up_index", &Config::warm_up_index)
         .def_readonly("skip_ratio", &Config::skip_ratio)
         .def_readonly("max_skip", &Config::max_skip)
-        .def_property_readonly("layers", [](const Config & c) -> py::object { return config_state(c)[7]; })
+        .def_property_readonly("layers", [](const Config & c) { return or_none(c.layers); })
         .def_readonly("seed", &Config::seed)
+        .def_property_readonly("layer_thresholds", [](const Config & c) { return or_none(c.layer_thresholds); })
+        .def_readonly("check_stride", &Config::check_stride)
         .def("__repr__", &config_repr)
         .def("__eq__", [](const Config & a, const py::object & b) {
             return py::isinstance<Config>(b) && config_state(a).equal(config_state(b.cast<const Config &>()));
@@ -205,8 +214,18 @@ PYBIND11_MODULE(_core, m) {
             return make_config(t[0].cast<std::string>(), t[1].cast<float>(), t[2].cast<std::optional<int>>(),
                                t[3].cast<std::optional<int>>(), t[4].cast<int>(), t[5].cast<float>(),
                                t[6].cast<std::optional<int>>(), t[7].cast<std::optional<std::vector<int>>>(),
-                               t[8].cast<uint64_t>());
+                               t[8].cast<uint64_t>(), t[9].cast<std::optional<std::vector<float>>>(), t[10].cast<int>());
         }));
+
+    py::class_<Profile>(m, "Profile", "Settings found for one model.")
+        .def_readonly("path", &Profile::path)
+        .def_readonly("model", &Profile::model)
+        .def_readonly("config", &Profile::config);
+    m.def("read_profile", &read_profile, py::arg("path"));
+    m.def("profile_path", &profile_path, py::arg("model_path"));
+    m.def("find_profile", [](uintptr_t model, const std::string & path) {
+        return find_profile(pointer<llama_model>(model, "find_profile"), path);
+    }, py::arg("model"), py::arg("model_path"));
 
     py::class_<Stats>(m, "SkipStats", "Counts over the generated tokens since the last reset.")
         .def_readonly("tokens", &Stats::tokens)
@@ -261,13 +280,15 @@ PYBIND11_MODULE(_core, m) {
         })
         .def_property_readonly("ffn_map", [](const PyController & c) { return c.controller.ffn_map(); })
         .def_property_readonly("fingerprint", [](const PyController & c) { return c.controller.fingerprint(); })
+        .def("set_profile", [](PyController & c, const Profile & profile) { c.controller.set_profile(profile); },
+             py::arg("profile"))
         .def_property("config", [](const PyController & c) { return c.controller.config(); },
                       [](PyController & c, const Config & config) { c.controller.set_config(config); })
         .def_property_readonly("resolved", [](const PyController & c) {
             const Settings & s = c.controller.settings();
             py::dict out;
             out["policy"]        = policy_name(s.policy);
-            out["sim_threshold"] = s.sim_threshold;
+            out["sim_threshold"] = c.controller.config().sim_threshold;
             out["cold_s"]        = s.cold_s;
             out["cold_e"]        = s.cold_e;
             out["warm_up_index"] = s.warm_up_index;

@@ -12,9 +12,11 @@ namespace {
 constexpr std::pair<Policy, const char *> k_policies[] = {
     { Policy::dense, "dense" },
     { Policy::ffn_skip, "ffn_skip" },
+    { Policy::ffn_skip_per_layer, "ffn_skip_per_layer" },
     { Policy::random, "random" },
     { Policy::random_adaptive_region, "random_adaptive_region" },
     { Policy::fixed, "fixed" },
+    { Policy::fixed_plus_ffn_skip, "fixed_plus_ffn_skip" },
 };
 
 [[noreturn]] void refuse(const std::string & message) {
@@ -42,13 +44,14 @@ int default_cold_layers(int n_layer) {
     return std::max(1, (n_layer + 4) / 8);
 }
 
-// Layers the policy chooses from, before layers without an FFN block are taken out.
-void allow(std::vector<uint8_t> & candidate, int first, int last) {
-    std::fill(candidate.begin() + first, candidate.begin() + last, uint8_t(1));
+int count(const std::vector<uint8_t> & flags) {
+    return std::accumulate(flags.begin(), flags.end(), 0);
 }
 
-void allow_fixed(std::vector<uint8_t> & candidate, const Config & config, const std::vector<uint8_t> & skippable) {
-    const int n_layer = int(skippable.size());
+// [n_layer] 1 for the layers that are always skipped.
+std::vector<uint8_t> fixed_set(const Config & config, const std::vector<uint8_t> & skippable) {
+    const int            n_layer = int(skippable.size());
+    std::vector<uint8_t> set(skippable.size(), 0);
     for (const int il : config.layers) {
         if (il < 0 || il >= n_layer - 1) {
             refuse("layers: " + std::to_string(il) + " is out of range; a model of " + std::to_string(n_layer) +
@@ -57,7 +60,21 @@ void allow_fixed(std::vector<uint8_t> & candidate, const Config & config, const 
         if (!skippable[size_t(il)]) {
             refuse("layers: layer " + std::to_string(il) + " has no FFN block that can be skipped");
         }
-        candidate[size_t(il)] = 1;
+        set[size_t(il)] = 1;
+    }
+    return set;
+}
+
+// The adaptive region, with its checks.
+void set_up_checks(Settings & out, const Config & config) {
+    const bool per_layer  = config.policy == Policy::ffn_skip_per_layer;
+    int        since_last = config.check_stride - 1;  // the first layer is checked
+    for (int il = out.cold_s; il < out.cold_e; ++il) {
+        if (out.candidate[size_t(il)] && !out.always[size_t(il)] && ++since_last >= config.check_stride) {
+            const float threshold   = out.threshold[size_t(il)];
+            out.checked[size_t(il)] = uint8_t(!(per_layer && std::isinf(threshold) && threshold > 0.0f));
+            since_last              = 0;
+        }
     }
 }
 
@@ -102,11 +119,25 @@ void Config::validate() const {
     if (cold_s && cold_e && *cold_s >= *cold_e) {
         refuse("cold_s: " + std::to_string(*cold_s) + " must be below cold_e = " + std::to_string(*cold_e));
     }
-    if (policy == Policy::fixed && layers.empty()) {
-        refuse("layers: policy 'fixed' needs the layers whose FFN block it skips");
+    if (check_stride < 1) {
+        refuse("check_stride: " + std::to_string(check_stride) + " is no distance between checked layers; 1 or more");
     }
-    if (policy != Policy::fixed && !layers.empty()) {
-        refuse("layers: only policy 'fixed' takes layers, not '" + std::string(policy_name(policy)) + "'");
+    const std::string name = policy_name(policy);
+    if (has_fixed_set(policy) && layers.empty()) {
+        refuse("layers: policy '" + name + "' needs the layers whose FFN block it skips");
+    }
+    if (!has_fixed_set(policy) && !layers.empty()) {
+        refuse("layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not '" + name + "'");
+    }
+    const bool per_layer = policy == Policy::ffn_skip_per_layer;
+    if (per_layer && layer_thresholds.empty()) {
+        refuse("layer_thresholds: policy '" + name + "' needs a threshold for each layer");
+    }
+    if (!per_layer && !layer_thresholds.empty()) {
+        refuse("layer_thresholds: only policy 'ffn_skip_per_layer' takes them, not '" + name + "'");
+    }
+    if (std::any_of(layer_thresholds.begin(), layer_thresholds.end(), [](float t) { return std::isnan(t); })) {
+        refuse("layer_thresholds: nan is not a similarity; give a number, infinite where a layer is not checked");
     }
 }
 
@@ -118,20 +149,32 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
 
     Settings out;
     out.policy        = config.policy;
-    out.sim_threshold = config.sim_threshold;
     out.warm_up_index = config.warm_up_index;
     out.seed          = config.seed;
     out.cold_s        = config.cold_s.value_or(n_cold);
     out.cold_e        = config.cold_e.value_or(n_layer - n_cold);
     out.candidate.assign(skippable.size(), 0);
+    out.always.assign(skippable.size(), 0);
+    out.checked.assign(skippable.size(), 0);
+    out.threshold.assign(skippable.size(), config.sim_threshold);
 
     if (config.policy == Policy::dense) {
         return out;
     }
+    if (has_fixed_set(config.policy)) {
+        out.always = out.candidate = fixed_set(config, skippable);
+    }
+    const int n_always = count(out.always);
     if (config.policy == Policy::fixed) {
-        allow_fixed(out.candidate, config, skippable);
-        out.max_skip = std::accumulate(out.candidate.begin(), out.candidate.end(), 0);
+        out.max_skip = n_always;
         return out;
+    }
+    if (config.policy == Policy::ffn_skip_per_layer) {
+        if (int(config.layer_thresholds.size()) != n_layer) {
+            refuse("layer_thresholds: " + std::to_string(config.layer_thresholds.size()) + " for a model of " +
+                   std::to_string(n_layer) + " layers; one for each is needed");
+        }
+        out.threshold = config.layer_thresholds;
     }
 
     if (out.cold_e > n_layer - 1) {
@@ -143,26 +186,36 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
                std::to_string(out.cold_e) + " in a model of " + std::to_string(n_layer) + " layers");
     }
     const bool anywhere = config.policy == Policy::random;
-    allow(out.candidate, anywhere ? 0 : out.cold_s, anywhere ? n_layer - 1 : out.cold_e);
-    for (size_t il = 0; il < skippable.size(); ++il) {
-        out.candidate[il] = uint8_t(out.candidate[il] && skippable[il]);
+    const int  first    = anywhere ? 0 : out.cold_s;
+    const int  last     = anywhere ? n_layer - 1 : out.cold_e;
+    int        n_free   = 0;  // candidates that are not skipped anyway
+    for (int il = first; il < last; ++il) {
+        const bool free = skippable[size_t(il)] && !out.always[size_t(il)];
+        n_free += free;
+        out.candidate[size_t(il)] = uint8_t(free || out.always[size_t(il)]);
+    }
+    if (is_adaptive(config.policy)) {
+        set_up_checks(out, config);
     }
 
     // Algorithm 1 computes the FFN of the layer that trips, so one block of the region is never skipped.
-    const int n_candidate = std::accumulate(out.candidate.begin(), out.candidate.end(), 0);
-    const int reachable   = std::max(0, n_candidate - (config.policy == Policy::ffn_skip ? 1 : 0));
-
-    out.max_skip = config.max_skip.value_or(int(std::lround(double(config.skip_ratio) * n_layer)));
+    const int reachable = std::max(0, n_free - (is_adaptive(config.policy) ? 1 : 0));
+    const int wanted    = int(std::lround(double(config.skip_ratio) * n_layer));
+    if (!config.max_skip && wanted < n_always) {
+        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + " of " +
+               std::to_string(n_layer) + " FFN blocks, fewer than the " + std::to_string(n_always) + " of layers");
+    }
+    out.max_skip = config.max_skip.value_or(wanted - n_always);
     if (out.max_skip > reachable) {
         const std::string most = "; policy '" + std::string(policy_name(config.policy)) + "' over layers [" +
-                                 std::to_string(anywhere ? 0 : out.cold_s) + ", " +
-                                 std::to_string(anywhere ? n_layer - 1 : out.cold_e) + ") can skip at most " +
-                                 std::to_string(reachable) + " of " + std::to_string(n_layer) + " FFN blocks";
+                                 std::to_string(first) + ", " + std::to_string(last) + ") can skip at most " +
+                                 std::to_string(reachable) + " of " + std::to_string(n_layer) + " FFN blocks" +
+                                 (n_always > 0 ? " beside the " + std::to_string(n_always) + " of layers" : "");
         if (config.max_skip) {
             refuse("max_skip: " + std::to_string(out.max_skip) + " is too many" + most);
         }
-        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(out.max_skip) + most +
-               " (a ratio of " + number(float(reachable) / float(n_layer)) + ")");
+        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + most +
+               " (a ratio of " + number(float(reachable + n_always) / float(n_layer)) + ")");
     }
     return out;
 }

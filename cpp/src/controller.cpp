@@ -314,9 +314,14 @@ void Controller::set_config(const Config & config) {
 void Controller::set_profile(const Profile & profile) {
     const std::string model = fingerprint();
     if (profile.model != model) {
-        throw std::invalid_argument("the profile is for model '" + profile.model + "', but this is '" + model + "'");
+        throw std::invalid_argument("profile " + profile.path + ": it is for model '" + profile.model + "', but this is '" +
+                                    model + "'");
     }
-    set_config(profile.config);
+    try {
+        set_config(profile.config);
+    } catch (const std::invalid_argument & error) {
+        throw std::invalid_argument("profile " + profile.path + ": " + error.what());
+    }
 }
 
 const std::vector<FfnBlock> & Controller::ffn_map() const {

@@ -37,6 +37,17 @@ float to_float(const std::string & name, const std::string & value) {
     return number;
 }
 
+// "0.9,0.95,inf" is three of them.
+std::vector<float> to_floats(const std::string & name, const std::string & value) {
+    std::vector<float> numbers;
+    for (size_t begin = 0; begin <= value.size();) {
+        const size_t comma = std::min(value.find(',', begin), value.size());
+        numbers.push_back(to_float(name, value.substr(begin, comma - begin)));
+        begin = comma + 1;
+    }
+    return numbers;
+}
+
 // "3,5-7" is 3, 5, 6, 7.
 std::vector<int> to_layers(const std::string & name, const std::string & value) {
     constexpr size_t k_digits = 4;  // no model has more layers
@@ -73,7 +84,8 @@ struct Entry {
 using Text = const std::string &;
 
 const Entry k_entries[] = {
-    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random, random_adaptive_region, fixed or dense" },
+    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), ffn_skip_per_layer, fixed, fixed_plus_ffn_skip, random, "
+                          "random_adaptive_region or dense" },
       [](Config & c, Text, Text v) { c.policy = policy_from_name(v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       [](Config & c, Text n, Text v) { c.sim_threshold = to_float(n, v); } },
@@ -87,16 +99,25 @@ const Entry k_entries[] = {
       [](Config & c, Text n, Text v) { c.skip_ratio = to_float(n, v); } },
     { { "max-skip", "K", "FFN blocks a token skips, in place of --skip-ratio" },
       [](Config & c, Text n, Text v) { c.max_skip = to_count(n, v); } },
-    { { "skip-layers", "LIST", "layers whose FFN block is skipped, such as 3,5-7; implies --policy fixed" },
+    { { "skip-layers", "LIST", "layers whose FFN block is always skipped, such as 3,5-7; implies --policy fixed unless "
+                               "fixed_plus_ffn_skip is set" },
       [](Config & c, Text n, Text v) {
           c.layers = to_layers(n, v);
-          c.policy = Policy::fixed;
+          c.policy = c.policy == Policy::fixed_plus_ffn_skip ? c.policy : Policy::fixed;
       } },
+    { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked; implies --policy ffn_skip_per_layer" },
+      [](Config & c, Text n, Text v) {
+          c.layer_thresholds = to_floats(n, v);
+          c.policy           = Policy::ffn_skip_per_layer;
+      } },
+    { { "check-stride", "N", "check every N-th layer of the adaptive region only (default 1)" },
+      [](Config & c, Text n, Text v) { c.check_stride = to_count(n, v); } },
     { { "skip-seed", "N", "seed of the random policies (default 0)" },
       [](Config & c, Text n, Text v) { c.seed = to_unsigned(n, v, std::numeric_limits<uint64_t>::max()); } },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
       [](Config & c, Text, Text) {
           c.layers.clear();
+          c.layer_thresholds.clear();
           c.policy = Policy::dense;
       } },
 };

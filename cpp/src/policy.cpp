@@ -32,10 +32,10 @@ void TokenState::begin(const Settings & settings, int32_t position, int32_t toke
     may_skip_ = true;
 
     const int n_layer = settings.n_layer();
-    if (settings.policy == Policy::fixed || settings.policy == Policy::ffn_skip) {
-        auto & set = settings.policy == Policy::fixed ? skip_ : check_;
+    if (settings.policy != Policy::random && settings.policy != Policy::random_adaptive_region) {
         for (int il = 0; il < n_layer; ++il) {
-            set[size_t(il)] = settings.candidate[size_t(il)];
+            skip_[size_t(il)]  = settings.always[size_t(il)];
+            check_[size_t(il)] = settings.checked[size_t(il)];
         }
         return;
     }
@@ -57,14 +57,14 @@ void TokenState::begin(const Settings & settings, int32_t position, int32_t toke
 }
 
 bool TokenState::observe(const Settings & settings, int il, float similarity) {
-    if (!(similarity >= settings.sim_threshold)) {
+    if (!(similarity >= settings.threshold[size_t(il)])) {
         return false;
     }
     tripped_ = true;
     check_.reset();
     int left = settings.max_skip;
     for (int next = il + 1; next < settings.cold_e && left > 0; ++next) {
-        if (settings.candidate[size_t(next)]) {
+        if (settings.candidate[size_t(next)] && !skip_[size_t(next)]) {
             skip_[size_t(next)] = true;
             --left;
         }

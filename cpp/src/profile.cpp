@@ -3,6 +3,9 @@
 #include <ggml.h>
 #include <gguf.h>
 
+#include <algorithm>
+#include <cctype>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <stdexcept>
@@ -34,18 +37,13 @@ public:
         }
     }
 
+    bool        has(const char * key) const { return gguf_find_key(file_.get(), key) >= 0; }
     std::string text(const char * key) const { return gguf_get_val_str(file_.get(), find(key, GGUF_TYPE_STRING)); }
     int         count(const char * key) const { return int(gguf_get_val_u32(file_.get(), find(key, GGUF_TYPE_UINT32))); }
     float       number(const char * key) const { return gguf_get_val_f32(file_.get(), find(key, GGUF_TYPE_FLOAT32)); }
 
-    std::vector<int> list(const char * key) const {
-        const int64_t id = find(key, GGUF_TYPE_ARRAY);
-        if (gguf_get_arr_type(file_.get(), id) != GGUF_TYPE_UINT32) {
-            refuse(std::string(key) + " is no list of uint32");
-        }
-        const auto * values = static_cast<const uint32_t *>(gguf_get_arr_data(file_.get(), id));
-        return std::vector<int>(values, values + gguf_get_arr_n(file_.get(), id));
-    }
+    std::vector<int>   counts(const char * key) const { return list<uint32_t, int>(key, GGUF_TYPE_UINT32); }
+    std::vector<float> numbers(const char * key) const { return list<float, float>(key, GGUF_TYPE_FLOAT32); }
 
 private:
     [[noreturn]] void refuse(const std::string & why) const { throw std::invalid_argument("profile " + path_ + ": " + why); }
@@ -62,28 +60,88 @@ private:
         return id;
     }
 
+    template <typename Stored, typename Value> std::vector<Value> list(const char * key, gguf_type type) const {
+        const int64_t id = find(key, GGUF_TYPE_ARRAY);
+        if (gguf_get_arr_type(file_.get(), id) != type) {
+            refuse(std::string(key) + " is no list of " + gguf_type_name(type));
+        }
+        const auto * values = static_cast<const Stored *>(gguf_get_arr_data(file_.get(), id));
+        return std::vector<Value>(values, values + gguf_get_arr_n(file_.get(), id));
+    }
+
     std::string path_;
     File        file_;
 };
+
+// The length of `text` without `end`, or npos where it ends otherwise.
+size_t without(const std::string & text, const std::string & end) {
+    const bool ends = text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+    return ends ? text.size() - end.size() : std::string::npos;
+}
+
+// The length of "model" in "model-00001-of-00003", or npos.
+size_t without_split_number(const std::string & name) {
+    constexpr const char * k_form = "-00001-of-00003";
+    const size_t           length = std::strlen(k_form);
+    const size_t           start  = name.size() - std::min(length, name.size());
+    for (size_t i = 0; i < length; ++i) {
+        const bool digit = std::isdigit(static_cast<unsigned char>(k_form[i])) != 0;
+        if (start + i >= name.size() ||
+            (digit ? std::isdigit(static_cast<unsigned char>(name[start + i])) == 0 : name[start + i] != k_form[i])) {
+            return std::string::npos;
+        }
+    }
+    return start;
+}
 
 }  // namespace
 
 Profile read_profile(const std::string & path) {
     const Reader reader(path);
     Profile      profile;
-    profile.model         = reader.text("ffnskip.model");
-    profile.config.policy = policy_from_name(reader.text("ffnskip.policy"));
-    if (profile.config.policy == Policy::fixed) {
-        profile.config.layers = reader.list("ffnskip.layers");
-    } else {
-        profile.config.sim_threshold = reader.number("ffnskip.sim_threshold");
-        profile.config.cold_s        = reader.count("ffnskip.cold_s");
-        profile.config.cold_e        = reader.count("ffnskip.cold_e");
-        profile.config.max_skip      = reader.count("ffnskip.max_skip");
+    Config &     config = profile.config;
+    profile.path        = path;
+    profile.model       = reader.text("ffnskip.model");
+    config.policy       = policy_from_name(reader.text("ffnskip.policy"));
+    if (has_fixed_set(config.policy)) {
+        config.layers = reader.counts("ffnskip.layers");
     }
-    profile.config.warm_up_index = reader.count("ffnskip.warm_up_index");
-    profile.config.validate();
+    if (config.policy == Policy::ffn_skip_per_layer) {
+        config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
+    } else if (is_adaptive(config.policy)) {
+        config.sim_threshold = reader.number("ffnskip.sim_threshold");
+    }
+    if (config.policy != Policy::fixed) {
+        config.cold_s       = reader.count("ffnskip.cold_s");
+        config.cold_e       = reader.count("ffnskip.cold_e");
+        config.max_skip     = reader.count("ffnskip.max_skip");
+        config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
+    }
+    config.warm_up_index = reader.count("ffnskip.warm_up_index");
+    try {
+        config.validate();
+    } catch (const std::invalid_argument & error) {
+        throw std::invalid_argument("profile " + path + ": " + error.what());
+    }
     return profile;
+}
+
+std::string profile_path(const std::string & model_path) {
+    std::string stem = model_path.substr(0, without(model_path, ".gguf"));
+    stem             = stem.substr(0, without_split_number(stem));
+    return stem + ".ffnskip.gguf";
+}
+
+std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path) {
+    const std::string beside = profile_path(model_path);
+    if (std::ifstream(beside).good()) {
+        return read_profile(beside);
+    }
+    char text[2];  // only whether it is there; what libllama keeps of the metadata has no lists
+    if (llama_model_meta_val_str(model, "ffnskip.model", text, sizeof(text)) >= 0) {
+        return read_profile(model_path);
+    }
+    return std::nullopt;
 }
 
 }  // namespace ffnskip

@@ -41,7 +41,7 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
         }
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;
-        stats_.tokens_never_tripped += policy == Policy::ffn_skip && row.may_skip() && !row.tripped();
+        stats_.tokens_never_tripped += is_adaptive(policy) && row.may_skip() && !row.tripped();
         if (tracing_) {
             append_trace(i, row);
         }

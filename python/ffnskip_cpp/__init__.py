@@ -11,8 +11,19 @@ from __future__ import annotations
 # First of all: llama_cpp loads its libllama, and the extension then binds to that one instead of a copy of its own.
 import llama_cpp as _llama_cpp  # noqa: F401
 
-from ._core import SkipConfig, SkipStats, Unsupported, __version__
+from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
 from .demo import demo_model
 from .llama import Llama, Trace
+from .profile import read_profile
 
-__all__ = ["Llama", "SkipConfig", "SkipStats", "Trace", "Unsupported", "__version__", "demo_model"]
+__all__ = [
+    "Llama",
+    "Profile",
+    "SkipConfig",
+    "SkipStats",
+    "Trace",
+    "Unsupported",
+    "__version__",
+    "demo_model",
+    "read_profile",
+]

@@ -8,7 +8,15 @@ import numpy.typing as npt
 
 __version__: str
 
-PolicyName = Literal["dense", "ffn_skip", "random", "random_adaptive_region", "fixed"]
+PolicyName = Literal[
+    "dense",
+    "ffn_skip",
+    "ffn_skip_per_layer",
+    "random",
+    "random_adaptive_region",
+    "fixed",
+    "fixed_plus_ffn_skip",
+]
 
 class Unsupported(ValueError):
     """The model or context has no FFN block that can be skipped, or one that is not understood."""
@@ -17,18 +25,23 @@ class SkipConfig:
     """What to skip. FFN-SkipLLM (arXiv:2404.03865), section 3.2 and Algorithm 1. Immutable, hashable, picklable.
 
     Args:
-        policy: "ffn_skip" is Algorithm 1; "random" and "random_adaptive_region" are the paper's baselines 1 and 2
-            (max_skip FFN blocks a token, from all layers but the last, or from the adaptive region); "fixed" skips
-            the FFN blocks of `layers`; "dense" skips nothing.
+        policy: "ffn_skip" is Algorithm 1, "ffn_skip_per_layer" the same with a threshold for each layer; "random" and
+            "random_adaptive_region" are the paper's baselines 1 and 2 (max_skip FFN blocks a token, from all layers
+            but the last, or from the adaptive region); "fixed" skips the FFN blocks of `layers`, and
+            "fixed_plus_ffn_skip" those and, by Algorithm 1, others of the adaptive region; "dense" skips nothing.
         sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
             Above 1: never.
         cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
             0 <= cold_s < cold_e < n_layer. Default: an eighth of the layers at either end.
         warm_up_index: Generated tokens per generation that run in full first, 0 or more.
-        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer).
+        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer), less the
+            number of `layers`.
         max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
-        layers: For "fixed": layers in [0, n_layer - 1).
+        layers: For the fixed policies: layers in [0, n_layer - 1) that every token skips.
         seed: For the random policies.
+        layer_thresholds: For "ffn_skip_per_layer": float [n_layer], each like sim_threshold; infinite where a layer is
+            not to be checked.
+        check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
     Raises:
         ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
     """
@@ -44,6 +57,8 @@ class SkipConfig:
         max_skip: int | None = None,
         layers: Sequence[int] | None = None,
         seed: int = 0,
+        layer_thresholds: Sequence[float] | None = None,
+        check_stride: int = 1,
     ) -> None: ...
     @property
     def policy(self) -> PolicyName: ...
@@ -63,6 +78,10 @@ class SkipConfig:
     def layers(self) -> list[int] | None: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def layer_thresholds(self) -> list[float] | None: ...
+    @property
+    def check_stride(self) -> int: ...
 
 class SkipStats:
     """Counts over generated tokens since the last reset; a snapshot."""
@@ -83,7 +102,7 @@ class SkipStats:
         """Similarities computed."""
     @property
     def tokens_never_tripped(self) -> int:
-        """Policy "ffn_skip": tokens that might have skipped and never reached the threshold (the paper's Table 6)."""
+        """Policies that check: tokens that might have skipped and never reached the threshold (the paper's Table 6)."""
     @property
     def ffn_bytes_not_read(self) -> int:
         """Bytes of weights of skipped blocks that no other row of the batch needed."""
@@ -124,6 +143,23 @@ class FfnBlock:
     @property
     def weights(self) -> list[FfnWeight]: ...
 
+class Profile:
+    """Settings found for one model; `Llama(skip=...)` takes its path, or its config."""
+
+    @property
+    def path(self) -> str:
+        """The file it was read from."""
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model it was made for."""
+    @property
+    def config(self) -> SkipConfig: ...
+
+def read_profile(path: str) -> Profile: ...
+def profile_path(model_path: str) -> str: ...
+def find_profile(model: int, model_path: str) -> Profile | None:
+    """The profile beside or in a model, which is given by its address too."""
+
 class ResolvedConfig(TypedDict):
     """A SkipConfig as it applies to one model."""
 
@@ -161,6 +197,8 @@ class Controller:
     def fingerprint(self) -> str:
         """What tells the model from others, whatever its quantisation; empty before probe()."""
     config: SkipConfig
+    def set_profile(self, profile: Profile) -> None:
+        """Raises ValueError where it is another model's."""
     @property
     def resolved(self) -> ResolvedConfig: ...
     def decode(

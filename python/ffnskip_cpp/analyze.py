@@ -37,7 +37,8 @@ from .analysis.measure import (
     measure_similarity,
     skipping,
 )
-from .analysis.report import Column, Section, Table, decimals, page, percent, whole_file, write_csv
+from .analysis.report import Column, Section, Table, decimals, page, percent, write_csv
+from .files import whole_file
 from .llama import Llama
 from .shapes import read_weight_bytes
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts

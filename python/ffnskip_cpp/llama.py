@@ -15,21 +15,23 @@ import logging
 import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import LogitsProcessorList
 
-from ._core import Controller, FfnBlock, SkipConfig, SkipStats, Unsupported
-from .profile import write_profile
+from . import _core
+from ._core import Controller, FfnBlock, Profile, SkipConfig, SkipStats, Unsupported
+from .profile import read_profile, write_profile
 
 __all__ = ["Llama", "Trace"]
 
 logger = logging.getLogger("ffnskip_cpp")
 
-Skip = Union[SkipConfig, float, str, None]
+Skip = Union[SkipConfig, float, str, "os.PathLike[str]", None]
+_Wanted = Union[SkipConfig, Profile, Literal["auto"]]
 DENSE = SkipConfig(policy="dense")
 SKIPPABLE_ROW = 2  # ffnskip::RowKind
 
@@ -53,17 +55,20 @@ class Llama(llama_cpp.Llama):
     Args:
         model_path: Path of a GGUF file.
         skip: What to skip: a `SkipConfig`; a float, the target share of FFN blocks to skip (Algorithm 1 with the
-            paper's other values); "auto", the paper's values; None, nothing (plain llama.cpp).
+            paper's other values); the path of a skip profile; "auto", the profile beside or in the model, or else the
+            paper's values; None, nothing (plain llama.cpp).
         **kwargs: As for `llama_cpp.Llama`.
 
     Raises:
-        ValueError: The model can't be loaded, or `skip` does not fit it (`Unsupported`, a ValueError, where the
-            architecture has no FFN block that can be skipped; with "auto" such a model runs dense).
+        ValueError: The model can't be loaded, a profile is damaged or another model's, or `skip` does not fit the model
+            (`Unsupported`, a ValueError, where the architecture has no FFN block that can be skipped; with "auto" such
+            a model runs dense).
+        FileNotFoundError: There is no such profile.
     """
 
     def __init__(self, model_path: str, *, skip: Skip = "auto", **kwargs: Any):
         self._stack = contextlib.ExitStack()  # the base class closes it, however early construction fails
-        wanted = _as_config(skip)
+        wanted = _as_wanted(skip)
         self._skip_argument = skip
         self._controller = Controller()
         self._attachable = not kwargs.get("embedding", False)
@@ -83,7 +88,7 @@ class Llama(llama_cpp.Llama):
         self._decoder = _Decoder(self._controller, self._ctx)
         self._ctx.decode = self._decoder
         self._cover_context()
-        self._set_up_skipping(wanted, automatic=skip == "auto")
+        self._set_up_skipping(wanted)
 
     def _cover_context(self) -> None:
         """llama.cpp rounds n_ctx up, and a draft model wants logits: the base class's arrays may be too short."""
@@ -91,33 +96,50 @@ class Llama(llama_cpp.Llama):
         if self._logits_all and len(self.scores) < self._n_ctx:
             self.scores = np.zeros((self._n_ctx, self._n_vocab), np.single)
 
-    def _set_up_skipping(self, config: SkipConfig, *, automatic: bool) -> None:
+    def _set_up_skipping(self, wanted: _Wanted) -> None:
         try:
             if self._attachable:
                 self._controller.probe(self._ctx.ctx)
-            self._configure(config)
-        except ValueError as error:
-            if config.policy != "dense" and not automatic:
+            self._apply(wanted)
+        except Unsupported as error:
+            if not (wanted == "auto" or _is_dense(wanted)):
                 self.close()
                 raise
             self._why_dense = str(error)
-            self._configure(DENSE)
-            if automatic:
+            self._apply(DENSE)
+            if wanted == "auto":
                 self._log(f"skip='auto': nothing is skipped: {error}")
-            return
-        if automatic:
-            resolved = self._controller.resolved
-            self._log(
-                f"skip='auto': uncalibrated values from the paper (sim_threshold={resolved['sim_threshold']:g}, layers "
-                f"[{resolved['cold_s']}, {resolved['cold_e']}), max_skip={resolved['max_skip']}, "
-                f"warm_up_index={resolved['warm_up_index']})"
-            )
+        except ValueError:
+            self.close()
+            raise
 
-    def _configure(self, config: SkipConfig) -> None:
-        if not self._attachable and config.policy != "dense":
+    def _apply(self, wanted: _Wanted) -> None:
+        if not self._attachable and not _is_dense(wanted):
             raise Unsupported("an embedding context does not generate; its FFN blocks always run")
-        self._controller.config = config
-        self._dense = config.policy == "dense"
+        if isinstance(wanted, Profile):
+            self._controller.set_profile(wanted)
+        elif wanted == "auto":
+            self._apply_automatically()
+        else:
+            self._controller.config = wanted
+        self._dense = _is_dense(self._controller.config)
+
+    def _apply_automatically(self) -> None:
+        profile = _core.find_profile(ctypes.cast(self._model.model, ctypes.c_void_p).value or 0, self.model_path)
+        if profile is not None:
+            self._controller.set_profile(profile)
+            self._log(f"skip='auto': as {profile.path} says")
+            return
+        try:
+            self._controller.config = SkipConfig()
+        except ValueError as error:  # too few layers for the paper's cold regions
+            raise Unsupported(str(error)) from error
+        resolved = self._controller.resolved
+        self._log(
+            f"skip='auto': uncalibrated values from the paper (sim_threshold={resolved['sim_threshold']:g}, layers "
+            f"[{resolved['cold_s']}, {resolved['cold_e']}), max_skip={resolved['max_skip']}, "
+            f"warm_up_index={resolved['warm_up_index']}); `ffnskip calibrate` finds this model's own"
+        )
 
     def _log(self, message: str) -> None:
         logger.log(logging.WARNING if self.verbose else logging.INFO, message)
@@ -144,11 +166,11 @@ class Llama(llama_cpp.Llama):
             ValueError: On assignment, where the value does not fit the model; what was set before stays.
         """
         config = self._controller.config
-        return None if config.policy == "dense" else config
+        return None if _is_dense(config) else config
 
     @skip.setter
     def skip(self, value: Skip) -> None:
-        self._configure(_as_config(value))
+        self._apply(_as_wanted(value))
         self._skip_argument = value
 
     @property
@@ -166,11 +188,11 @@ class Llama(llama_cpp.Llama):
     def dense(self) -> Iterator[None]:
         """Within the block nothing is skipped."""
         config = self._controller.config
-        self._configure(DENSE)
+        self._apply(DENSE)
         try:
             yield
         finally:
-            self._configure(config)
+            self._apply(config)
 
     @property
     def stats(self) -> SkipStats:
@@ -199,7 +221,7 @@ class Llama(llama_cpp.Llama):
             self._tracing = False
 
     def save_profile(self, path: str | os.PathLike[str]) -> None:
-        """Writes what `skip` is now as a skip profile of this model, for `ffnskip-main --profile`.
+        """Writes what `skip` is now as a skip profile of this model.
 
         Raises:
             ValueError: Nothing is skipped, or the policy is a random one, which no profile holds.
@@ -503,18 +525,24 @@ def _first(generation: Generator[int, Any, None], n: int) -> Generator[int, Any,
         generation.close()
 
 
-def _as_config(skip: Skip) -> SkipConfig:
+def _is_dense(wanted: _Wanted) -> bool:
+    return isinstance(wanted, SkipConfig) and wanted.policy == "dense"
+
+
+def _as_wanted(skip: Skip) -> _Wanted:
     if skip is None:
         return DENSE
     if isinstance(skip, SkipConfig):
         return skip
-    if isinstance(skip, str):
-        if skip == "auto":
-            return SkipConfig()
-        raise ValueError(f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], 'auto' or None")
+    if skip == "auto":
+        return "auto"
+    if isinstance(skip, os.PathLike) or (isinstance(skip, str) and skip.endswith(".gguf")):
+        return read_profile(skip)
     if isinstance(skip, (int, float)) and not isinstance(skip, bool):
         return SkipConfig(skip_ratio=float(skip))
-    raise ValueError(f"skip: {skip!r} is not a SkipConfig, a ratio in [0, 1], 'auto' or None")
+    raise ValueError(
+        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], the path of a profile (.gguf), 'auto' or None"
+    )
 
 
 def _explain_load_error(error: ValueError, model_path: str) -> ValueError:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from . import _core
+from .profile import read_profile
 
 __all__ = ["add_arguments", "environment", "run"]
 
@@ -49,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(f"--{name}", metavar=metavar, help=text.replace("%", "%%"))
     parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="skip profile; skip options change single values of it (default: the one beside or in the model, unless "
+        "a skip option is given)",
+    )
+    parser.add_argument(
         "--stats-file", metavar="FILE.json", help="write the statistics there (default: a line on stderr)"
     )
     parser.add_argument(
@@ -79,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     names = [name for name, _, _ in _core.options()]
     given = {name: value for name in names if (value := getattr(args, name.replace("-", "_"))) is not None}
     variables = {**os.environ, **environment(given)}
+    if args.profile is not None:
+        variables["FFNSKIP_PROFILE"] = os.path.abspath(read_profile(args.profile).path)
     if args.stats_file is not None:
         _check_writable(args.stats_file)
         variables["FFNSKIP_STATS_FILE"] = os.path.abspath(args.stats_file)

@@ -2,6 +2,7 @@
 #include "expect.h"
 #include "ffnskip/options.h"
 
+#include <cmath>
 
 using namespace ffnskip;
 
@@ -27,6 +28,15 @@ void values() {
     const Config fixed = with("skip-layers", "3,5-7");
     expect(fixed.policy == Policy::fixed && fixed.layers == std::vector<int>{ 3, 5, 6, 7 }, "skip-layers");
 
+    Config both = with("policy", "fixed_plus_ffn_skip");
+    set_option(both, "skip-layers", "4");
+    expect(both.policy == Policy::fixed_plus_ffn_skip && both.layers == std::vector<int>{ 4 }, "skip-layers with a policy");
+
+    const Config per_layer = with("layer-thresholds", "0.5,-1,inf");
+    expect(per_layer.policy == Policy::ffn_skip_per_layer && per_layer.layer_thresholds.size() == 3, "layer-thresholds");
+    expect(per_layer.layer_thresholds[1] == -1.0f && std::isinf(per_layer.layer_thresholds[2]), "their values");
+    expect(with("check-stride", "2").check_stride == 2, "check-stride");
+
     Config none = fixed;
     set_option(none, "no-skip", "");
     none.validate();
@@ -41,6 +51,9 @@ void refused_values() {
     }
     for (const char * text : { "", "high", "0.5 ", "0,5" }) {
         expect_refused([&] { with("sim-threshold", text); }, "sim-threshold: '" + std::string(text) + "' is not a number");
+    }
+    for (const char * text : { "", ",", "0.5,", "0.5,x", "0.5 0.6" }) {
+        expect_refused([&] { with("layer-thresholds", text); }, "is not a number");
     }
     for (const char * text : { "", ",", "3,", "5-3", "a", "-2", "1--2", "3;4", "70000" }) {
         expect_refused([&] { with("skip-layers", text); }, "is not a list of layers such as 3,5-7");

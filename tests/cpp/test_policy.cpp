@@ -4,6 +4,7 @@
 #include "policy.h"
 
 #include <cmath>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -90,6 +91,53 @@ void random_sets() {
     }
 }
 
+void thresholds_of_layers() {
+    constexpr float inf = std::numeric_limits<float>::infinity();
+    Config          config;
+    config.policy           = Policy::ffn_skip_per_layer;
+    config.layer_thresholds = { 0, 0, inf, 0.9f, 0.5f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0, 0 };
+    config.max_skip         = 3;
+    const Settings settings = resolve(config, k_sixteen);
+    std::vector<int> asked;
+    const auto       run_noting = [&](float similarity) {
+        asked.clear();
+        return run(settings, [&](int il) { return asked.push_back(il), similarity; });
+    };
+    expect(run_noting(0.6f) == std::vector<int>({ 5, 6, 7 }), "a layer trips at its own threshold");
+    expect(asked == std::vector<int>({ 3, 4 }), "an infinite threshold is not checked, nor is anything after the trip");
+    expect(run_noting(0.95f) == std::vector<int>({ 4, 5, 6 }), "layers below cold_s do not trip");
+    expect(run_noting(0.4f).empty() && asked.size() == 11, "the whole region but one");
+}
+
+void fixed_set_and_algorithm_1() {
+    Config config;
+    config.policy        = Policy::fixed_plus_ffn_skip;
+    config.sim_threshold = 0.9f;
+    config.cold_s        = 3;
+    config.cold_e        = 9;
+    config.layers        = { 1, 4, 6 };
+    config.max_skip      = 2;
+    std::vector<int> asked;
+    const auto       run_noting = [&](float similarity) {
+        asked.clear();
+        return run(resolve(config, k_sixteen), [&](int il) { return asked.push_back(il), similarity; });
+    };
+    expect(run_noting(0.0f) == std::vector<int>({ 1, 4, 6 }), "the set is always skipped, in and out of the region");
+    expect(asked == std::vector<int>({ 3, 5, 7, 8 }), "what is computed in the region is checked");
+    expect(run_noting(0.9f) == std::vector<int>({ 1, 4, 5, 6, 7 }), "max_skip counts what is not in the set");
+    config.check_stride = 3;
+    expect(run_noting(0.0f).size() == 3 && asked == std::vector<int>({ 3, 8 }), "every third of the checked layers");
+    config.max_skip = std::nullopt;
+    config.skip_ratio = 0.25f;
+    expect(resolve(config, k_sixteen).max_skip == 1, "skip_ratio counts the set");
+    config.skip_ratio = 0.1f;
+    expect_refused([&] { resolve(config, k_sixteen); }, "asks for 2 of 16 FFN blocks, fewer than the 3 of layers");
+    config.max_skip = 4;
+    expect_refused([&] { resolve(config, k_sixteen); }, "at most 3 of 16 FFN blocks beside the 3 of layers");
+    config.max_skip = 0;
+    expect(resolve(config, k_sixteen).skips_anything() && run_noting(1.0f) == std::vector<int>({ 1, 4, 6 }), "the set alone");
+}
+
 void refusals() {
     Config config;
     config.sim_threshold = std::nanf("");
@@ -108,6 +156,21 @@ void refusals() {
     config.policy = Policy::fixed;
     config.layers = { 15 };
     expect_refused([&] { resolve(config, k_sixteen); }, "layers: 15 is out of range");
+    config              = Config();
+    config.check_stride = 0;
+    expect_refused([&] { config.validate(); }, "check_stride: 0");
+    config        = Config();
+    config.policy = Policy::ffn_skip_per_layer;
+    expect_refused([&] { config.validate(); }, "needs a threshold for each layer");
+    config.layer_thresholds = { 0.5f, 0.5f };
+    expect_refused([&] { resolve(config, k_sixteen); }, "layer_thresholds: 2 for a model of 16 layers");
+    config.layer_thresholds[1] = std::nanf("");
+    expect_refused([&] { config.validate(); }, "layer_thresholds: nan");
+    config.policy = Policy::ffn_skip;
+    expect_refused([&] { config.validate(); }, "only policy 'ffn_skip_per_layer' takes them");
+    config        = Config();
+    config.layers = { 3 };
+    expect_refused([&] { config.validate(); }, "only policies 'fixed' and 'fixed_plus_ffn_skip' take layers");
     expect_refused([&] { policy_from_name("greedy"); }, "'greedy' is unknown");
 }
 
@@ -117,6 +180,8 @@ int main() {
     algorithm_1();
     layers_without_ffn_do_not_count();
     random_sets();
+    thresholds_of_layers();
+    fixed_set_and_algorithm_1();
     refusals();
     return result();
 }

@@ -72,7 +72,8 @@ public:
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
     // for any policy but dense.
     void           set_config(const Config & config);
-    // The profile's config. Throws std::invalid_argument, naming both fingerprints, for another model's profile.
+    // The profile's config. Throws std::invalid_argument, naming the file, for another model's profile (both fingerprints)
+    // and where its config does not fit.
     void           set_profile(const Profile & profile);
     const Config & config() const;
     // The config as it applies to this model.

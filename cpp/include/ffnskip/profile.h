@@ -1,22 +1,34 @@
-// A skip profile: settings found for one model, in a small GGUF file beside it (model.ffnskip.gguf).
+// A skip profile: settings found for one model, as GGUF metadata, beside the model (model.ffnskip.gguf) or in its file.
 //
-// Metadata only: ffnskip.model (fingerprint), ffnskip.policy, ffnskip.sim_threshold, ffnskip.cold_s, ffnskip.cold_e,
-// ffnskip.warm_up_index, ffnskip.max_skip, and for policy "fixed" ffnskip.layers. Other keys under "ffnskip." are what
-// was learnt on the way and are left alone here.
+// The keys: ffnskip.model (fingerprint), ffnskip.policy, ffnskip.warm_up_index; but for policy "fixed" ffnskip.cold_s,
+// ffnskip.cold_e, ffnskip.max_skip, ffnskip.check_stride (1 where there is none); and what the policy needs of
+// ffnskip.sim_threshold, ffnskip.layer_thresholds, ffnskip.layers. Other keys under "ffnskip." are what was learnt on the
+// way and are left alone here.
 #pragma once
 
 #include "ffnskip/config.h"
 
+#include <llama.h>
+
+#include <optional>
 #include <string>
 
 namespace ffnskip {
 
 struct Profile {
+    std::string path;    // the file it was read from
     std::string model;   // Controller::fingerprint() of the model it was made for
     Config      config;
 };
 
 // Throws std::invalid_argument: the file, and why it is no profile.
 Profile read_profile(const std::string & path);
+
+// Where the profile of a model lies: "model.ffnskip.gguf" of "model.gguf", and of "model-00001-of-00003.gguf".
+std::string profile_path(const std::string & model_path);
+
+// The profile of a model that was loaded from `model_path`: the one beside it, else the one in it, else none.
+// Throws as read_profile() does.
+std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path);
 
 }  // namespace ffnskip

@@ -1,38 +1,22 @@
 """Files of an analysis: CSV, and one HTML page that needs no other file and no network.
 
-    with whole_file(Path("numbers.csv")) as part:
-        write_csv(part, rows)
-    html = page("Analysis of model.gguf", [("model", "model.gguf")], [section])
-
-A file appears under its name when it is complete, or not at all.
+write_csv(Path("numbers.csv"), rows)
+html = page("Analysis of model.gguf", [("model", "model.gguf")], [section])
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import html
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Column", "Section", "Table", "decimals", "page", "percent", "whole_file", "write_csv"]
+__all__ = ["Column", "Section", "Table", "decimals", "page", "percent", "write_csv"]
 
 Row = dict[str, Any]
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to; the file gets its own, in place of what was there, if the block ends without an error."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
