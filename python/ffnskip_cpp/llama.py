@@ -541,7 +541,8 @@ def _as_wanted(skip: Skip) -> _Wanted:
     if isinstance(skip, (int, float)) and not isinstance(skip, bool):
         return SkipConfig(skip_ratio=float(skip))
     raise ValueError(
-        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], the path of a profile (.gguf), 'auto' or None"
+        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], the path of a profile (.gguf), 'auto' or "
+        "None"
     )
 
 
