@@ -395,7 +395,7 @@ def test_csv_can_be_read_back(bench_cli):
         (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
         (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
-        (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 1073741824"),
+        (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),
         (["--shape", "tiny", "-p", "8", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "--cold-s", "14"], "cold_s"),
         (["--shape", "tiny", "--cold-e", "16"], "cold_e"),
@@ -431,11 +431,18 @@ def test_a_list_that_is_none_is_bad_usage(option, value, tiny, capsys):
 
 
 def test_contexts_that_do_not_fit_into_memory_are_refused(bench_cli, monkeypatch):
-    free = iter([50e9, 40e9, 40e9, 40e9, 40e9])
+    free = iter([50e9, 40e9, 40e9])
     monkeypatch.setattr(runners, "available_memory", lambda: next(free))
     status, out, err = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", "0.1,0.2,0.3")
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "5 more contexts of 10.0 GB do not fit into memory" in err
+
+
+def test_a_context_that_llama_cpp_refuses_is_named(bench_cli, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda model, params: None)
+    status, out, err = bench_cli("--shape", "tiny")
+    assert (status, out) == (2, "")
+    assert err == "ffnskip bench: llama.cpp can't make a context of 1 tokens; -v shows why\n"
 
 
 def test_damaged_model_is_refused_in_one_line(bench_cli, tmp_path):

@@ -8,7 +8,12 @@ __all__ = ["file_type"]
 
 
 def file_type(model: int) -> str:
-    """ "q4_k_m", say, of a `llama_model` pointer."""
+    """
+    Args:
+        model: A `llama_model` pointer.
+    Returns:
+        "q4_k_m", say.
+    """
     value = llama_cpp.llama_model_ftype(model) & ~llama_cpp.LLAMA_FTYPE_GUESSED
     names = {number: name for name, number in vars(llama_cpp).items() if name.startswith("LLAMA_FTYPE_")}
     return names.get(value, f"ftype {value}").replace("LLAMA_FTYPE_MOSTLY_", "").replace("LLAMA_FTYPE_ALL_", "").lower()

@@ -14,7 +14,7 @@ RATIO_POLICIES = ("ffn_skip", "random", "random_adaptive_region")
 ALWAYS_TRIPS = -2.0  # a cosine is never below -1
 NEVER_TRIPS = 2.0
 MAX_THREADS = 512  # GGML_MAX_N_THREADS; ggml does not check
-MAX_TOKENS = 2**30  # positions are 32-bit
+MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
 
 @dataclass(frozen=True)

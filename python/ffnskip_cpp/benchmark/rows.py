@@ -23,9 +23,11 @@ def row_of(
     dense: npt.NDArray[np.float64],
     seconds: npt.NDArray[np.float64],
 ) -> dict[str, Any]:
-    """
+    """What is reported of one setting in one test.
+
     Args:
-        dense: Seconds of plain llama.cpp, [number of pieces]; `seconds` those of the setting.
+        runner: The setting's; its statistics are those of the timed tokens.
+        dense: Seconds of plain llama.cpp, [number of pieces of the test]; `seconds` are those of the setting.
     """
     skipping = _skipping(runner, weights)
     speeds = _speeds(test.n_prompt or 1, dense, seconds)

@@ -29,7 +29,7 @@ class Runner:
     def __init__(self, model: int, params: Any):
         self.ctx = llama_cpp.llama_init_from_model(model, params)
         if not self.ctx:
-            raise ValueError("llama.cpp can't make a context; -v shows why")
+            raise ValueError(f"llama.cpp can't make a context of {params.n_ctx} tokens; -v shows why")
         self._token = (llama_cpp.llama_token * 1)()
         self._batch = llama_cpp.llama_batch_get_one(self._token, 1)
 
@@ -163,7 +163,8 @@ def open_runners(
             before = available_memory()
             runners.append(_open_runner(stack, model, setting, _context_params(test, threads, options)))
             if setting is settings[0]:
-                _check_memory(before - available_memory(), len(settings) - 1, test)
+                n_copies = 1 if test.n_depth else 0  # the state that all of them start from
+                _check_memory(before - available_memory(), len(settings) - 1 + n_copies, test)
         yield runners
 
 

@@ -16,7 +16,8 @@ __all__ = ["time_test"]
 
 
 def time_test(runners: Sequence[Runner], test: Test, vocab_size: int, options: Options) -> npt.NDArray[np.float64]:
-    """
+    """Times the test, after an untimed run of its beginning.
+
     Returns:
         Seconds, [len(runners), number of pieces]: a piece is a whole prompt, or one generated token.
     """
