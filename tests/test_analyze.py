@@ -220,6 +220,17 @@ def test_speed_is_that_of_the_benchmark(analyzed):
     assert (floats(rows, "tokens_per_second") > 0).all()
 
 
+def test_speed_is_that_of_the_cold_regions_analysed(model, tmp_path):
+    """A ratio that only regions smaller than the default leave room for."""
+    (tmp_path / "t.txt").write_text(TEXT)
+    arguments = ["--figures", "skip_ratio", "--max-tokens", 64, "--policy", "ffn_skip", "--speed-tokens", 2]
+    arguments += ["--cold-s", 1, "--cold-e", 15, "--skip-ratio", 0.8, "--text", tmp_path / "t.txt", "-o", tmp_path]
+    assert cli.main(["analyze", str(model), "-t", "1", *map(str, arguments)]) == 0
+    rows = read(tmp_path, "skip_ratio_speed")
+    assert floats(rows, "skip_ratio").tolist() == [0, 0, 0, 13 / 16]
+    assert floats(rows, "checks").tolist() == [0, 0, 14, 1]
+
+
 @pytest.mark.parametrize(
     ("mean", "expected"),
     [

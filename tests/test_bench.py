@@ -5,14 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from functools import partial
+from typing import ClassVar
 
 import llama_cpp
 import numpy as np
 import pytest
 
-from ffnskip_cpp import Unsupported, bench, cli, shapes
+from ffnskip_cpp import Llama, Unsupported, bench, cli, shapes
+from ffnskip_cpp.benchmark import rows as bench_rows
+from ffnskip_cpp.benchmark import runners
+from ffnskip_cpp.benchmark.options import Options, settings_of
+from ffnskip_cpp.benchmark.options import Test as BenchTest
+from ffnskip_cpp.benchmark.timing import time_test
+from ffnskip_cpp.flops import ffn_flops
 from ffnskip_cpp.shapes import Shape
-from tiny_models import write_bert, write_llama, write_moe
+from tiny_models import write_bert, write_biased, write_exp_probs, write_llama, write_moe, write_post_norm
 
 TINY = Shape("llama", 16, 64, 128, 4, 2, n_vocab=300, head_dim=16, n_ctx_train=512)
 WIDE = Shape("qwen3", 4, 256, 512, 4, 2, n_vocab=300, head_dim=64, n_ctx_train=512, tied=True)
@@ -27,10 +35,13 @@ KEYS = {
     "ideal_speed_up",
     "share_of_ideal",
     "checks",
+    "flops_saved",
     "model",
     "type",
     "threads",
+    "n_prompt",
     "n_gen",
+    "n_depth",
     "repetitions",
     "versions",
 }
@@ -138,6 +149,33 @@ def test_a_token_reads_only_the_experts_it_uses(tmp_path):
     assert shapes.read_weight_bytes(path).ffn_per_layer == {0: 2 * expert + router, 1: 2 * expert + router}
 
 
+# ---- operations ----
+
+
+@pytest.mark.parametrize(
+    ("write", "multiplications"),  # per layer: width 64, FFN 128, or 64 an expert
+    [
+        (write_llama, [3 * 64 * 128] * 2),
+        (write_biased, [2 * 64 * 128] * 2),  # no gate; biases and norms do not count
+        (write_post_norm, [3 * 64 * 128] * 2),
+        (write_moe, [4 * 64 + 2 * 3 * 64 * 64] * 2),  # the router, and 2 of 4 experts
+        (write_exp_probs, [3 * 64 * 128, 4 * 64 + 2 * 3 * 64 * 64 + 3 * 64 * 64]),  # and the shared one
+    ],
+)
+def test_flops_of_a_block_by_hand(write, multiplications, tmp_path):
+    path = write(tmp_path / "model.gguf", n_layer=2)
+    with Llama(str(path), skip=None, n_ctx=32, verbose=False) as llm:
+        assert [ffn_flops(block) for block in llm.ffn_map] == [2 * n for n in multiplications]
+
+
+def test_table_4_of_the_paper():
+    """FLOPs reduction of LLaMA-2 7B: its shares of all 32 blocks, cut to a digit. At 5 % it has 0.3B, not 0.4B."""
+    llama2 = shapes.SHAPES["llama2-7b"]
+    block = 2 * 3 * llama2.n_embd * llama2.n_ff
+    for share, paper in ((0.1, 0.8), (0.2, 1.7), (0.3, 2.5), (0.5, 4.3)):
+        assert int(share * llama2.n_layer * block / 1e8) / 10 == paper
+
+
 # ---- what is reported ----
 
 
@@ -160,6 +198,7 @@ def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli):
         assert row.keys() >= KEYS
         unread = row["skip_ratio"] * 16 * (3 * 64 * 128 * 4)
         assert row["ideal_speed_up"] == pytest.approx(weights.total / (weights.total - unread))
+        assert row["flops_saved"] == pytest.approx(row["skip_ratio"] * 16 * 2 * (3 * 64 * 128))
         assert row["share_of_ideal"] == pytest.approx(row["speed_up"] / row["ideal_speed_up"])
         assert (row["model"], row["type"], row["threads"], row["n_gen"], row["repetitions"]) == ("tiny", "f32", 1, 4, 2)
         assert row["tokens_per_second"] > 0 and row["tokens_per_second_spread"] >= 0
@@ -167,46 +206,147 @@ def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli):
     assert rows[0]["speed_up"] == 1
 
 
+def test_a_block_skipped_by_some_tokens_counts_by_their_share(bench_cli):
+    """Random policies skip other blocks for each token, and as many."""
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--policy", "random", "--skip-ratio", 0.25, "-o", "json")
+    assert json.loads(out)[-1]["flops_saved"] == pytest.approx(4 * 2 * 3 * 64 * 128)
+
+
 def test_speed_up_is_the_median_of_ratios_within_the_round():
     dense = np.array([1.0, 2.0, 4.0, 8.0, 16.0])  # a machine that slows down
     seconds = dense / np.array([1.0, 1.1, 1.2, 1.3, 1.4])
-    row = bench._speeds("tg5", bench.Setting("idle", None), 1, dense, seconds)
+    row = bench_rows._speeds(1, dense, seconds)
     assert (row["speed_up_q1"], row["speed_up"], row["speed_up_q3"]) == pytest.approx((1.1, 1.2, 1.3))
     assert row["tokens_per_second"] == pytest.approx(1.2 / 4)
     assert row["tokens_per_second_spread"] == pytest.approx(1.1 / 2 - 1.3 / 8)
 
 
-def test_every_setting_decodes_the_same_tokens_and_no_one_always_goes_first():
-    log = []
+class Recorder:
+    """Stands in for a runner; `log` has what all of them were asked to do."""
 
-    class Recorder:
-        def __init__(self, name):
-            self.name = name
+    log: ClassVar[list]
 
-        def clear(self):
-            log.append((self.name, "clear"))
+    def __init__(self, name):
+        self.name = name
 
-        def prompt(self, tokens):
-            log.append((self.name, *tokens))
+    def state(self):
+        return f"state of {self.name}"
 
-        def token(self, token, position):
-            log.append((self.name, token, position))
+    def reset(self, state):
+        self.log.append((self.name, "reset", state))
 
-    class Progress:
-        def update(self):
-            log.append("round")
+    def prompt(self, tokens, position):
+        self.log.append((self.name, "prompt", *tokens, position))
 
-    times = bench._repeat([Recorder("a"), Recorder("b")], [1, 2], [8, 9], 1, Progress())
-    assert log == [
-        *[("b", "clear"), ("b", 1, 2), ("a", "clear"), ("a", 1, 2)],
-        *[("a", 8, 2), ("b", 8, 2), "round"],
-        *[("b", 9, 3), ("a", 9, 3), "round"],
+    def generated(self, tokens, position):
+        self.log.append((self.name, "generated", *tokens, position))
+
+
+@pytest.fixture
+def recorders():
+    Recorder.log = []
+    return [Recorder("a"), Recorder("b")]
+
+
+def test_every_setting_decodes_the_same_tokens_and_no_one_always_goes_first(recorders):
+    seconds = time_test(recorders, BenchTest(n_gen=2), 100, Options(repetitions=2, warm_up=False))
+    (_, _, first, _), (_, _, second, _) = [e for e in Recorder.log if e[:2] == ("a", "generated")][:2]
+    reset = [("a", "reset", None), ("b", "reset", None)]
+    assert Recorder.log == [
+        *[*reset, ("a", "generated", first, 0), ("b", "generated", first, 0)],
+        *[("b", "generated", second, 1), ("a", "generated", second, 1)],
+        *[*reset, ("b", "generated", first, 0), ("a", "generated", first, 0)],
+        *[("a", "generated", second, 1), ("b", "generated", second, 1)],
     ]
-    assert times.prompt.shape == (2, 1) and times.token.shape == (2, 2) and (times.token > 0).all()
+    assert seconds.shape == (2, 4) and (seconds > 0).all()
+
+
+def test_depth_is_filled_once_and_every_repetition_of_every_setting_starts_from_it(recorders):
+    seconds = time_test(recorders, BenchTest(n_prompt=3, n_depth=5), 100, Options(repetitions=2, warm_up=False))
+    (_, _, *tokens, position), *after = Recorder.log[1:]
+    assert (len(tokens), position) == (5, 0)
+    assert [entry for entry in after if entry[1] == "reset"] == [(n, "reset", "state of a") for n in "abab"]
+    prompts = [entry for entry in after if entry[1] == "prompt"]
+    assert [entry[0] for entry in prompts] == ["a", "b", "b", "a"]
+    assert {(len(entry) - 3, entry[-1]) for entry in prompts} == {(3, 5)}
+    assert seconds.shape == (2, 2)
+
+
+def test_warm_up_is_a_run_that_is_not_timed(recorders):
+    def n_decodes(warm_up):
+        Recorder.log.clear()
+        seconds = time_test(recorders, BenchTest(n_gen=4), 100, Options(repetitions=1, warm_up=warm_up))
+        assert seconds.shape == (2, 4)
+        return sum(entry[1] == "generated" for entry in Recorder.log)
+
+    assert (n_decodes(False), n_decodes(True)) == (2 * 4, 2 * 4 + 2 * 2)
+
+
+@pytest.mark.parametrize("write", [write_llama, partial(write_post_norm, sliding_window=4)])
+def test_a_setting_that_starts_from_the_filled_context_computes_what_one_evaluation_does(write, tmp_path):
+    """The logits of a skipping setting at depth 6 that skips nothing are those of plain llama.cpp after 6 tokens."""
+    tokens = list(range(40, 47))
+    path = write(tmp_path / "model.gguf", n_layer=4)
+    test = BenchTest(n_gen=1, n_depth=6)
+    settings = settings_of(Options(), test)[:2]
+    options = Options(model_path=str(path))
+    with runners.open_model(options) as (model, _), runners.open_runners(model, settings, test, 1, options) as opened:
+        plain, skipping = opened
+        n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        plain.prompt(tokens[:6], 0)
+        state = plain.state()
+        plain.generated(tokens[6:], 6)
+        skipping.prompt([9, 9, 9], 0)  # is forgotten
+        skipping.reset(state)
+        skipping.generated(tokens[6:], 6)
+        expected, got = (
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits(runner.ctx), shape=(n_vocab,)) for runner in opened
+        )
+        assert np.std(expected) > 0.1
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_row_per_combination_under_the_names_of_llama_bench(bench_cli):
+    _, out, _ = bench_cli(
+        *["--shape", "tiny", "--type", "f32", "--skip-ratio", 0.25, "-o", "json", "--no-warmup"],
+        *["-p", "0,8", "-p", "4", "-d", "0,32", "-n", "3"],  # -n 4 is the fixture's
+    )
+    tests = [(r["test"], r["n_prompt"], r["n_gen"], r["n_depth"]) for r in json.loads(out) if r["policy"] == "dense"]
+    assert tests == [
+        *[("pp8", 8, 0, 0), ("pp4", 4, 0, 0), ("tg4", 0, 4, 0), ("tg3", 0, 3, 0)],
+        *[("pp8 @ d32", 8, 0, 32), ("pp4 @ d32", 4, 0, 32), ("tg4 @ d32", 0, 4, 32), ("tg3 @ d32", 0, 3, 32)],
+    ]
+
+
+@pytest.mark.parametrize("flash_attention", ["0", "1", "on", "off", "auto"])
+def test_prompt_alone_is_measured(tiny, capsys, flash_attention):
+    arguments = ["--shape", tiny, "--type", "f32", "-t", "1,2", "-n", "0", "-p", "8", "-r", "2", "-o", "json"]
+    assert cli.main(["bench", *arguments, "-fa", flash_attention]) == 0
+    assert [(row["test"], row["policy"], row["threads"]) for row in json.loads(capsys.readouterr().out)] == [
+        (*["pp8", "dense"], 1), (*["pp8", "idle"], 1), (*["pp8", "dense"], 2), (*["pp8", "idle"], 2)
+    ]  # fmt: skip
+
+
+def test_a_ratio_of_0_skips_and_checks_nothing(bench_cli):
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", "0,0.01", "-o", "json")
+    for row in json.loads(out)[3:]:
+        keys = ("policy", "skip_ratio", "checks", "flops_saved", "ideal_speed_up")
+        assert [row[key] for key in keys] == ["ffn_skip", 0, 0, 0, 1]
+        assert row["share_of_ideal"] == row["speed_up"]
+
+
+def test_cold_regions_are_those_asked_for(bench_cli):
+    _, out, _ = bench_cli(
+        *["--shape", "tiny", "--type", "f32", "--cold-s", 1, "--cold-e", 15, "--skip-ratio", "0.8", "-o", "json"]
+    )
+    checks, skip = json.loads(out)[2:]
+    assert checks["checks"] == 14
+    assert skip["skip_ratio"] == 13 / 16  # 12 of 16 with the default regions, at most
+    assert (skip["cold_s"], skip["cold_e"]) == (1, 15)
 
 
 def test_prompt_speed_is_reported_for_plain_llama_cpp_and_for_ours(bench_cli):
-    _, out, _ = bench_cli("--shape", "tiny", "--type", "q8_0", "-p", 8, "--skip-ratio", 0.25, "-o", "jsonl")
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "q8_0", "-p", 8, "-d", 0, "--skip-ratio", 0.25, "-o", "jsonl")
     rows = [json.loads(line) for line in out.splitlines()]
     tests = [(row["test"], row["policy"]) for row in rows]
     assert tests[:2] == [("pp8", "dense"), ("pp8", "idle")]
@@ -253,7 +393,13 @@ def test_csv_can_be_read_back(bench_cli):
         (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
         (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
-        (["--shape", "tiny", "-n", "0"], "n-gen: 0 is too few"),
+        (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
+        (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
+        (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),
+        (["--shape", "tiny", "-p", "8", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
+        (["--shape", "tiny", "--cold-s", "14"], "cold_s"),
+        (["--shape", "tiny", "--cold-e", "16"], "cold_e"),
+        (["--shape", "tiny", "-t", "513"], "threads: 513 is too many; at most 512"),
         (["--shape", "tiny", "-p", "-1"], "n-prompt: -1 is too few"),
         (["--shape", "tiny", "-r", "0"], "repetitions: 0 is too few"),
         (["--shape", "tiny", "-t", "0"], "threads: 0 is too few"),
@@ -268,6 +414,37 @@ def test_bad_input_is_refused_in_one_line(bench_cli, arguments, message):
     assert message in err
 
 
+def test_nothing_to_measure_is_refused(tiny, capsys):
+    assert cli.main(["bench", "--shape", tiny, "-n", "0"]) == 2
+    assert capsys.readouterr().err.startswith("ffnskip bench: n-prompt and n-gen: 0 and 0 leave nothing to measure")
+
+
+@pytest.mark.parametrize("option", ["-p", "-n", "-d", "-t", "--skip-ratio"])
+@pytest.mark.parametrize("value", ["", "1,", "x", "1,,2"])
+def test_a_list_that_is_none_is_bad_usage(option, value, tiny, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bench", "--shape", tiny, option, value])
+    assert end.value.code == 2
+    assert (
+        f"invalid list of {'float' if option == '--skip-ratio' else 'int'} value: {value!r}" in capsys.readouterr().err
+    )
+
+
+def test_contexts_that_do_not_fit_into_memory_are_refused(bench_cli, monkeypatch):
+    free = iter([50e9, 40e9, 40e9])
+    monkeypatch.setattr(runners, "available_memory", lambda: next(free))
+    status, out, err = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", "0.1,0.2,0.3")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "5 more contexts of 10.0 GB do not fit into memory" in err
+
+
+def test_a_context_that_llama_cpp_refuses_is_named(bench_cli, monkeypatch):
+    monkeypatch.setattr(llama_cpp, "llama_init_from_model", lambda model, params: None)
+    status, out, err = bench_cli("--shape", "tiny")
+    assert (status, out) == (2, "")
+    assert err == "ffnskip bench: llama.cpp can't make a context of 1 tokens; -v shows why\n"
+
+
 def test_damaged_model_is_refused_in_one_line(bench_cli, tmp_path):
     path = write_llama(tmp_path / "cut.gguf", n_layer=4)
     data = path.read_bytes()
@@ -278,6 +455,6 @@ def test_damaged_model_is_refused_in_one_line(bench_cli, tmp_path):
 
 
 def test_model_without_a_block_to_skip_is_refused(tmp_path):
-    options = bench.Options(model_path=str(write_bert(tmp_path / "bert.gguf")), n_gen=2)
+    encoder = Options(model_path=str(write_bert(tmp_path / "bert.gguf")), n_gen=(2,))
     with pytest.raises(Unsupported, match="nomic-bert"):
-        bench.measure(options)
+        bench.measure(encoder)

@@ -38,6 +38,8 @@ from .analysis.measure import (
     skipping,
 )
 from .analysis.report import Column, Section, Table, decimals, page, percent, write_csv
+from .command_line import list_of
+from .file_type import file_type
 from .files import whole_file
 from .llama import Llama
 from .shapes import read_weight_bytes
@@ -203,7 +205,6 @@ class _Analysis:
             resolved = llm._controller.resolved
         self.cold = (resolved["cold_s"], resolved["cold_e"])
         self._check_warm_ups()
-        self.speed_ratios = [ratio for ratio in self.ratios if self._fits(SkipConfig(skip_ratio=ratio))]
 
     def _base_config(self) -> SkipConfig:
         """Algorithm 1 with the values given, or those that the model has by itself."""
@@ -453,18 +454,15 @@ class _Analysis:
         if options.n_speed == 0:
             notes.append("Speed was not measured (--speed-tokens 0).")
             return None
-        left_out = [f"{ratio:g}" for ratio in self.ratios if ratio not in self.speed_ratios]
-        if left_out:
-            notes.append(f"No speed at {', '.join(left_out)}: out of reach with the default cold regions.")
-        if not self.speed_ratios:
-            return None
         return bench.measure(
             bench.Options(
                 model_path=options.model_path,
-                threads=options.threads,
-                n_gen=options.n_speed,
+                threads=(options.threads,),
+                n_gen=(options.n_speed,),
                 n_gpu_layers=options.n_gpu_layers,
-                skip_ratios=tuple(self.speed_ratios),
+                skip_ratios=tuple(self.ratios),
+                cold_s=self.cold[0],
+                cold_e=self.cold[1],
             )
         )
 
@@ -554,7 +552,7 @@ def _with_warm_up(config: SkipConfig, n: int) -> SkipConfig:
 
 def _description(llm: Llama) -> str:
     arch = llm.metadata.get("general.architecture", "unknown architecture")
-    return f"{arch}, {llm._model.n_params() / 1e6:,.1f}M parameters, {bench._file_type(llm._model.model)}"
+    return f"{arch}, {llm._model.n_params() / 1e6:,.1f}M parameters, {file_type(llm._model.model)}"
 
 
 def _sha256(path: str) -> str:
@@ -598,7 +596,6 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Mount the options on `parser`, which may be a subcommand's."""
-    listed = bench._list_of
     usual = Options("", (), "")
     parser.add_argument("model", metavar="MODEL.gguf", help="model to analyse; the first part, if it is split")
     parser.add_argument(
@@ -606,7 +603,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the files; made if missing")
     parser.add_argument(
-        "--figures", type=listed(str), default=FIGURES, metavar="NAME,...", help="which of them (default: all)"
+        "--figures", type=list_of(str), default=FIGURES, metavar="NAME,...", help="which of them (default: all)"
     )
     parser.add_argument(
         "--n-ctx",
@@ -624,14 +621,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all")
     parser.add_argument(
         "--skip-ratio",
-        type=listed(float),
+        type=list_of(float),
         metavar="R,...",
         help="shares of all FFN blocks to skip (default: 0.1,0.2,0.25,0.3,0.5); the middle one is that of the other "
         "pictures",
     )
     parser.add_argument(
         "--policy",
-        type=listed(str),
+        type=list_of(str),
         default=usual.policies,
         metavar="P,...",
         help=f"in skip_ratio; the other pictures show ffn_skip (default: {','.join(usual.policies)})",
@@ -643,14 +640,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-seed", type=int, default=0, metavar="N", help="of the random policies (default: 0)")
     parser.add_argument(
         "--warm-ups",
-        type=listed(int),
+        type=list_of(int),
         default=usual.warm_ups,
         metavar="N,...",
         help=f"in warm_up (default: {','.join(map(str, usual.warm_ups))})",
     )
     parser.add_argument(
         "--generated",
-        type=listed(int),
+        type=list_of(int),
         default=usual.n_generated,
         metavar="N,...",
         help=f"tokens, in never_tripped (default: {','.join(map(str, usual.n_generated))}, as far as they fit)",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import tempfile
@@ -29,6 +30,7 @@ __all__ = [
     "TYPES",
     "Shape",
     "WeightBytes",
+    "available_memory",
     "find_shape",
     "find_type",
     "random_model",
@@ -250,12 +252,17 @@ def _tensor(name: str, rows: int, row: int, type_: GGMLType) -> _Tensor:
 
 def _check_memory(size: int, type_name: str) -> None:
     """Linux ends a process that takes more memory than there is, without a word."""
-    meminfo = Path("/proc/meminfo")
-    match = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    available = int(match.group(1)) * 1024 if match else size * 2
     needed = size if usable_in_place(type_name) else 2 * size
+    available = available_memory()
     if needed > available:
         raise ValueError(f"loading it takes {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free")
+
+
+def available_memory() -> float:
+    """Bytes that can be taken; infinite where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    match = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return int(match.group(1)) * 1024 if match else math.inf
 
 
 def usable_in_place(type_name: str) -> bool:

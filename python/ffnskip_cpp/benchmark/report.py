@@ -1,0 +1,67 @@
+"""Prints the rows: a table to read, and JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["FORMATS", "NOTES"]
+
+MARKDOWN_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "model": lambda row: row["model"],
+    "type": lambda row: row["type"],
+    "threads": lambda row: str(row["threads"]),
+    "test": lambda row: row["test"],
+    "policy": lambda row: row["policy"],
+    "skipped": lambda row: f"{100 * row['skip_ratio']:.1f} %",
+    "GFLOPs saved": lambda row: f"{row['flops_saved'] / 1e9:.3g}",
+    "checks": lambda row: f"{row['checks']:.1f}",
+    "t/s": lambda row: f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_spread'] / 2:.2f}",
+    "speed-up": lambda row: f"{row['speed_up']:.3f} [{row['speed_up_q1']:.3f}, {row['speed_up_q3']:.3f}]",
+    "ideal": lambda row: f"{row['ideal_speed_up']:.3f}",
+    "of ideal": lambda row: f"{100 * row['share_of_ideal']:.1f} %",
+}
+TEXT_COLUMNS = ("model", "type", "test", "policy")
+
+NOTES = """\
+dense: llama.cpp without ffnskip; idle: ffnskip attached, nothing skipped or checked; checks: every layer of the
+adaptive region checked, nothing skipped. In the other rows the check of the first adaptive layer always trips
+(sim_threshold -2, warm_up_index 0), so that a token skips as many FFN blocks as it may: round(ratio * layers). Where
+that is 0 there is nothing to check for either, and the row is one more of idle.
+t/s: median of single tokens (pp: of whole prompts), ± half the interquartile range. speed-up: median [quartiles] of the
+ratio to dense, token by token. ideal: the same ratio if time were in proportion to the bytes of weights read. GFLOPs
+saved: per token, 2 for each element of the skipped blocks' matrices."""
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [list(MARKDOWN_COLUMNS), *([cell(row) for cell in MARKDOWN_COLUMNS.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(MARKDOWN_COLUMNS))]
+    rule = ["-" * w if name in TEXT_COLUMNS else "-" * (w - 1) + ":" for name, w in zip(MARKDOWN_COLUMNS, widths)]
+    aligned = [
+        [cell.ljust(w) if name in TEXT_COLUMNS else cell.rjust(w) for name, cell, w in zip(lines[0], line, widths)]
+        for line in lines
+    ]
+    aligned.insert(1, rule)
+    versions = rows[0]["versions"]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    return f"{table}\n\n{NOTES}\nffnskip {versions['ffnskip']}, llama-cpp-python {versions['llama_cpp']}"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    flat = [{**row, "versions": " ".join(f"{name}={v}" for name, v in row["versions"].items())} for row in rows]
+    writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue().rstrip("\n")
+
+
+FORMATS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "md": _markdown,
+    "json": lambda rows: json.dumps(rows, indent=2),
+    "jsonl": lambda rows: "\n".join(json.dumps(row) for row in rows),
+    "csv": _csv,
+}

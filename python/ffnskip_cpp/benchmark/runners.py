@@ -1,0 +1,198 @@
+"""What decodes: a llama.cpp context per setting, over one model."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+
+from .._core import Controller, SkipConfig
+from ..shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
+from .options import Options, Setting, Test
+
+__all__ = ["Runner", "SkippingRunner", "open_model", "open_runners", "quiet"]
+
+SKIPPABLE_ROW = 2  # ffnskip::RowKind
+TYPICAL_N_UBATCH = 512
+
+
+class Runner:
+    """Decodes with plain llama.cpp."""
+
+    def __init__(self, model: int, params: Any):
+        self.ctx = llama_cpp.llama_init_from_model(model, params)
+        if not self.ctx:
+            raise ValueError(f"llama.cpp can't make a context of {params.n_ctx} tokens; -v shows why")
+        self._token = (llama_cpp.llama_token * 1)()
+        self._batch = llama_cpp.llama_batch_get_one(self._token, 1)
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self.ctx)
+
+    def state(self) -> Any:
+        """What the context holds, for `reset` of any runner over the same model."""
+        size = llama_cpp.llama_state_seq_get_size(self.ctx, 0)
+        data = (ctypes.c_uint8 * size)()
+        if llama_cpp.llama_state_seq_get_data(self.ctx, data, size, 0) != size:
+            raise RuntimeError("llama.cpp can't save the tokens of --n-depth")
+        return data
+
+    def reset(self, state: Any) -> None:
+        """Empties the context, or puts into it what `state` gave."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), False)
+        if state is not None and llama_cpp.llama_state_seq_set_data(self.ctx, state, len(state), 0) == 0:
+            raise RuntimeError("llama.cpp can't restore the tokens of --n-depth")
+
+    def prompt(self, tokens: Sequence[int], position: int) -> None:
+        array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        _check(llama_cpp.llama_decode(self.ctx, llama_cpp.llama_batch_get_one(array, len(tokens))))
+        llama_cpp.llama_synchronize(self.ctx)
+
+    def generated(self, tokens: Sequence[int], position: int) -> None:
+        """One token."""
+        self._token[0] = tokens[0]
+        _check(llama_cpp.llama_decode(self.ctx, self._batch))
+        llama_cpp.llama_synchronize(self.ctx)
+
+
+class SkippingRunner(Runner):
+    """Decodes through a controller."""
+
+    def __init__(self, model: int, params: Any, config: SkipConfig):
+        self.controller = Controller()
+        params.cb_eval = ctypes.cast(self.controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
+        params.cb_eval_user_data = self.controller.user_data
+        super().__init__(model, params)
+        try:
+            self.controller.probe(self.ctx)
+            self.controller.config = config
+        except ValueError:
+            self.close()
+            raise
+
+    def prompt(self, tokens: Sequence[int], position: int) -> None:
+        self.controller.decode(self.ctx, tokens, position)
+        llama_cpp.llama_synchronize(self.ctx)
+
+    def generated(self, tokens: Sequence[int], position: int) -> None:
+        self.controller.decode(self.ctx, tokens, position, [SKIPPABLE_ROW])
+        llama_cpp.llama_synchronize(self.ctx)
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise RuntimeError(f"llama_decode returned {status}")
+
+
+# ---- opening ----
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Keeps llama.cpp's log to itself, unless it is wanted."""
+    logger = logging.getLogger("llama-cpp-python")  # which llama_cpp lets decide what of llama.cpp's log is shown
+    level = logger.level
+    logger.setLevel(logging.INFO if verbose else logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of the block, in which llama.cpp logs: the exception would be lost in llama_cpp's
+    log callback, on its way through C."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
+    """The model as llama.cpp has it, and the bytes of it that a token reads."""
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = options.n_gpu_layers
+    if options.model_path is not None:
+        weights = read_weight_bytes(options.model_path)
+        model = _load(options.model_path, params)
+    else:
+        in_place = usable_in_place(options.type)
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if in_place else llama_cpp.LLAMA_LOAD_MODE_NONE
+        with random_model(options.shape or "", options.type) as path:
+            weights = read_weight_bytes(path)
+            model = _load(path, params)
+    try:
+        yield model, weights
+    finally:
+        llama_cpp.llama_model_free(model)
+
+
+def _load(path: str, params: Any) -> int:
+    with _deferred_interrupt():
+        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ValueError(f"{path}: llama.cpp can't load it; -v shows why")
+    return model
+
+
+@contextlib.contextmanager
+def open_runners(
+    model: int, settings: Sequence[Setting], test: Test, threads: int, options: Options
+) -> Iterator[list[Runner]]:
+    """One per setting, with room for the test."""
+    runners: list[Runner] = []
+    with contextlib.ExitStack() as stack:
+        for setting in settings:
+            before = available_memory()
+            runners.append(_open_runner(stack, model, setting, _context_params(test, threads, options)))
+            if setting is settings[0]:
+                n_copies = 1 if test.n_depth else 0  # the state that all of them start from
+                _check_memory(before - available_memory(), len(settings) - 1 + n_copies, test)
+        yield runners
+
+
+def _open_runner(stack: contextlib.ExitStack, model: int, setting: Setting, params: Any) -> Runner:
+    with _deferred_interrupt():
+        if setting.config is None:
+            runner = Runner(model, params)
+        else:
+            runner = SkippingRunner(model, params, setting.config)
+        stack.callback(runner.close)
+    return runner
+
+
+def _check_memory(of_one: float, n_more: int, test: Test) -> None:
+    """Linux ends a process that takes more memory than there is, without a word."""
+    if of_one * n_more > available_memory():
+        raise ValueError(
+            f"{test.name}: {n_more} more contexts of {of_one / 1e9:.1f} GB do not fit into memory; take fewer tokens "
+            "or fewer skip ratios at a time"
+        )
+
+
+def _context_params(test: Test, threads: int, options: Options) -> Any:
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = test.n_ctx
+    params.n_batch = max(test.n_prompt, test.n_depth, 2)
+    params.n_ubatch = min(params.n_batch, TYPICAL_N_UBATCH)
+    params.n_threads = params.n_threads_batch = threads
+    if options.flash_attention is not None:
+        params.flash_attn_type = int(options.flash_attention)
+    return params

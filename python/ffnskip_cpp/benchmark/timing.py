@@ -1,0 +1,75 @@
+"""Seconds per piece of a test, all settings in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .options import Options, Test
+from .runners import Runner, SkippingRunner
+
+__all__ = ["time_test"]
+
+
+def time_test(runners: Sequence[Runner], test: Test, vocab_size: int, options: Options) -> npt.NDArray[np.float64]:
+    """Times the test, after an untimed run of its beginning.
+
+    Returns:
+        Seconds, [len(runners), number of pieces]: a piece is a whole prompt, or one generated token.
+    """
+    rng = np.random.default_rng(0)
+    state = _filled(runners[0], rng.integers(vocab_size, size=test.n_depth).tolist())
+    tokens = rng.integers(vocab_size, size=test.n_prompt + test.n_gen).tolist()
+    pieces = [tokens] if test.n_prompt else [[token] for token in tokens]
+    if options.warm_up:  # touches all memory, learns graphs
+        _repeat(runners, test, pieces[:2], state, 0, _progress(test, 0, options))
+    for runner in runners:
+        if isinstance(runner, SkippingRunner):
+            runner.controller.reset_stats()
+    with _progress(test, options.repetitions * len(pieces), options) as progress:
+        return np.concatenate(
+            [_repeat(runners, test, pieces, state, n, progress) for n in range(options.repetitions)], axis=1
+        )
+
+
+def _filled(runner: Runner, tokens: list[int]) -> Any:
+    """The state of a context that holds `tokens`, in which every setting starts: a prompt is the same in all of them,
+    and long ones take longer than what is to be measured. None for no tokens."""
+    if not tokens:
+        return None
+    runner.reset(None)
+    runner.prompt(tokens, 0)
+    return runner.state()
+
+
+def _repeat(
+    runners: Sequence[Runner], test: Test, pieces: list[list[int]], state: Any, repetition: int, progress: Any
+) -> npt.NDArray[np.float64]:
+    """One repetition: each piece in turn by all settings, each time from another one on."""
+    seconds = np.zeros((len(runners), len(pieces)))
+    for runner in runners:
+        runner.reset(state)
+    position = test.n_depth
+    for n, piece in enumerate(pieces):
+        for i in _rotated(len(runners), repetition + n):
+            decode = runners[i].prompt if test.n_prompt else runners[i].generated
+            start = time.perf_counter_ns()
+            decode(piece, position)
+            seconds[i, n] = (time.perf_counter_ns() - start) * 1e-9
+        position += len(piece)
+        progress.update()
+    return seconds
+
+
+def _rotated(n: int, first: int) -> list[int]:
+    return [(first + i) % n for i in range(n)]
+
+
+def _progress(test: Test, total: int, options: Options) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=test.name, leave=False, disable=True if total == 0 or options.verbose else None)
