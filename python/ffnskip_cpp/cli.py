@@ -19,6 +19,7 @@ COMMANDS = {
     "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
     "inspect": ("inspect_model", "show the FFN blocks of a model and what skipping them saves"),
     "run": ("run_program", "run a llama.cpp program with skipping"),
+    "calibrate": ("calibrate", "find out what to skip in a model, and write its profile"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
 }

@@ -318,20 +318,27 @@ class Llama(llama_cpp.Llama):
             kinds = [self._controller.row_kind(i) for i in range(len(ids))]
         else:
             kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in eligible]
-        self.reset()
         logits = np.empty((len(ids), self._n_vocab), np.float32)
-        for first in range(0, len(ids), self.n_batch):
-            chunk = ids[first : first + self.n_batch]
-            self._controller.decode(self._ctx.ctx, chunk, first, kinds[first : first + len(chunk)], all_logits=True)
-            rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(chunk), self._n_vocab))
-            logits[first : first + len(chunk)] = rows
-        self.input_ids[: len(ids)] = ids
+        self._evaluate(ids, kinds, logits)
         if self._logits_all:
             self.scores[: len(ids)] = logits
+        return logits
+
+    def _evaluate(self, ids: list[int], kinds: list[int], logits: npt.NDArray[np.float32] | None = None) -> None:
+        """Decodes tokens into an emptied context; `logits`, [n_tokens, n_vocab], is filled where it is given."""
+        self.reset()
+        for first in range(0, len(ids), self.n_batch):
+            chunk = ids[first : first + self.n_batch]
+            self._controller.decode(
+                self._ctx.ctx, chunk, first, kinds[first : first + len(chunk)], all_logits=logits is not None
+            )
+            if logits is not None:
+                rows = np.ctypeslib.as_array(self._ctx.get_logits(), shape=(len(chunk), self._n_vocab))
+                logits[first : first + len(chunk)] = rows
+        self.input_ids[: len(ids)] = ids
         self.n_tokens = self._generation_start = len(ids)
         self._n_full = len(ids) if self._dense or SKIPPABLE_ROW not in kinds else kinds.index(SKIPPABLE_ROW)
         self._requires_eval = False
-        return logits
 
     def _check_forward(self, ids: list[int], eligible: Sequence[bool] | None) -> None:
         if not 1 <= len(ids) <= self._n_ctx:

@@ -29,6 +29,7 @@ __all__ = [
     "NeverTripped",
     "QualityPoint",
     "changed",
+    "check_everything",
     "cold_regions",
     "measure_generation",
     "measure_never_tripped",
@@ -48,7 +49,7 @@ Progress = Callable[[int], Any]
 
 CONFIG_FIELDS = (
     *("policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index"),
-    *("skip_ratio", "max_skip", "layers", "seed"),
+    *("skip_ratio", "max_skip", "layers", "seed", "layer_thresholds", "check_stride"),
 )
 
 
@@ -72,9 +73,9 @@ def skipping(llm: Llama, config: SkipConfig) -> Iterator[None]:
         llm.skip = before
 
 
-def _check_everything(n_layer: int) -> SkipConfig:
+def check_everything(n_layer: int, warm_up_index: int = 0) -> SkipConfig:
     """Every layer is checked but the last, and nothing is skipped."""
-    return SkipConfig(sim_threshold=NEVER_TRIPS, cold_s=0, cold_e=n_layer - 1, warm_up_index=0, max_skip=1)
+    return SkipConfig(sim_threshold=NEVER_TRIPS, cold_s=0, cold_e=n_layer - 1, warm_up_index=warm_up_index, max_skip=1)
 
 
 # ---- Figure 2: similarity per layer ----
@@ -113,7 +114,7 @@ def measure_similarity(
         ValueError: The model has no FFN block to check.
     """
     values = []
-    with skipping(llm, _check_everything(llm._controller.n_layer)):
+    with skipping(llm, check_everything(llm._controller.n_layer)):
         for chunk in chunks:
             with llm.trace() as trace:
                 llm.forward(chunk, [i > 0 for i in range(len(chunk))])
@@ -266,7 +267,7 @@ def measure_generation(
     """
     tokens, similarity, skipped = _generate(llm, prompt, n_generated, config, progress)
     eligible = [False] * len(prompt) + [True] * len(tokens)
-    with skipping(llm, _check_everything(llm._controller.n_layer)), llm.trace() as trace:
+    with skipping(llm, check_everything(llm._controller.n_layer)), llm.trace() as trace:
         llm.forward([*prompt, *tokens], eligible)
     progress(len(eligible))
     pieces = [llm.detokenize([token], special=True).decode("utf-8", "replace") for token in tokens]

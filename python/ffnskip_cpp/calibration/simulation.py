@@ -1,0 +1,92 @@
+"""Algorithm 1 on recorded similarities: which FFN blocks a setting skips, and the threshold that skips a given number.
+
+Before a token trips nothing of it is skipped, so similarities recorded in the dense model say where it would trip; all
+that is left out is that the tokens before it have skipped too. Nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ALWAYS_TRIPS", "Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
+
+ALWAYS_TRIPS = -1.0  # no cosine is below it
+
+Similarity = npt.NDArray[np.floating]
+"""[n_tokens, n_layers]: of the layers of a region, in their order."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The FFN blocks that Algorithm 1 decides about. Those that are always skipped, or can't be, are not among them."""
+
+    layers: tuple[int, ...]
+    max_skip: int
+
+    @property
+    def cold_s(self) -> int:
+        return self.layers[0]
+
+    @property
+    def cold_e(self) -> int:
+        return self.layers[-1] + 1
+
+
+def trips(similarity: Similarity, threshold: float | Sequence[float]) -> npt.NDArray[np.int64]:
+    """Of each token the first layer that reaches its threshold, as an index into the region; n_layers: none does."""
+    reached = similarity >= np.asarray(threshold)
+    return np.where(reached.any(axis=1), reached.argmax(axis=1), similarity.shape[1])
+
+
+def skipped(tripped: npt.NDArray[np.int64], region: Region) -> npt.NDArray[np.bool_]:
+    """bool [n_tokens, n_layers]: the max_skip blocks after the trip."""
+    after = np.arange(len(region.layers)) - tripped[:, None]
+    return (after > 0) & (after <= region.max_skip)
+
+
+def solve(similarity: Similarity, max_skip: int, wanted: float) -> tuple[float, float]:
+    """The threshold at which a token skips `wanted` FFN blocks on average.
+
+    Returns:
+        The threshold, and the number of blocks that it does skip: fewer where the region has not as many, and not
+        exactly as many where similarities are equal.
+    """
+
+    def n_skipped(threshold: float) -> float:
+        left = similarity.shape[1] - 1 - trips(similarity, threshold)
+        return float(np.clip(left, 0, max_skip).mean())
+
+    most = n_skipped(ALWAYS_TRIPS)
+    if most <= wanted:
+        return ALWAYS_TRIPS, most
+    # A higher threshold trips later, so it never skips more.
+    values = np.unique(similarity[np.isfinite(similarity)])
+    low, high = 0, len(values)  # values[low] skips too many, values[high] too few or nothing
+    while high - low > 1:
+        middle = (low + high) // 2
+        if n_skipped(float(values[middle])) > wanted:
+            low = middle
+        else:
+            high = middle
+    either = [(float(value), n_skipped(float(value))) for value in values[low : high + 1]]
+    return min(either, key=lambda found: abs(found[1] - wanted))
+
+
+def ranks(similarity: Similarity) -> Similarity:
+    """Each similarity as the share of tokens with a lower one in the same layer, [0, 1)."""
+    order = similarity.argsort(axis=0, kind="stable")
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, np.arange(len(similarity))[:, None], axis=0)
+    return places / len(similarity)
+
+
+def thresholds_at_rank(similarity: Similarity, rank: float) -> list[float]:
+    """Of each layer the similarity that has the rank: what `ranks` maps to `rank` or above is what reaches it."""
+    if rank <= 0:
+        return [ALWAYS_TRIPS] * similarity.shape[1]
+    place = min(int(np.ceil(rank * len(similarity) - 1e-9)), len(similarity) - 1)
+    return np.sort(similarity, axis=0)[place].astype(float).tolist()
