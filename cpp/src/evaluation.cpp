@@ -188,7 +188,7 @@ void Evaluation::enter(const Block & block) {
         tasks_.any_checks        = tasks_.any_checks || checks;
         n_skip += skips;
     }
-    drop_            = n_skip == n_rows_;
+    drop_            = n_skip == n_rows_ && !block.fetches_experts;
     tasks_.any_skips = n_skip > 0 && !drop_;
 }
 
