@@ -41,12 +41,14 @@ must() { step "$@" || fail "step '$1' failed; nothing was measured"; }
 
 # ---- build ----
 
-python3 -m venv --system-site-packages "$work/venv"
+# An environment on top of what python3 has, which may be one itself.
+must environment 120 python3 -m venv "$work/venv"
 python=$work/venv/bin/python
-export PATH=$work/venv/bin:$PATH PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])')
+python3 -c 'import site; print("\n".join(site.getsitepackages()))' >"$site/underneath.pth"
+export PATH=$work/venv/bin:$PATH PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 if [[ -n $wheels ]]; then
-    must wheels 300 "$python" -m pip install --find-links "$wheels" "$wheels"/*.whl
+    must wheels 300 "$python" -m pip install --no-deps "$wheels"/*.whl
 fi
 case $llama in
     "") ;;
@@ -59,10 +61,11 @@ case $llama in
     *) fail "$llama: a .whl, .tar.xz or .tar.gz is wanted" ;;
 esac
 # libggml-cuda needs cuBLAS, which may come from a Python package instead of the system.
-export LD_LIBRARY_PATH=$("$python" -c '
+LD_LIBRARY_PATH=$("$python" -c '
 import glob, os, sys
-found = {os.path.dirname(f) for path in sys.path for f in glob.glob(os.path.join(path, "nvidia", "*", "lib", "libcublas.so*"))}
-print(":".join([*sorted(found), os.environ.get("LD_LIBRARY_PATH", "")]))')
+found = {os.path.dirname(f) for path in sys.path for f in glob.glob(path + "/nvidia/*/lib/libcublas.so*")}
+print(":".join([*sorted(found), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]))')
+export LD_LIBRARY_PATH
 must llama_has_cuda 60 "$python" -c '
 import llama_cpp, sys
 sys.exit(None if llama_cpp.llama_supports_gpu_offload() else f"{llama_cpp.__file__}: built without a GPU backend")'

@@ -4,6 +4,7 @@
 
 #include <ggml-backend.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -58,6 +59,14 @@ const ggml_tensor * memory_of(const ggml_tensor * tensor) {
 ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
     const ggml_tensor * root = memory_of(tensor);
     return root->buffer == nullptr ? GGML_BACKEND_BUFFER_USAGE_ANY : ggml_backend_buffer_get_usage(root->buffer);
+}
+
+// Each device of a tensor-parallel model computes nodes of its own, which know nothing of what is left out of ours.
+bool is_spread(const ggml_tensor * weight) {
+    const ggml_backend_buffer_t buffer = memory_of(weight)->buffer;
+    const ggml_backend_dev_t    device =
+        buffer == nullptr ? nullptr : ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+    return device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META;
 }
 
 // What `node` reads of a weight for one token: all of it, or the experts chosen.
@@ -333,6 +342,9 @@ GraphMap GraphLearner::finish() {
         find_parallel_output(block);
         take_in_feeders(block.layer);
         describe(block);
+        if (std::any_of(block.weights.begin(), block.weights.end(), is_spread)) {
+            refuse(block.layer, "its weights are spread over devices (split mode 'tensor')");
+        }
         if (block.form != Form::sequential) {
             map_.nodes[size_t(block.branch)].role = Role::branch;
         }
