@@ -96,7 +96,9 @@ const float * Rows::after_layer(const ggml_tensor * out, const RowTasks & tasks)
         kept_by_->finish();
     }
     const View after = view(out, scratch_[0]);
-    return compare(tasks, [&](int64_t r) { return cosine_with_difference(after.row(r), &kept_[size_t(r * after.n)], after.n); });
+    return compare(tasks, [&](int64_t r) {
+        return cosine_with_difference(after.row(r), &kept_[size_t(r * after.n)], after.n);
+    });
 }
 
 // Kernels of the one device that both lie on, if they do.

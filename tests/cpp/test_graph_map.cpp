@@ -26,8 +26,8 @@ class Layer {
 public:
     Layer(Add add, std::set<std::string> copied, bool early = false, bool experts = false) : copied_(std::move(copied)) {
         ctx_.reset(ggml_init({ size_t(1) << 20, nullptr, true }));
-        ggml_tensor * x = node(ggml_get_rows(ctx_.get(), weight("token_embd.weight", k_embd, 32),
-                                             ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_I32, k_rows)), "embd");
+        ggml_tensor * ids = ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_I32, k_rows);
+        ggml_tensor * x = node(ggml_get_rows(ctx_.get(), weight("token_embd.weight", k_embd, 32), ids), "embd");
         ggml_tensor * a = node(ggml_scale(ctx_.get(), x, 2.0f), "attn_out-0");
         ggml_tensor * h = node(ggml_add(ctx_.get(), a, x), "ffn_inp-0");
         if (early) {
@@ -62,8 +62,10 @@ public:
 private:
     ggml_tensor * ffn(ggml_tensor * x, bool experts) {
         if (!experts) {
-            ggml_tensor * up = node(ggml_mul_mat(ctx_.get(), read(weight("blk.0.ffn_up.weight", k_embd, k_ff)), read(x)), "up-0");
-            return node(ggml_mul_mat(ctx_.get(), read(weight("blk.0.ffn_down.weight", k_ff, k_embd)), up), "ffn_out-0");
+            ggml_tensor * up   = read(weight("blk.0.ffn_up.weight", k_embd, k_ff));
+            ggml_tensor * down = read(weight("blk.0.ffn_down.weight", k_ff, k_embd));
+            ggml_tensor * wide = node(ggml_mul_mat(ctx_.get(), up, read(x)), "up-0");
+            return node(ggml_mul_mat(ctx_.get(), down, wide), "ffn_out-0");
         }
         ggml_tensor * logits = node(ggml_mul_mat(ctx_.get(), weight("blk.0.ffn_gate_inp.weight", k_embd, 4), x), "logits-0");
         ggml_tensor * ids    = node(ggml_argmax(ctx_.get(), logits), "argmax-0");
@@ -115,7 +117,8 @@ void expect_same(const Layer & cut, const Layer & whole, const std::string & wha
     const Block got = cut.learn().blocks[0], expected = whole.learn().blocks[0];
     expect(expected.refusal.empty() && expected.layer == 0, what + ": the uncut graph is understood");
     expect(got.refusal.empty(), what + ": not refused, but " + got.refusal);
-    expect(got.layer == 0 && got.residual_add == whole.index("l_out-0") + (got.form == Form::parallel ? -1 : 0), what + ": the add");
+    const int add = whole.index(expected.form == Form::parallel ? "part-0" : "l_out-0");
+    expect(got.layer == 0 && got.residual_add == add, what + ": the add");
     expect(got.branch == whole.index("ffn_out-0"), what + ": f");
     expect(got.h == expected.h && got.h_src == expected.h_src, what + ": h");
     expect(got.form == expected.form && got.layer_output == expected.layer_output, what + ": the form");
@@ -134,16 +137,17 @@ int main() {
                   { Add::h_f, Form::in_place, "h + f" },
                   { Add::parallel, Form::parallel, "parallel" } };
     for (const auto & kind : kinds) {
-        const Layer whole(kind.add, {});
-        expect(whole.learn().blocks[0].form == kind.form, std::string(kind.name) + ": the form");
+        const Layer       whole(kind.add, {});
+        const std::string name = kind.name;
+        expect(whole.learn().blocks[0].form == kind.form, name + ": the form");
         // The scheduler moves the residual add of the last layer on the CPU to the GPU.
-        expect_same(Layer(kind.add, { "ffn_out-0", "ffn_inp-0", "embd", "attn_out-0" }), whole, std::string(kind.name) + ", both copied");
+        expect_same(Layer(kind.add, { "ffn_out-0", "ffn_inp-0", "embd", "attn_out-0" }), whole, name + ", both copied");
         // Weights of the FFN on the CPU, those of attention on the GPU.
-        expect_same(Layer(kind.add, { "ffn_out-0", "norm-0" }), whole, std::string(kind.name) + ", f copied");
+        expect_same(Layer(kind.add, { "ffn_out-0", "norm-0" }), whole, name + ", f copied");
         // Batches of many rows: weights are copied to the GPU for one multiplication.
-        expect_same(Layer(kind.add, { "blk.0.ffn_up.weight", "blk.0.ffn_down.weight" }), whole, std::string(kind.name) + ", weights copied");
+        expect_same(Layer(kind.add, { "blk.0.ffn_up.weight", "blk.0.ffn_down.weight" }), whole, name + ", weights copied");
         // The two parts of a parallel block on two devices.
-        expect_same(Layer(kind.add, { "part-0" }), whole, std::string(kind.name) + ", the first sum copied");
+        expect_same(Layer(kind.add, { "part-0" }), whole, name + ", the first sum copied");
     }
 
     const Block early = Layer(Add::h_f, { "ffn_inp-0" }, true).learn().blocks[0];

@@ -67,7 +67,8 @@ void compare_with_float64(int64_t n, int offset_a, int offset_b) {
     }
     const float *     row_a = a.data() + offset_a;
     const float *     row_b = b.data() + offset_b;
-    const std::string where = " of " + std::to_string(n) + " from " + std::to_string(offset_a) + ", " + std::to_string(offset_b);
+    const std::string where =
+        " of " + std::to_string(n) + " from " + std::to_string(offset_a) + ", " + std::to_string(offset_b);
     const auto near = [&](float got, double expected, float host, const std::string & what) {
         expect(std::fabs(double(got) - expected) < k_rounding, what + where + ": " + std::to_string(got) + ", float64 " +
                                                                    std::to_string(expected));
@@ -114,7 +115,8 @@ void copies(int64_t n, int offset_from, int offset_to, bool zero) {
         const bool  inside   = i >= offset_to && i < offset_to + n;
         const float expected = !inside ? -1.0f : zero ? 0.0f : float(i - offset_to + offset_from) + 1.0f;
         if (to[i] != expected) {
-            expect(false, "copy of " + std::to_string(n) + " from " + std::to_string(offset_from) + " to " + std::to_string(offset_to));
+            expect(false, "copy of " + std::to_string(n) + " from " + std::to_string(offset_from) + " to " +
+                              std::to_string(offset_to));
             return;
         }
     }

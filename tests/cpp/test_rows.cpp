@@ -81,9 +81,11 @@ public:
             for (int64_t r = 0; r < a.n_rows; ++r) {
                 const float * x = row(a, r);
                 const float * y = row(b, r);
-                cosines_[size_t(r)] = float(exact_cosine(
-                    [&](int64_t i) { return pair == Pair::difference ? double(x[i]) - double(y[i]) : double(x[i]); },
-                    [&](int64_t i) { return pair == Pair::given ? double(y[i]) : pair == Pair::sum ? double(x[i]) + double(y[i]) : double(x[i]); }));
+                const auto first    = [&](int64_t i) { return double(x[i]) - (pair == Pair::difference ? double(y[i]) : 0.0); };
+                const auto second   = [&](int64_t i) {
+                    return pair == Pair::given ? double(y[i]) : double(x[i]) + (pair == Pair::sum ? double(y[i]) : 0.0);
+                };
+                cosines_[size_t(r)] = float(exact_cosine(first, second));
             }
         });
     }
@@ -228,8 +230,8 @@ RowTasks tasks_of(const std::string & wants) {  // per row: c checks, s skips, -
 
 void expect_similarity(const float * got, const RowTasks & tasks, const Values & x, const Values & y, const std::string & what) {
     for (int64_t r = 0; r < k_rows; ++r) {
-        const auto   in       = [&](const Values & values) { return [&, r](int64_t i) { return double(values[size_t(r * k_n + i)]); }; };
-        const double expected = exact_cosine(in(x), in(y));
+        const double expected = exact_cosine([&](int64_t i) { return double(x[size_t(r * k_n + i)]); },
+                                             [&](int64_t i) { return double(y[size_t(r * k_n + i)]); });
         if (tasks.checks[size_t(r)]) {
             expect(std::fabs(double(got[r]) - expected) < 1e-6, what + ", similarity of row " + std::to_string(r));
         }
@@ -249,8 +251,8 @@ Values with_rows(Values values, const RowTasks & tasks, const Values * replaceme
 void expect_crossings(FakeMemory & memory, bool kernels, int n_read, int n_written, const std::string & what) {
     expect(!memory.kernels_0.pending() && !memory.kernels_1.pending(), what + ": nothing is left pending");
     expect(memory.kernels_0.n_finished + memory.kernels_1.n_finished == int(kernels), what + ": waits once, with kernels alone");
-    expect(memory.n_read == n_read && memory.n_written == n_written, what + ": " + std::to_string(memory.n_read) + " reads, " +
-                                                                         std::to_string(memory.n_written) + " writes");
+    expect(memory.n_read == n_read && memory.n_written == n_written,
+           what + ": " + std::to_string(memory.n_read) + " reads, " + std::to_string(memory.n_written) + " writes");
 }
 
 void sequential_and_in_place(Place place_h, Place place_other, const std::string & wants, int64_t padding) {
@@ -291,7 +293,8 @@ void parallel(Place place_f, Place place_out, const std::string & wants, int64_t
     for (size_t i = 0; i < f.size(); ++i) {
         out[i] += f[i];
     }
-    const std::string   what = std::string("parallel, f on ") + k_names[place_f] + ", out on " + k_names[place_out] + ", " + wants;
+    const std::string   what =
+        std::string("parallel, f on ") + k_names[place_f] + ", out on " + k_names[place_out] + ", " + wants;
     FakeMemory          memory;
     Rows                rows(memory);
     ggml_tensor *       branch = memory.put(place_f, f, padding);
