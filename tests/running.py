@@ -36,9 +36,13 @@ SETTINGS = {
 
 GREEDY = {"temp": 0.0, "repeat_penalty": 1.0}
 
+# Layers on the GPU, in every comparison of a model with itself: tools/gpu_check.sh sets it.
+N_GPU_LAYERS = int(os.environ.get("FFNSKIP_TEST_NGL", "0"))
+
 
 def options_of(options: dict[str, Any]) -> dict[str, Any]:
-    return {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "verbose": False, **options}
+    common = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "n_gpu_layers": N_GPU_LAYERS, "verbose": False}
+    return {**common, **options}
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from pathlib import Path
 
 import llama_cpp
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 import ffnskip_cpp
 import tiny_models
-from ffnskip_cpp import SkipConfig, Unsupported
+from ffnskip_cpp import SkipConfig, Unsupported, _core
 from running import (
     PROMPT_ROW,
     SKIPPABLE_ROW,
@@ -428,3 +429,31 @@ def test_an_encoder_is_refused_by_name(model_file):
     for skip in ("auto", None):
         with contextlib.closing(ffnskip_cpp.Llama(file, skip=skip, n_threads=1, verbose=False)) as llm:
             assert llm.skip is None
+
+
+def test_a_model_whose_weights_are_spread_over_devices_is_refused(path):
+    """Split mode "tensor": what computes a node there is not the node that was edited. One device, the CPU, will do."""
+    library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml.so.0"))
+    library.ggml_backend_dev_by_name.restype = ctypes.c_void_p
+    library.ggml_backend_dev_by_name.argtypes = [ctypes.c_char_p]
+    devices = (ctypes.c_void_p * 2)(library.ggml_backend_dev_by_name(b"CPU"), None)
+
+    params = llama_cpp.llama_model_default_params()
+    params.devices = ctypes.addressof(devices)
+    params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_TENSOR
+    params.n_gpu_layers = 99
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    assert model
+    context_params = llama_cpp.llama_context_default_params()
+    context_params.flash_attn_type = 1  # this mode needs it
+    controller = _core.Controller()
+    context_params.cb_eval = ctypes.cast(controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
+    context_params.cb_eval_user_data = controller.user_data
+    ctx = llama_cpp.llama_init_from_model(model, context_params)
+    assert ctx
+    try:
+        with pytest.raises(Unsupported, match=r"layer 0.*its weights are spread over devices \(split mode 'tensor'\)"):
+            controller.probe(ctx)
+    finally:
+        llama_cpp.llama_free(ctx)
+        llama_cpp.llama_model_free(model)

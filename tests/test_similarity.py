@@ -81,16 +81,17 @@ class Spy(llama_cpp.Llama):
 
     def __init__(self, path, wanted, **options):
         self.copies: dict[str, list[np.ndarray]] = {}
-        base = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so"))
+        base = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml-base.so.0"))
         base.ggml_get_name.restype, base.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
         base.ggml_nelements.restype, base.ggml_nelements.argtypes = ctypes.c_int64, [ctypes.c_void_p]
-        base.ggml_get_data_f32.restype = ctypes.POINTER(ctypes.c_float)
-        base.ggml_get_data_f32.argtypes = [ctypes.c_void_p]
+        base.ggml_backend_tensor_get.restype = None
+        base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
 
         def look(tensor, ask, _user_data):
             name = base.ggml_get_name(tensor).decode()
             if not ask:
-                values = np.ctypeslib.as_array(base.ggml_get_data_f32(tensor), shape=(base.ggml_nelements(tensor),))
+                values = np.empty(base.ggml_nelements(tensor), np.float32)
+                base.ggml_backend_tensor_get(tensor, values.ctypes.data, 0, values.nbytes)
                 self.copies.setdefault(name, []).append(values.reshape(-1, 64).astype(np.float64))
             return not ask or name.startswith(wanted)
 

@@ -1,11 +1,8 @@
 #include "evaluation.h"
 
 #include "graph_edit.h"
-#include "rows.h"
-#include "similarity.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -127,7 +124,7 @@ void Evaluation::begin(const ggml_tensor * node) {
 // Finds the rows of the batch that are evaluated.
 void Evaluation::begin_ubatch(const ggml_tensor * token_ids) {
     n_rows_ = int32_t(token_ids->ne[0]);
-    ubatch_ = ubatches_.next(read_ids(token_ids, token_ids_), n_rows_);
+    ubatch_ = ubatches_.next(read_ids(memory_, token_ids, token_ids_), n_rows_);
     if (ubatch_ == nullptr) {
         throw Unsupported("llama.cpp split a batch of " + std::to_string(n_batch_) + " tokens in a way that is not known");
     }
@@ -164,11 +161,11 @@ bool Evaluation::follow(ggml_tensor * node) {
                 leave_out(node);
                 return false;
             }
-            return expected.role == Role::branch && (checks_ || restores_);
+            return expected.role == Role::branch && (tasks_.any_checks || tasks_.any_skips);
         case Role::residual_add:
             return ask_residual_add(node, block);
         case Role::layer_output:
-            return checks_;
+            return tasks_.any_checks;
         case Role::none:
             break;
     }
@@ -177,19 +174,26 @@ bool Evaluation::follow(ggml_tensor * node) {
 
 // The first node of a block: all that is known of its input is known now.
 void Evaluation::enter(const Block & block) {
-    layer_     = block.layer;
-    int n_skip = 0;
-    checks_    = false;
+    layer_            = block.layer;
+    tasks_.n_rows     = n_rows_;
+    tasks_.any_checks = false;
+    tasks_.checks.resize(size_t(n_rows_));
+    tasks_.skips.resize(size_t(n_rows_));
+    int32_t n_skip = 0;
     for (int32_t r = 0; r < n_rows_; ++r) {
-        n_skip += row(r).skips(layer_);
-        checks_ = checks_ || row(r).checks(layer_);
+        const bool skips  = row(r).skips(layer_);
+        const bool checks = !skips && row(r).checks(layer_);
+        tasks_.skips[size_t(r)]  = uint8_t(skips);
+        tasks_.checks[size_t(r)] = uint8_t(checks);
+        tasks_.any_checks        = tasks_.any_checks || checks;
+        n_skip += skips;
     }
-    drop_     = n_skip == n_rows_;
-    restores_ = n_skip > 0 && !drop_;
+    drop_            = n_skip == n_rows_ && !block.fetches_experts;
+    tasks_.any_skips = n_skip > 0 && !drop_;
 }
 
 bool Evaluation::ask_residual_add(ggml_tensor * add, const Block & block) {
-    const bool wanted = drop_ || checks_ || restores_;
+    const bool wanted = drop_ || tasks_.any_checks || tasks_.any_skips;
     const bool lost_h = block.form == Form::sequential && !drop_ && add->data == add->src[block.h_src]->data;
     if (wanted && (lost_h || ggml_nrows(add) != n_rows_)) {
         --n_seen_;
@@ -273,13 +277,13 @@ void Evaluation::observe(ggml_tensor * node) {
     const Block & block = map_->blocks[size_t(layer_)];
     switch (map_->nodes[n_seen_ - 1].role) {
         case Role::residual_add:
-            observe_residual_add(node, block);
+            move_on(activations_.after_add(node->src[block.h_src], node, tasks_));
             break;
         case Role::branch:
             observe_branch(node, block);
             break;
         case Role::layer_output:
-            observe_layer_output(node);
+            move_on(activations_.after_layer(node, tasks_));  // f left the skipping rows before it was added
             break;
         case Role::body:
         case Role::none:
@@ -287,50 +291,22 @@ void Evaluation::observe(ggml_tensor * node) {
     }
 }
 
-// Algorithm 1 moves on for the rows that check; rows that skip, in a block computed for others, get h back.
-// `check(r)` yields the similarity of row r of the ubatch, `put_back(r)` takes f out of it.
-template <typename Check, typename PutBack> void Evaluation::for_rows(Check check, PutBack put_back) {
-    for (int32_t r = 0; r < n_rows_; ++r) {
-        if (row(r).skips(layer_)) {
-            put_back(r);
-        } else if (row(r).checks(layer_)) {
-            const float similarity = check(r);
-            row(r).observe(settings_, layer_, similarity);
-            recorder_.checked(ubatch_[r], layer_, similarity);
-        }
-    }
-}
-
-void Evaluation::observe_residual_add(ggml_tensor * add, const Block & block) {
-    const ggml_tensor * h = add->src[block.h_src];
-    for_rows([&](int64_t r) { return cosine(read_row(h, r, scratch_[0]), read_row(add, r, scratch_[1]), add->ne[0]); },
-             [&](int64_t r) { copy_row(h, add, r, scratch_[0]); });
-}
-
 void Evaluation::observe_branch(ggml_tensor * f, const Block & block) {
-    const int64_t n = f->ne[0];
     if (block.form == Form::in_place) {
-        const ggml_tensor * h = seen_[size_t(block.h)];
-        for_rows([&](int64_t r) { return cosine_with_sum(read_row(h, r, scratch_[0]), read_row(f, r, scratch_[1]), n); },
-                 [&](int64_t r) { zero_row(f, r); });
-        return;
-    }
-    // Parallel: f is gone by the time the layer's output is known, so it is kept.
-    f_rows_.resize(size_t(n * n_rows_));
-    for (int64_t r = 0; r < n_rows_; ++r) {
-        if (row(r).checks(layer_)) {
-            std::memcpy(&f_rows_[size_t(r * n)], read_row(f, r, scratch_[0]), size_t(n) * sizeof(float));
-        }
-        if (row(r).skips(layer_)) {
-            zero_row(f, r);
-        }
+        move_on(activations_.before_add(seen_[size_t(block.h)], f, tasks_));
+    } else {
+        activations_.keep(f, tasks_);
     }
 }
 
-void Evaluation::observe_layer_output(ggml_tensor * out) {
-    const int64_t n = out->ne[0];
-    for_rows([&](int64_t r) { return cosine_with_difference(read_row(out, r, scratch_[0]), &f_rows_[size_t(r * n)], n); },
-             [](int64_t) {});  // f left these rows before it was added
+// Algorithm 1, for the rows that check. `similarity` is that of each row of the ubatch.
+void Evaluation::move_on(const float * similarity) {
+    for (int32_t r = 0; r < n_rows_; ++r) {
+        if (tasks_.checks[size_t(r)]) {
+            row(r).observe(settings_, layer_, similarity[r]);
+            recorder_.checked(ubatch_[r], layer_, similarity[r]);
+        }
+    }
 }
 
 }  // namespace ffnskip

@@ -6,9 +6,11 @@
 #pragma once
 
 #include "ffnskip/controller.h"
+#include "ggml_memory.h"
 #include "graph_map.h"
 #include "policy.h"
 #include "recorder.h"
+#include "rows.h"
 #include "ubatches.h"
 
 #include <llama.h>
@@ -62,10 +64,8 @@ private:
     void learn_from_here(const ggml_tensor * node);
     void keep_learnt();
 
-    void observe_residual_add(ggml_tensor * add, const Block & block);
     void observe_branch(ggml_tensor * f, const Block & block);
-    void observe_layer_output(ggml_tensor * out);
-    template <typename Check, typename PutBack> void for_rows(Check check, PutBack put_back);
+    void move_on(const float * similarity);
 
     TokenState & row(int64_t r) { return rows_[size_t(ubatch_[r])]; }
 
@@ -97,13 +97,12 @@ private:
     int32_t                    n_rows_ = 0;
 
     // ---- the current block ----
-    int  layer_    = -1;
-    bool drop_     = false;  // every row skips it
-    bool checks_   = false;  // some row wants its similarity
-    bool restores_ = false;  // some rows skip it, others don't: computed, then h is put back into those rows
+    int      layer_ = -1;
+    bool     drop_  = false;  // every row skips it
+    RowTasks tasks_;          // where it is computed: who checks it, and who skips it none the less
 
-    std::vector<float> f_rows_;  // [n_rows, n_embd] copy of f, parallel blocks
-    std::vector<float> scratch_[2];
+    GgmlMemory memory_;
+    Rows       activations_{ memory_ };
 };
 
 }  // namespace ffnskip

@@ -4,6 +4,7 @@
 
 #include <ggml-backend.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -17,6 +18,10 @@ std::string_view original_name(const char * name) {
     const size_t           first = text.find('#');
     const size_t           last  = text.rfind('#');
     return first == last ? text : text.substr(first + 1, last - first - 1);
+}
+
+bool is_copy(const char * name) {
+    return original_name(name).size() != std::strlen(name);
 }
 
 bool starts_with(std::string_view text, std::string_view prefix) {
@@ -54,6 +59,14 @@ const ggml_tensor * memory_of(const ggml_tensor * tensor) {
 ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
     const ggml_tensor * root = memory_of(tensor);
     return root->buffer == nullptr ? GGML_BACKEND_BUFFER_USAGE_ANY : ggml_backend_buffer_get_usage(root->buffer);
+}
+
+// Each device of a tensor-parallel model computes nodes of its own, which know nothing of what is left out of ours.
+bool is_spread(const ggml_tensor * weight) {
+    const ggml_backend_buffer_t buffer = memory_of(weight)->buffer;
+    const ggml_backend_dev_t    device =
+        buffer == nullptr ? nullptr : ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+    return device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META;
 }
 
 // What `node` reads of a weight for one token: all of it, or the experts chosen.
@@ -108,9 +121,9 @@ GraphLearner::Operand GraphLearner::operand(const ggml_tensor * src) const {
     }
     if (src->op == GGML_OP_NONE) {
         out.weight = is_weight(src);
-        const std::string_view original = original_name(src->name);
-        if (!out.weight && original.size() != std::strlen(src->name)) {
-            if (const auto found = by_name_.find(std::string(original)); found != by_name_.end()) {
+        if (!out.weight && is_copy(src->name)) {
+            const auto found = by_name_.find(std::string(original_name(src->name)));
+            if (found != by_name_.end()) {
                 out.node = found->second;
             }
         }
@@ -168,6 +181,11 @@ void GraphLearner::add(const ggml_tensor * node) {
     map_.nodes.push_back(entry);
     seen_.push_back(std::move(seen));
     derive(node, index, operands);
+    for (const ggml_tensor * src : node->src) {
+        if (src != nullptr && src->op == GGML_OP_NONE && is_copy(src->name)) {
+            copies_read_.insert(src);
+        }
+    }
 }
 
 // The residual add of `layer`: f + h, where h is a node that no FFN weight of the layer has touched. That h is no
@@ -226,7 +244,7 @@ void GraphLearner::derive(const ggml_tensor * node, int index, const std::vector
     if (is_residual_add(node, operands, layer, h)) {
         block.residual_add = index;
         block.h_src        = h;
-        block.h            = map_.nodes[size_t(index)].src[h];
+        block.h            = copies_read_.count(node->src[h]) == 0 ? operands[size_t(h)].node : Node::k_leaf;
         block.n_rows       = ggml_nrows(node);
         block.branch       = operands[size_t(1 - h)].node;
         // Written over h, or to be: ggml reuses the memory of operand 0 where it can.
@@ -237,6 +255,7 @@ void GraphLearner::derive(const ggml_tensor * node, int index, const std::vector
         return;
     }
 
+    block.fetches_experts = block.fetches_experts || (node->op == GGML_OP_MUL_MAT_ID && is_copy(node->src[0]->name));
     seen_[size_t(index)].layer      = layer;
     map_.nodes[size_t(index)].role  = Role::body;
     map_.nodes[size_t(index)].layer = int16_t(layer);
@@ -323,11 +342,14 @@ GraphMap GraphLearner::finish() {
         find_parallel_output(block);
         take_in_feeders(block.layer);
         describe(block);
+        if (std::any_of(block.weights.begin(), block.weights.end(), is_spread)) {
+            refuse(block.layer, "its weights are spread over devices (split mode 'tensor')");
+        }
         if (block.form != Form::sequential) {
             map_.nodes[size_t(block.branch)].role = Role::branch;
         }
         if (block.form == Form::in_place && (block.h < 0 || block.h > block.branch)) {
-            refuse(block.layer, "the residual add is done in place over a copy of the residual");
+            refuse(block.layer, "the residual add is done in place over a copy of the residual made early");
         }
         if (block.n_rows != map_.n_tokens && block.layer != n_layer_ - 1) {
             refuse(block.layer, "the residual add has " + std::to_string(block.n_rows) + " rows for " +

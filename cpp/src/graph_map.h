@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace ffnskip {
@@ -51,12 +52,16 @@ struct Block {
     int         residual_add = -1;
     int         layer_output = -1;    // parallel blocks only
     int         h_src        = -1;    // operand number of h in the residual add
-    int         h            = -1;    // node index of that operand; a leaf where it is a copy from another device
+    int         h            = -1;    // node index of that operand, or of what it is a copy of from another device; k_leaf
+                                      // where the copy was made early, and the original may be gone
     uint64_t    bytes        = 0;     // of weights read for one token: of experts, those chosen
     int64_t     n_rows       = 0;     // of the residual add; fewer than the batch's tokens where rows were pruned
     Form        form         = Form::sequential;
     bool        gated        = false;
     bool        experts      = false;
+    // Weights of experts come to the device as needed (batches of many rows), and ggml reads which are needed before it asks
+    // about the node that needs them. Such a block has to be computed, even if every row skips it.
+    bool        fetches_experts = false;
     std::string refusal;              // why the block can't be skipped; empty where it can
     std::vector<const ggml_tensor *> weights;  // read by the nodes left out
 };
@@ -114,6 +119,7 @@ private:
     std::vector<Seen>                              seen_;
     std::unordered_map<const ggml_tensor *, int32_t> index_;
     std::unordered_map<std::string, int32_t>       by_name_;
+    std::unordered_set<const ggml_tensor *>        copies_read_;  // of nodes, made by the scheduler for another device
 };
 
 }  // namespace ffnskip

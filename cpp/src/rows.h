@@ -1,60 +1,66 @@
-// Rows of [n_embd, n_rows] float32 activations, wherever they are: host memory is used in place, a device's is copied.
+// Compares rows of [n_embd, n_rows] float32 activations, and takes the FFN's part out of those that skip, wherever they are.
+//
+// Each tensor is looked up where it lies. Rows on the host are used in place. Rows of one device that has kernels never leave
+// it. Any others, such as h on one device and h + f on the next, come to the host, all rows of a tensor in one read, and go
+// back in one write.
 #pragma once
 
-#include <ggml-backend.h>
-#include <ggml.h>
+#include "memory.h"
 
-#include <cstring>
+#include <cstdint>
 #include <vector>
 
 namespace ffnskip {
 
-inline bool on_host(const ggml_tensor * tensor) {
-    const ggml_tensor * root = tensor->view_src != nullptr ? tensor->view_src : tensor;
-    return ggml_backend_buffer_is_host(root->buffer);
-}
+// What the rows of an ubatch want of a block that is computed. A row may want neither.
+struct RowTasks {
+    std::vector<uint8_t> checks;  // [n_rows] 1: wants its similarity
+    std::vector<uint8_t> skips;   // [n_rows] 1: must come out as if the block had not been computed
+    int64_t              n_rows     = 0;
+    bool                 any_checks = false;
+    bool                 any_skips  = false;
+};
 
-inline float * host_row(const ggml_tensor * tensor, int64_t row) {
-    return reinterpret_cast<float *>(static_cast<char *>(tensor->data) + row * int64_t(tensor->nb[1]));
-}
+// Similarities are [n_rows], valid for the rows that check, until the next call.
+class Rows {
+public:
+    explicit Rows(Memory & memory) : memory_(memory) {}
 
-// The row in host memory: the tensor's own, or `scratch` filled with it.
-inline const float * read_row(const ggml_tensor * tensor, int64_t row, std::vector<float> & scratch) {
-    if (on_host(tensor)) {
-        return host_row(tensor, row);
-    }
-    scratch.resize(size_t(tensor->ne[0]));
-    ggml_backend_tensor_get(tensor, scratch.data(), size_t(row) * tensor->nb[1], size_t(tensor->ne[0]) * sizeof(float));
-    return scratch.data();
-}
+    // The residual add was computed, out = h + f. Skipping rows get h back.
+    const float * after_add(const ggml_tensor * h, ggml_tensor * out, const RowTasks & tasks);
 
-// The token ids of a graph, a vector of int32: in place, or `scratch` filled with them.
-inline const int32_t * read_ids(const ggml_tensor * ids, std::vector<int32_t> & scratch) {
-    if (on_host(ids)) {
-        return static_cast<const int32_t *>(ids->data);
-    }
-    scratch.resize(size_t(ids->ne[0]));
-    ggml_backend_tensor_get(ids, scratch.data(), 0, scratch.size() * sizeof(int32_t));
-    return scratch.data();
-}
+    // f was computed, and will be added to h, over h. It leaves the skipping rows.
+    const float * before_add(const ggml_tensor * h, ggml_tensor * f, const RowTasks & tasks);
 
-inline void zero_row(ggml_tensor * tensor, int64_t row) {
-    const size_t bytes = size_t(tensor->ne[0]) * sizeof(float);
-    if (on_host(tensor)) {
-        std::memset(host_row(tensor, row), 0, bytes);
-    } else {
-        ggml_backend_tensor_memset(tensor, 0, size_t(row) * tensor->nb[1], bytes);
-    }
-}
+    // f was computed, and will be gone when the output of its layer, out = h + f, is known. It leaves the skipping rows.
+    void          keep(ggml_tensor * f, const RowTasks & tasks);
+    const float * after_layer(const ggml_tensor * out, const RowTasks & tasks);
 
-inline void copy_row(const ggml_tensor * from, ggml_tensor * to, int64_t row, std::vector<float> & scratch) {
-    const float * values = read_row(from, row, scratch);
-    const size_t  bytes  = size_t(to->ne[0]) * sizeof(float);
-    if (on_host(to)) {
-        std::memcpy(host_row(to, row), values, bytes);
-    } else {
-        ggml_backend_tensor_set(to, values, size_t(row) * to->nb[1], bytes);
-    }
-}
+private:
+    // Rows where the host can use them.
+    struct View {
+        char *  data;
+        int64_t n;
+        int64_t stride;
+
+        float * row(int64_t r) const { return reinterpret_cast<float *>(data + r * stride); }
+    };
+
+    RowKernels * shared_kernels(const ggml_tensor * a, const ggml_tensor * b);
+    View         view(const ggml_tensor * tensor, std::vector<float> & scratch);
+    void         write_back(const View & view, ggml_tensor * tensor);
+    void         zero_skipping(const View & f, ggml_tensor * tensor, const RowTasks & tasks);
+
+    template <typename Cosine> const float * compare(const RowTasks & tasks, Cosine cosine);
+
+    Memory &           memory_;
+    std::vector<float> scratch_[2];
+    std::vector<float> similarity_;
+
+    // What keep() kept: on a device, or on the host.
+    RowKernels *       kept_by_ = nullptr;
+    DeviceRows         kept_on_device_{};
+    std::vector<float> kept_;  // [n_rows, n]
+};
 
 }  // namespace ffnskip

@@ -1,0 +1,162 @@
+// Property: the FFN block is found in graphs that the scheduler has spread over devices, where it puts copies in place of
+// operands. Each graph is built by hand, cut as the scheduler cuts it, and compared with the same graph uncut.
+#include "expect.h"
+#include "graph_map.h"
+
+#include <ggml.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+using namespace ffnskip;
+
+namespace {
+
+constexpr int64_t k_embd = 8, k_ff = 16, k_rows = 2;
+
+enum class Add { f_h, h_f, parallel };
+
+// One layer, and a second add behind it. `copied` names the tensors that the nodes which read them get as copies;
+// `early` are copies that another node has read before.
+class Layer {
+public:
+    Layer(Add add, std::set<std::string> copied, bool early = false, bool experts = false) : copied_(std::move(copied)) {
+        ctx_.reset(ggml_init({ size_t(1) << 20, nullptr, true }));
+        ggml_tensor * ids = ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_I32, k_rows);
+        ggml_tensor * x = node(ggml_get_rows(ctx_.get(), weight("token_embd.weight", k_embd, 32), ids), "embd");
+        ggml_tensor * a = node(ggml_scale(ctx_.get(), x, 2.0f), "attn_out-0");
+        ggml_tensor * h = node(ggml_add(ctx_.get(), a, x), "ffn_inp-0");
+        if (early) {
+            node(ggml_scale(ctx_.get(), read(h), 3.0f), "early");
+        }
+        ggml_tensor * f = ffn(node(ggml_rms_norm(ctx_.get(), h, 1e-5f), "norm-0"), experts);
+        if (add == Add::parallel) {
+            ggml_tensor * part = node(ggml_add(ctx_.get(), read(f), read(x)), "part-0");
+            node(ggml_add(ctx_.get(), read(part), read(a)), "l_out-0");
+        } else {
+            node(add == Add::f_h ? ggml_add(ctx_.get(), read(f), read(h)) : ggml_add(ctx_.get(), read(h), read(f)), "l_out-0");
+        }
+    }
+
+    GraphMap learn() const {
+        GraphLearner learner(1);
+        for (const ggml_tensor * each : nodes_) {
+            learner.add(each);
+        }
+        return learner.finish();
+    }
+
+    int index(const std::string & name) const {
+        for (size_t i = 0; i < nodes_.size(); ++i) {
+            if (nodes_[i]->name == name) {
+                return int(i);
+            }
+        }
+        return -1;
+    }
+
+private:
+    ggml_tensor * ffn(ggml_tensor * x, bool experts) {
+        if (!experts) {
+            ggml_tensor * up   = read(weight("blk.0.ffn_up.weight", k_embd, k_ff));
+            ggml_tensor * down = read(weight("blk.0.ffn_down.weight", k_ff, k_embd));
+            ggml_tensor * wide = node(ggml_mul_mat(ctx_.get(), up, read(x)), "up-0");
+            return node(ggml_mul_mat(ctx_.get(), down, wide), "ffn_out-0");
+        }
+        ggml_tensor * logits = node(ggml_mul_mat(ctx_.get(), weight("blk.0.ffn_gate_inp.weight", k_embd, 4), x), "logits-0");
+        ggml_tensor * ids    = node(ggml_argmax(ctx_.get(), logits), "argmax-0");
+        ggml_tensor * chosen = node(ggml_reshape_2d(ctx_.get(), ids, 1, k_rows), "ids-0");
+        ggml_tensor * down   = weight("blk.0.ffn_down_exps.weight", k_embd, k_embd, 4);
+        ggml_tensor * rows   = node(ggml_reshape_3d(ctx_.get(), x, k_embd, 1, k_rows), "rows-0");
+        ggml_tensor * out    = node(ggml_mul_mat_id(ctx_.get(), read(down), rows, chosen), "down-0");
+        return node(ggml_reshape_2d(ctx_.get(), out, k_embd, k_rows), "ffn_out-0");
+    }
+
+    ggml_tensor * weight(const char * name, int64_t n_in, int64_t n_out, int64_t n_expert = 1) {
+        return ggml_set_name(ggml_new_tensor_3d(ctx_.get(), GGML_TYPE_F32, n_in, n_out, n_expert), name);
+    }
+
+    ggml_tensor * node(ggml_tensor * tensor, const char * name) {
+        nodes_.push_back(place(ggml_set_name(tensor, name)));
+        return tensor;
+    }
+
+    // An address of its own, which nothing is ever read from.
+    ggml_tensor * place(ggml_tensor * tensor) {
+        tensor->data = reinterpret_cast<void *>(++n_placed_ * 4096);
+        return tensor;
+    }
+
+    // The tensor, or the scheduler's one copy of it.
+    ggml_tensor * read(ggml_tensor * tensor) {
+        if (copied_.count(tensor->name) == 0) {
+            return tensor;
+        }
+        ggml_tensor *& copy = copies_[tensor];
+        if (copy == nullptr) {
+            copy = place(ggml_format_name(ggml_dup_tensor(ctx_.get(), tensor), "CUDA0#%s#0", tensor->name));
+        }
+        return copy;
+    }
+
+    struct Free {
+        void operator()(ggml_context * ctx) const { ggml_free(ctx); }
+    };
+    std::unique_ptr<ggml_context, Free>      ctx_;
+    std::set<std::string>                    copied_;
+    std::map<ggml_tensor *, ggml_tensor *>   copies_;
+    std::vector<ggml_tensor *>               nodes_;
+    uintptr_t                                n_placed_ = 0;
+};
+
+void expect_same(const Layer & cut, const Layer & whole, const std::string & what) {
+    const Block got = cut.learn().blocks[0], expected = whole.learn().blocks[0];
+    expect(expected.refusal.empty() && expected.layer == 0, what + ": the uncut graph is understood");
+    expect(got.refusal.empty(), what + ": not refused, but " + got.refusal);
+    const int add = whole.index(expected.form == Form::parallel ? "part-0" : "l_out-0");
+    expect(got.layer == 0 && got.residual_add == add, what + ": the add");
+    expect(got.branch == whole.index("ffn_out-0"), what + ": f");
+    expect(got.h == expected.h && got.h_src == expected.h_src, what + ": h");
+    expect(got.form == expected.form && got.layer_output == expected.layer_output, what + ": the form");
+    expect(got.n_body == expected.n_body, what + ": what is left out");
+    expect(got.bytes == expected.bytes && got.weights.size() == expected.weights.size(), what + ": weights");
+}
+
+}  // namespace
+
+int main() {
+    const struct {
+        Add          add;
+        Form         form;
+        const char * name;
+    } kinds[] = { { Add::f_h, Form::sequential, "f + h" },
+                  { Add::h_f, Form::in_place, "h + f" },
+                  { Add::parallel, Form::parallel, "parallel" } };
+    for (const auto & kind : kinds) {
+        const Layer       whole(kind.add, {});
+        const std::string name = kind.name;
+        expect(whole.learn().blocks[0].form == kind.form, name + ": the form");
+        // The scheduler moves the residual add of the last layer on the CPU to the GPU.
+        expect_same(Layer(kind.add, { "ffn_out-0", "ffn_inp-0", "embd", "attn_out-0" }), whole, name + ", both copied");
+        // Weights of the FFN on the CPU, those of attention on the GPU.
+        expect_same(Layer(kind.add, { "ffn_out-0", "norm-0" }), whole, name + ", f copied");
+        // Batches of many rows: weights are copied to the GPU for one multiplication.
+        expect_same(Layer(kind.add, { "blk.0.ffn_up.weight", "blk.0.ffn_down.weight" }), whole, name + ", weights copied");
+        // The two parts of a parallel block on two devices.
+        expect_same(Layer(kind.add, { "part-0" }), whole, name + ", the first sum copied");
+    }
+
+    const Block early = Layer(Add::h_f, { "ffn_inp-0" }, true).learn().blocks[0];
+    expect(!early.refusal.empty(), "h, to be overwritten, whose original may be gone, is refused");
+    expect(Layer(Add::f_h, { "ffn_inp-0" }, true).learn().blocks[0].refusal.empty(), "h that is not overwritten is its copy");
+
+    const Layer experts(Add::f_h, {}, false, true);
+    expect(experts.learn().blocks[0].experts && !experts.learn().blocks[0].fetches_experts, "experts where they are");
+    const Block fetched = Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn().blocks[0];
+    expect(fetched.refusal.empty() && fetched.fetches_experts, "experts fetched for a batch");
+    return result();
+}

@@ -1,0 +1,355 @@
+// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it; whole
+// tensors cross in one read and one write, and where a device has kernels nothing crosses and one call waits.
+//
+// The devices here are made up: their addresses are never mapped, so whoever follows one crashes.
+#include "expect.h"
+#include "rows.h"
+
+#include <ggml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+using namespace ffnskip;
+
+namespace {
+
+size_t g_allocations = 0;
+
+}  // namespace
+
+void * operator new(size_t size) {
+    ++g_allocations;
+    void * memory = std::malloc(size);
+    return memory != nullptr ? memory : throw std::bad_alloc();
+}
+void operator delete(void * memory) noexcept { std::free(memory); }
+void operator delete(void * memory, size_t) noexcept { std::free(memory); }
+
+namespace {
+
+constexpr int64_t k_n = 37, k_rows = 4;
+
+using Values = std::vector<float>;
+
+// What is at addresses of the devices.
+class DeviceMemory {
+public:
+    float * store(const Values & values) {
+        float * address = reinterpret_cast<float *>(++n_stored_ * 0x10000);
+        blocks_[reinterpret_cast<uintptr_t>(address)] = values;
+        return address;
+    }
+    float * at(const void * address) {
+        const uintptr_t wanted = reinterpret_cast<uintptr_t>(address);
+        auto            block  = --blocks_.upper_bound(wanted);
+        return block->second.data() + (wanted - block->first) / sizeof(float);
+    }
+
+private:
+    std::map<uintptr_t, Values> blocks_;
+    uintptr_t                   n_stored_ = 0;
+};
+
+double exact_cosine(const std::function<double(int64_t)> & x, const std::function<double(int64_t)> & y) {
+    double xy = 0, xx = 0, yy = 0;
+    for (int64_t i = 0; i < k_n; ++i) {
+        xy += x(i) * y(i);
+        xx += x(i) * x(i);
+        yy += y(i) * y(i);
+    }
+    return xy / std::sqrt(xx * yy);
+}
+
+// Does what a device does, when it is waited for.
+class FakeKernels final : public RowKernels {
+public:
+    explicit FakeKernels(DeviceMemory & memory) : memory_(memory) {}
+
+    void cosine(Pair pair, const DeviceRows & a, const DeviceRows & b) override {
+        enqueue([this, pair, a, b] {
+            cosines_.assign(size_t(a.n_rows), 0.0f);
+            for (int64_t r = 0; r < a.n_rows; ++r) {
+                const float * x = row(a, r);
+                const float * y = row(b, r);
+                const auto first    = [&](int64_t i) { return double(x[i]) - (pair == Pair::difference ? double(y[i]) : 0.0); };
+                const auto second   = [&](int64_t i) {
+                    return pair == Pair::given ? double(y[i]) : double(x[i]) + (pair == Pair::sum ? double(y[i]) : 0.0);
+                };
+                cosines_[size_t(r)] = float(exact_cosine(first, second));
+            }
+        });
+    }
+    void copy_rows(const DeviceRows & from, const DeviceRows & to, const uint8_t * mask) override {
+        for (int64_t r = 0; r < to.n_rows; ++r) {
+            if (mask[r] != 0) {
+                enqueue([this, from, to, r] { std::copy_n(row(from, r), to.n, row(to, r)); });
+            }
+        }
+    }
+    void zero_rows(const DeviceRows & to, const uint8_t * mask) override {
+        for (int64_t r = 0; r < to.n_rows; ++r) {
+            if (mask[r] != 0) {
+                enqueue([this, to, r] { std::fill_n(row(to, r), to.n, 0.0f); });
+            }
+        }
+    }
+    DeviceRows keep(const DeviceRows & rows) override {
+        const DeviceRows kept{ memory_.store(Values(size_t(rows.n * rows.n_rows))), rows.n, rows.n_rows, rows.n * 4 };
+        enqueue([this, rows, kept] {
+            for (int64_t r = 0; r < rows.n_rows; ++r) {
+                std::copy_n(row(rows, r), rows.n, row(kept, r));
+            }
+        });
+        return kept;
+    }
+    void read(const DeviceRows & rows, float * to) override {
+        enqueue([this, rows, to] {
+            for (int64_t r = 0; r < rows.n_rows; ++r) {
+                std::copy_n(row(rows, r), rows.n, to + r * rows.n);
+            }
+        });
+    }
+    const float * finish() override {
+        for (const auto & work : work_) {
+            work();
+        }
+        work_.clear();
+        ++n_finished;
+        return cosines_.data();
+    }
+
+    bool pending() const { return !work_.empty(); }
+    int  n_finished = 0;
+
+private:
+    float * row(const DeviceRows & rows, int64_t r) { return memory_.at(rows.data) + r * rows.stride / 4; }
+    void    enqueue(std::function<void()> work) { work_.push_back(std::move(work)); }
+
+    DeviceMemory &                     memory_;
+    std::vector<std::function<void()>> work_;
+    Values                             cosines_;
+};
+
+enum Place { host, plain_device, device_0, device_1 };  // the last two have kernels
+constexpr Place       k_places[] = { host, plain_device, device_0, device_1 };
+constexpr const char * k_names[] = { "the host", "a device without kernels", "device 0", "device 1" };
+
+class FakeMemory final : public Memory {
+public:
+    bool on_host(const ggml_tensor * tensor) const override { return place_.at(tensor) == host; }
+    void read(const ggml_tensor * from, size_t offset, size_t size, void * to) override {
+        expect(!on_host(from), "no read from the host");
+        std::memcpy(to, reinterpret_cast<char *>(devices.at(from->data)) + offset, size);
+        ++n_read;
+    }
+    void write(ggml_tensor * to, size_t offset, size_t size, const void * from) override {
+        expect(!on_host(to), "no write to the host");
+        std::memcpy(reinterpret_cast<char *>(devices.at(to->data)) + offset, from, size);
+        ++n_written;
+    }
+    RowKernels * kernels(const ggml_tensor * tensor) override {
+        const Place place = place_.at(tensor);
+        return place == device_0 ? &kernels_0 : place == device_1 ? &kernels_1 : nullptr;
+    }
+
+    // [k_rows, k_n] in rows of k_n + padding floats.
+    ggml_tensor * put(Place place, const Values & values, int64_t padding) {
+        ggml_tensor * tensor = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, k_n, k_rows);
+        tensor->nb[1]        = size_t(k_n + padding) * sizeof(float);
+        Values rows(size_t((k_n + padding) * k_rows), k_untouched);
+        for (int64_t r = 0; r < k_rows; ++r) {
+            std::copy_n(&values[size_t(r * k_n)], k_n, &rows[size_t(r * (k_n + padding))]);
+        }
+        place_[tensor] = place;
+        if (place == host) {
+            host_.push_back(std::make_unique<Values>(rows));
+            tensor->data = host_.back()->data();
+        } else {
+            tensor->data = devices.store(rows);
+        }
+        return tensor;
+    }
+
+    Values get(const ggml_tensor * tensor) {
+        const float * data   = place_.at(tensor) == host ? static_cast<float *>(tensor->data) : devices.at(tensor->data);
+        const int64_t stride = int64_t(tensor->nb[1] / sizeof(float));
+        Values        values;
+        for (int64_t r = 0; r < k_rows; ++r) {
+            values.insert(values.end(), data + r * stride, data + r * stride + k_n);
+            expect(std::all_of(data + r * stride + k_n, data + (r + 1) * stride, [](float x) { return x == k_untouched; }),
+                   "what lies between rows is not touched");
+        }
+        return values;
+    }
+
+    DeviceMemory devices;
+    FakeKernels  kernels_0{ devices }, kernels_1{ devices };
+    int          n_read = 0, n_written = 0;
+
+private:
+    static constexpr float k_untouched = 77.0f;
+    struct Free {
+        void operator()(ggml_context * ctx) const { ggml_free(ctx); }
+    };
+    std::unique_ptr<ggml_context, Free>  ctx_{ ggml_init({ size_t(1) << 16, nullptr, true }) };
+    std::map<const ggml_tensor *, Place> place_;
+    std::vector<std::unique_ptr<Values>> host_;
+};
+
+Values random_rows(uint32_t seed) {
+    std::mt19937                    random(seed);
+    std::normal_distribution<float> normal;
+    Values                          values(size_t(k_n * k_rows));
+    for (float & value : values) {
+        value = normal(random);
+    }
+    return values;
+}
+
+RowTasks tasks_of(const std::string & wants) {  // per row: c checks, s skips, - neither
+    RowTasks tasks;
+    for (const char want : wants) {
+        tasks.checks.push_back(want == 'c');
+        tasks.skips.push_back(want == 's');
+        tasks.any_checks = tasks.any_checks || want == 'c';
+        tasks.any_skips  = tasks.any_skips || want == 's';
+    }
+    tasks.n_rows = int64_t(wants.size());
+    return tasks;
+}
+
+void expect_similarity(const float * got, const RowTasks & tasks, const Values & x, const Values & y, const std::string & what) {
+    for (int64_t r = 0; r < k_rows; ++r) {
+        const double expected = exact_cosine([&](int64_t i) { return double(x[size_t(r * k_n + i)]); },
+                                             [&](int64_t i) { return double(y[size_t(r * k_n + i)]); });
+        if (tasks.checks[size_t(r)]) {
+            expect(std::fabs(double(got[r]) - expected) < 1e-6, what + ", similarity of row " + std::to_string(r));
+        }
+    }
+}
+
+Values with_rows(Values values, const RowTasks & tasks, const Values * replacement) {
+    for (int64_t i = 0; i < k_n * k_rows; ++i) {
+        if (tasks.skips[size_t(i / k_n)]) {
+            values[size_t(i)] = replacement != nullptr ? (*replacement)[size_t(i)] : 0.0f;
+        }
+    }
+    return values;
+}
+
+// Nothing is pending; with kernels nothing has crossed, else each of `n_tensors` once, and back only if rows were changed.
+void expect_crossings(FakeMemory & memory, bool kernels, int n_read, int n_written, const std::string & what) {
+    expect(!memory.kernels_0.pending() && !memory.kernels_1.pending(), what + ": nothing is left pending");
+    expect(memory.kernels_0.n_finished + memory.kernels_1.n_finished == int(kernels), what + ": waits once, with kernels alone");
+    expect(memory.n_read == n_read && memory.n_written == n_written,
+           what + ": " + std::to_string(memory.n_read) + " reads, " + std::to_string(memory.n_written) + " writes");
+}
+
+void sequential_and_in_place(Place place_h, Place place_other, const std::string & wants, int64_t padding) {
+    const RowTasks    tasks = tasks_of(wants);
+    const Values      h = random_rows(1), f = random_rows(2);
+    Values            sum = h;
+    for (size_t i = 0; i < f.size(); ++i) {
+        sum[i] += f[i];
+    }
+    const bool        kernels = place_h == place_other && place_h >= device_0;
+    const int         fetched_h = !kernels && place_h != host, fetched_other = !kernels && place_other != host;
+    const std::string what = std::string("h on ") + k_names[place_h] + ", the other on " + k_names[place_other] + ", " + wants;
+    {
+        FakeMemory          memory;
+        Rows                rows(memory);
+        const ggml_tensor * h_rows = memory.put(place_h, h, padding);
+        ggml_tensor *       out    = memory.put(place_other, sum, 0);
+        expect_similarity(rows.after_add(h_rows, out, tasks), tasks, h, sum, what + ", after the add");
+        expect(memory.get(out) == with_rows(sum, tasks, &h) && memory.get(h_rows) == h, what + ": h is back in rows that skip");
+        expect_crossings(memory, kernels, fetched_h + fetched_other, fetched_other * tasks.any_skips, what + ", after the add");
+    }
+    {
+        FakeMemory          memory;
+        Rows                rows(memory);
+        const ggml_tensor * h_rows = memory.put(place_h, h, 0);
+        ggml_tensor *       branch = memory.put(place_other, f, padding);
+        expect_similarity(rows.before_add(h_rows, branch, tasks), tasks, h, sum, what + ", before the add");
+        expect(memory.get(branch) == with_rows(f, tasks, nullptr) && memory.get(h_rows) == h, what + ": f leaves rows that skip");
+        expect_crossings(memory, kernels, fetched_h * tasks.any_checks + fetched_other, fetched_other * tasks.any_skips,
+                         what + ", before the add");
+    }
+}
+
+void parallel(Place place_f, Place place_out, const std::string & wants, int64_t padding) {
+    const RowTasks tasks = tasks_of(wants);
+    const Values   h = random_rows(3), f = random_rows(4);
+    Values         out = h;
+    for (size_t i = 0; i < f.size(); ++i) {
+        out[i] += f[i];
+    }
+    const std::string   what =
+        std::string("parallel, f on ") + k_names[place_f] + ", out on " + k_names[place_out] + ", " + wants;
+    FakeMemory          memory;
+    Rows                rows(memory);
+    ggml_tensor *       branch = memory.put(place_f, f, padding);
+    rows.keep(branch, tasks);
+    expect(memory.get(branch) == with_rows(f, tasks, nullptr), what + ": f leaves rows that skip");
+    expect_crossings(memory, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips, what);
+    if (!tasks.any_checks) {
+        return;
+    }
+    // By then something else is in the memory f was in.
+    const Values  other       = random_rows(5);
+    for (int64_t r = 0; r < k_rows; ++r) {
+        float * row = (place_f == host ? static_cast<float *>(branch->data) : memory.devices.at(branch->data)) +
+                      r * int64_t(branch->nb[1] / sizeof(float));
+        std::copy_n(&other[size_t(r * k_n)], k_n, row);
+    }
+    memory.n_read = memory.n_written = memory.kernels_0.n_finished = memory.kernels_1.n_finished = 0;
+    const ggml_tensor * sum = memory.put(place_out, out, 0);
+    expect_similarity(rows.after_layer(sum, tasks), tasks, h, out, what);
+    expect_crossings(memory, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host, 0, what);
+}
+
+// On the host a check costs arithmetic, and nothing else.
+void no_allocation_on_the_host() {
+    const RowTasks tasks = tasks_of("csc-");
+    FakeMemory     memory;
+    Rows           rows(memory);
+    ggml_tensor *  h = memory.put(host, random_rows(6), 0);
+    ggml_tensor *  f = memory.put(host, random_rows(7), 0);
+    const auto     all = [&] {
+        rows.after_add(h, f, tasks);
+        rows.before_add(h, f, tasks);
+        rows.keep(f, tasks);
+        rows.after_layer(h, tasks);
+    };
+    all();
+    const size_t before = g_allocations;
+    all();
+    const bool none = g_allocations == before;
+    expect(none, "no allocation on the host but the first time");
+}
+
+}  // namespace
+
+int main() {
+    for (const Place first : k_places) {
+        for (const Place second : k_places) {
+            for (const char * wants : { "cccc", "ssss", "csc-", "--s-", "c---", "sccs" }) {
+                for (const int64_t padding : { 0, 3 }) {
+                    sequential_and_in_place(first, second, wants, padding);
+                    parallel(first, second, wants, padding);
+                }
+            }
+        }
+    }
+    no_allocation_on_the_host();
+    return result();
+}
