@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -26,17 +27,37 @@ from .files import whole_file
 if TYPE_CHECKING:
     from ._core import ResolvedConfig
 
-__all__ = ["embed_profile", "profile_keys", "profile_path", "read_profile", "strip_profile", "write_profile"]
+__all__ = [
+    "change_settings",
+    "embed_profile",
+    "locate_profile",
+    "profile_keys",
+    "profile_path",
+    "read_profile",
+    "strip_profile",
+    "write_profile",
+]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 PREFIX = "ffnskip."
-KEPT_POLICIES = ("ffn_skip", "ffn_skip_per_layer", "fixed", "fixed_plus_ffn_skip")
+
+# The settings that each policy kept in profiles has, by the names of SkipConfig.
+ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
+SETTINGS_OF = {
+    "ffn_skip": ("policy", "sim_threshold", *ALGORITHM_1),
+    "ffn_skip_per_layer": ("policy", "layer_thresholds", *ALGORITHM_1),
+    "fixed": ("policy", "layers", "warm_up_index"),
+    "fixed_plus_ffn_skip": ("policy", "sim_threshold", "layers", *ALGORITHM_1),
+}
+RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
+SETTINGS = tuple(dict.fromkeys(key for keys in SETTINGS_OF.values() for key in keys))
 
 COPIED_AT_ONCE = 2**24  # bytes
 
-U32, F32, STRING, ARRAY = (
+U32, I64, F32, STRING, ARRAY = (
     gguf.GGUFValueType.UINT32,
+    gguf.GGUFValueType.INT64,
     gguf.GGUFValueType.FLOAT32,
     gguf.GGUFValueType.STRING,
     gguf.GGUFValueType.ARRAY,
@@ -63,10 +84,29 @@ def profile_path(model_path: PathLike) -> Path:
     return Path(_core.profile_path(os.fspath(model_path)))
 
 
+def locate_profile(path: PathLike) -> Path:
+    """The file that holds the profile: `path` if it is one; of a model, the file beside it, else the model itself.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no GGUF file, or there is no profile beside or in the model.
+    """
+    path = Path(path)
+    reader = _open(path)
+    if not reader.tensors:
+        return path
+    beside = profile_path(path)
+    if beside.exists():
+        return beside
+    if not _own_fields(reader):
+        raise ValueError(f"{path}: there is no profile in this model, nor beside it ({beside.name})")
+    return path
+
+
 def profile_keys(path: PathLike) -> dict[str, Any]:
     """Every key of a profile, without "ffnskip.", in the order of the file. Raises as `read_profile`."""
     read_profile(path)
-    fields = _own_fields(gguf.GGUFReader(os.fspath(path)))
+    fields = _own_fields(_open(Path(path)))
     return {field.name[len(PREFIX) :]: field.contents() for field in fields}
 
 
@@ -77,7 +117,7 @@ def write_profile(
     path: PathLike,
     fingerprint: str,
     config: SkipConfig,
-    resolved: ResolvedConfig,
+    resolved: ResolvedConfig | Mapping[str, Any],
     learnt: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a profile; an existing file is replaced, and survives a failure.
@@ -101,37 +141,61 @@ def write_profile(
         writer.write_tensors_to_file()
 
 
-def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig) -> dict[str, Any]:
+def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The keys that are read back: what the policy needs, and no more."""
-    if config.policy not in KEPT_POLICIES:
+    if config.policy not in SETTINGS_OF:
         raise ValueError(
-            f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(KEPT_POLICIES)}"
+            f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}"
         )
-    keys: dict[str, Any] = {"model": fingerprint, "policy": config.policy}
-    if config.layers is not None:
-        keys["layers"] = config.layers
-    if config.layer_thresholds is not None:
-        keys["layer_thresholds"] = config.layer_thresholds
-    elif config.policy != "fixed":
-        keys["sim_threshold"] = config.sim_threshold
-    if config.policy != "fixed":
-        keys.update({key: resolved[key] for key in ("cold_s", "cold_e", "max_skip")})
-        if config.check_stride != 1:
-            keys["check_stride"] = config.check_stride
-    return {**keys, "warm_up_index": config.warm_up_index}
+    keys = {key: getattr(config, key) for key in SETTINGS_OF[config.policy]}
+    keys.update((key, resolved[key]) for key in RESOLVED if key in keys)
+    if keys.get("check_stride") == 1:
+        del keys["check_stride"]
+    return {"model": fingerprint, **keys}
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, (list, tuple)) and value:
-        writer.add_key_value(key, list(value), ARRAY, _value_type(value[0]) or STRING)
-    elif (kind := _value_type(value)) is not None:
-        writer.add_key_value(key, value, kind)
-    else:
+    is_list = isinstance(value, (list, tuple))
+    kind = _common_type(value if is_list else [value])
+    if kind is None:
         writer.add_string(key, json.dumps(value))
+    elif is_list:
+        writer.add_key_value(key, list(value), ARRAY, kind)
+    else:
+        writer.add_key_value(key, value, kind)
 
 
-def _value_type(value: Any) -> gguf.GGUFValueType | None:
-    return next((kind for python, kind in ((int, U32), (float, F32), (str, STRING)) if isinstance(value, python)), None)
+def _common_type(values: Sequence[Any]) -> gguf.GGUFValueType | None:
+    """Of all the values; None where no one type holds them, or there are none."""
+    types = {type(value) for value in values}
+    if types == {str}:
+        return STRING
+    if types == {int}:
+        return U32 if all(0 <= value < 2**32 for value in values) else I64
+    return F32 if types and types <= {int, float} else None
+
+
+def change_settings(path: PathLike, config: SkipConfig, outdated: Collection[str] = ()) -> None:
+    """Put `config` in place of the settings in a profile, or in a model with one inside; all else stays as it is, but
+    for the keys `outdated`.
+
+    Args:
+        path: The profile or model.
+        config: The settings, with the values of cold_s, cold_e and max_skip if the policy has them.
+        outdated: Keys to leave out, without "ffnskip.".
+    Raises:
+        ValueError, OSError: As `read_profile` and `write_profile`.
+    """
+    fingerprint = read_profile(path).model
+    given = {key: getattr(config, key) for key in RESOLVED}
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "settings.gguf")
+        write_profile(written, fingerprint, config, given)
+        settings = [_bytes_of(field) for field in _own_fields(_open(written))]
+    gone = {PREFIX + key for key in ("model", *SETTINGS, *outdated)}
+    reader = _open(Path(path))
+    learnt = [_bytes_of(field) for field in _own_fields(reader) if field.name not in gone]
+    _rewrite(Path(path), [*settings, *learnt])
 
 
 # ---- in the model's own file ----
@@ -146,27 +210,32 @@ def embed_profile(model_path: PathLike, profile: PathLike) -> None:
         OSError: No such file, or it can't be written.
     """
     read_profile(profile)
-    _rewrite(Path(model_path), [_bytes_of(field) for field in _own_fields(gguf.GGUFReader(os.fspath(profile)))])
+    _require_model(Path(model_path))
+    _rewrite(Path(model_path), [_bytes_of(field) for field in _own_fields(_open(Path(profile)))])
 
 
 def strip_profile(model_path: PathLike) -> bool:
     """Take the profile out of a model file. False if there is none. Raises as `embed_profile`."""
-    if not _own_fields(_open_model(Path(model_path))):
+    if not _own_fields(_require_model(Path(model_path))):
         return False
     _rewrite(Path(model_path), [])
     return True
 
 
-def _open_model(path: Path) -> gguf.GGUFReader:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path}: no GGUF file, or a damaged one: {error}") from error
+def _require_model(path: Path) -> gguf.GGUFReader:
+    reader = _open(path)
     if "general.architecture" not in reader.fields or not reader.tensors or reader.byte_order == "S":
         raise ValueError(f"{path}: it is no model for this machine")
     return reader
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, LookupError, OverflowError) as error:
+        raise ValueError(f"{path}: it is no GGUF file, or a truncated or damaged one") from error
 
 
 def _own_fields(reader: gguf.GGUFReader) -> list[gguf.ReaderField]:
@@ -178,9 +247,9 @@ def _bytes_of(field: gguf.ReaderField) -> bytes:
 
 
 def _rewrite(path: Path, added: list[bytes]) -> None:
-    """The model with the metadata `added` in place of what it has under "ffnskip."; all else is copied byte by byte."""
+    """The file with the metadata `added` in place of what it has under "ffnskip."; all else is copied byte by byte."""
     path = path.resolve()  # a link stays one
-    reader = _open_model(path)
+    reader = _open(path)
     kept = [_bytes_of(field) for key, field in reader.fields.items() if not key.startswith(("GGUF.", PREFIX))]
     version, n_tensors = (int(reader.fields[f"GGUF.{name}"].parts[0][0]) for name in ("version", "tensor_count"))
     with whole_file(path) as part, open(path, "rb") as old, open(part, "wb") as new:
@@ -191,3 +260,5 @@ def _rewrite(path: Path, added: list[bytes]) -> None:
         old.seek(reader.data_offset)
         shutil.copyfileobj(old, new, COPIED_AT_ONCE)
         os.fchmod(new.fileno(), path.stat().st_mode)
+        new.flush()
+        os.fsync(new.fileno())  # before the old file is gone, which may be the only copy of the model
