@@ -144,9 +144,7 @@ def write_profile(
 def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The keys that are read back: what the policy needs, and no more."""
     if config.policy not in SETTINGS_OF:
-        raise ValueError(
-            f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}"
-        )
+        raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}")
     keys = {key: getattr(config, key) for key in SETTINGS_OF[config.policy]}
     keys.update((key, resolved[key]) for key in RESOLVED if key in keys)
     if keys.get("check_stride") == 1:
