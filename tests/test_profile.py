@@ -1,4 +1,4 @@
-"""A saved profile brings a model's settings back, whatever the policy; another model's, or a damaged one, is refused."""
+"""A profile brings a model's settings back, whatever the policy; another model's, or a damaged one, is refused."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def test_what_no_profile_holds_is_refused(model_file, tmp_path, skip):
 
 def test_what_was_learnt_comes_back_with_its_type(tmp_path):
     learnt = {
-        "text": "a", "count": 7, "share": 0.25, "seed": 2**40, "below": -1, "texts": ["a", "b"], "counts": [0, 2**32 - 1],
-        "shares": [0.5, -0.25, math.inf], "mixed": [1, 0.5], "flag": True, "nothing": [], "none": None,
-        "rows": [{"kl": 0.5, "layers": [1, 2]}], "odd": [1, "a"],
+        "text": "a", "count": 7, "share": 0.25, "seed": 2**40, "below": -1, "texts": ["a", "b"],
+        "counts": [0, 2**32 - 1], "shares": [0.5, -0.25, math.inf], "mixed": [1, 0.5], "flag": True, "nothing": [],
+        "none": None, "rows": [{"kl": 0.5, "layers": [1, 2]}], "odd": [1, "a"],
     }  # fmt: skip
     config = KEPT["fixed"]
     write_profile(tmp_path / "a.gguf", "m", config, {"cold_s": 0, "cold_e": 1, "max_skip": 1}, learnt)
@@ -218,5 +218,5 @@ def test_a_profile_is_located_beside_a_model_or_is_the_file_itself(model_file, s
     profile.rename(tmp_path / "b.gguf")
     with pytest.raises(ValueError, match=r"there is no profile in this model, nor beside it \(a.ffnskip.gguf\)"):
         locate_profile(model)
-    with pytest.raises(FileNotFoundError, match="c.gguf: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"c\.gguf: no such file"):
         locate_profile(tmp_path / "c.gguf")

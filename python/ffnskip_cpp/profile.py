@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -23,6 +23,7 @@ import gguf
 from . import _core
 from ._core import Profile, SkipConfig
 from .files import whole_file
+from .gguf_header import Entry, Header, read_header
 
 if TYPE_CHECKING:
     from ._core import ResolvedConfig
@@ -74,8 +75,10 @@ def read_profile(path: PathLike) -> Profile:
         FileNotFoundError: There is no such file.
         ValueError: It is no profile: not GGUF, truncated, a key missing or wrong.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"profile {os.fspath(path)}: no such file")
+    try:
+        read_header(Path(path))  # the core's reader would log what is wrong with a damaged file besides
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"profile {error}") from error
     return _core.read_profile(os.fspath(path))
 
 
@@ -92,13 +95,13 @@ def locate_profile(path: PathLike) -> Path:
         ValueError: It is no GGUF file, or there is no profile beside or in the model.
     """
     path = Path(path)
-    reader = _open(path)
-    if not reader.tensors:
+    header = read_header(path)
+    if not header.n_tensors:
         return path
     beside = profile_path(path)
     if beside.exists():
         return beside
-    if not _own_fields(reader):
+    if not _own(header):
         raise ValueError(f"{path}: there is no profile in this model, nor beside it ({beside.name})")
     return path
 
@@ -106,8 +109,7 @@ def locate_profile(path: PathLike) -> Path:
 def profile_keys(path: PathLike) -> dict[str, Any]:
     """Every key of a profile, without "ffnskip.", in the order of the file. Raises as `read_profile`."""
     read_profile(path)
-    fields = _own_fields(_open(Path(path)))
-    return {field.name[len(PREFIX) :]: field.contents() for field in fields}
+    return {entry.key[len(PREFIX) :]: entry.value() for entry in _own(read_header(Path(path)))}
 
 
 # ---- writing ----
@@ -173,6 +175,9 @@ def _common_type(values: Sequence[Any]) -> gguf.GGUFValueType | None:
     return F32 if types and types <= {int, float} else None
 
 
+# ---- in place ----
+
+
 def change_settings(path: PathLike, config: SkipConfig, outdated: Collection[str] = ()) -> None:
     """Put `config` in place of the settings in a profile, or in a model with one inside; all else stays as it is, but
     for the keys `outdated`.
@@ -189,14 +194,10 @@ def change_settings(path: PathLike, config: SkipConfig, outdated: Collection[str
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder, "settings.gguf")
         write_profile(written, fingerprint, config, given)
-        settings = [_bytes_of(field) for field in _own_fields(_open(written))]
+        settings = _own(read_header(written))
     gone = {PREFIX + key for key in ("model", *SETTINGS, *outdated)}
-    reader = _open(Path(path))
-    learnt = [_bytes_of(field) for field in _own_fields(reader) if field.name not in gone]
-    _rewrite(Path(path), [*settings, *learnt])
-
-
-# ---- in the model's own file ----
+    header = read_header(Path(path))
+    _rewrite(Path(path), header, [*settings, *(entry for entry in _own(header) if entry.key not in gone)])
 
 
 def embed_profile(model_path: PathLike, profile: PathLike) -> None:
@@ -208,54 +209,39 @@ def embed_profile(model_path: PathLike, profile: PathLike) -> None:
         OSError: No such file, or it can't be written.
     """
     read_profile(profile)
-    _require_model(Path(model_path))
-    _rewrite(Path(model_path), [_bytes_of(field) for field in _own_fields(_open(Path(profile)))])
+    header = _require_model(Path(model_path))
+    _rewrite(Path(model_path), header, _own(read_header(Path(profile))))
 
 
 def strip_profile(model_path: PathLike) -> bool:
     """Take the profile out of a model file. False if there is none. Raises as `embed_profile`."""
-    if not _own_fields(_require_model(Path(model_path))):
+    header = _require_model(Path(model_path))
+    if not _own(header):
         return False
-    _rewrite(Path(model_path), [])
+    _rewrite(Path(model_path), header, [])
     return True
 
 
-def _require_model(path: Path) -> gguf.GGUFReader:
-    reader = _open(path)
-    if "general.architecture" not in reader.fields or not reader.tensors or reader.byte_order == "S":
-        raise ValueError(f"{path}: it is no model for this machine")
-    return reader
+def _require_model(path: Path) -> Header:
+    header = read_header(path)
+    if not header.n_tensors:
+        raise ValueError(f"{path}: it is no model, there are no weights in it")
+    return header
 
 
-def _open(path: Path) -> gguf.GGUFReader:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return gguf.GGUFReader(path)
-    except (ValueError, LookupError, OverflowError) as error:
-        raise ValueError(f"{path}: it is no GGUF file, or a truncated or damaged one") from error
+def _own(header: Header) -> list[Entry]:
+    return [entry for entry in header.entries if entry.key.startswith(PREFIX)]
 
 
-def _own_fields(reader: gguf.GGUFReader) -> list[gguf.ReaderField]:
-    return [field for key, field in reader.fields.items() if key.startswith(PREFIX)]
-
-
-def _bytes_of(field: gguf.ReaderField) -> bytes:
-    return b"".join(part.tobytes() for part in field.parts)
-
-
-def _rewrite(path: Path, added: list[bytes]) -> None:
-    """The file with the metadata `added` in place of what it has under "ffnskip."; all else is copied byte by byte."""
+def _rewrite(path: Path, header: Header, own: Iterable[Entry]) -> None:
+    """The file with `own` in place of what it has under "ffnskip."; all else is copied byte by byte."""
     path = path.resolve()  # a link stays one
-    reader = _open(path)
-    kept = [_bytes_of(field) for key, field in reader.fields.items() if not key.startswith(("GGUF.", PREFIX))]
-    version, n_tensors = (int(reader.fields[f"GGUF.{name}"].parts[0][0]) for name in ("version", "tensor_count"))
+    entries = [*(entry for entry in header.entries if not entry.key.startswith(PREFIX)), *own]
     with whole_file(path) as part, open(path, "rb") as old, open(part, "wb") as new:
-        new.write(struct.pack("=4sIQQ", b"GGUF", version, n_tensors, len(kept) + len(added)))
-        for metadata in (*kept, *added, *(_bytes_of(tensor.field) for tensor in reader.tensors)):
-            new.write(metadata)
-        new.write(bytes(-new.tell() % reader.alignment))
-        old.seek(reader.data_offset)
+        new.write(struct.pack("=4sIQQ", b"GGUF", header.version, header.n_tensors, len(entries)))
+        new.write(b"".join(entry.raw for entry in entries) + header.tensors)
+        new.write(bytes(-new.tell() % header.alignment))
+        old.seek(header.data_offset)
         shutil.copyfileobj(old, new, COPIED_AT_ONCE)
         os.fchmod(new.fileno(), path.stat().st_mode)
         new.flush()
