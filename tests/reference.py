@@ -32,12 +32,30 @@ NOT_TRIPPED = -1
 
 @dataclass(frozen=True)
 class SkipSettings:
-    """The paper's parameters; `max_skip` is its k. Layers [cold_s, cold_e) form the adaptive region."""
+    """The paper's parameters; `max_skip` is its k. Layers [cold_s, cold_e) form the adaptive region.
 
-    sim_threshold: float
+    Beyond the paper: a threshold for each layer, infinite where it is not checked; `layers` that are always skipped and
+    not counted; and checks in every `check_stride`-th of the other layers of the region only."""
+
+    sim_threshold: float | Sequence[float]
     cold_s: int
     cold_e: int
     max_skip: int
+    layers: Sequence[int] = ()
+    check_stride: int = 1
+
+    def is_checked(self, il: int) -> bool:
+        unchecked = not np.isscalar(self.sim_threshold) and self.sim_threshold[il] == np.inf
+        return il in self.free_layers(self.cold_s)[:: self.check_stride] and not unchecked
+
+    def threshold(self, il: int) -> float:
+        return self.sim_threshold if np.isscalar(self.sim_threshold) else self.sim_threshold[il]
+
+    def skipped_after(self, trip: int) -> list[int]:
+        return self.free_layers(trip + 1)[: self.max_skip]
+
+    def free_layers(self, first: int) -> list[int]:
+        return [il for il in range(first, self.cold_e) if il not in self.layers]
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class Trace:
             trip_layer=np.concatenate([trace.trip_layer for trace in traces]),
         )
 
-    def closest_call(self, sim_threshold: float) -> float:
+    def closest_call(self, sim_threshold: float | Sequence[float]) -> float:
         """Distance of the nearest check to the threshold: decisions are only comparable if it exceeds rounding."""
         distance = np.abs(self.similarity - sim_threshold)
         return float(np.nanmin(distance)) if np.isfinite(distance).any() else np.inf
@@ -91,16 +109,16 @@ def feed_forward_or_skip(
     """
     state = h.copy()
     trip = trace.trip_layer
-    adaptive = settings is not None and settings.cold_s <= il < settings.cold_e
-    if adaptive:
-        trace.skipped[:, il] = (trip != NOT_TRIPPED) & (il > trip) & (il <= trip + settings.max_skip)
+    if settings is not None:
+        after_trip = [t != NOT_TRIPPED and il in settings.skipped_after(t) for t in trip]
+        trace.skipped[:, il] = may_skip if il in settings.layers else after_trip
     run = ~trace.skipped[:, il]
     if run.any():
         state[run] = h[run] + feed_forward(h[run])
-    if adaptive:
+    if settings is not None and settings.is_checked(il):
         checked = may_skip & (trip == NOT_TRIPPED)
         trace.similarity[checked, il] = cosine(h[checked], state[checked])
-        trip[checked & (trace.similarity[:, il] >= settings.sim_threshold)] = il
+        trip[checked & (trace.similarity[:, il] >= settings.threshold(il))] = il
     return state
 
 
@@ -330,14 +348,16 @@ class ReferenceLlama:
         prompt: Sequence[int],
         n: int,
         *,
-        sim_threshold: float,
+        sim_threshold: float | Sequence[float],
         cold_s: int,
         cold_e: int,
         max_skip: int,
         warm_up_index: int,
+        layers: Sequence[int] = (),
+        check_stride: int = 1,
     ) -> Generation:
         """Starts over with `prompt` and generates n tokens; token i, when fed back, may skip iff i >= warm_up_index."""
-        self.settings = SkipSettings(sim_threshold, cold_s, cold_e, max_skip)
+        self.settings = SkipSettings(sim_threshold, cold_s, cold_e, max_skip, layers, check_stride)
         self.reset()
         logits, traces = [self.prefill(prompt)], [Trace.empty(0, self.n_layer)]
         tokens = [int(logits[-1].argmax())]

@@ -133,7 +133,17 @@ def build_program(source: Path, to: Path) -> Path:
     lib = site / "llama_cpp" / "lib"
     libraries = [f"-L{lib}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{lib}"]
     compiler = os.environ.get("CXX", "c++")
-    command = [compiler, "-std=c++17", "-O1", f"-I{site / 'include'}", str(source), "-o", str(to), *libraries]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-pthread",
+        f"-I{site / 'include'}",
+        str(source),
+        "-o",
+        str(to),
+        *libraries,
+    ]
     subprocess.run(command, check=True)
     return to
 
@@ -162,15 +172,35 @@ def in_float32(path: Path | str, to: Path) -> Path:
     """A copy whose weights are the same numbers in F32."""
     reader = gguf.GGUFReader(str(path))
     writer = gguf.GGUFWriter(str(to), reader.fields["general.architecture"].contents())
+    _add_metadata_of(reader, writer)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    _write(writer)
+    return to
+
+
+def split(path: Path | str, to: Path, tensors_each: int = 50) -> list[Path]:
+    """The same model in files, of at most so many tensors: to-00001-of-00003.gguf and so on."""
+    reader = gguf.GGUFReader(str(path))
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(to, architecture, split_max_tensors=tensors_each)
+    _add_metadata_of(reader, writer)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    _write(writer)
+    return sorted(to.parent.glob(f"{to.stem}-0*.gguf"))
+
+
+def _add_metadata_of(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
     for key, entry in reader.fields.items():
         if not key.startswith("GGUF.") and key != "general.architecture":
             writer.add_key_value(
                 key, entry.contents(), entry.types[0], entry.types[-1] if len(entry.types) > 1 else None
             )
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return to

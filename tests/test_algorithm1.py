@@ -80,6 +80,39 @@ def test_q8_0_model_follows_algorithm_1_up_to_its_first_close_call(model_file, k
     assert agreed > WARM_UP
 
 
+# Per layer: low where similarity is low, so that tokens trip in several layers, and some layers unchecked.
+LAYER_THRESHOLDS = [2.0, 2.0, 0.85, np.inf, 0.9, 0.92, 0.94, np.inf, 0.95, 0.955, 0.95, 0.94, 0.9, 0.88, 2.0, 2.0]
+
+# Settings beyond the paper: the policy, and what both programs are told.
+BEYOND = {
+    "per_layer": ("ffn_skip_per_layer", LAYER_THRESHOLDS, {}),
+    "per_layer_every_third": ("ffn_skip_per_layer", [0.93] * 16, {"check_stride": 3}),
+    "every_second": ("ffn_skip", 0.93, {"check_stride": 2}),
+    "set_and_trips": ("fixed_plus_ffn_skip", 0.93, {"layers": [0, 4, 7, 8]}),
+    "set_and_every_second": ("fixed_plus_ffn_skip", 0.92, {"layers": [3, 14], "check_stride": 2}),
+    "set_that_ends_the_region": ("fixed_plus_ffn_skip", 0.94, {"layers": [9, 10, 11, 12, 13]}),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_policies_beyond_the_paper_generate_what_the_reference_does(model_file, name):
+    policy, thresholds, options = BEYOND[name]
+    key = "layer_thresholds" if policy == "ffn_skip_per_layer" else "sim_threshold"
+    region = {"cold_s": 2, "cold_e": 14, "max_skip": 3, "warm_up_index": WARM_UP, **options}
+    path = model_file("llama")
+    tokens, trace = generate(path, SkipConfig(policy=policy, **{key: thresholds}, **region), **F32_CACHE)
+    expected = ReferenceLlama(path, kv_f16=False).generate_greedy(PROMPT, N_TOKENS, sim_threshold=thresholds, **region)
+    trips = expected.trace.trip_layer
+    assert len(set(trips[WARM_UP:].tolist())) >= 4
+
+    closest = expected.trace.closest_call(thresholds)
+    assert tokens == expected.tokens, f"nearest check: {closest} from the threshold"
+    assert trip_layers(trace, thresholds).tolist() == trips.tolist()
+    assert np.array_equal(trace.skipped, expected.trace.skipped)
+    assert np.array_equal(np.isnan(trace.similarity), np.isnan(expected.trace.similarity))
+    assert np.nanmax(np.abs(trace.similarity - expected.trace.similarity)) < min(closest, SAME_ARITHMETIC)
+
+
 def test_tokens_fed_back_may_skip_from_warm_up_index_on(model_file):
     for warm_up_index in (0, 1, 7, N_TOKENS):
         config = SkipConfig(sim_threshold=-1.0, cold_s=2, cold_e=14, max_skip=4, warm_up_index=warm_up_index)

@@ -140,6 +140,40 @@ def test_skipping_a_fixed_set_is_exact_under_every_setting(model_file, kind, set
     assert_fixed_set_equals_zeroed_file(model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED), setting)
 
 
+@pytest.mark.parametrize("kind", ["llama", "moe", "falcon", "phi3", "demo"])
+@pytest.mark.parametrize("extra", [{"sim_threshold": NEVER}, {"sim_threshold": -1.0, "max_skip": 0}], ids=str)
+def test_a_set_beside_which_nothing_trips_equals_the_set_alone(model_file, kind, extra):
+    path, zeroed = model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED)
+    config = SkipConfig(policy="fixed_plus_ffn_skip", layers=SKIPPED, warm_up_index=0, **{"max_skip": 1, **extra})
+    with ours(path, fixed()) as llm:
+        alone = llm.forward(TOKENS)
+    with plain(zeroed) as expected, ours(path, config) as llm:
+        got = llm.forward(TOKENS)
+        assert bits_equal(got, alone) and bits_equal(got, feed(expected, TOKENS, 0))
+        assert bits_equal(feed_one_by_one(llm, TOKENS, SKIPPABLE_ROW), feed_one_by_one(expected, TOKENS))
+        assert llm.stats.ffn_skipped == 2 * len(TOKENS) * len(SKIPPED)
+        assert llm.stats.checks > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "moe", "falcon", "phi3"])
+def test_equal_thresholds_of_all_layers_are_one_threshold(model_file, kind):
+    path = model_file(kind)
+    region = {"cold_s": 1, "cold_e": 7, "max_skip": 2, "warm_up_index": 0}
+    thresholds = [0.93] * n_layer_of(path)
+    runs = []
+    for config in (
+        SkipConfig(sim_threshold=0.93, **region),
+        SkipConfig(policy="ffn_skip_per_layer", layer_thresholds=thresholds, **region),
+    ):
+        with ours(path, config) as llm, llm.trace() as trace:
+            logits = [llm.forward(TOKENS), feed_one_by_one(llm, TOKENS, SKIPPABLE_ROW)]
+            tokens, generated = generate_step_by_step(llm, PROMPT, N_GENERATED)
+        runs.append((tokens, trace.skipped, *logits, generated))
+    assert len({tuple(row) for row in runs[0][1]}) > 2  # rows trip here and there
+    assert runs[0][0] == runs[1][0]
+    assert all(bits_equal(first, second) for first, second in zip(runs[0][1:], runs[1][1:]))
+
+
 @pytest.mark.parametrize("layers", [(0,), (6,), (0, 1, 2, 3, 4, 5, 6)], ids=str)
 def test_every_layer_but_the_last_can_be_skipped(model_file, layers):
     path, zeroed = model_file("moe"), model_file("moe", zero_ffn_layers=layers)
@@ -198,15 +232,26 @@ def test_a_mixed_batch_equals_the_same_rows_decoded_one_by_one(model_file, kind,
     assert typical_difference(batch, dense) > 10 * allowed
 
 
+TRIPPING = {
+    "ffn_skip": {"sim_threshold": 0.93},
+    "ffn_skip_per_layer": {"layer_thresholds": [2.0, 0.9, 0.92, 0.94, 0.93, 0.95, 0.92, 2.0]},
+    "fixed_plus_ffn_skip": {"sim_threshold": 0.92, "layers": [0, 3]},
+}
+
+
 @pytest.mark.parametrize("kind", ["llama", "moe"])
-def test_rows_of_a_batch_trip_where_they_trip_alone(model_file, kind):
-    config = SkipConfig(sim_threshold=0.93, warm_up_index=0, max_skip=2)
-    allowed = TIMES_PLAIN * plain_difference(model_file(kind), **F32_CACHE)
-    with ours(model_file(kind), config, **F32_CACHE) as llm:
+@pytest.mark.parametrize("policy", TRIPPING)
+@pytest.mark.parametrize("prompt_rows", [0, 3], ids=["all_may_skip", "every_third_is_prompt"])
+def test_rows_of_a_batch_trip_where_they_trip_alone(model_file, kind, policy, prompt_rows):
+    path = model_file(kind, n_layer=8)
+    config = SkipConfig(policy=policy, warm_up_index=0, max_skip=2, **TRIPPING[policy])
+    eligible = [prompt_rows == 0 or i % prompt_rows > 0 for i in range(len(TOKENS))]
+    allowed = TIMES_PLAIN * plain_difference(path, **F32_CACHE)
+    with ours(path, config, **F32_CACHE) as llm:
         with llm.trace() as in_batch:
-            batch = llm.forward(TOKENS)
+            batch = llm.forward(TOKENS, eligible)
         with llm.trace() as alone:
-            rows = feed_one_by_one(llm, TOKENS, SKIPPABLE_ROW)
+            rows = feed_one_by_one(llm, TOKENS, [SKIPPABLE_ROW if may else PROMPT_ROW for may in eligible])
     assert len({tuple(row) for row in in_batch.skipped}) > 2  # the rows of the batch really differ
     assert np.array_equal(in_batch.skipped, alone.skipped)
     assert np.array_equal(np.isnan(in_batch.similarity), np.isnan(alone.similarity))

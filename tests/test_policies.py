@@ -130,11 +130,39 @@ def test_a_threshold_no_cosine_reaches_checks_the_whole_region_and_skips_nothing
     assert (~np.isnan(trace.similarity)).sum(axis=1).tolist() == [6] * len(TOKENS)
 
 
-@pytest.mark.parametrize("policy", ["ffn_skip", "random", "random_adaptive_region", "fixed"])
+@pytest.mark.parametrize("stride", [1, 2, 3, 6, 99])
+@pytest.mark.parametrize("layers", [None, [0, 2, 5]], ids=["no_set", "a_set"])
+def test_every_stride_th_layer_that_runs_is_checked_from_cold_s_on(llm, stride, layers):
+    policy = "ffn_skip" if layers is None else "fixed_plus_ffn_skip"
+    region = {"cold_s": 1, "cold_e": 7, "max_skip": 1, "check_stride": stride}
+    trace = traced(llm, policy=policy, layers=layers, sim_threshold=1.5, **region)
+    running = [1, 2, 3, 4, 5, 6] if layers is None else [1, 3, 4, 6]
+    assert {tuple(np.flatnonzero(~np.isnan(row))) for row in trace.similarity} == {tuple(running[::stride])}
+    trace = traced(llm, policy=policy, layers=layers, sim_threshold=-1.0, **region)  # trips where first checked
+    assert {tuple(np.flatnonzero(~np.isnan(row))) for row in trace.similarity} == {(1,)}
+    assert {tuple(np.flatnonzero(row)) for row in trace.skipped} == {(2,) if layers is None else (0, 2, 3, 5)}
+
+
+def test_a_layer_trips_at_its_own_threshold_and_an_infinite_one_is_not_checked(llm):
+    thresholds = [-1.0, 1.5, math.inf, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]
+    region = {"cold_s": 1, "cold_e": 7, "max_skip": 2}
+    trace = traced(llm, policy="ffn_skip_per_layer", layer_thresholds=thresholds, **region)
+    assert {tuple(np.flatnonzero(~np.isnan(row))) for row in trace.similarity} == {(1, 3)}
+    assert {tuple(np.flatnonzero(row)) for row in trace.skipped} == {(4, 5)}
+
+
+NEEDED = {
+    "fixed": {"layers": [3]},
+    "fixed_plus_ffn_skip": {"layers": [3], "max_skip": 1},
+    "ffn_skip_per_layer": {"layer_thresholds": [-1.0] * N_LAYER, "max_skip": 1},
+}
+
+
+@pytest.mark.parametrize("policy", ["ffn_skip", "random", "random_adaptive_region", *NEEDED])
 @pytest.mark.parametrize("warm_up_index", [0, 1, 30, 239, 240])
 def test_token_i_may_skip_exactly_from_warm_up_index_on(llm, policy, warm_up_index):
-    layers = {"layers": [3]} if policy == "fixed" else {"max_skip": 1}
-    skipped = skipped_by(llm, policy=policy, sim_threshold=-1.0, warm_up_index=warm_up_index, **layers)
+    needed = NEEDED.get(policy, {"max_skip": 1})
+    skipped = skipped_by(llm, policy=policy, sim_threshold=-1.0, warm_up_index=warm_up_index, **needed)
     assert skipped.any(axis=1).tolist() == [i >= warm_up_index for i in range(len(TOKENS))]
     assert llm._controller.row_kind(warm_up_index) == SKIPPABLE_ROW
     assert warm_up_index == 0 or llm._controller.row_kind(warm_up_index - 1) == WARM_UP_ROW
@@ -143,12 +171,16 @@ def test_token_i_may_skip_exactly_from_warm_up_index_on(llm, policy, warm_up_ind
 # --- statistics ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["dense", "ffn_skip", "random", "random_adaptive_region", "fixed"])
+@pytest.mark.parametrize("policy", ["dense", "ffn_skip", "random", "random_adaptive_region", *NEEDED])
 def test_statistics_add_up_with_the_trace(llm, policy):
-    layers = {"layers": [1, 3]} if policy == "fixed" else {}
     threshold = 0.95
+    needed = {
+        "fixed": {"layers": [1, 3]},
+        "fixed_plus_ffn_skip": {"layers": [3], "max_skip": 2},
+        "ffn_skip_per_layer": {"layer_thresholds": [threshold] * N_LAYER},
+    }.get(policy, {})
     llm.reset_stats()
-    trace = traced(llm, policy=policy, sim_threshold=threshold, warm_up_index=30, **layers)
+    trace = traced(llm, policy=policy, sim_threshold=threshold, warm_up_index=30, **needed)
     stats = llm.stats
     assert stats.tokens == len(TOKENS) == len(trace.skipped)
     assert stats.ffn_total == len(TOKENS) * N_LAYER
@@ -156,7 +188,9 @@ def test_statistics_add_up_with_the_trace(llm, policy):
     assert stats.skipped_per_layer.tolist() == trace.skipped.sum(axis=0).tolist()
     assert stats.skip_ratio == stats.ffn_skipped / stats.ffn_total
     assert stats.checks == (~np.isnan(trace.similarity)).sum()
-    never = (trip_layers(trace, threshold)[30:] < 0).sum() if policy == "ffn_skip" else 0
+    checks = policy in ("ffn_skip", "ffn_skip_per_layer", "fixed_plus_ffn_skip")
+    never = (trip_layers(trace, threshold)[30:] < 0).sum() if checks else 0
+    assert not checks or 0 < never < len(TOKENS) - 30
     assert stats.tokens_never_tripped == never
     assert (policy == "dense") == (stats.ffn_skipped == 0)
 
@@ -188,6 +222,11 @@ WRONG_FOR_ANY_MODEL = [
     ({"cold_s": 5, "cold_e": 4}, "cold_s: 5 must be below cold_e = 4"),
     ({"policy": "fixed"}, "layers: policy 'fixed' needs the layers"),
     ({"layers": [1]}, "layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not 'ffn_skip'"),
+    ({"policy": "fixed_plus_ffn_skip"}, "layers: policy 'fixed_plus_ffn_skip' needs the layers"),
+    ({"policy": "ffn_skip_per_layer"}, "layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each"),
+    ({"layer_thresholds": [0.9]}, "layer_thresholds: only policy 'ffn_skip_per_layer' takes them, not 'ffn_skip'"),
+    ({"policy": "ffn_skip_per_layer", "layer_thresholds": [math.nan]}, "layer_thresholds: nan is not a similarity"),
+    ({"check_stride": 0}, "check_stride: 0 is no distance.*1 or more"),
 ]
 
 WRONG_FOR_THIS_MODEL = [
@@ -199,6 +238,10 @@ WRONG_FOR_THIS_MODEL = [
     ({"skip_ratio": 1.0}, r"skip_ratio: 1 asks for 9; .* at most 6 of 9 FFN blocks \(a ratio of 0.666667\)"),
     ({"policy": "fixed", "layers": [2, 8]}, r"layers: 8 is out of range; a model of 9 layers can skip \[0, 7\]"),
     ({"policy": "fixed", "layers": [-1]}, r"layers: -1 is out of range; a model of 9 layers can skip \[0, 7\]"),
+    ({"policy": "ffn_skip_per_layer", "layer_thresholds": [0.9] * 8}, "layer_thresholds: 8 for a model of 9 layers"),
+    ({"policy": "fixed_plus_ffn_skip", "layers": [2, 3], "cold_s": 1, "cold_e": 5, "max_skip": 2},
+     r"max_skip: 2 .* at most 1 of 9 FFN blocks beside the 2 of layers"),
+    ({"policy": "fixed_plus_ffn_skip", "layers": [2, 3, 4]}, "skip_ratio: 0.25 asks for 2 .* fewer than the 3"),
 ]  # fmt: skip
 
 
@@ -229,6 +272,8 @@ EXAMPLES = [
     SkipConfig(sim_threshold=0.5, cold_s=0, cold_e=7, warm_up_index=0, skip_ratio=0.5, max_skip=3),
     SkipConfig(policy="fixed", layers=[1, 5]),
     SkipConfig(policy="random", seed=2**63 + 1, max_skip=0),
+    SkipConfig(policy="fixed_plus_ffn_skip", layers=[1, 5], check_stride=3),
+    SkipConfig(policy="ffn_skip_per_layer", layer_thresholds=[0.5, -1.0, 2.0]),
 ]
 
 

@@ -1,13 +1,40 @@
-"""A saved profile brings a model's settings back; another model's profile, or a damaged one, is refused."""
+"""A profile brings a model's settings back, whatever the policy; another model's, or a damaged one, is refused."""
 
 from __future__ import annotations
 
+import math
+
 import gguf
+import numpy as np
 import pytest
 
 from ffnskip_cpp import SkipConfig
+from ffnskip_cpp.profile import locate_profile, profile_keys, profile_path, read_profile, write_profile
 from ffnskip_cpp.quantize import quantize
 from running import ours
+
+# One setting of each policy that profiles keep, for a model of 16 layers; and the values that the model fills in.
+KEPT = {
+    "ffn_skip": SkipConfig(sim_threshold=0.75, skip_ratio=0.25, warm_up_index=3),
+    "ffn_skip_per_layer": SkipConfig(
+        policy="ffn_skip_per_layer", layer_thresholds=[0.5, -1.0, math.inf, 2.0] * 4, cold_s=1, max_skip=5
+    ),
+    "fixed": SkipConfig(policy="fixed", layers=[2, 5], warm_up_index=0),
+    "fixed_plus_ffn_skip": SkipConfig(
+        policy="fixed_plus_ffn_skip", layers=[0, 14], sim_threshold=0.5, cold_e=12, max_skip=2, check_stride=2
+    ),
+}
+ALL_KEYS = {
+    "ffn_skip": {"policy": "ffn_skip", "sim_threshold": 0.75, "cold_s": 2, "cold_e": 14, "max_skip": 4,
+                 "warm_up_index": 3},
+    "ffn_skip_per_layer": {"policy": "ffn_skip_per_layer", "layer_thresholds": [0.5, -1.0, math.inf, 2.0] * 4,
+                           "cold_s": 1, "cold_e": 14, "max_skip": 5, "warm_up_index": 30},
+    "fixed": {"policy": "fixed", "layers": [2, 5], "warm_up_index": 0},
+    "fixed_plus_ffn_skip": {"policy": "fixed_plus_ffn_skip", "sim_threshold": 0.5, "layers": [0, 14], "cold_s": 2,
+                            "cold_e": 12, "max_skip": 2, "check_stride": 2, "warm_up_index": 30},
+}  # fmt: skip
+
+TOKENS = np.random.default_rng(5).integers(0, 256, 40).tolist()
 
 
 def keys_of(path):
@@ -15,27 +42,73 @@ def keys_of(path):
     return {key: field.contents() for key, field in fields.items() if key.startswith("ffnskip.")}
 
 
-def test_a_profile_holds_the_settings_as_they_apply_to_the_model(model_file, tmp_path):
-    with ours(model_file("llama"), SkipConfig(sim_threshold=0.75, skip_ratio=0.25, warm_up_index=3)) as llm:
-        llm.save_profile(tmp_path / "a.ffnskip.gguf")
-        keys = keys_of(tmp_path / "a.ffnskip.gguf")
-        assert keys.pop("ffnskip.model").startswith("llama-")
-        resolved = llm._controller.resolved
-    assert keys == {f"ffnskip.{key}": value for key, value in resolved.items()}
+@pytest.fixture
+def saved(model_file, tmp_path):
+    """saved(config): the profile of the llama model with it."""
+
+    def save(config):
+        with ours(model_file("llama"), config) as llm:
+            llm.save_profile(tmp_path / "a.ffnskip.gguf")
+        return tmp_path / "a.ffnskip.gguf"
+
+    return save
 
 
-def test_a_profile_of_fixed_layers_holds_them(model_file, tmp_path):
-    with ours(model_file("llama"), SkipConfig(policy="fixed", layers=[2, 5], warm_up_index=0)) as llm:
-        llm.save_profile(tmp_path / "a.ffnskip.gguf")
-    keys = keys_of(tmp_path / "a.ffnskip.gguf")
-    assert (keys["ffnskip.policy"], keys["ffnskip.layers"], keys["ffnskip.warm_up_index"]) == ("fixed", [2, 5], 0)
+# --- what is kept ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("skip", [None, SkipConfig(policy="random")])
+@pytest.mark.parametrize("policy", KEPT)
+def test_a_profile_holds_what_the_policy_needs_as_it_applies_to_the_model(saved, policy):
+    keys = keys_of(saved(KEPT[policy]))
+    assert keys.pop("ffnskip.model").startswith("llama-16x64-")
+    assert keys == {f"ffnskip.{key}": value for key, value in ALL_KEYS[policy].items()}
+
+
+@pytest.mark.parametrize("policy", KEPT)
+def test_a_profile_skips_as_the_settings_did_that_it_was_made_from(model_file, saved, policy):
+    path, profile = model_file("llama"), saved(KEPT[policy])
+    runs = []
+    for skip in (KEPT[policy], profile, str(profile), read_profile(profile).config):
+        with ours(path, skip) as llm:
+            logits = llm.forward(TOKENS)
+            runs.append((logits.tobytes(), llm.stats.ffn_skipped, llm.stats.checks, dict(llm._controller.resolved)))
+    assert runs[0][1] > 0 and all(run == runs[0] for run in runs)
+    for key, value in ALL_KEYS[policy].items():
+        assert getattr(read_profile(profile).config, key) == value
+
+
+@pytest.mark.parametrize("skip", [None, SkipConfig(policy="random"), SkipConfig(policy="random_adaptive_region")])
 def test_what_no_profile_holds_is_refused(model_file, tmp_path, skip):
     with ours(model_file("llama"), skip) as llm, pytest.raises(ValueError, match="is not kept in profiles"):
         llm.save_profile(tmp_path / "a.ffnskip.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_learnt_comes_back_with_its_type(tmp_path):
+    learnt = {
+        "text": "a", "count": 7, "share": 0.25, "seed": 2**40, "below": -1, "texts": ["a", "b"],
+        "counts": [0, 2**32 - 1], "shares": [0.5, -0.25, math.inf], "mixed": [1, 0.5], "flag": True, "nothing": [],
+        "none": None, "rows": [{"kl": 0.5, "layers": [1, 2]}], "odd": [1, "a"],
+    }  # fmt: skip
+    config = KEPT["fixed"]
+    write_profile(tmp_path / "a.gguf", "m", config, {"cold_s": 0, "cold_e": 1, "max_skip": 1}, learnt)
+    keys = profile_keys(tmp_path / "a.gguf")
+    as_json = {"flag": "true", "nothing": "[]", "none": "null", "rows": '[{"kl": 0.5, "layers": [1, 2]}]',
+               "odd": '[1, "a"]'}  # fmt: skip
+    assert {key: keys[key] for key in learnt} == {**learnt, **as_json}
+    assert list(keys) == ["model", *ALL_KEYS["fixed"], *learnt]
+
+
+def test_a_profile_survives_the_failure_to_write_another(saved):
+    profile = saved(KEPT["ffn_skip"])
+    before = profile.read_bytes()
+    with pytest.raises(TypeError):
+        write_profile(profile, "m", KEPT["fixed"], {"cold_s": 0, "cold_e": 1, "max_skip": 1}, {"x": object()})
+    assert profile.read_bytes() == before
+    assert [path.name for path in profile.parent.iterdir()] == [profile.name]
+
+
+# --- whose it is -----------------------------------------------------------------------------------------------------
 
 
 def test_a_quantised_file_is_the_same_model_and_another_seed_is_not(model_file, tmp_path):
@@ -47,3 +120,103 @@ def test_a_quantised_file_is_the_same_model_and_another_seed_is_not(model_file, 
     assert fingerprint(path) == fingerprint(quantize(path, tmp_path / "q8_0.gguf", "q8_0"))
     assert fingerprint(path) != fingerprint(model_file("llama", seed=99))
     assert fingerprint(path) != fingerprint(model_file("phi3"))
+
+
+def test_another_models_profile_is_refused_with_its_name_and_both_fingerprints(model_file, saved):
+    profile = saved(KEPT["ffn_skip"])
+    with pytest.raises(ValueError, match=rf"profile {profile}: it is for model 'llama-16x64-.*', but this is 'phi3-"):
+        with ours(model_file("phi3"), profile):
+            pass
+
+
+def test_settings_that_do_not_fit_the_model_are_refused_with_the_name_of_the_file(model_file, tmp_path):
+    profile = tmp_path / "a.gguf"
+    with ours(model_file("llama"), None) as llm:
+        resolved = {"cold_s": 2, "cold_e": 14, "max_skip": 13}
+        write_profile(profile, llm._controller.fingerprint, KEPT["ffn_skip"], resolved)
+    with pytest.raises(ValueError, match=rf"profile {profile}: max_skip: 13 is too many"):
+        with ours(model_file("llama"), profile):
+            pass
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def write_keys(path, **keys):
+    writer = gguf.GGUFWriter(str(path), "ffnskip")
+    for key, (value, *types) in keys.items():
+        writer.add_key_value(f"ffnskip.{key}", value, *types)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+TEXT, U32, F32, LIST = (getattr(gguf.GGUFValueType, name) for name in ("STRING", "UINT32", "FLOAT32", "ARRAY"))
+GOOD = {"model": ("m", TEXT), "policy": ("fixed", TEXT), "layers": ([1], LIST, U32), "warm_up_index": (0, U32)}
+
+
+@pytest.mark.parametrize(
+    "keys, why",
+    [
+        ({"model": None}, "has no ffnskip.model"),
+        ({"layers": None}, "has no ffnskip.layers"),
+        ({"warm_up_index": None}, "has no ffnskip.warm_up_index"),
+        ({"warm_up_index": (3.0, F32)}, "ffnskip.warm_up_index is a f32, not a u32"),
+        ({"layers": (1, U32)}, "ffnskip.layers is a u32, not a arr"),
+        ({"layers": ([0.5], LIST, F32)}, "ffnskip.layers is no list of u32"),
+        ({"policy": ("of_tomorrow", TEXT)}, "policy: 'of_tomorrow' is unknown; known are dense"),
+        ({"policy": ("ffn_skip", TEXT)}, "has no ffnskip.sim_threshold"),
+        ({"policy": ("ffn_skip_per_layer", TEXT)}, "has no ffnskip.layer_thresholds"),
+        ({"policy": (1, U32)}, "ffnskip.policy is a u32, not a str"),
+    ],
+)
+def test_a_key_that_is_missing_or_wrong_is_named_with_the_file(tmp_path, keys, why):
+    assert read_profile(write_keys(tmp_path / "good.gguf", **GOOD)).config.layers == [1]
+    path = write_keys(tmp_path / "a.gguf", **{key: value for key, value in {**GOOD, **keys}.items() if value})
+    with pytest.raises(ValueError, match=f"^profile {path}: {why}"):
+        read_profile(path)
+
+
+def test_every_truncation_is_refused_with_the_name_of_the_file(saved):
+    path = saved(KEPT["fixed_plus_ffn_skip"])
+    whole = path.read_bytes()
+    end = whole.index(b"ffnskip.warm_up_index") + len(b"ffnskip.warm_up_index") + 4 + 4  # the rest is padding
+    for length in range(0, end, 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"profile {path}: "):
+            read_profile(path)
+
+
+# --- where it lies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model, profile",
+    [
+        ("a.gguf", "a.ffnskip.gguf"),
+        ("a", "a.ffnskip.gguf"),
+        ("dir.gguf/a.gguf", "dir.gguf/a.ffnskip.gguf"),
+        ("a-00001-of-00003.gguf", "a.ffnskip.gguf"),
+        ("x/a-00003-of-00003.gguf", "x/a.ffnskip.gguf"),
+        ("a-0001-of-0003.gguf", "a-0001-of-0003.ffnskip.gguf"),
+        ("a-00001-of-00003-q8.gguf", "a-00001-of-00003-q8.ffnskip.gguf"),
+        ("00001-of-00003.gguf", "00001-of-00003.ffnskip.gguf"),
+        ("a.gguf.gguf", "a.gguf.ffnskip.gguf"),
+    ],
+)
+def test_the_profile_of_a_model_is_named_after_it(model, profile):
+    assert str(profile_path(model)) == profile
+
+
+def test_a_profile_is_located_beside_a_model_or_is_the_file_itself(model_file, saved, tmp_path):
+    profile = saved(KEPT["fixed"])
+    model = tmp_path / "a.gguf"
+    model.symlink_to(model_file("llama"))
+    assert locate_profile(profile) == locate_profile(model) == profile
+    profile.rename(tmp_path / "b.gguf")
+    with pytest.raises(ValueError, match=r"there is no profile in this model, nor beside it \(a.ffnskip.gguf\)"):
+        locate_profile(model)
+    with pytest.raises(FileNotFoundError, match=r"c\.gguf: no such file"):
+        locate_profile(tmp_path / "c.gguf")

@@ -15,7 +15,7 @@ import ffnskip_cpp
 from ffnskip_cpp import SkipConfig, cli
 from ffnskip_cpp.inspect_model import inspect
 from ffnskip_cpp.quantize import quantize
-from running import ours
+from running import ours, split
 
 SETTINGS = ["--sim-threshold", "-1", "--warm-up", "0"]
 CONFIG = SkipConfig(sim_threshold=-1.0, warm_up_index=0)
@@ -30,19 +30,7 @@ def whole(model_file):
 def first_part(whole, tmp_path_factory):
     """The model in files of 50 tensors, llama-00001-of-00003.gguf and so on."""
     folder = tmp_path_factory.mktemp("split")
-    reader = gguf.GGUFReader(str(whole))
-    writer = gguf.GGUFWriter(folder / "llama.gguf", "llama", split_max_tensors=50)
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            sub_type = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    parts = sorted(folder.iterdir())
+    parts = split(whole, folder / "llama.gguf")
     assert [part.name for part in parts] == [f"llama-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     return parts[0]
 

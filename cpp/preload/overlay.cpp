@@ -9,11 +9,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 namespace ffnskip {
@@ -41,6 +44,7 @@ struct Overlay {
     std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
     std::unordered_map<llama_memory_t, Context *>                  by_memory;
     std::unordered_map<llama_batch_ext *, BatchRows>               batches;
+    std::unordered_set<std::string>                                said;  // messages that are not to be repeated
     Stats                                                          freed;  // of contexts that are gone
 };
 
@@ -52,6 +56,15 @@ Overlay & overlay() {
 
 void say(const std::string & message) {
     std::fprintf(stderr, "ffnskip: %s\n", message.c_str());
+}
+
+// Programs make contexts as they like, one a request even.
+void say_once(const std::string & message) {
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    if (all.said.insert(message).second) {
+        say(message);
+    }
 }
 
 void give_up(Context & context, const std::string & why) {
@@ -97,7 +110,8 @@ bool left_alone(const llama_model * model, const llama_context_params & params) 
 void model_loaded(const llama_model * model, const char * path) {
     Overlay &             all = overlay();
     const std::lock_guard lock(all.mutex);
-    all.paths[model] = path;
+    std::error_code       none;
+    all.paths[model] = std::filesystem::absolute(path, none).string();  // the program may go to another folder
 }
 
 void model_freeing(const llama_model * model) {
@@ -128,7 +142,7 @@ void set_up(Controller & controller, const llama_model * model) {
         controller.set_config(all.config);
     } else if (const auto found = own_profile(model)) {
         controller.set_profile(*found);
-        say("skipping as " + found->path + " says");
+        say_once("skipping as " + found->path + " says");
     } else {
         controller.set_config(all.config);
     }

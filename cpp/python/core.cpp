@@ -318,14 +318,13 @@ PYBIND11_MODULE(_core, m) {
         }
         return out;
     });
-    m.def("config_from_options", [](const std::vector<std::pair<std::string, std::string>> & values) {
-        Config config;
+    m.def("config_from_options", [](const std::vector<std::pair<std::string, std::string>> & values, Config config) {
         for (const auto & [name, value] : values) {
             set_option(config, name, value);
         }
         config.validate();
         return config;
-    }, py::arg("values"));
+    }, py::arg("values"), py::arg("base") = Config());
     m.def("environment_name", &environment_name, py::arg("option"));
 
     m.def("cosine", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & a,

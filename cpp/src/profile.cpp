@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <cctype>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <stdexcept>
+#include <system_error>
 
 namespace ffnskip {
 namespace {
@@ -44,6 +46,21 @@ public:
 
     std::vector<int>   counts(const char * key) const { return list<uint32_t, int>(key, GGUF_TYPE_UINT32); }
     std::vector<float> numbers(const char * key) const { return list<float, float>(key, GGUF_TYPE_FLOAT32); }
+
+    Policy policy(const char * key) const {
+        const std::string name  = text(key);
+        Policy            found = Policy::dense;
+        naming_the_file([&] { found = policy_from_name(name); });
+        return found;
+    }
+
+    template <typename Check> void naming_the_file(Check check) const {
+        try {
+            check();
+        } catch (const std::invalid_argument & error) {
+            refuse(error.what());
+        }
+    }
 
 private:
     [[noreturn]] void refuse(const std::string & why) const { throw std::invalid_argument("profile " + path_ + ": " + why); }
@@ -102,7 +119,7 @@ Profile read_profile(const std::string & path) {
     Config &     config = profile.config;
     profile.path        = path;
     profile.model       = reader.text("ffnskip.model");
-    config.policy       = policy_from_name(reader.text("ffnskip.policy"));
+    config.policy       = reader.policy("ffnskip.policy");
     if (has_fixed_set(config.policy)) {
         config.layers = reader.counts("ffnskip.layers");
     }
@@ -118,11 +135,7 @@ Profile read_profile(const std::string & path) {
         config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
     }
     config.warm_up_index = reader.count("ffnskip.warm_up_index");
-    try {
-        config.validate();
-    } catch (const std::invalid_argument & error) {
-        throw std::invalid_argument("profile " + path + ": " + error.what());
-    }
+    reader.naming_the_file([&] { config.validate(); });
     return profile;
 }
 
@@ -134,7 +147,8 @@ std::string profile_path(const std::string & model_path) {
 
 std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path) {
     const std::string beside = profile_path(model_path);
-    if (std::ifstream(beside).good()) {
+    std::error_code   none;
+    if (std::filesystem::exists(beside, none)) {  // and is refused where it can't be read
         return read_profile(beside);
     }
     char text[2];  // only whether it is there; what libllama keeps of the metadata has no lists

@@ -228,8 +228,8 @@ def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 def options() -> list[tuple[str, str | None, str]]:
     """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""
 
-def config_from_options(values: Sequence[tuple[str, str]]) -> SkipConfig:
-    """A SkipConfig from option names and values. Raises ValueError."""
+def config_from_options(values: Sequence[tuple[str, str]], base: SkipConfig = ...) -> SkipConfig:
+    """`base`, by default SkipConfig(), after options, given by name and value. Raises ValueError."""
 
 def environment_name(option: str) -> str:
     """The variable that `ffnskip run` passes an option in: "FFNSKIP_SKIP_RATIO" of "skip-ratio"."""

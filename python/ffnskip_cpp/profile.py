@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -22,21 +23,42 @@ import gguf
 from . import _core
 from ._core import Profile, SkipConfig
 from .files import whole_file
+from .gguf_header import Entry, Header, read_header
 
 if TYPE_CHECKING:
     from ._core import ResolvedConfig
 
-__all__ = ["embed_profile", "profile_keys", "profile_path", "read_profile", "strip_profile", "write_profile"]
+__all__ = [
+    "change_settings",
+    "embed_profile",
+    "locate_profile",
+    "profile_keys",
+    "profile_path",
+    "read_profile",
+    "strip_profile",
+    "write_profile",
+]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 PREFIX = "ffnskip."
-KEPT_POLICIES = ("ffn_skip", "ffn_skip_per_layer", "fixed", "fixed_plus_ffn_skip")
+
+# The settings that each policy kept in profiles has, by the names of SkipConfig.
+ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
+SETTINGS_OF = {
+    "ffn_skip": ("policy", "sim_threshold", *ALGORITHM_1),
+    "ffn_skip_per_layer": ("policy", "layer_thresholds", *ALGORITHM_1),
+    "fixed": ("policy", "layers", "warm_up_index"),
+    "fixed_plus_ffn_skip": ("policy", "sim_threshold", "layers", *ALGORITHM_1),
+}
+RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
+SETTINGS = tuple(dict.fromkeys(key for keys in SETTINGS_OF.values() for key in keys))
 
 COPIED_AT_ONCE = 2**24  # bytes
 
-U32, F32, STRING, ARRAY = (
+U32, I64, F32, STRING, ARRAY = (
     gguf.GGUFValueType.UINT32,
+    gguf.GGUFValueType.INT64,
     gguf.GGUFValueType.FLOAT32,
     gguf.GGUFValueType.STRING,
     gguf.GGUFValueType.ARRAY,
@@ -53,8 +75,10 @@ def read_profile(path: PathLike) -> Profile:
         FileNotFoundError: There is no such file.
         ValueError: It is no profile: not GGUF, truncated, a key missing or wrong.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"profile {os.fspath(path)}: no such file")
+    try:
+        read_header(Path(path))  # the core's reader would log what is wrong with a damaged file besides
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"profile {error}") from error
     return _core.read_profile(os.fspath(path))
 
 
@@ -63,11 +87,29 @@ def profile_path(model_path: PathLike) -> Path:
     return Path(_core.profile_path(os.fspath(model_path)))
 
 
+def locate_profile(path: PathLike) -> Path:
+    """The file that holds the profile: `path` if it is one; of a model, the file beside it, else the model itself.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no GGUF file, or there is no profile beside or in the model.
+    """
+    path = Path(path)
+    header = read_header(path)
+    if not header.n_tensors:
+        return path
+    beside = profile_path(path)
+    if beside.exists():
+        return beside
+    if not _own(header):
+        raise ValueError(f"{path}: there is no profile in this model, nor beside it ({beside.name})")
+    return path
+
+
 def profile_keys(path: PathLike) -> dict[str, Any]:
     """Every key of a profile, without "ffnskip.", in the order of the file. Raises as `read_profile`."""
     read_profile(path)
-    fields = _own_fields(gguf.GGUFReader(os.fspath(path)))
-    return {field.name[len(PREFIX) :]: field.contents() for field in fields}
+    return {entry.key[len(PREFIX) :]: entry.value() for entry in _own(read_header(Path(path)))}
 
 
 # ---- writing ----
@@ -77,7 +119,7 @@ def write_profile(
     path: PathLike,
     fingerprint: str,
     config: SkipConfig,
-    resolved: ResolvedConfig,
+    resolved: ResolvedConfig | Mapping[str, Any],
     learnt: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a profile; an existing file is replaced, and survives a failure.
@@ -101,40 +143,61 @@ def write_profile(
         writer.write_tensors_to_file()
 
 
-def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig) -> dict[str, Any]:
+def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The keys that are read back: what the policy needs, and no more."""
-    if config.policy not in KEPT_POLICIES:
-        raise ValueError(
-            f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(KEPT_POLICIES)}"
-        )
-    keys: dict[str, Any] = {"model": fingerprint, "policy": config.policy}
-    if config.layers is not None:
-        keys["layers"] = config.layers
-    if config.layer_thresholds is not None:
-        keys["layer_thresholds"] = config.layer_thresholds
-    elif config.policy != "fixed":
-        keys["sim_threshold"] = config.sim_threshold
-    if config.policy != "fixed":
-        keys.update({key: resolved[key] for key in ("cold_s", "cold_e", "max_skip")})
-        if config.check_stride != 1:
-            keys["check_stride"] = config.check_stride
-    return {**keys, "warm_up_index": config.warm_up_index}
+    if config.policy not in SETTINGS_OF:
+        raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}")
+    keys = {key: getattr(config, key) for key in SETTINGS_OF[config.policy]}
+    keys.update((key, resolved[key]) for key in RESOLVED if key in keys)
+    if keys.get("check_stride") == 1:
+        del keys["check_stride"]
+    return {"model": fingerprint, **keys}
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, (list, tuple)) and value:
-        writer.add_key_value(key, list(value), ARRAY, _value_type(value[0]) or STRING)
-    elif (kind := _value_type(value)) is not None:
-        writer.add_key_value(key, value, kind)
-    else:
+    is_list = isinstance(value, (list, tuple))
+    kind = _common_type(value if is_list else [value])
+    if kind is None:
         writer.add_string(key, json.dumps(value))
+    elif is_list:
+        writer.add_key_value(key, list(value), ARRAY, kind)
+    else:
+        writer.add_key_value(key, value, kind)
 
 
-def _value_type(value: Any) -> gguf.GGUFValueType | None:
-    return next((kind for python, kind in ((int, U32), (float, F32), (str, STRING)) if isinstance(value, python)), None)
+def _common_type(values: Sequence[Any]) -> gguf.GGUFValueType | None:
+    """Of all the values; None where no one type holds them, or there are none."""
+    types = {type(value) for value in values}
+    if types == {str}:
+        return STRING
+    if types == {int}:
+        return U32 if all(0 <= value < 2**32 for value in values) else I64
+    return F32 if types and types <= {int, float} else None
 
 
-# ---- in the model's own file ----
+# ---- in place ----
+
+
+def change_settings(path: PathLike, config: SkipConfig, outdated: Collection[str] = ()) -> None:
+    """Put `config` in place of the settings in a profile, or in a model with one inside; all else stays as it is, but
+    for the keys `outdated`.
+
+    Args:
+        path: The profile or model.
+        config: The settings, with the values of cold_s, cold_e and max_skip if the policy has them.
+        outdated: Keys to leave out, without "ffnskip.".
+    Raises:
+        ValueError, OSError: As `read_profile` and `write_profile`.
+    """
+    fingerprint = read_profile(path).model
+    given = {key: getattr(config, key) for key in RESOLVED}
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder, "settings.gguf")
+        write_profile(written, fingerprint, config, given)
+        settings = _own(read_header(written))
+    gone = {PREFIX + key for key in ("model", *SETTINGS, *outdated)}
+    header = read_header(Path(path))
+    _rewrite(Path(path), header, [*settings, *(entry for entry in _own(header) if entry.key not in gone)])
 
 
 def embed_profile(model_path: PathLike, profile: PathLike) -> None:
@@ -146,48 +209,40 @@ def embed_profile(model_path: PathLike, profile: PathLike) -> None:
         OSError: No such file, or it can't be written.
     """
     read_profile(profile)
-    _rewrite(Path(model_path), [_bytes_of(field) for field in _own_fields(gguf.GGUFReader(os.fspath(profile)))])
+    header = _require_model(Path(model_path))
+    _rewrite(Path(model_path), header, _own(read_header(Path(profile))))
 
 
 def strip_profile(model_path: PathLike) -> bool:
     """Take the profile out of a model file. False if there is none. Raises as `embed_profile`."""
-    if not _own_fields(_open_model(Path(model_path))):
+    header = _require_model(Path(model_path))
+    if not _own(header):
         return False
-    _rewrite(Path(model_path), [])
+    _rewrite(Path(model_path), header, [])
     return True
 
 
-def _open_model(path: Path) -> gguf.GGUFReader:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"{path}: no GGUF file, or a damaged one: {error}") from error
-    if "general.architecture" not in reader.fields or not reader.tensors or reader.byte_order == "S":
-        raise ValueError(f"{path}: it is no model for this machine")
-    return reader
+def _require_model(path: Path) -> Header:
+    header = read_header(path)
+    if not header.n_tensors:
+        raise ValueError(f"{path}: it is no model, there are no weights in it")
+    return header
 
 
-def _own_fields(reader: gguf.GGUFReader) -> list[gguf.ReaderField]:
-    return [field for key, field in reader.fields.items() if key.startswith(PREFIX)]
+def _own(header: Header) -> list[Entry]:
+    return [entry for entry in header.entries if entry.key.startswith(PREFIX)]
 
 
-def _bytes_of(field: gguf.ReaderField) -> bytes:
-    return b"".join(part.tobytes() for part in field.parts)
-
-
-def _rewrite(path: Path, added: list[bytes]) -> None:
-    """The model with the metadata `added` in place of what it has under "ffnskip."; all else is copied byte by byte."""
+def _rewrite(path: Path, header: Header, own: Iterable[Entry]) -> None:
+    """The file with `own` in place of what it has under "ffnskip."; all else is copied byte by byte."""
     path = path.resolve()  # a link stays one
-    reader = _open_model(path)
-    kept = [_bytes_of(field) for key, field in reader.fields.items() if not key.startswith(("GGUF.", PREFIX))]
-    version, n_tensors = (int(reader.fields[f"GGUF.{name}"].parts[0][0]) for name in ("version", "tensor_count"))
+    entries = [*(entry for entry in header.entries if not entry.key.startswith(PREFIX)), *own]
     with whole_file(path) as part, open(path, "rb") as old, open(part, "wb") as new:
-        new.write(struct.pack("=4sIQQ", b"GGUF", version, n_tensors, len(kept) + len(added)))
-        for metadata in (*kept, *added, *(_bytes_of(tensor.field) for tensor in reader.tensors)):
-            new.write(metadata)
-        new.write(bytes(-new.tell() % reader.alignment))
-        old.seek(reader.data_offset)
+        new.write(struct.pack("=4sIQQ", b"GGUF", header.version, header.n_tensors, len(entries)))
+        new.write(b"".join(entry.raw for entry in entries) + header.tensors)
+        new.write(bytes(-new.tell() % header.alignment))
+        old.seek(header.data_offset)
         shutil.copyfileobj(old, new, COPIED_AT_ONCE)
         os.fchmod(new.fileno(), path.stat().st_mode)
+        new.flush()
+        os.fsync(new.fileno())  # before the old file is gone, which may be the only copy of the model

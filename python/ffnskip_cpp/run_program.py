@@ -30,16 +30,22 @@ example:
 """
 
 
-def environment(options: Mapping[str, str]) -> dict[str, str]:
+def environment(options: Mapping[str, str], profile: str | os.PathLike[str] | None = None) -> dict[str, str]:
     """The variables that set skip options, as `ffnskip run` names them, for a program with the preload library.
 
     Args:
         options: Values by option name, such as {"skip-ratio": "0.3"}; "" for a switch.
+        profile: A skip profile, of which the options change single values.
     Raises:
-        ValueError: An unknown option, or a value that is not right for it.
+        FileNotFoundError: There is no such profile.
+        ValueError: It is none, or an option is unknown, or its value is not right for it.
     """
-    _core.config_from_options(list(options.items()))
-    return {_core.environment_name(name): value for name, value in options.items()}
+    variables = {_core.environment_name(name): value for name, value in options.items()}
+    if profile is None:
+        _core.config_from_options(list(options.items()))
+        return variables
+    _core.config_from_options(list(options.items()), read_profile(profile).config)
+    return {**variables, "FFNSKIP_PROFILE": os.path.abspath(profile)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,9 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     names = [name for name, _, _ in _core.options()]
     given = {name: value for name in names if (value := getattr(args, name.replace("-", "_"))) is not None}
-    variables = {**os.environ, **environment(given)}
-    if args.profile is not None:
-        variables["FFNSKIP_PROFILE"] = os.path.abspath(read_profile(args.profile).path)
+    variables = {**os.environ, **environment(given, args.profile)}
     if args.stats_file is not None:
         _check_writable(args.stats_file)
         variables["FFNSKIP_STATS_FILE"] = os.path.abspath(args.stats_file)
