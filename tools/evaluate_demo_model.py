@@ -7,7 +7,9 @@ most likely one; for greedy decoding that is the same as generating it.
            are shorter than any warm-up, and what matters happens at the end of the question.
   text     Biographies in running text of some 220 tokens, as if generated from their first token, with a warm-up.
 
-    python tools/evaluate_demo_model.py --skip-ratios 0.1,0.25,0.5
+    python tools/evaluate_demo_model.py --skip-ratios 0.1,0.25,0.5 --profiles 10.ffnskip.gguf 25.ffnskip.gguf
+
+Text to calibrate profiles on, a register of people per line, comes from --write-registers.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from demo_world import ATTRIBUTES, World
-from ffnskip_cpp import Llama, SkipConfig, demo_model
+from ffnskip_cpp import Llama, SkipConfig, demo_model, read_profile
+from ffnskip_cpp.analysis.measure import changed
 
 POLICIES = ("ffn_skip", "random_adaptive_region", "random")
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
@@ -101,22 +104,31 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tail", type=int, default=4, help="tokens of each question that may skip (default 4)")
     parser.add_argument("--warm-up", type=int, default=30, help="warm_up_index for the texts (default 30)")
     parser.add_argument("--skip-ratios", default=",".join(map(str, RATIOS)), help="comma-separated, in [0, 1]")
+    parser.add_argument("--profiles", nargs="*", default=[], metavar="FILE", help="calibrated settings to evaluate too")
+    parser.add_argument("--write-registers", type=int, metavar="N", help="print N registers as JSON lines, and end")
     parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
     args = parser.parse_args(argv)
 
     world = World(args.world_seed)
-    settings: list[tuple[str, float]] = [("dense", 0.0)]
-    settings += [(policy, float(ratio)) for policy in POLICIES for ratio in args.skip_ratios.split(",")]
+    if args.write_registers is not None:
+        rng = random.Random("calibration")
+        for _ in range(args.write_registers):
+            print(json.dumps({"text": world.register_document(rng)[0].text}))
+        return 0
+    settings: list[tuple[str, SkipConfig | None]] = [("dense", None)]
+    settings += [
+        (f"calibrated: {profile.config.policy}", profile.config) for profile in map(read_profile, args.profiles)
+    ]
+    ratios = [float(ratio) for ratio in args.skip_ratios.split(",")]
+    settings += [(policy, SkipConfig(policy, skip_ratio=ratio)) for policy in POLICIES for ratio in ratios]
     rows = []
     with Llama(args.model or demo_model(), n_ctx=512, skip=None, verbose=False) as llm:
         questions = question_facts(llm, world, args.questions, args.tail)
         texts = text_facts(llm, world, args.texts)
-        for policy, ratio in tqdm(settings, unit="setting", file=sys.stderr):
-            row: dict[str, object] = {"policy": policy, "target": ratio}
+        for policy, setting in tqdm(settings, unit="setting", file=sys.stderr):
+            row: dict[str, object] = {"policy": policy}
             for name, documents, warm_up in (("answers", questions, 0), ("text", texts, args.warm_up)):
-                config = None
-                if policy != "dense":
-                    config = SkipConfig(policy=policy, skip_ratio=ratio, warm_up_index=warm_up)
+                config = None if setting is None else changed(setting, warm_up_index=warm_up)
                 row[name], row[f"{name}_skip_ratio"] = evaluate(llm, documents, config)
             rows.append(row)
     if args.output == "json":
@@ -127,11 +139,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
-    print("| policy | target | answers known | skipped | facts in text known | skipped |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| policy | answers known | skipped | facts in text known | skipped |")
+    print("| --- | --- | --- | --- | --- |")
     for r in rows:
         print(
-            f"| {r['policy']} | {r['target']:.0%} | {r['answers']:.1%} | {r['answers_skip_ratio']:.1%} "
+            f"| {r['policy']} | {r['answers']:.1%} | {r['answers_skip_ratio']:.1%} "
             f"| {r['text']:.1%} | {r['text_skip_ratio']:.1%} |"
         )
 
