@@ -26,6 +26,7 @@ __all__ = ["Candidate", "Model", "Search"]
 
 NEVER_TRIPS = 2.0  # a cosine is never above 1
 N_MEASURED = 3  # of the settings that are ranked, per policy
+SAME = 0.05  # share of the blocks skipped by which two settings differ that are worth measuring both
 RATIO_TOLERANCE = 0.005  # of what is simulated, from what is wanted
 RANKED_ON = 512  # rows at most; thresholds of settings that are measured are solved on all
 
@@ -62,6 +63,13 @@ class Adaptive:
         if self.per_layer:
             return thresholds_at_rank(rows, threshold), found
         return [threshold] * len(self.region.layers), found
+
+    def skips(self, thresholds: Sequence[float], similarity: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """bool [n_rows, n_layer]: the blocks of the region that rows with these similarities skip."""
+        layers = list(self.region.layers)
+        result = np.zeros(similarity.shape, np.bool_)
+        result[:, layers] = skipped(trips(similarity[:, layers], thresholds), self.region)
+        return result
 
     def config(self, thresholds: Sequence[float], model: Model) -> SkipConfig:
         common: dict[str, Any] = {
@@ -174,25 +182,38 @@ class Search:
         fixed = adaptive(Region((0,), 0)).fixed
         free = [il for il in self._model.skippable if il not in fixed]
         costs = self._greedy.costs_beside(fixed)
-        ranked: list[tuple[float, Adaptive]] = []
+        ranked: list[tuple[float, Adaptive, list[float]]] = []
         for region in _regions(free, wanted, self._model):
             setting = adaptive(region)
             thresholds, n_skipped = setting.thresholds(wanted, at_most=RANKED_ON)
             if abs(n_skipped - wanted) <= RATIO_TOLERANCE * self._model.n_ffn:
-                layers = list(region.layers)
-                skips = skipped(trips(of_pieces[:, layers], thresholds), region)
-                cost = (skips * costs[:, layers]).sum() / max(skips.sum(), 1)
-                ranked.append((float(cost), setting))
-        ranked.sort(key=lambda pair: pair[0])
-        measured = [self._measured(setting, of_pieces, wanted) for _, setting in ranked[:N_MEASURED]]
+                skips = setting.skips(thresholds, of_pieces)
+                ranked.append((float(costs[skips].sum() / max(skips.sum(), 1)), setting, thresholds))
+        measured = [self._measured(setting, of_pieces, wanted) for setting in _first_different(ranked, of_pieces)]
         return min(measured, key=lambda candidate: candidate.cost_per_block, default=None)
 
     def _measured(self, setting: Adaptive, of_pieces: npt.NDArray[np.float32], wanted: float) -> Candidate:
         thresholds, _ = setting.thresholds(wanted)
         score = self._measure(setting.config(thresholds, self._model))
-        simulated = skipped(trips(of_pieces[:, list(setting.region.layers)], thresholds), setting.region).sum(axis=1)
-        surplus = score.skip_ratio - (len(setting.fixed) + simulated.mean()) / self._model.n_ffn
+        simulated = len(setting.fixed) + setting.skips(thresholds, of_pieces).sum(axis=1).mean()
+        surplus = score.skip_ratio - simulated / self._model.n_ffn
         return Candidate(score.config, score, setting, wanted).skipping_more(-surplus, self._model)
+
+
+def _first_different(
+    ranked: list[tuple[float, Adaptive, list[float]]], of_pieces: npt.NDArray[np.float32]
+) -> list[Adaptive]:
+    """Of the settings, with their costs and thresholds, the cheapest ones that do not skip nearly the same."""
+    found: list[Adaptive] = []
+    seen: list[npt.NDArray[np.bool_]] = []
+    for _, setting, thresholds in sorted(ranked, key=lambda entry: entry[0]):
+        skips = setting.skips(thresholds, of_pieces)
+        if all((skips != other).sum() > SAME * skips.sum() for other in seen):
+            found.append(setting)
+            seen.append(skips)
+        if len(found) == N_MEASURED:
+            break
+    return found
 
 
 def _regions(free: Sequence[int], wanted: float, model: Model) -> Iterator[Region]:

@@ -29,6 +29,14 @@ TYPICAL_RATIO = 0.25
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the fixed set
 
 
+# What calibration is to be better than.
+REFERENCES = (
+    ("ffn_skip, uncalibrated", "ffn_skip"),
+    ("random_adaptive_region", "random_adaptive_region"),
+    ("random", "random"),
+)
+
+
 class Progress(Protocol):
     """Told how many tokens are still to be evaluated, as far as that is known, and how many were."""
 
@@ -198,7 +206,7 @@ class Work:
     def _references(self, skip_ratio: float) -> list[Row]:
         """What calibration is to be better than, as far as it can skip so much."""
         rows = []
-        for name, policy in (("ffn_skip, uncalibrated", "ffn_skip"), ("random_adaptive_region",) * 2):
+        for name, policy in REFERENCES:
             config = SkipConfig(policy, skip_ratio=skip_ratio, warm_up_index=self._model.warm_up_index)
             try:
                 rows.append(row_of(self._evaluator.score(config, self._compared), name, "held out"))
@@ -207,7 +215,7 @@ class Work:
         return rows
 
     def _expect(self, n_settings: int) -> None:
-        self._progress.expect(n_settings * self.n_searched + 7 * sum(map(len, self._compared)))
+        self._progress.expect(n_settings * self.n_searched + 8 * sum(map(len, self._compared)))
 
 
 def _out_of_reach(max_kl: float, least: float) -> str:
