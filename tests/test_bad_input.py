@@ -16,6 +16,7 @@ import pytest
 
 import tiny_models
 from ffnskip_cpp import Llama, SkipConfig, Unsupported
+from ffnskip_cpp.shapes import Shape, random_model
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "seed": 11, "verbose": False}
 EAGER = SkipConfig(sim_threshold=0.85, warm_up_index=0, max_skip=4)
@@ -70,6 +71,15 @@ def test_a_file_of_another_kind_is_said_to_be_no_gguf(tmp_path):
     other.write_bytes(b"PK\x03\x04" + bytes(1000))
     with pytest.raises(ValueError, match=r"no GGUF file \(it starts with b'PK\\x03\\x04', not b'GGUF'\)"):
         Llama(other, **OPTIONS)
+
+
+def test_text_for_a_model_without_a_vocabulary_is_refused():
+    shape = Shape("llama", 4, 64, 128, 2, 2, n_vocab=100, head_dim=32, n_ctx_train=128, rope_freq_base=1e4)
+    with random_model(shape, "f16") as path, closing(Llama(path, skip=None, **{**OPTIONS, "n_ctx": 64})) as llm:
+        for use in (lambda: llm.tokenize(b"text"), lambda: llm.generate("text"), lambda: llm.detokenize([5])):
+            with pytest.raises(ValueError, match="no vocabulary"):
+                use()
+        assert llm.forward([5, 6]).shape == (2, 100)
 
 
 def test_a_folder_is_refused(tmp_path):

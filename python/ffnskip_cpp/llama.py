@@ -20,7 +20,7 @@ from typing import Any, Literal, Union
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp import LogitsProcessorList
+from llama_cpp import LlamaTokenizer, LogitsProcessorList
 
 from . import _core
 from ._core import Controller, FfnBlock, Profile, SkipConfig, SkipStats, Unsupported
@@ -347,6 +347,24 @@ class Llama(llama_cpp.Llama):
             raise ValueError(f"tokens: ids must be in [0, {self._n_vocab}); got {min(ids)} to {max(ids)}")
         if eligible is not None and len(eligible) != len(ids):
             raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
+
+    # ---- text ----
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As in `llama_cpp.Llama`. Raises ValueError where the model has no vocabulary."""
+        self._require_vocabulary()
+        return super().tokenize(text, add_bos, special)
+
+    def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
+        """As in `llama_cpp.Llama`. Raises ValueError where the model has no vocabulary."""
+        self._require_vocabulary()
+        return super().detokenize(tokens, prev_tokens, special)
+
+    def _require_vocabulary(self) -> None:
+        """llama.cpp aborts the process otherwise."""
+        own = isinstance(self.tokenizer_, LlamaTokenizer)  # or else one of the caller's
+        if own and llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+            raise ValueError("the model has no vocabulary, so text means nothing to it; give token ids")
 
     # ---- generation ----
 
