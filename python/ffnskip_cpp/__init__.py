@@ -12,7 +12,7 @@ from __future__ import annotations
 import llama_cpp as _llama_cpp  # noqa: F401
 
 from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
-from .calibrate import calibrate
+from .calibration.calibrate import calibrate
 from .demo import demo_model
 from .llama import Llama, Trace
 from .profile import read_profile

@@ -1,22 +1,20 @@
-"""Find out what to skip in a model: `ffnskip calibrate`, and `calibrate` for Python.
+"""Finds out what to skip in a model, and writes its profile.
 
     calibration = calibrate("model.gguf", ["text.txt"], skip_ratio=0.25)
     print(calibration.chosen, calibration.path)
 
 The text is cut into chunks. Some are held out; on the others similarities are recorded and settings searched
-(calibration/search.py). The best setting of each policy is then measured on held-out text, next to the paper's
-uncalibrated values and a random baseline, and the one that costs least becomes the model's profile.
+(search.py). The best setting of each policy is then measured on held-out text, next to the paper's uncalibrated values
+and random baselines, and the one that costs least becomes the model's profile (work.py).
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,17 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from ._core import SkipConfig, Unsupported, __version__
-from .analysis.measure import skipping
-from .calibration.evaluation import Evaluator
-from .calibration.journal import open_journal
-from .calibration.work import Parts, Row, Work
-from .llama import Llama
-from .profile import PathLike, embed_profile, profile_path, write_profile
-from .text import MIN_TOKENS, chunks_of_tokens, read_texts
+from .._core import Unsupported, __version__
+from ..analysis.measure import skipping
+from ..llama import Llama
+from ..profile import PathLike, embed_profile, profile_path, write_profile
+from ..text import MIN_TOKENS, chunks_of_tokens, read_texts
+from .evaluation import Evaluator
+from .journal import open_journal
+from .progress import Bar
+from .work import Parts, Row, Work
 
-__all__ = ["Calibration", "Row", "add_arguments", "calibrate", "run"]
+__all__ = ["MAX_TOKENS", "SKIP_RATIO", "TYPICAL_N_CTX", "Calibration", "calibrate"]
 
 SKIP_RATIO = 0.25
 TYPICAL_N_CTX = 512
@@ -126,7 +125,7 @@ def calibrate(
             raise Unsupported(llm.why_dense)
         chunks = _chunks(llm, texts, n_ctx or min(TYPICAL_N_CTX, llm._model.n_ctx_train()), max_tokens, warm_up_index)
         journal_path = path.with_name(path.name + ".progress")
-        with open_journal(journal_path, _subject(llm, n_gpu_layers)) as journal, _Bar(progress) as bar:
+        with open_journal(journal_path, _subject(llm, n_gpu_layers)) as journal, Bar(progress) as bar:
             evaluator = Evaluator(llm, journal, warm_up_index, bar)
             work = Work(llm, evaluator, Parts(chunks, seed), warm_up_index, bar, notes)
             found = work.at_ratio(skip_ratio or SKIP_RATIO) if max_kl is None else work.within_kl(max_kl)
@@ -213,29 +212,6 @@ def _versions() -> str:
     return f"ffnskip {__version__}, llama-cpp-python {llama_cpp.__version__}"
 
 
-class _Bar:
-    """A progress bar in tokens, with the time left. How many there will be is known as the work goes on."""
-
-    def __init__(self, shown: bool):
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=0, desc="calibrating", unit=" tokens", leave=False, disable=None if shown else True)
-
-    def expect(self, n_tokens: int) -> None:
-        self._bar.total = self._bar.n + n_tokens
-        self._bar.refresh()
-
-    def __call__(self, n_tokens: int) -> None:
-        self._bar.total = max(self._bar.total, self._bar.n + n_tokens)
-        self._bar.update(n_tokens)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.close()
-
-
 # ---- the result ----
 
 
@@ -279,146 +255,3 @@ def _write(llm: Llama, calibration: Calibration, learnt: dict[str, Any], embed: 
         profile = Path(folder) / "profile.gguf"
         write_profile(profile, llm._controller.fingerprint, config, resolved, learnt)
         embed_profile(calibration.path, profile)
-
-
-# ---- command line ----
-
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "policy": lambda row: row.policy,
-    "skipped": lambda row: f"{row.skip_ratio:.1%}",
-    "KL": lambda row: f"{row.kl:.5f}",
-    "same top token": lambda row: f"{row.top1_agreement:.2%}",
-    "perplexity": lambda row: f"x{row.perplexity_ratio:.4f}",
-    "checks": lambda row: f"{row.checks:.1f}",
-    "settings": lambda row: describe(row.config),
-}
-LEFT = ("policy", "settings")
-
-
-def describe(config: SkipConfig) -> str:
-    """The values of a setting that differ from one candidate to the next."""
-    parts = [] if config.layers is None else [f"layers {','.join(map(str, config.layers))}"]
-    if config.policy != "fixed" and config.cold_s is not None:
-        parts.append(f"[{config.cold_s}, {config.cold_e}) max_skip {config.max_skip}")
-        if config.layer_thresholds is None:
-            parts.append(f"threshold {config.sim_threshold:.5g}")
-    return ", ".join(parts)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [list(COLUMNS), *([cell(row) for cell in COLUMNS.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    rule = ["-" * width if name in LEFT else "-" * (width - 1) + ":" for name, width in zip(COLUMNS, widths)]
-    lines.insert(1, rule)
-    return "\n".join(
-        f"| {' | '.join(_padded(name, cell, width) for name, cell, width in zip(COLUMNS, line, widths))} |"
-        for line in lines
-    )
-
-
-def _padded(name: str, cell: str, width: int) -> str:
-    return cell.ljust(width) if name in LEFT else cell.rjust(width)
-
-
-def report(calibration: Calibration) -> str:
-    """What the command prints."""
-    chosen, held_out = calibration.chosen, calibration.candidates
-    lines = [
-        f"Tried on {calibration.tried[0].n_tokens} tokens:",
-        "",
-        table(calibration.tried),
-        "",
-        f"On {chosen.n_tokens} tokens of held-out text, the best of each policy:",
-        "",
-        table(held_out),
-        "",
-        f"chosen: {chosen.policy}, {describe(chosen.config)}",
-    ]
-    algorithm_1 = next((row for row in held_out if row.policy == "ffn_skip"), None)
-    if algorithm_1 is not None and chosen.policy != "ffn_skip":
-        lines.append(
-            f"Algorithm 1 is not the best here: KL {algorithm_1.kl:.5f} at {algorithm_1.skip_ratio:.1%}, "
-            f"against {chosen.kl:.5f} at {chosen.skip_ratio:.1%}"
-        )
-    lines += [f"note: {note}" for note in calibration.notes]
-    return "\n".join([*lines, f"written to {calibration.path}"])
-
-
-HELP = """\
-KL: divergence from the dense model, nats per token; same top token: share of tokens with the same most likely next one;
-perplexity: times the dense model's; checks: similarities computed per token. All of them, and the share of FFN blocks
-skipped, are of tokens past the warm-up, teacher-forced.
-
-An interrupted calibration goes on where it was when the same command is given again.
-
-example:
-  ffnskip calibrate model.gguf --text text.txt --skip-ratio 0.25"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
-    parser.add_argument("model", metavar="MODEL.gguf", help="model to calibrate; the first part, if it is split")
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help='text of the kind to be generated: plain, in UTF-8, or .jsonl with a "text" a line',
-    )
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument(
-        "--skip-ratio", type=float, metavar="R", help=f"share of the FFN blocks to skip (default: {SKIP_RATIO})"
-    )
-    target.add_argument("--max-kl", type=float, metavar="X", help="skip as much as costs no more KL divergence")
-    parser.add_argument("--embed", action="store_true", help="write the profile into the model's file")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="the profile (default: MODEL.ffnskip.gguf beside the model)"
-    )
-    parser.add_argument(
-        "--n-ctx",
-        type=int,
-        metavar="N",
-        help=f"tokens of a chunk of text (default: {TYPICAL_N_CTX}, or the model's context if shorter)",
-    )
-    parser.add_argument(
-        "--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="of the text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--warm-up", type=int, default=30, metavar="N", help="generated tokens that run in full (default: %(default)s)"
-    )
-    parser.add_argument(
-        "-s", "--seed", type=int, default=0, metavar="N", help="of the choice of held-out text (default: %(default)s)"
-    )
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: all processors")
-    parser.add_argument("-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
-
-
-def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    try:
-        calibration = calibrate(
-            args.model,
-            args.text,
-            skip_ratio=args.skip_ratio,
-            max_kl=args.max_kl,
-            output=args.output,
-            embed=args.embed,
-            n_ctx=args.n_ctx,
-            max_tokens=args.max_tokens,
-            warm_up_index=args.warm_up,
-            seed=args.seed,
-            n_threads=args.threads,
-            n_gpu_layers=args.n_gpu_layers,
-            progress=True,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"ffnskip calibrate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip calibrate: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(report(calibration))
-    return 0
