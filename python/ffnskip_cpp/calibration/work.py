@@ -22,7 +22,7 @@ TOLERANCE = 0.01  # of a skip ratio, from the one that is wanted
 # Shares of the text's tokens that are evaluated, so that all of it takes less than evaluating the text twice: recording
 # without computing logits, the search, and seven settings and the dense model on held-out text.
 HELD_OUT = 0.3
-SEARCHED = 0.6
+SEARCHED = 0.5
 COMPARED = 1 / 16
 LEAST_COMPARED = 1024  # tokens
 TYPICAL_RATIO = 0.25
@@ -82,8 +82,10 @@ class Parts:
         """Text that `n_settings` are measured on, as often as there is time for. The dense model's logits of it are
         kept."""
         n_tokens = min(round(SEARCHED * self.n_tokens / n_settings), CACHED_BYTES // n_row_bytes)
-        length = max(4 * (warm_up_index + 2), -(-n_tokens // len(self.recorded)))
-        return _first([chunk[:length] for chunk in self.recorded], n_tokens)
+        shortest = 4 * (warm_up_index + 2)  # or much of it would be warm-up
+        n_pieces = min(max(1, n_tokens // shortest), len(self.recorded))
+        length = max(shortest, n_tokens // n_pieces)
+        return [chunk[:length] for chunk in self.recorded[:n_pieces]]
 
 
 def _first(chunks: Sequence[Tokens], n_tokens: int) -> list[Tokens]:
