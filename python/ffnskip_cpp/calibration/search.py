@@ -20,11 +20,10 @@ import numpy.typing as npt
 
 from .._core import SkipConfig
 from .evaluation import Evaluator, Score, Tokens
-from .simulation import Region, ranks, skipped, solve, thresholds_at_rank, trips
+from .simulation import NEVER_TRIPS, Region, ranks, skipped, solve, thresholds_at_rank, trips
 
 __all__ = ["Candidate", "Model", "Search"]
 
-NEVER_TRIPS = 2.0  # a cosine is never above 1
 N_MEASURED = 3  # of the settings that are ranked, per policy
 SAME = 0.05  # share of the blocks skipped by which two settings differ that are worth measuring both
 RATIO_TOLERANCE = 0.005  # of what is simulated, from what is wanted

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALWAYS_TRIPS", "Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
+__all__ = ["ALWAYS_TRIPS", "NEVER_TRIPS", "Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
 
 ALWAYS_TRIPS = -1.0  # no cosine is below it
+NEVER_TRIPS = 2.0  # nor any above 1
 
 Similarity = npt.NDArray[np.floating]
 """[n_tokens, n_layers]: of the layers of a region, in their order."""
@@ -64,8 +65,8 @@ def solve(similarity: Similarity, max_skip: int, wanted: float) -> tuple[float, 
     if most <= wanted:
         return ALWAYS_TRIPS, most
     # A higher threshold trips later, so it never skips more.
-    values = np.unique(similarity[np.isfinite(similarity)])
-    low, high = 0, len(values)  # values[low] skips too many, values[high] too few or nothing
+    values = np.append(np.unique(similarity[np.isfinite(similarity)]), NEVER_TRIPS)
+    low, high = 0, len(values) - 1  # values[low] skips too many, values[high] too few
     while high - low > 1:
         middle = (low + high) // 2
         if n_skipped(float(values[middle])) > wanted:
@@ -88,5 +89,7 @@ def thresholds_at_rank(similarity: Similarity, rank: float) -> list[float]:
     """Of each layer the similarity that has the rank: what `ranks` maps to `rank` or above is what reaches it."""
     if rank <= 0:
         return [ALWAYS_TRIPS] * similarity.shape[1]
-    place = min(int(np.ceil(rank * len(similarity) - 1e-9)), len(similarity) - 1)
+    place = int(np.ceil(rank * len(similarity) - 1e-9))
+    if place >= len(similarity):
+        return [NEVER_TRIPS] * similarity.shape[1]
     return np.sort(similarity, axis=0)[place].astype(float).tolist()
