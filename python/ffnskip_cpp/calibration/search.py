@@ -134,7 +134,7 @@ class Search:
         return self._greedy.alone
 
     def fixed(self, n: int) -> Score:
-        """The fixed set of n FFN blocks."""
+        """What the fixed set of n FFN blocks costs."""
         return self._greedy.score(n)
 
     def candidates(self, skip_ratio: float) -> list[Candidate]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
-from ..analysis.measure import QUANTILES, cold_regions
+from ..analysis.measure import QUANTILES, cold_regions, skipping
 from ..llama import Llama
 from .evaluation import CACHED_BYTES, Evaluator, Score, Tokens
 from .search import N_MEASURED, Candidate, Model, Search
@@ -28,13 +28,12 @@ LEAST_COMPARED = 1024  # tokens
 TYPICAL_RATIO = 0.25
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the fixed set
 
-
 # What calibration is to be better than.
-REFERENCES = (
-    ("ffn_skip, uncalibrated", "ffn_skip"),
-    ("random_adaptive_region", "random_adaptive_region"),
-    ("random", "random"),
-)
+REFERENCES = {
+    "ffn_skip, uncalibrated": "ffn_skip",
+    "random_adaptive_region": "random_adaptive_region",
+    "random": "random",
+}
 
 
 class Progress(Protocol):
@@ -112,8 +111,8 @@ class Work:
     def __init__(
         self, llm: Llama, evaluator: Evaluator, parts: Parts, warm_up_index: int, progress: Progress, notes: list[str]
     ):
+        self._llm = llm
         self._evaluator = evaluator
-        self._parts = parts
         self._progress = progress
         self._compared = parts.compared()
         self.notes = notes
@@ -140,32 +139,32 @@ class Work:
                 "can be skipped"
             )
         self._expect(self._n_settings)
-        rows = self._compare(self.search.candidates(skip_ratio), skip_ratio)
+        rows, references = self._compare(self.search.candidates(skip_ratio), skip_ratio)
         meeting = [row for row in rows if abs(row.skip_ratio - skip_ratio) <= TOLERANCE]
         if meeting:
             chosen = min(meeting, key=lambda row: row.kl)
         else:
             chosen = min(rows, key=lambda row: abs(row.skip_ratio - skip_ratio))
             self.notes.append(f"no setting skips {skip_ratio:.1%} of held-out text; the nearest one was chosen")
-        return Found(chosen, [*rows, *self._references(skip_ratio)])
+        return Found(chosen, [*rows, *references])
 
     def within_kl(self, max_kl: float) -> Found:
         """The setting that skips most at no higher KL divergence."""
         self._expect(2 * self._n_settings)
         percent = self._highest_percent(max_kl)
         while True:
-            rows = self._compare(self.search.candidates(percent / 100), percent / 100)
+            rows, references = self._compare(self.search.candidates(percent / 100), percent / 100)
             within = [row for row in rows if row.kl <= max_kl]
             if within:
                 chosen = max(within, key=lambda row: (round(row.skip_ratio, 3), -row.kl))
-                return Found(chosen, [*rows, *self._references(percent / 100)])
+                return Found(chosen, [*rows, *references])
             if percent == 1:
                 raise ValueError(_out_of_reach(max_kl, min(row.kl for row in rows)))
             percent -= 1
 
     def tried(self) -> list[Row]:
         """Every setting that was measured in the search."""
-        return [row_of(score, score.config.policy, "calibration") for score in self.search.tried]
+        return [_row(score, score.config.policy, "calibration") for score in self.search.tried]
 
     def block_kl(self) -> npt.NDArray[np.float64]:
         """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be."""
@@ -194,27 +193,36 @@ class Work:
             raise ValueError(_out_of_reach(max_kl, best_kl(1)))
         return low
 
-    def _compare(self, candidates: Sequence[Candidate], skip_ratio: float) -> list[Row]:
-        """The candidates on held-out text. A threshold that skips more or less of it is corrected, once."""
-        scores = self._evaluator.scores([candidate.config for candidate in candidates], self._compared)
-        for i, (candidate, score) in enumerate(zip(candidates, scores)):
+    def _compare(self, candidates: Sequence[Candidate], skip_ratio: float) -> tuple[list[Row], list[Row]]:
+        """The candidates on held-out text, and what they are to be better than. A threshold of a candidate that skips
+        more or less of it is corrected, once."""
+        references = self._references(skip_ratio)
+        configs = [*(candidate.config for candidate in candidates), *references.values()]
+        scores = self._evaluator.scores(configs, self._compared)
+        own, others = scores[: len(candidates)], scores[len(candidates) :]
+        for i, (candidate, score) in enumerate(zip(candidates, own)):
             lacking = skip_ratio - score.skip_ratio
             if candidate.adaptive is not None and abs(lacking) > TOLERANCE / 2:
                 corrected = candidate.skipping_more(lacking, self._model)
                 again = self._evaluator.score(corrected.config, self._compared)
-                scores[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
-        return [row_of(score, score.config.policy, "held out") for score in scores]
+                own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
+        return (
+            [_row(score, score.config.policy, "held out") for score in own],
+            [_row(score, name, "held out") for name, score in zip(references, others)],
+        )
 
-    def _references(self, skip_ratio: float) -> list[Row]:
-        """What calibration is to be better than, as far as it can skip so much."""
-        rows = []
-        for name, policy in REFERENCES:
+    def _references(self, skip_ratio: float) -> dict[str, SkipConfig]:
+        """Those that can skip so much of this model, by name."""
+        found = {}
+        for name, policy in REFERENCES.items():
             config = SkipConfig(policy, skip_ratio=skip_ratio, warm_up_index=self._model.warm_up_index)
             try:
-                rows.append(row_of(self._evaluator.score(config, self._compared), name, "held out"))
+                with skipping(self._llm, config):
+                    found[name] = config
             except ValueError as error:  # the default regions are too small for it
-                self.notes.append(f"{name}: {error}")
-        return rows
+                if (note := f"{name}: {error}") not in self.notes:
+                    self.notes.append(note)
+        return found
 
     def _expect(self, n_settings: int) -> None:
         self._progress.expect(n_settings * self.n_searched + 8 * sum(map(len, self._compared)))
@@ -234,7 +242,7 @@ def _statistics(similarity: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return result
 
 
-def row_of(score: Score, name: str, text: str) -> Row:
+def _row(score: Score, name: str, text: str) -> Row:
     quality = score.quality
     return Row(
         name,
