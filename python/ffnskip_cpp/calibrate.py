@@ -29,7 +29,7 @@ from ._core import SkipConfig, Unsupported, __version__
 from .analysis.measure import skipping
 from .calibration.evaluation import Evaluator
 from .calibration.journal import open_journal
-from .calibration.work import Parts, Row, Work
+from .calibration.work import Parts, Row, Work, check_reachable
 from .llama import Llama
 from .profile import PathLike, embed_profile, profile_path, write_profile
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
@@ -106,7 +106,7 @@ def calibrate(
         OSError: A file can't be written.
         RuntimeError: llama.cpp failed to decode.
     """
-    _check(skip_ratio, max_kl, output, embed, n_ctx, max_tokens, warm_up_index)
+    _check(skip_ratio, max_kl, output, embed, n_ctx, max_tokens, warm_up_index, seed, n_threads)
     if not os.path.isfile(model_path):
         raise FileNotFoundError(f"{os.fspath(model_path)}: no such file")
     path, notes = _destination(Path(model_path), output, embed)
@@ -124,6 +124,8 @@ def calibrate(
     ) as llm:
         if llm.why_dense is not None:
             raise Unsupported(llm.why_dense)
+        if max_kl is None:
+            check_reachable(llm, skip_ratio or SKIP_RATIO)
         chunks = _chunks(llm, texts, n_ctx or min(TYPICAL_N_CTX, llm._model.n_ctx_train()), max_tokens, warm_up_index)
         journal_path = path.with_name(path.name + ".progress")
         with open_journal(journal_path, _subject(llm, n_gpu_layers)) as journal, _Bar(progress) as bar:
@@ -152,6 +154,8 @@ def _check(
     n_ctx: int | None,
     max_tokens: int,
     warm_up_index: int,
+    seed: int,
+    n_threads: int | None,
 ) -> None:
     if skip_ratio is not None and max_kl is not None:
         raise ValueError("skip-ratio and max-kl: give one of the two, the other follows from it")
@@ -163,6 +167,10 @@ def _check(
         raise ValueError("embed and output: the profile goes into the model's file or into one of its own")
     if warm_up_index < 0:
         raise ValueError(f"warm-up: {warm_up_index} is negative; it counts generated tokens, 0 or more")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: {seed} is outside [0, 2**32)")
+    if n_threads is not None and n_threads < 1:
+        raise ValueError(f"threads: {n_threads} can't compute anything; 1 or more")
     least = warm_up_index + 2
     for name, value in (("n-ctx", n_ctx), ("max-tokens", max_tokens)):
         if value is not None and value < least:
@@ -191,14 +199,15 @@ def _can_write(path: Path) -> bool:
 
 
 def _chunks(llm: Llama, texts: Sequence[str], n_ctx: int, max_tokens: int, warm_up_index: int) -> list[list[int]]:
-    chunks = chunks_of_tokens(
-        llm, texts, n_ctx, max_tokens=max(max_tokens, n_ctx), min_tokens=max(MIN_TOKENS, warm_up_index + 2)
-    )
+    if max_tokens < n_ctx:
+        raise ValueError(f"max-tokens: {max_tokens} is less than the {n_ctx} of one chunk (n-ctx)")
+    chunks = chunks_of_tokens(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=max(MIN_TOKENS, warm_up_index + 2))
     n_tokens = sum(map(len, chunks))
     if n_tokens < n_ctx or len(chunks) < 2:
+        lacking = "max-tokens is too low" if max_tokens - n_tokens < MIN_TOKENS else "the text is too short"
         raise ValueError(
-            f"the text is too short: {n_tokens} tokens in {len(chunks)} chunks; at least {n_ctx} tokens (n-ctx) in 2 "
-            "chunks are needed, one to calibrate on and one to hold out"
+            f"{lacking}: {n_tokens} tokens in {len(chunks)} chunks; at least {n_ctx} tokens (n-ctx) in 2 chunks are "
+            "needed, one to calibrate on and one to hold out"
         )
     return chunks
 
@@ -335,9 +344,12 @@ def report(calibration: Calibration) -> str:
         f"chosen: {chosen.policy}, {describe(chosen.config)}",
     ]
     algorithm_1 = next((row for row in held_out if row.policy == "ffn_skip"), None)
-    if algorithm_1 is not None and chosen.policy != "ffn_skip":
+    if algorithm_1 is None:
+        lines.append("Algorithm 1 can't skip that much")
+    elif chosen.policy != "ffn_skip":
+        worse = algorithm_1.kl > chosen.kl or algorithm_1.skip_ratio < chosen.skip_ratio
         lines.append(
-            f"Algorithm 1 is not the best here: KL {algorithm_1.kl:.5f} at {algorithm_1.skip_ratio:.1%}, "
+            f"Algorithm 1 is {'not the best' if worse else 'no better'} here: KL {algorithm_1.kl:.5f} at {algorithm_1.skip_ratio:.1%}, "
             f"against {chosen.kl:.5f} at {chosen.skip_ratio:.1%}"
         )
     lines += [f"note: {note}" for note in calibration.notes]

@@ -92,7 +92,8 @@ class Candidate:
     @property
     def cost_per_block(self) -> float:
         """Settings that were meant to skip the same skip a little more or less on some text."""
-        return self.score.quality.kl / max(self.score.skip_ratio, 1e-9)
+        ratio = self.score.skip_ratio
+        return self.score.quality.kl / ratio if ratio > 0 else np.inf
 
     def skipping_more(self, ratio: float, model: Model) -> Candidate:
         """The same with thresholds for a skip ratio that is higher, or lower if negative; not measured anew."""
@@ -174,17 +175,23 @@ class Search:
         fixed = adaptive(Region((0,), 0)).fixed
         free = [il for il in self._model.skippable if il not in fixed]
         costs = self._greedy.costs_beside(fixed)
-        ranked: list[tuple[float, Adaptive]] = []
+        # Many settings skip the same; of those the one with the fewest checks is kept.
+        distinct: dict[bytes, tuple[int, float, Adaptive]] = {}
         for region in _regions(free, wanted, self._model):
             setting = adaptive(region)
             thresholds, n_skipped = setting.thresholds(wanted, at_most=RANKED_ON)
             if abs(n_skipped - wanted) <= RATIO_TOLERANCE * self._model.n_ffn:
                 layers = list(region.layers)
-                skips = skipped(trips(of_pieces[:, layers], thresholds), region)
-                cost = (skips * costs[:, layers]).sum() / max(skips.sum(), 1)
-                ranked.append((float(cost), setting))
-        ranked.sort(key=lambda pair: pair[0])
-        measured = [self._measured(setting, of_pieces, wanted) for _, setting in ranked[:N_MEASURED]]
+                tripped = trips(of_pieces[:, layers], thresholds)
+                skips = np.zeros(of_pieces.shape, np.bool_)
+                skips[:, layers] = skipped(tripped, region)
+                n_checks = int(np.minimum(tripped + 1, len(layers)).sum())
+                same = distinct.get(skips.tobytes())
+                if same is None or n_checks < same[0]:
+                    cost = float(costs[skips].sum() / max(skips.sum(), 1))
+                    distinct[skips.tobytes()] = (n_checks, cost, setting)
+        ranked = sorted(distinct.values(), key=lambda found: found[1])
+        measured = [self._measured(setting, of_pieces, wanted) for _, _, setting in ranked[:N_MEASURED]]
         return min(measured, key=lambda candidate: candidate.cost_per_block, default=None)
 
     def _measured(self, setting: Adaptive, of_pieces: npt.NDArray[np.float32], wanted: float) -> Candidate:
