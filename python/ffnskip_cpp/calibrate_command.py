@@ -65,7 +65,9 @@ def report(calibration: Calibration) -> str:
         f"chosen: {chosen.policy}, {describe(chosen.config)}",
     ]
     algorithm_1 = next((row for row in held_out if row.policy == "ffn_skip"), None)
-    if algorithm_1 is not None and chosen.policy != "ffn_skip":
+    if algorithm_1 is None:
+        lines.append("Algorithm 1 can't skip that much")
+    elif chosen.policy != "ffn_skip":
         lines.append(
             f"Algorithm 1 is not the best here: KL {algorithm_1.kl:.5f} at {algorithm_1.skip_ratio:.1%}, "
             f"against {chosen.kl:.5f} at {chosen.skip_ratio:.1%}"

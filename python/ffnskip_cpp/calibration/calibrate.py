@@ -31,7 +31,7 @@ from ..text import MIN_TOKENS, chunks_of_tokens, read_texts
 from .evaluation import Evaluator
 from .journal import open_journal
 from .progress import Bar
-from .work import Parts, Row, Work
+from .work import Parts, Row, Work, check_reachable
 
 __all__ = ["MAX_TOKENS", "SKIP_RATIO", "TYPICAL_N_CTX", "Calibration", "calibrate"]
 
@@ -105,7 +105,7 @@ def calibrate(
         OSError: A file can't be written.
         RuntimeError: llama.cpp failed to decode.
     """
-    _check(skip_ratio, max_kl, output, embed, n_ctx, max_tokens, warm_up_index)
+    _check(skip_ratio, max_kl, output, embed, n_ctx, max_tokens, warm_up_index, seed, n_threads)
     if not os.path.isfile(model_path):
         raise FileNotFoundError(f"{os.fspath(model_path)}: no such file")
     path, notes = _destination(Path(model_path), output, embed)
@@ -123,6 +123,8 @@ def calibrate(
     ) as llm:
         if llm.why_dense is not None:
             raise Unsupported(llm.why_dense)
+        if max_kl is None:
+            check_reachable(llm, skip_ratio or SKIP_RATIO)
         chunks = _chunks(llm, texts, n_ctx or min(TYPICAL_N_CTX, llm._model.n_ctx_train()), max_tokens, warm_up_index)
         journal_path = path.with_name(path.name + ".progress")
         with open_journal(journal_path, _subject(llm, n_gpu_layers)) as journal, Bar(progress) as bar:
@@ -151,6 +153,8 @@ def _check(
     n_ctx: int | None,
     max_tokens: int,
     warm_up_index: int,
+    seed: int,
+    n_threads: int | None,
 ) -> None:
     if skip_ratio is not None and max_kl is not None:
         raise ValueError("skip-ratio and max-kl: give one of the two, the other follows from it")
@@ -162,6 +166,10 @@ def _check(
         raise ValueError("embed and output: the profile goes into the model's file or into one of its own")
     if warm_up_index < 0:
         raise ValueError(f"warm-up: {warm_up_index} is negative; it counts generated tokens, 0 or more")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: {seed} is outside [0, 2**32)")
+    if n_threads is not None and n_threads < 1:
+        raise ValueError(f"threads: {n_threads} can't compute anything; 1 or more")
     least = warm_up_index + 2
     for name, value in (("n-ctx", n_ctx), ("max-tokens", max_tokens)):
         if value is not None and value < least:
@@ -190,14 +198,15 @@ def _can_write(path: Path) -> bool:
 
 
 def _chunks(llm: Llama, texts: Sequence[str], n_ctx: int, max_tokens: int, warm_up_index: int) -> list[list[int]]:
-    chunks = chunks_of_tokens(
-        llm, texts, n_ctx, max_tokens=max(max_tokens, n_ctx), min_tokens=max(MIN_TOKENS, warm_up_index + 2)
-    )
+    if max_tokens < n_ctx:
+        raise ValueError(f"max-tokens: {max_tokens} is less than the {n_ctx} of one chunk (n-ctx)")
+    chunks = chunks_of_tokens(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=max(MIN_TOKENS, warm_up_index + 2))
     n_tokens = sum(map(len, chunks))
     if n_tokens < n_ctx or len(chunks) < 2:
+        lacking = "max-tokens is too low" if max_tokens - n_tokens < MIN_TOKENS else "the text is too short"
         raise ValueError(
-            f"the text is too short: {n_tokens} tokens in {len(chunks)} chunks; at least {n_ctx} tokens (n-ctx) in 2 "
-            "chunks are needed, one to calibrate on and one to hold out"
+            f"{lacking}: {n_tokens} tokens in {len(chunks)} chunks; at least {n_ctx} tokens (n-ctx) in 2 chunks are "
+            "needed, one to calibrate on and one to hold out"
         )
     return chunks
 

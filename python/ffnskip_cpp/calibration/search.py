@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,11 @@ class Adaptive:
         result[:, layers] = skipped(trips(similarity[:, layers], thresholds), self.region)
         return result
 
+    def checks(self, thresholds: Sequence[float], similarity: npt.NDArray[np.float32]) -> float:
+        """Similarities computed per row, on average."""
+        tripped = trips(similarity[:, list(self.region.layers)], thresholds)
+        return float(np.minimum(tripped + 1, len(self.region.layers)).mean())
+
     def config(self, thresholds: Sequence[float], model: Model) -> SkipConfig:
         common: dict[str, Any] = {
             "cold_s": self.region.cold_s,
@@ -99,7 +104,8 @@ class Candidate:
     @property
     def cost_per_block(self) -> float:
         """Settings that were meant to skip the same skip a little more or less on some text."""
-        return self.score.quality.kl / max(self.score.skip_ratio, 1e-9)
+        ratio = self.score.skip_ratio
+        return self.score.quality.kl / ratio if ratio > 0 else np.inf
 
     def skipping_more(self, ratio: float, model: Model) -> Candidate:
         """The same with thresholds for a skip ratio that is higher, or lower if negative; not measured anew."""
@@ -181,13 +187,14 @@ class Search:
         fixed = adaptive(Region((0,), 0)).fixed
         free = [il for il in self._model.skippable if il not in fixed]
         costs = self._greedy.costs_beside(fixed)
-        ranked: list[tuple[float, Adaptive, list[float]]] = []
+        ranked: list[Ranked] = []
         for region in _regions(free, wanted, self._model):
             setting = adaptive(region)
             thresholds, n_skipped = setting.thresholds(wanted, at_most=RANKED_ON)
             if abs(n_skipped - wanted) <= RATIO_TOLERANCE * self._model.n_ffn:
                 skips = setting.skips(thresholds, of_pieces)
-                ranked.append((float(costs[skips].sum() / max(skips.sum(), 1)), setting, thresholds))
+                cost = float(costs[skips].sum() / max(skips.sum(), 1))
+                ranked.append(Ranked(cost, setting.checks(thresholds, of_pieces), setting, thresholds))
         measured = [self._measured(setting, of_pieces, wanted) for setting in _first_different(ranked, of_pieces)]
         return min(measured, key=lambda candidate: candidate.cost_per_block, default=None)
 
@@ -199,16 +206,24 @@ class Search:
         return Candidate(score.config, score, setting, wanted).skipping_more(-surplus, self._model)
 
 
-def _first_different(
-    ranked: list[tuple[float, Adaptive, list[float]]], of_pieces: npt.NDArray[np.float32]
-) -> list[Adaptive]:
-    """Of the settings, with their costs and thresholds, the cheapest ones that do not skip nearly the same."""
+class Ranked(NamedTuple):
+    """A setting and what the simulation says of it."""
+
+    cost: float
+    """KL divergence of each block skipped, as if those of blocks left out alone added up."""
+    checks: float
+    setting: Adaptive
+    thresholds: list[float]
+
+
+def _first_different(ranked: list[Ranked], of_pieces: npt.NDArray[np.float32]) -> list[Adaptive]:
+    """The cheapest settings that do not skip nearly the same; of those that skip the same the one that checks least."""
     found: list[Adaptive] = []
     seen: list[npt.NDArray[np.bool_]] = []
-    for _, setting, thresholds in sorted(ranked, key=lambda entry: entry[0]):
-        skips = setting.skips(thresholds, of_pieces)
+    for entry in sorted(ranked, key=lambda entry: (entry.cost, entry.checks)):
+        skips = entry.setting.skips(entry.thresholds, of_pieces)
         if all((skips != other).sum() > SAME * skips.sum() for other in seen):
-            found.append(setting)
+            found.append(entry.setting)
             seen.append(skips)
         if len(found) == N_MEASURED:
             break

@@ -78,18 +78,15 @@ def solve(similarity: Similarity, max_skip: int, wanted: float) -> tuple[float, 
 
 
 def ranks(similarity: Similarity) -> Similarity:
-    """Each similarity as the share of tokens with a lower one in the same layer, [0, 1)."""
-    order = similarity.argsort(axis=0, kind="stable")
-    places = np.empty_like(order)
-    np.put_along_axis(places, order, np.arange(len(similarity))[:, None], axis=0)
-    return places / len(similarity)
+    """Each similarity as the share of tokens with a lower one in the same layer, [0, 1); NaN stays."""
+    ordered = np.sort(similarity, axis=0)
+    lower = [np.searchsorted(ordered[:, i], similarity[:, i]) for i in range(similarity.shape[1])]
+    return np.where(np.isnan(similarity), np.nan, np.stack(lower, axis=1) / len(similarity))
 
 
 def thresholds_at_rank(similarity: Similarity, rank: float) -> list[float]:
-    """Of each layer the similarity that has the rank: what `ranks` maps to `rank` or above is what reaches it."""
+    """Of each layer the similarity that what `ranks` maps to `rank` or above reaches, and nothing else; infinite where
+    there is none, as in a layer where all are equal."""
     if rank <= 0:
         return [ALWAYS_TRIPS] * similarity.shape[1]
-    place = int(np.ceil(rank * len(similarity) - 1e-9))
-    if place >= len(similarity):
-        return [NEVER_TRIPS] * similarity.shape[1]
-    return np.sort(similarity, axis=0)[place].astype(float).tolist()
+    return np.where(ranks(similarity) >= rank, similarity, np.inf).min(axis=0).tolist()

@@ -15,7 +15,7 @@ from ..llama import Llama
 from .evaluation import CACHED_BYTES, Evaluator, Score, Tokens
 from .search import N_MEASURED, Candidate, Model, Search
 
-__all__ = ["Found", "Parts", "Progress", "Row", "Work"]
+__all__ = ["Found", "Parts", "Progress", "Row", "Work", "check_reachable"]
 
 TOLERANCE = 0.01  # of a skip ratio, from the one that is wanted
 
@@ -27,6 +27,8 @@ COMPARED = 1 / 16
 LEAST_COMPARED = 1024  # tokens
 TYPICAL_RATIO = 0.25
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the fixed set
+TINY = 1e-12  # nats, in place of a KL divergence of 0 where its logarithm is taken
+RATIOS_COMPARED = 3  # on held-out text, to find the highest one within a KL divergence
 
 # What calibration is to be better than.
 REFERENCES = {
@@ -96,6 +98,20 @@ def _first(chunks: Sequence[Tokens], n_tokens: int) -> list[Tokens]:
 # ---- the work ----
 
 
+def check_reachable(llm: Llama, skip_ratio: float) -> None:
+    """Raises ValueError where the model has too few FFN blocks that can be skipped."""
+    most = _skippable(llm).size / len(llm.ffn_map)
+    if skip_ratio > most + TOLERANCE:
+        raise ValueError(
+            f"skip-ratio: {skip_ratio:g} can't be reached; at most {most:.3f}, which is every FFN block that can be "
+            "skipped"
+        )
+
+
+def _skippable(llm: Llama) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(llm._controller.skippable)
+
+
 @dataclass(frozen=True)
 class Found:
     """The end of a calibration."""
@@ -117,27 +133,24 @@ class Work:
         self._compared = parts.compared()
         self.notes = notes
 
-        skippable = np.flatnonzero(llm._controller.skippable).tolist()
-        self.n_ffn = len(llm.ffn_map)
-        self.most = len(skippable) / self.n_ffn
+        skippable = _skippable(llm).tolist()
         self._progress.expect(sum(map(len, parts.recorded)))
         similarity = np.concatenate([evaluator.similarity(chunk) for chunk in parts.recorded])
         self.similarity = _statistics(similarity)
         self.cold_regions = cold_regions(self.similarity[:, 0])
-        self._model = Model(llm._controller.n_layer, self.n_ffn, tuple(skippable), self.cold_regions, warm_up_index)
+        self._model = Model(
+            llm._controller.n_layer, len(llm.ffn_map), tuple(skippable), self.cold_regions, warm_up_index
+        )
 
-        self._n_settings = len(skippable) + MEASURED_AGAIN * round(TYPICAL_RATIO * self.n_ffn) + 4 * N_MEASURED + 2
+        self._n_settings = (
+            len(skippable) + MEASURED_AGAIN * round(TYPICAL_RATIO * self._model.n_ffn) + 4 * N_MEASURED + 2
+        )
         pieces = parts.searched(self._n_settings, 4 * llm.n_vocab(), warm_up_index)
         self.n_searched = sum(map(len, pieces))
         self.search = Search(evaluator, self._model, similarity, pieces)
 
     def at_ratio(self, skip_ratio: float) -> Found:
         """The setting of that skip ratio with the least KL divergence."""
-        if skip_ratio > self.most + TOLERANCE:
-            raise ValueError(
-                f"skip-ratio: {skip_ratio:g} can't be reached; at most {self.most:.3f}, which is every FFN block that "
-                "can be skipped"
-            )
         self._expect(self._n_settings)
         rows, references = self._compare(self.search.candidates(skip_ratio), skip_ratio)
         meeting = [row for row in rows if abs(row.skip_ratio - skip_ratio) <= TOLERANCE]
@@ -149,18 +162,34 @@ class Work:
         return Found(chosen, [*rows, *references])
 
     def within_kl(self, max_kl: float) -> Found:
-        """The setting that skips most at no higher KL divergence."""
+        """The setting that skips most at no higher KL divergence.
+
+        KL divergence grows with the ratio. Where the two meet is foretold by the fixed sets, and corrected by what is
+        seen on held-out text.
+        """
         self._expect(2 * self._n_settings)
-        percent = self._highest_percent(max_kl)
-        while True:
-            rows, references = self._compare(self.search.candidates(percent / 100), percent / 100)
-            within = [row for row in rows if row.kl <= max_kl]
-            if within:
-                chosen = max(within, key=lambda row: (round(row.skip_ratio, 3), -row.kl))
-                return Found(chosen, [*rows, *references])
-            if percent == 1:
-                raise ValueError(_out_of_reach(max_kl, min(row.kl for row in rows)))
-            percent -= 1
+        low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
+        percent = round(100 * self._ratio_at(max_kl))
+        within: list[tuple[Row, list[Row]]] = []
+        n_compared = 0
+        while high - low > 1 and (n_compared < RATIOS_COMPARED or not within):
+            percent = min(max(percent, low + 1), high - 1)
+            rows, _ = self._compare(self.search.candidates(percent / 100), percent / 100, references=False)
+            n_compared += 1
+            found = [row for row in rows if row.kl <= max_kl]
+            within += [(row, rows) for row in found]
+            met = any(row.skip_ratio >= percent / 100 - TOLERANCE for row in found)
+            low, high = (percent, high) if met else (low, percent)
+            near = [row.kl for row in rows if abs(row.skip_ratio - percent / 100) <= 2 * TOLERANCE]
+            if n_compared < RATIOS_COMPARED and near:
+                percent += round(100 * (self._ratio_at(max_kl) - self._ratio_at(min(near))))
+            else:
+                percent = (low + high) // 2
+        if not within:
+            raise ValueError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
+        chosen, rows = max(within, key=lambda pair: (round(pair[0].skip_ratio, 3), -pair[0].kl))
+        _, references = self._compare([], chosen.skip_ratio)
+        return Found(chosen, [*rows, *references])
 
     def tried(self) -> list[Row]:
         """Every setting that was measured in the search."""
@@ -173,31 +202,22 @@ class Work:
             result[il] = cost
         return result
 
-    def _highest_percent(self, max_kl: float) -> int:
-        """By what the search sees, which is not the held-out text. KL divergence grows with the ratio."""
+    def _ratio_at(self, kl: float) -> float:
+        """The share of FFN blocks that fixed sets skip at some KL divergence on the calibration text, between two of
+        them by interpolation."""
+        n = 1
+        while n < len(self._model.skippable) and self.search.fixed(n).quality.kl <= kl:
+            n += 1
+        known = np.maximum.accumulate([max(self.search.fixed(i).quality.kl, TINY) for i in range(1, n + 1)])
+        return float(np.interp(np.log(max(kl, TINY)), np.log(known), np.arange(1, n + 1))) / self._model.n_ffn
 
-        def best_kl(percent: int) -> float:
-            candidates = self.search.candidates(percent / 100)
-            near = [c.score for c in candidates if abs(c.score.skip_ratio - percent / 100) <= 2 * TOLERANCE]
-            return min((score.quality.kl for score in near), default=np.inf)
-
-        n_fixed, most = 0, round(self.most * self.n_ffn)
-        while n_fixed < most and self.search.fixed(n_fixed + 1).quality.kl <= max_kl:
-            n_fixed += 1
-        low = int(100 * n_fixed / self.n_ffn)
-        high = min(int(100 * self.most), int(100 * (n_fixed + 3) / self.n_ffn))
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if best_kl(middle) <= max_kl else (low, middle - 1)
-        if low == 0:
-            raise ValueError(_out_of_reach(max_kl, best_kl(1)))
-        return low
-
-    def _compare(self, candidates: Sequence[Candidate], skip_ratio: float) -> tuple[list[Row], list[Row]]:
+    def _compare(
+        self, candidates: Sequence[Candidate], skip_ratio: float, *, references: bool = True
+    ) -> tuple[list[Row], list[Row]]:
         """The candidates on held-out text, and what they are to be better than. A threshold of a candidate that skips
         more or less of it is corrected, once."""
-        references = self._references(skip_ratio)
-        configs = [*(candidate.config for candidate in candidates), *references.values()]
+        named = self._references(skip_ratio) if references else {}
+        configs = [*(candidate.config for candidate in candidates), *named.values()]
         scores = self._evaluator.scores(configs, self._compared)
         own, others = scores[: len(candidates)], scores[len(candidates) :]
         for i, (candidate, score) in enumerate(zip(candidates, own)):
@@ -208,7 +228,7 @@ class Work:
                 own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
         return (
             [_row(score, score.config.policy, "held out") for score in own],
-            [_row(score, name, "held out") for name, score in zip(references, others)],
+            [_row(score, name, "held out") for name, score in zip(named, others)],
         )
 
     def _references(self, skip_ratio: float) -> dict[str, SkipConfig]:
@@ -228,8 +248,10 @@ class Work:
         self._progress.expect(n_settings * self.n_searched + 8 * sum(map(len, self._compared)))
 
 
-def _out_of_reach(max_kl: float, least: float) -> str:
-    return f"max-kl: {max_kl:g} can't be reached; skipping 1 % of the FFN blocks costs {least:.3g}"
+def _out_of_reach(max_kl: float, least: Row) -> str:
+    return (
+        f"max-kl: {max_kl:g} can't be reached; skipping {least.skip_ratio:.1%} of the FFN blocks costs {least.kl:.3g}"
+    )
 
 
 def _statistics(similarity: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
