@@ -28,7 +28,7 @@ LEAST_COMPARED = 1024  # tokens
 TYPICAL_RATIO = 0.25
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the fixed set
 TINY = 1e-12  # nats, in place of a KL divergence of 0 where its logarithm is taken
-RATIOS_COMPARED = 3  # on held-out text, to find the highest one within a KL divergence
+RATIOS_COMPARED = 4  # on held-out text, to find the highest one within a KL divergence
 
 # What calibration is to be better than.
 REFERENCES = {
@@ -169,21 +169,18 @@ class Work:
         """
         self._expect(2 * self._n_settings)
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
-        percent = round(100 * self._ratio_at(max_kl))
+        percent = min(max(round(100 * self._ratio_at(max_kl)), low + 1), high - 1)
         within: list[tuple[Row, list[Row]]] = []
         n_compared = 0
         while high - low > 1 and (n_compared < RATIOS_COMPARED or not within):
-            percent = min(max(percent, low + 1), high - 1)
             rows, _ = self._compare(self.search.candidates(percent / 100), percent / 100, references=False)
             n_compared += 1
             found = [row for row in rows if row.kl <= max_kl]
             within += [(row, rows) for row in found]
             met = any(row.skip_ratio >= percent / 100 - TOLERANCE for row in found)
             low, high = (percent, high) if met else (low, percent)
-            near = [row.kl for row in rows if abs(row.skip_ratio - percent / 100) <= 2 * TOLERANCE]
-            if n_compared < RATIOS_COMPARED and near:
-                percent += round(100 * (self._ratio_at(max_kl) - self._ratio_at(min(near))))
-            else:
+            percent += self._percent_to_go(max_kl, percent, rows, met)
+            if not low < percent < high or n_compared >= RATIOS_COMPARED:
                 percent = (low + high) // 2
         if not within:
             raise ValueError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
@@ -201,6 +198,13 @@ class Work:
         for il, cost in self.search.block_costs.items():
             result[il] = cost
         return result
+
+    def _percent_to_go(self, max_kl: float, percent: int, rows: Sequence[Row], met: bool) -> int:
+        """By what the ratio changes between their KL divergence and the one that is wanted; at least one block down,
+        as held-out text tends to cost more than the text that the sets were made for."""
+        near = [row.kl for row in rows if abs(row.skip_ratio - percent / 100) <= 2 * TOLERANCE]
+        step = round(100 * (self._ratio_at(max_kl) - self._ratio_at(min(near)))) if near else 0
+        return max(step, 1) if met else min(step, -round(100 / self._model.n_ffn), -1)
 
     def _ratio_at(self, kl: float) -> float:
         """The share of FFN blocks that fixed sets skip at some KL divergence on the calibration text, between two of
