@@ -354,7 +354,7 @@ def test_report_is_one_page_that_fetches_nothing(analyzed):
 def test_report_says_what_was_measured_and_what_was_left_out(analyzed, model):
     text = Page((analyzed / "report.html").read_text(encoding="utf-8")).text
     with ours(model, None) as llm:
-        fingerprint = llm._controller.fingerprint
+        fingerprint = llm.fingerprint
     for expected in (
         f"{model.name}, llama, ",
         fingerprint,

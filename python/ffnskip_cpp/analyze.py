@@ -42,6 +42,7 @@ from .command_line import list_of
 from .file_type import file_type
 from .files import whole_file
 from .llama import Llama
+from .llama_cpp_internals import n_params
 from .shapes import read_weight_bytes
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
 
@@ -194,21 +195,21 @@ class _Analysis:
         self.llm = llm
         self.options = options
         self.output = Path(options.output)
-        self.n_layer = llm._controller.n_layer
-        self.n_ctx, self.context = _sizes(options, llm._model.n_ctx_train())
+        self.n_layer = llm.n_layer
+        self.n_ctx, self.context = _sizes(options, llm.n_ctx_train)
         self.chunks = chunks_of_tokens(llm, texts, self.n_ctx, max_tokens=options.max_tokens)
         self.n_tokens = sum(map(len, self.chunks))
         self.config = self._base_config()
         self.ratios, self.ratio_notes = self._fitting_ratios()
         self.config = _with_ratio(self.config, self.ratios[(len(self.ratios) - 1) // 2])
         with skipping(llm, self.config):
-            resolved = llm._controller.resolved
+            resolved = llm.resolved
         self.cold = (resolved["cold_s"], resolved["cold_e"])
         self._check_warm_ups()
 
     def _base_config(self) -> SkipConfig:
         """Algorithm 1 with the values given, or those that the model has by itself."""
-        own, options = self.llm._controller.resolved, self.options
+        own, options = self.llm.resolved, self.options
 
         def value(name: str) -> Any:
             given = getattr(options, name)
@@ -500,11 +501,11 @@ class _Analysis:
             "Python": platform.python_version(),
         }
         texts = [f"{Path(path).name} (sha256 {_sha256(path)[:16]})" for path in options.texts]
-        trained = llm._model.n_ctx_train()
+        trained = llm.n_ctx_train
         beyond = f"; more than the {trained} the model was trained on" if self.context > trained else ""
         return [
             ("model", f"{Path(options.model_path).name}, {_description(llm)}, {self.n_layer} layers"),
-            ("fingerprint", llm._controller.fingerprint),
+            ("fingerprint", llm.fingerprint),
             ("text", ", ".join(texts)),
             ("tokens", f"{self.n_tokens:,} in {len(self.chunks)} chunks of at most {self.n_ctx}"),
             ("context for generation", f"{self.context}{beyond}"),
@@ -552,7 +553,7 @@ def _with_warm_up(config: SkipConfig, n: int) -> SkipConfig:
 
 def _description(llm: Llama) -> str:
     arch = llm.metadata.get("general.architecture", "unknown architecture")
-    return f"{arch}, {llm._model.n_params() / 1e6:,.1f}M parameters, {file_type(llm._model.model)}"
+    return f"{arch}, {n_params(llm) / 1e6:,.1f}M parameters, {file_type(llm.model)}"
 
 
 def _sha256(path: str) -> str:

@@ -52,7 +52,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     weights = read_weight_bytes(path)
     with Llama(str(path), skip=None, n_ctx=32, n_batch=32, verbose=False) as llm:
         blocks = llm.ffn_map
-        n_layer, fingerprint = llm._controller.n_layer, llm._controller.fingerprint
+        n_layer, fingerprint = llm.n_layer, llm.fingerprint
         architecture = llm.metadata.get("general.architecture", "?")
         refused = llm.why_dense
     layers = [_layer(block) for block in blocks]

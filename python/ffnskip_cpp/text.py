@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from .llama_cpp_internals import adds_bos
+
 if TYPE_CHECKING:
     import llama_cpp
 
@@ -112,7 +114,7 @@ def chunks_of_tokens(
     for name, limit in (("n_ctx", n_ctx), ("max_tokens", max_tokens)):
         if limit is not None and limit < min_tokens:
             raise ValueError(f"{name}: {limit} tokens are too few for a chunk; at least {min_tokens}")
-    start = [llm.token_bos()] if llm._model.add_bos_token() else []
+    start = [llm.token_bos()] if adds_bos(llm) else []
     chunks: list[list[int]] = []
     left, longest = max_tokens, 0
     for text in texts:

@@ -125,7 +125,7 @@ def calibrate(
             raise Unsupported(llm.why_dense)
         if max_kl is None:
             check_reachable(llm, skip_ratio or SKIP_RATIO)
-        chunks = _chunks(llm, texts, n_ctx or min(TYPICAL_N_CTX, llm._model.n_ctx_train()), max_tokens, warm_up_index)
+        chunks = _chunks(llm, texts, n_ctx or min(TYPICAL_N_CTX, llm.n_ctx_train), max_tokens, warm_up_index)
         journal_path = path.with_name(path.name + ".progress")
         with open_journal(journal_path, _subject(llm, n_gpu_layers)) as journal, Bar(progress) as bar:
             evaluator = Evaluator(llm, journal, warm_up_index, bar)
@@ -214,7 +214,7 @@ def _chunks(llm: Llama, texts: Sequence[str], n_ctx: int, max_tokens: int, warm_
 def _subject(llm: Llama, n_gpu_layers: int) -> str:
     """What decides the outcome of an evaluation, besides setting and tokens."""
     file = os.stat(llm.model_path)
-    return repr((llm._controller.fingerprint, file.st_size, file.st_mtime_ns, n_gpu_layers, _versions()))
+    return repr((llm.fingerprint, file.st_size, file.st_mtime_ns, n_gpu_layers, _versions()))
 
 
 def _versions() -> str:
@@ -256,11 +256,11 @@ def _summary(row: Row) -> dict[str, Any]:
 def _write(llm: Llama, calibration: Calibration, learnt: dict[str, Any], embed: bool) -> None:
     config = calibration.chosen.config
     with skipping(llm, config):
-        resolved = llm._controller.resolved
+        resolved = llm.resolved
     if not embed:
-        write_profile(calibration.path, llm._controller.fingerprint, config, resolved, learnt)
+        write_profile(calibration.path, llm.fingerprint, config, resolved, learnt)
         return
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "profile.gguf"
-        write_profile(profile, llm._controller.fingerprint, config, resolved, learnt)
+        write_profile(profile, llm.fingerprint, config, resolved, learnt)
         embed_profile(calibration.path, profile)

@@ -66,7 +66,7 @@ class Evaluator:
 
     def similarity(self, tokens: Tokens) -> npt.NDArray[np.float32]:
         """float32 [n_rows, n_layer]: of the dense model, at every layer but the last."""
-        config = check_everything(self._llm._controller.n_layer, self._warm_up_index)
+        config = check_everything(self._llm.n_layer, self._warm_up_index)
         found = self._journal.find("similarity", config, _digest(tokens))
         if found is None:
             with skipping(self._llm, config), self._llm.trace() as trace:
