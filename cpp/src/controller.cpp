@@ -157,12 +157,17 @@ struct Controller::Impl {
         return false;
     }
 
-    // What is returned decides whether the evaluation goes on; false ends the split and still reports success.
+    // What is returned decides whether the evaluation goes on; false ends the split and still reports success. Where the
+    // other callback wants that, what follows is no graph to learn from.
     bool observe(ggml_tensor * node) {
         if (we_want) {
             guarded([&] { evaluation.observe(node); });
         }
-        return !next_wants || next(node, false, next_user_data);
+        const bool goes_on = !next_wants || next(node, false, next_user_data);
+        if (!goes_on) {
+            evaluation.abandon();
+        }
+        return goes_on;
     }
 
     // No exception may pass through ggml.
@@ -189,8 +194,15 @@ struct Controller::Impl {
         if (memory == nullptr || llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
             throw Unsupported("architecture '" + arch + "' does not generate token by token; there is no FFN block to skip");
         }
-        if (llama_memory_seq_pos_max(memory, 0) >= 0) {
-            throw std::invalid_argument("probe: the context is in use; its memory must be empty");
+        for (llama_seq_id seq = 0; seq < llama_seq_id(llama_n_seq_max(ctx)); ++seq) {
+            if (llama_memory_seq_pos_max(memory, seq) >= 0) {
+                throw std::invalid_argument("probe: the context is in use (sequence " + std::to_string(seq) +
+                                            "); its memory must be empty");
+            }
+        }
+        if ((llama_model_is_hybrid(model) || llama_model_is_recurrent(model)) && llama_n_rs_seq(ctx) > 0) {
+            throw Unsupported("architecture '" + arch + "' with n_rs_seq = " + std::to_string(llama_n_rs_seq(ctx)) +
+                              ": batches are then split in a way that is not known; use n_rs_seq = 0");
         }
         n_layer = llama_model_n_layer(model);
         fingerprint.begin(arch, n_layer, llama_model_n_embd(model));
@@ -219,6 +231,7 @@ struct Controller::Impl {
         if (status != 0) {
             throw std::runtime_error("probe: llama_decode returned " + std::to_string(status));
         }
+        fingerprint.finish();
         return map;
     }
 
@@ -329,7 +342,7 @@ const std::vector<FfnBlock> & Controller::ffn_map() const {
 }
 
 std::string Controller::fingerprint() const {
-    return impl_->n_layer == 0 ? std::string() : impl_->fingerprint.text();
+    return impl_->fingerprint.text();
 }
 
 const Config & Controller::config() const {

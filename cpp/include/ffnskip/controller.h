@@ -66,7 +66,7 @@ public:
     // One entry per layer that has an FFN block, in order. Filled by probe(), also where it throws Unsupported.
     const std::vector<FfnBlock> & ffn_map() const;
     // What tells this model from others, whatever type its matrices are quantised to: architecture, size, and a hash of
-    // the vectors of its blocks, which stay in float32. Empty before probe(); reads a megabyte or so of weights.
+    // the vectors of its blocks, which stay in float32. Empty before probe().
     std::string fingerprint() const;
 
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
