@@ -15,6 +15,8 @@
 #include "terminal.h"
 #include "trace_file.h"
 
+#include <ffnskip/version.h>
+
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -119,6 +121,7 @@ int run(int argc, char ** argv) {
         output.write(args.help ? help_text() : version_text());
         return 0;
     }
+    ffnskip::require_llama_version();
     std::optional<TraceFile> trace_file;
     if (!args.trace.empty()) {
         trace_file.emplace(args.trace);

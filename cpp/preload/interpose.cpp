@@ -1,6 +1,7 @@
 // The library that `ffnskip run` preloads: stands before libllama's functions in any dynamically linked program.
 //
 // Nothing here knows how skipping works; each function calls llama.cpp's own and tells the overlay.
+#include "ffnskip/version.h"
 #include "hooks.h"
 
 #include <dlfcn.h>

@@ -2,6 +2,7 @@
 #include "ffnskip/controller.h"
 
 #include "evaluation.h"
+#include "ffnskip/version.h"
 #include "fingerprint.h"
 #include "policy.h"
 #include "recorder.h"
@@ -290,6 +291,7 @@ Controller::Controller() : impl_(std::make_unique<Impl>()) {}
 Controller::~Controller() = default;
 
 void Controller::attach(llama_context_params & params) {
+    require_llama_version();
     if (params.cb_eval != &Impl::callback || params.cb_eval_user_data != impl_.get()) {
         impl_->next           = params.cb_eval;
         impl_->next_user_data = params.cb_eval_user_data;
