@@ -114,6 +114,7 @@ Ending complete(Engine & engine, const Arguments & args, const std::string & pro
 
 int run(int argc, char ** argv) {
     const Clock::time_point start = Clock::now();
+    ffnskip::require_llama_version();
     keep_log(false);
     const Arguments args = parse_arguments(argc, argv);
     Output                  output(args.color);
@@ -121,7 +122,6 @@ int run(int argc, char ** argv) {
         output.write(args.help ? help_text() : version_text());
         return 0;
     }
-    ffnskip::require_llama_version();
     std::optional<TraceFile> trace_file;
     if (!args.trace.empty()) {
         trace_file.emplace(args.trace);
