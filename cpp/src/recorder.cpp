@@ -1,10 +1,17 @@
 #include "recorder.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <limits>
 #include <utility>
 
 namespace ffnskip {
+namespace {
+
+constexpr int k_judged  = 100;  // tokens
+constexpr int k_at_once = 95;   // of these; more tell that the threshold decides nothing
+
+}  // namespace
 
 void Recorder::set_model(const std::vector<uint8_t> & has_ffn) {
     n_layer_ = int(has_ffn.size());
@@ -42,6 +49,10 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;
         stats_.tokens_never_tripped += is_adaptive(policy) && row.may_skip() && !row.tripped();
+        if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip()) {
+            ++n_judged_;
+            n_at_once_ += row.trip_layer() == first_checked_;
+        }
         if (tracing_) {
             append_trace(i, row);
         }
@@ -55,6 +66,28 @@ void Recorder::append_trace(int32_t i, const TokenState & row) {
         trace_.skipped.push_back(row.skips(il));
     }
     ++trace_.n_tokens;
+}
+
+void Recorder::judge(const Settings & settings) {
+    const auto first = std::find(settings.checked.begin(), settings.checked.end(), uint8_t(1));
+    const bool some  = settings.skips_anything() && first != settings.checked.end();
+    first_checked_   = some ? int(first - settings.checked.begin()) : -1;
+    threshold_       = some ? settings.threshold[size_t(first_checked_)] : 0.0f;
+    n_judged_        = 0;
+    n_at_once_       = 0;
+}
+
+std::optional<std::string> Recorder::take_notice() {
+    if (noticed_ || n_judged_ < k_judged || n_at_once_ <= k_at_once) {
+        return std::nullopt;
+    }
+    noticed_ = true;
+    char text[256];
+    std::snprintf(text, sizeof(text),
+                  "%d of the first %d tokens reached sim_threshold %g in layer %d, the first that is checked: the threshold "
+                  "tells nothing about this model; \"ffnskip calibrate\" finds what does",
+                  n_at_once_, n_judged_, double(threshold_), first_checked_);
+    return text;
 }
 
 void Recorder::reset_stats() {
