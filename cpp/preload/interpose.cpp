@@ -5,8 +5,12 @@
 #include "hooks.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <unistd.h>
 
+#include <ggml-backend.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdarg>
@@ -14,6 +18,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -22,8 +27,11 @@
 namespace {
 
 const ffnskip::Hooks * g_hooks  = nullptr;
-std::atomic<bool>      g_active{ false };  // some context skips
-std::atomic<bool>      g_used{ false };    // some context was made through here
+bool                   g_linked = false;        // the program, or a library it is linked with, is linked with libllama
+std::atomic<bool>      g_active{ false };       // some context skips
+std::atomic<bool>      g_used{ false };         // some context was made through here
+std::atomic<bool>      g_reached{ false };      // some model was loaded through here
+std::atomic<bool>      g_unreachable{ false };  // some model was loaded past here, which has been said
 
 [[gnu::format(printf, 1, 2)]] void say(const char * format, ...) {
     va_list arguments;
@@ -72,6 +80,34 @@ bool strict() {
     return std::getenv("FFNSKIP_STRICT") != nullptr;
 }
 
+// With what the program has written so far, since no destructor will run any more.
+[[noreturn]] void stop() {
+    std::fflush(nullptr);
+    std::_Exit(2);
+}
+
+std::string path_of_this_library() {
+    Dl_info self{};
+    dladdr(reinterpret_cast<const void *>(&path_of_this_library), &self);
+    return self.dli_fname;
+}
+
+// LD_PRELOAD as it was before `ffnskip run`: it may be a list, separated by spaces or colons.
+void leave_ld_preload() {
+    const char *      list = std::getenv("LD_PRELOAD");
+    const std::string all = list == nullptr ? "" : list, ours = path_of_this_library();
+    std::string       others;
+    for (size_t begin = 0; begin <= all.size();) {
+        const size_t      end  = std::min(all.find_first_of(" :", begin), all.size());
+        const std::string name = all.substr(begin, end - begin);
+        if (!name.empty() && name != ours) {
+            others += (others.empty() ? "" : " ") + name;
+        }
+        begin = end + 1;
+    }
+    others.empty() ? unsetenv("LD_PRELOAD") : setenv("LD_PRELOAD", others.c_str(), 1);
+}
+
 // The structures that llama.cpp's functions take by value differ between versions, so none may pass through here: the
 // program starts over without this library.
 [[noreturn]] void start_without() {
@@ -85,7 +121,7 @@ bool strict() {
         argv.push_back(word.data());
     }
     argv.push_back(nullptr);
-    unsetenv("LD_PRELOAD");
+    leave_ld_preload();
     execv("/proc/self/exe", argv.data());
     say("can't start over: %s", std::strerror(errno));
     std::_Exit(2);
@@ -97,9 +133,7 @@ bool same_version() {
 }
 
 const ffnskip::Hooks * load_overlay() {
-    Dl_info self{};
-    dladdr(reinterpret_cast<const void *>(&load_overlay), &self);
-    std::string path = self.dli_fname;
+    std::string path = path_of_this_library();
     path             = path.substr(0, path.rfind('/') + 1) + "libffnskip-overlay.so";
     void * overlay   = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (overlay == nullptr) {
@@ -110,14 +144,18 @@ const ffnskip::Hooks * load_overlay() {
     return hooks == nullptr ? nullptr : hooks();
 }
 
+std::string versions() {
+    return std::string("built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION "), but the program uses ") +
+           version_of("llama_version") + " (ggml " + version_of("ggml_version") + "); ";
+}
+
 __attribute__((constructor)) void begin() {
-    if (dlsym(RTLD_NEXT, "llama_decode") == nullptr) {
+    g_linked = dlsym(RTLD_NEXT, "llama_decode") != nullptr;
+    if (!g_linked) {
         return;  // a shell, say, that will start a llama.cpp program
     }
     if (!same_version()) {
-        say("built against llama.cpp %s (ggml %s), but the program uses %s (ggml %s); %s", FFNSKIP_LLAMA_VERSION,
-            FFNSKIP_GGML_VERSION, version_of("llama_version"), version_of("ggml_version"),
-            strict() ? "not started (--strict)" : "it runs dense");
+        say("%s%s", versions().c_str(), strict() ? "not started (--strict)" : "it runs dense");
         if (strict()) {
             std::_Exit(2);
         }
@@ -129,13 +167,59 @@ __attribute__((constructor)) void begin() {
     }
 }
 
+// A library that the program opened later, a plug-in or an extension module, is linked with libllama.
+void begin_late() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        if (g_linked) {
+            return;
+        }
+        if (!same_version()) {  // and it is too late to start over
+            say("%sstopped; start it without ffnskip", versions().c_str());
+            stop();
+        }
+        for (const char * library : { "libllama.so.0", "libllama.so" }) {
+            dlopen(library, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);  // where the overlay finds it
+        }
+        g_hooks = load_overlay();
+        if (g_hooks == nullptr && strict()) {
+            stop();
+        }
+    });
+    g_reached = true;
+}
+
+// ffnskip_cpp skips by itself in what it opens.
+bool is_ffnskip_cpp_loaded() {
+    const auto is_it = [](dl_phdr_info * info, size_t, void *) {
+        return int(std::strstr(info->dlpi_name, "/ffnskip_cpp/_core.") != nullptr);
+    };
+    return dl_iterate_phdr(is_it, nullptr) != 0;
+}
+
+// The program asks libllama for its functions by name (Python's ctypes, say), and so goes past this library.
+void say_unreachable() {
+    if (!g_unreachable.exchange(true) && !is_ffnskip_cpp_loaded()) {
+        say("the program opened libllama by itself, where it can't be reached; nothing is skipped%s. In Python, use "
+            "ffnskip_cpp.Llama in place of llama_cpp.Llama", strict() ? "; stopped (--strict)" : "");
+        if (strict()) {
+            stop();
+        }
+    }
+}
+
 __attribute__((destructor)) void end() {
-    if (g_active) {
+    if (g_active || (g_hooks != nullptr && g_used && std::getenv("FFNSKIP_STATS_FILE") != nullptr)) {
         g_hooks->report();
         return;
     }
-    if (!g_used && find("llama_decode") != nullptr) {
+    if (g_used || g_unreachable || find("llama_decode") == nullptr) {
+        return;
+    }
+    if (g_linked) {
         say("the program made no context of a shared libllama; nothing was skipped");
+    } else {
+        say_unreachable();
     }
 }
 
@@ -147,6 +231,7 @@ llama_model * noted(llama_model * model, const char * path) {
 }
 
 llama_context * make_context(llama_model * model, llama_context_params params) {
+    begin_late();
     g_used          = true;
     void *     held = g_hooks == nullptr ? nullptr : g_hooks->attach(model, &params);
     const auto ctx  = ORIGINAL(llama_init_from_model)(model, params);
@@ -170,10 +255,12 @@ void read_outputs(llama_context * ctx) {
 // ---- models ----
 
 FFNSKIP_INTERPOSED llama_model * llama_model_load_from_file(const char * path, llama_model_params params) {
+    begin_late();
     return noted(ORIGINAL(llama_model_load_from_file)(path, params), path);
 }
 
 FFNSKIP_INTERPOSED llama_model * llama_model_load_from_splits(const char ** paths, size_t n, llama_model_params params) {
+    begin_late();
     return noted(ORIGINAL(llama_model_load_from_splits)(paths, n, params), n > 0 ? paths[0] : "");
 }
 
@@ -197,6 +284,27 @@ FFNSKIP_INTERPOSED void llama_free_model(llama_model * model) {
 }
 
 #pragma GCC diagnostic pop
+
+// libllama's own call of a function of ggml, made while it loads a model: it comes by here wherever libllama was opened from.
+FFNSKIP_INTERPOSED size_t ggml_backend_dev_count() {
+    using Function = decltype(&ggml_backend_dev_count);
+    static const auto next = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "ggml_backend_dev_count"));
+    if (next != nullptr) {
+        return next();
+    }
+    Dl_info caller{}, decode{};
+    dladdr(__builtin_return_address(0), &caller);
+    void * const library = dlopen(caller.dli_fname, RTLD_LAZY | RTLD_NOLOAD);  // which sees its own ggml
+    const auto   found   = library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, "ggml_backend_dev_count"));
+    if (found == nullptr) {
+        say("%s has no 'ggml_backend_dev_count'; run the program without ffnskip", caller.dli_fname);
+        std::abort();
+    }
+    if (!g_linked && !g_reached && dladdr(dlsym(library, "llama_decode"), &decode) != 0 && decode.dli_fbase == caller.dli_fbase) {
+        say_unreachable();
+    }
+    return found();
+}
 
 // ---- contexts ----
 
@@ -223,10 +331,13 @@ FFNSKIP_INTERPOSED int32_t llama_decode(llama_context * ctx, llama_batch batch) 
     return g_active ? g_hooks->decode(ctx, &batch, run<decltype(call)>, &call) : call();
 }
 
+#ifdef FFNSKIP_HAVE_PROCESS
 FFNSKIP_INTERPOSED int32_t llama_process(llama_context * ctx, llama_process_type type, llama_batch_ext * batch) {
     auto call = [&] { return ORIGINAL(llama_process)(ctx, type, batch); };
     return g_active && type == LLAMA_PROCESS_TYPE_DECODE ? g_hooks->process(ctx, batch, run<decltype(call)>, &call) : call();
 }
+
+#endif
 
 // ---- outputs ----
 
@@ -259,6 +370,8 @@ FFNSKIP_INTERPOSED float * llama_get_sampled_logits_ith(llama_context * ctx, int
     read_outputs(ctx);
     return ORIGINAL(llama_get_sampled_logits_ith)(ctx, i);
 }
+
+#ifdef FFNSKIP_HAVE_PROCESS
 
 // ---- the contents of batches ----
 
@@ -347,6 +460,8 @@ FFNSKIP_INTERPOSED bool llama_batch_ext_set_pos(llama_batch_ext * batch, int32_t
     }
     return done;
 }
+
+#endif  // FFNSKIP_HAVE_PROCESS
 
 // ---- what happens to sequences between decodes ----
 
