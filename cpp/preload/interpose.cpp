@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <ggml-backend.h>
@@ -31,7 +32,8 @@ bool                   g_linked = false;        // the program, or a library it 
 std::atomic<bool>      g_active{ false };       // some context skips
 std::atomic<bool>      g_used{ false };         // some context was made through here
 std::atomic<bool>      g_reached{ false };      // some model was loaded through here
-std::atomic<bool>      g_unreachable{ false };  // some model was loaded past here, which has been said
+std::atomic<bool>      g_past{ false };         // some model was loaded past here
+std::atomic<bool>      g_said_past{ false };    // and that was said
 
 [[gnu::format(printf, 1, 2)]] void say(const char * format, ...) {
     va_list arguments;
@@ -197,9 +199,15 @@ bool is_ffnskip_cpp_loaded() {
     return dl_iterate_phdr(is_it, nullptr) != 0;
 }
 
+// llama_cpp sends what is said to nobody while it loads a model.
+bool is_stderr_seen() {
+    struct stat error{}, null{};
+    return fstat(STDERR_FILENO, &error) == 0 && stat("/dev/null", &null) == 0 && error.st_rdev != null.st_rdev;
+}
+
 // The program asks libllama for its functions by name (Python's ctypes, say), and so goes past this library.
-void say_unreachable() {
-    if (!g_unreachable.exchange(true) && !is_ffnskip_cpp_loaded()) {
+void say_past() {
+    if (!g_said_past.exchange(true) && !is_ffnskip_cpp_loaded()) {
         say("the program opened libllama by itself, where it can't be reached; nothing is skipped%s. In Python, use "
             "ffnskip_cpp.Llama in place of llama_cpp.Llama", strict() ? "; stopped (--strict)" : "");
         if (strict()) {
@@ -208,18 +216,42 @@ void say_unreachable() {
     }
 }
 
+// ggml's own function, for a caller that may have opened its ggml where nobody else finds it.
+template <typename Function> Function * of_ggml(Function *, const char * name, void * caller) {
+    void * found = dlsym(RTLD_NEXT, name);
+    Dl_info library{};
+    if (found == nullptr && dladdr(caller, &library) != 0) {
+        void * const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+        found               = handle == nullptr ? nullptr : dlsym(handle, name);
+    }
+    if (found == nullptr) {
+        say("no '%s' was found; run the program without ffnskip", name);
+        std::abort();
+    }
+    return reinterpret_cast<Function *>(found);
+}
+
+bool is_of_libllama(void * address) {
+    Dl_info library{}, decode{};
+    if (dladdr(address, &library) == 0) {
+        return false;
+    }
+    void * const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    return handle != nullptr && dladdr(dlsym(handle, "llama_decode"), &decode) != 0 && decode.dli_fbase == library.dli_fbase;
+}
+
 __attribute__((destructor)) void end() {
     if (g_active || (g_hooks != nullptr && g_used && std::getenv("FFNSKIP_STATS_FILE") != nullptr)) {
         g_hooks->report();
         return;
     }
-    if (g_used || g_unreachable || find("llama_decode") == nullptr) {
+    if (g_used || find("llama_decode") == nullptr) {
         return;
     }
     if (g_linked) {
         say("the program made no context of a shared libllama; nothing was skipped");
     } else {
-        say_unreachable();
+        say_past();
     }
 }
 
@@ -285,23 +317,24 @@ FFNSKIP_INTERPOSED void llama_free_model(llama_model * model) {
 
 #pragma GCC diagnostic pop
 
-// libllama's own call of a function of ggml, made while it loads a model: it comes by here wherever libllama was opened from.
+// ---- what libllama itself asks of ggml comes by here, wherever libllama was opened from ----
+
+// While it loads a model.
 FFNSKIP_INTERPOSED size_t ggml_backend_dev_count() {
-    using Function = decltype(&ggml_backend_dev_count);
-    static const auto next = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "ggml_backend_dev_count"));
-    if (next != nullptr) {
-        return next();
+    void * const      caller = __builtin_return_address(0);
+    static const auto found  = of_ggml(&ggml_backend_dev_count, "ggml_backend_dev_count", caller);
+    if (!g_linked && !g_reached && !g_past && is_of_libllama(caller)) {
+        g_past = true;
     }
-    Dl_info caller{}, decode{};
-    dladdr(__builtin_return_address(0), &caller);
-    void * const library = dlopen(caller.dli_fname, RTLD_LAZY | RTLD_NOLOAD);  // which sees its own ggml
-    const auto   found   = library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, "ggml_backend_dev_count"));
-    if (found == nullptr) {
-        say("%s has no 'ggml_backend_dev_count'; run the program without ffnskip", caller.dli_fname);
-        std::abort();
-    }
-    if (!g_linked && !g_reached && dladdr(dlsym(library, "llama_decode"), &decode) != 0 && decode.dli_fbase == caller.dli_fbase) {
-        say_unreachable();
+    return found();
+}
+
+// While it loads one, and with every decode.
+FFNSKIP_INTERPOSED int64_t ggml_time_us() {
+    void * const      caller = __builtin_return_address(0);
+    static const auto found  = of_ggml(&ggml_time_us, "ggml_time_us", caller);
+    if (g_past && !g_said_past && is_stderr_seen()) {
+        say_past();
     }
     return found();
 }
