@@ -314,6 +314,7 @@ PYBIND11_MODULE(_core, m) {
              py::arg("full"))
         .def("first_to_repeat", [](const PyController & c, int32_t end) { return c.controller.first_to_repeat(0, end); },
              py::arg("end"))
+        .def("count_from_here", [](PyController & c) { c.controller.count_from_here(0); })
         .def("replaced", [](PyController & c) { c.controller.replaced(0); })
         .def("account", [](const PyController & c) { return py::bytes(c.controller.account(0)); })
         .def("restore", [](PyController & c, const std::string & account) { c.controller.restore(0, account); },

@@ -280,7 +280,7 @@ struct Controller::Impl {
 
     int32_t decode(llama_context * ctx, llama_memory_t memory, const llama_batch & rows, const RowKind * kinds, Run run,
                    void * data) {
-        if (n_layer == 0 || rows.token == nullptr) {
+        if (rows.token == nullptr) {
             kinds = nullptr;
         }
         if (kinds != nullptr) {
@@ -477,6 +477,10 @@ void Controller::restore(llama_seq_id seq, const std::string & account) {
     if (!impl_->sequences.load(seq, account)) {
         throw std::invalid_argument("restore: these are not the bytes of an account of a sequence");
     }
+}
+
+void Controller::count_from_here(llama_seq_id seq) {
+    impl_->sequences.count_from_here(seq);
 }
 
 void Controller::outputs_unread() {

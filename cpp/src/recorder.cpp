@@ -16,7 +16,11 @@ constexpr int k_at_once = 95;   // of these; more tell that the threshold decide
 void Recorder::set_model(const std::vector<uint8_t> & has_ffn) {
     n_layer_ = int(has_ffn.size());
     n_ffn_   = uint64_t(std::count(has_ffn.begin(), has_ffn.end(), uint8_t(1)));
-    reset_stats();
+
+    // Tokens decoded before ran every block.
+    const std::lock_guard lock(stats_mutex_);
+    stats_.ffn_total = stats_.tokens * n_ffn_;
+    stats_.skipped_per_layer.resize(size_t(n_layer_), 0);
 }
 
 void Recorder::begin_decode(int32_t n_rows) {
@@ -35,6 +39,7 @@ void Recorder::checked(int32_t row, int layer, float similarity) {
 }
 
 void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy) {
+    const std::lock_guard lock(stats_mutex_);
     stats_.checks += checks_;
     stats_.ffn_bytes_not_read += bytes_;
     for (int32_t i = 0; i < n_rows; ++i) {
@@ -90,7 +95,13 @@ std::optional<std::string> Recorder::take_notice() {
     return text;
 }
 
+Stats Recorder::stats() const {
+    const std::lock_guard lock(stats_mutex_);
+    return stats_;
+}
+
 void Recorder::reset_stats() {
+    const std::lock_guard lock(stats_mutex_);
     stats_                   = Stats();
     stats_.skipped_per_layer = std::vector<uint64_t>(size_t(n_layer_), 0);
 }

@@ -6,6 +6,7 @@
 #include "policy.h"
 
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,8 +30,9 @@ public:
     void trust() { first_checked_ = -1; }
     std::optional<std::string> take_notice();
 
-    const Stats & stats() const { return stats_; }
-    void          reset_stats();
+    // From any thread.
+    Stats stats() const;
+    void  reset_stats();
 
     void  start_trace();
     Trace stop_trace();
@@ -51,7 +53,8 @@ private:
     int   n_at_once_     = 0;   // of these, tripped in that layer
     bool  noticed_       = false;
 
-    Stats stats_;
+    mutable std::mutex stats_mutex_;  // taken once a decode
+    Stats              stats_;
     Trace trace_;
     bool  tracing_ = false;
 };

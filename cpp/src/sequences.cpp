@@ -251,6 +251,12 @@ void Sequences::replaced(llama_seq_id seq) {
     }
 }
 
+void Sequences::count_from_here(llama_seq_id seq) {
+    if (Sequence * sequence = known(seq)) {
+        sequence->generated = 0;
+    }
+}
+
 // ---- with a saved state ----
 
 namespace {

@@ -66,6 +66,7 @@ public:
     void copied(llama_seq_id from, llama_seq_id to);
     void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
     void replaced(llama_seq_id seq);  // all if negative
+    void count_from_here(llama_seq_id seq);
 
     // The account of a sequence as bytes, to be kept with a saved state of it, and back.
     std::string save(llama_seq_id seq) const;

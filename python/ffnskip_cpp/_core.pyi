@@ -218,6 +218,8 @@ class Controller:
     def set_reuse(self, full: bool) -> None: ...
     def first_to_repeat(self, end: int) -> int:
         """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
+    def count_from_here(self) -> None:
+        """All that the memory holds of sequence 0 is a prompt."""
     def replaced(self) -> None:
         """Sequence 0 was loaded from elsewhere."""
     def account(self) -> bytes:

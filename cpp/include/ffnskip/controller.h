@@ -121,6 +121,8 @@ public:
     // on as if it had never left. restore() throws std::invalid_argument where the bytes are none of account()'s.
     std::string account(llama_seq_id seq) const;
     void        restore(llama_seq_id seq, const std::string & account);
+    // All that the memory holds of `seq` is a prompt: the next generated token is its first.
+    void count_from_here(llama_seq_id seq);
     // Nobody looked at the outputs of the last decode: what follows was not sampled from them.
     void outputs_unread();
     // A prompt at position `end` of `seq` would have positions from here to there computed again; `end`: none.
