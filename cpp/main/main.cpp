@@ -35,7 +35,7 @@ double ms_since(Clock::time_point start) {
 }
 
 std::string version_text() {
-    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(llama_version()) + ")\n";
+    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(ffnskip::loaded_llama_version()) + ")\n";
 }
 
 // The prompt, or a chat's first message; a chat's other messages are read one by one.

@@ -75,7 +75,7 @@ template <typename Call> int32_t run(void * call) {
 
 const char * version_of(const char * function) {
     void * found = find(function);
-    return found == nullptr ? "of an unknown version" : reinterpret_cast<const char * (*) ()>(found)();
+    return found == nullptr ? "unknown" : reinterpret_cast<const char * (*) ()>(found)();
 }
 
 bool strict() {

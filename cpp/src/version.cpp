@@ -12,18 +12,6 @@
 namespace ffnskip {
 namespace {
 
-constexpr const char * k_unknown = "unknown";
-
-// llama.cpp did not always tell; a shared libllama that does not has no such function.
-const char * llama_version_found() {
-#ifdef FFNSKIP_HAVE_LLAMA_VERSION
-    if (dlsym(RTLD_DEFAULT, "llama_decode") == nullptr || dlsym(RTLD_DEFAULT, "llama_version") != nullptr) {
-        return llama_version();
-    }
-#endif
-    return k_unknown;
-}
-
 std::string path_of_libllama() {
     Dl_info info{};
     void *  found = dlsym(RTLD_DEFAULT, "llama_decode");
@@ -41,7 +29,7 @@ bool same_layout() {
 
 std::string find_mismatch() {
     const std::string built = "built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION ")";
-    const char *      llama = llama_version_found();
+    const char *      llama = loaded_llama_version();
     const char *      ggml  = ggml_version();
     if (std::strcmp(llama, FFNSKIP_LLAMA_VERSION) != 0 || std::strcmp(ggml, FFNSKIP_GGML_VERSION) != 0) {
         return built + ", but llama.cpp " + llama + " (ggml " + ggml + ") is loaded" + path_of_libllama();
@@ -53,6 +41,16 @@ std::string find_mismatch() {
 
 const char * version() {
     return FFNSKIP_VERSION;
+}
+
+const char * loaded_llama_version() {
+#ifdef FFNSKIP_HAVE_LLAMA_VERSION
+    // An older shared libllama has no such function, and calling it would end the process.
+    if (dlsym(RTLD_DEFAULT, "llama_decode") == nullptr || dlsym(RTLD_DEFAULT, "llama_version") != nullptr) {
+        return llama_version();
+    }
+#endif
+    return "unknown";
 }
 
 std::string llama_mismatch() {
