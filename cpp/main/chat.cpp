@@ -1,6 +1,10 @@
 #include "chat.h"
 
 #include "errors.h"
+#include "text.h"
+
+#include <llama.h>
+
 #include <algorithm>
 
 namespace app {
@@ -14,8 +18,7 @@ std::string own_template(const Model & model) {
 }
 
 bool recognised(const std::string & chat_template) {
-    const llama_chat_message message = { "user", "?" };
-    return llama_chat_apply_template(chat_template.c_str(), &message, 1, true, nullptr, 0) >= 0;
+    return render(chat_template, { { "user", "?" } }).has_value();
 }
 
 std::string builtin_names() {
@@ -45,8 +48,22 @@ Chat::Chat(const Model & model, const Arguments & args)
                                                   "libllama does not recognise the model's chat template";
         throw BadInput(std::string(reason) + "; name one with --chat-template, or give --no-conversation");
     }
-    if (!args.system_prompt.empty()) {
-        messages_.push_back({ "system", args.system_prompt });
+    std::string system = args.system_prompt.value_or("");
+    require_no_nul("--system-prompt", system);
+    if (const auto own = args.system_prompt ? std::nullopt : default_system_message(template_)) {
+        system = *own;  // libllama's rendering leaves it out
+        notes_.push_back("the chat begins with the system message of the chat template, \"" + system +
+                         "\"; --system-prompt gives another");
+    }
+    if (!system.empty()) {
+        messages_.push_back({ "system", system });
+    }
+    has_bos_                    = template_.find("bos_token") != std::string::npos;
+    const llama_vocab * vocab   = model.vocab();
+    const std::string   differs = rendering_differs(template_, model.piece(llama_vocab_bos(vocab), true),
+                                                    model.piece(llama_vocab_eos(vocab), true));
+    if (!differs.empty()) {
+        notes_.push_back("libllama's own rendering of the chat template is used, which may differ: " + differs);
     }
 }
 
@@ -56,15 +73,38 @@ bool Chat::is_possible(const Model & model) {
 }
 
 Turn Chat::ask(const std::string & message) {
+    require_no_nul("the message", message);
     messages_.push_back({ "user", message });
-    const std::string           whole = render();
-    const std::optional<size_t> known = end_of_answer(whole);
-    fed_                              = whole;
-    return { whole.substr(known.value_or(0)), !known };
+    const std::optional<std::string> whole = render(template_, messages_);
+    if (!whole) {
+        messages_.pop_back();
+        throw BadInput("libllama can't render the conversation with this chat template");
+    }
+    const std::optional<size_t> known = end_of_answer(*whole);
+    asked_                            = *whole;
+    return { whole->substr(known.value_or(0)), !known };
+}
+
+Tokens Chat::tokenize_beginning(const Model & model, const std::string & text) const {
+    Tokens            tokens = model.tokenize(text, true);
+    const llama_token bos    = llama_vocab_bos(model.vocab());
+    if (tokens.size() >= 2 && tokens[0] == bos && tokens[1] == bos) {
+        tokens.erase(tokens.begin());
+    } else if (has_bos_ && bos != LLAMA_TOKEN_NULL && (tokens.empty() || tokens[0] != bos)) {
+        tokens.insert(tokens.begin(), bos);  // libllama's renderings leave it to the model
+    }
+    return tokens;
+}
+
+void Chat::take_back() {
+    messages_.pop_back();
 }
 
 void Chat::answered(const std::string & text) {
     messages_.push_back({ "assistant", text });
+    std::string & content = messages_.back().content;
+    content.erase(std::remove(content.begin(), content.end(), '\0'), content.end());
+    fed_    = asked_;
     answer_ = text;
 }
 
@@ -84,21 +124,6 @@ std::optional<size_t> Chat::end_of_answer(const std::string & whole) const {
     const size_t      end  = begin + core.size();
     const std::string rest = answer_.substr(first + core.size());
     return stands_at(whole, end, rest) ? end + rest.size() : end;
-}
-
-std::string Chat::render() const {
-    std::vector<llama_chat_message> messages;
-    for (const Message & message : messages_) {
-        messages.push_back({ message.role, message.content.c_str() });
-    }
-    const int32_t length =
-        llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true, nullptr, 0);
-    if (length < 0) {
-        throw BadInput("libllama can't render the conversation with this chat template");
-    }
-    std::string text(size_t(length), '\0');
-    llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true, text.data(), length);
-    return text;
 }
 
 }  // namespace app

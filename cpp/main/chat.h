@@ -2,11 +2,9 @@
 #pragma once
 
 #include "arguments.h"
+#include "chat_template.h"
 #include "model.h"
 
-#include <llama.h>
-
-#include <list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -27,23 +25,29 @@ public:
     // Whether the model has a template that libllama recognises.
     static bool is_possible(const Model & model);
 
+    // Tokens of the conversation's beginning, with one start token where the model or the template has one.
+    Tokens tokenize_beginning(const Model & model, const std::string & text) const;
+
+    // What the user may not expect of the rendering, a line each.
+    const std::vector<std::string> & notes() const { return notes_; }
+
+    // Throws BadInput for a message that can't be rendered.
     Turn ask(const std::string & message);
+    // The message that was asked last is forgotten: it was not fed.
+    void take_back();
     // The answer, as it stands in the context after the turn.
     void answered(const std::string & text);
 
 private:
-    struct Message {
-        const char * role;
-        std::string  content;
-    };
-
     std::optional<size_t> end_of_answer(const std::string & whole) const;
-    std::string           render() const;
 
-    std::string          template_;
-    std::vector<Message> messages_;
-    std::string          fed_;     // rendered up to where the newest answer begins
-    std::string          answer_;  // the newest
+    std::string              template_;
+    bool                     has_bos_ = false;  // the template writes a start token
+    std::vector<std::string> notes_;
+    std::vector<Message>     messages_;
+    std::string              asked_;   // rendered up to where the answer to the newest message begins
+    std::string              fed_;     // the same, of the newest message that was answered
+    std::string              answer_;  // to that
 };
 
 }  // namespace app

@@ -11,11 +11,9 @@
 
 namespace app {
 
-// Tokens of a conversation's beginning, with one BOS even where the template has its own.
-Tokens tokenize_beginning(const Model & model, const std::string & text);
-
-// Answers `first`, then what standard input holds, until it ends or the context is full; returns how the last answer
-// ended. Throws BadInput where the first message doesn't fit the context.
+// Answers `first`, then what standard input holds, until it ends; returns how the answer ended that ended the chat. What
+// can't be answered, be it that the context has no room, is said in a note; on a terminal the chat then goes on, otherwise
+// it ends, and for the first message throws BadInput.
 Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first,
                 Output & output);
 
