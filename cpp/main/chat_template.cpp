@@ -50,20 +50,17 @@ bool starts_with(std::string_view text, std::string_view start) {
     return text.substr(0, start.size()) == start;
 }
 
-// Whether a condition asks for what no conversation here has: tools, documents, pictures. One that also asks for
-// something else may hold.
+// Whether a condition asks for what no conversation here has: tools, documents, pictures.
 bool never_holds(const std::string & condition) {
-    for (const char * other : { "not ", "or ", "none", "!=", "false" }) {
-        if (condition.find(other) != std::string::npos) {
-            return false;
-        }
+    const size_t either = condition.find(" or ");
+    if (either != std::string::npos) {
+        return never_holds(condition.substr(0, either)) && never_holds(condition.substr(either + 3));
     }
-    for (const char * thing : { "tool", "function", "document", "image", "audio", "video" }) {
-        if (condition.find(thing) != std::string::npos) {
-            return true;
-        }
-    }
-    return false;
+    const auto has = [&](const char * word) { return condition.find(word) != std::string::npos; };
+    const bool negated = has(" not ") || has("!=") || has(" is none") || has("false");
+    const bool present = has(" is not none");
+    const bool unknown = has("tool") || has("function") || has("document") || has("image") || has("audio") || has("video");
+    return unknown && (present || !negated);
 }
 
 // Whether the literal between `before` and `after` is written, not a key, an argument or compared with.
@@ -89,7 +86,7 @@ class Reader {
 public:
     explicit Reader(std::string_view text) : rest_(text) {}
 
-    // What it writes, in order, but for what no conversation here can come to.
+    // What it writes, in order, but for what no conversation here comes to.
     std::vector<Written> read() {
         while (!rest_.empty()) {
             read_plain();
@@ -105,6 +102,9 @@ public:
         flush();
         return std::move(all_);
     }
+
+    // Whether what was read writes the model's end token.
+    bool writes_eos() const { return writes_eos_; }
 
 private:
     // Up to the next tag; white space goes as Jinja is told to by llama.cpp's programs and others (trim_blocks and
@@ -182,6 +182,7 @@ private:
                                                           (tokens[i].text == "+" || tokens[i].text == "~"));
             if (!tokens[i].literal && !joins) {
                 flush();
+                writes_eos_ = writes_eos_ || (is_live() && tokens[i].text.find("eos_token") != std::string::npos);
             } else if (tokens[i].literal && is_written(tokens[i - 1].text, tokens[i + 1].text)) {
                 add(tokens[i].text);
             }
@@ -192,14 +193,14 @@ private:
         flush();
         std::string code;
         for (const Token & token : tokens) {
-            code += token.literal ? "'" + token.text + "'" : " " + token.text + " ";
+            code += token.literal ? " '" + token.text + "'" : (code.empty() ? "" : " ") + token.text;
         }
-        code                   = trimmed(code);
         const std::string word = code.substr(0, code.find_first_of(k_space));
         if (word == "if" || word == "for") {
             conditions_.push_back(code);
         } else if ((word == "elif" || word == "else") && !conditions_.empty()) {
-            conditions_.back() = code;
+            // where an answer is to begin, as here it always is
+            conditions_.back() = conditions_.back() == "if add_generation_prompt" ? "tool" : code;
         } else if ((word == "endif" || word == "endfor") && !conditions_.empty()) {
             conditions_.pop_back();
         } else if (word == "set") {
@@ -214,9 +215,13 @@ private:
         }
     }
 
+    bool is_live() const {
+        return std::none_of(conditions_.begin(), conditions_.end(),
+                            [](const std::string & condition) { return never_holds(condition); });
+    }
+
     void flush() {
-        const bool dead = std::any_of(conditions_.begin(), conditions_.end(), never_holds);
-        if (!now_.parts.empty() && !dead) {
+        if (!now_.parts.empty() && is_live()) {
             all_.push_back(now_);
         }
         now_.parts.clear();
@@ -227,6 +232,7 @@ private:
     std::vector<std::string> conditions_;  // that what is read stands under
     Written                  now_;
     std::vector<Written>     all_;
+    bool                     writes_eos_ = false;
 };
 
 // ---- what libllama renders ----
@@ -333,10 +339,11 @@ std::string rendering_differs(const std::string & chat_template, const std::stri
     if (is_builtin(chat_template)) {
         return "";
     }
-    const std::optional<std::string> known = default_system_message(chat_template);
-    const bool        has_system   = chat_template.find("system") != std::string::npos;
-    const std::string rendered     = sample(chat_template, has_system);
-    const std::string without      = sample(chat_template, false);
+    const bool        has_system = chat_template.find("system") != std::string::npos;
+    const std::string rendered   = sample(chat_template, has_system);
+    const std::string own_system = default_system_message(chat_template).value_or("");
+    const std::string renderings[] = { rendered, sample(chat_template, false),
+                                       render(chat_template, { { "system", own_system }, { "user", "?" } }).value_or("") };
 
     std::vector<std::string> tiles = { "system", "user", "assistant" };
     for (const std::string & token : { bos, eos }) {
@@ -344,11 +351,13 @@ std::string rendering_differs(const std::string & chat_template, const std::stri
             tiles.push_back(token);
         }
     }
-    for (const Written & written : Reader(chat_template).read()) {
+    Reader reader(chat_template);
+    for (const Written & written : reader.read()) {
         const std::string text = written.whole();
         tiles.insert(tiles.end(), written.parts.begin(), written.parts.end());
-        if (rendered.find(text) == std::string::npos && without.find(text) == std::string::npos &&
-            !(known && text.find(*known) != std::string::npos)) {
+        if (std::none_of(std::begin(renderings), std::end(renderings), [&](const std::string & rendering) {
+                return rendering.find(text) != std::string::npos;
+            })) {
             return "it also has " + quoted(text);
         }
     }
@@ -357,8 +366,7 @@ std::string rendering_differs(const std::string & chat_template, const std::stri
             return "libllama writes " + quoted(frame) + " between messages";
         }
     }
-    const bool has_eos = chat_template.find("eos_token") != std::string::npos;
-    return has_eos && !eos.empty() && rendered.find(eos) == std::string::npos ? "it also has " + quoted(eos) : "";
+    return reader.writes_eos() && !eos.empty() && rendered.find(eos) == std::string::npos ? "it also has " + quoted(eos) : "";
 }
 
 }  // namespace app

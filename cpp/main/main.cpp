@@ -189,6 +189,7 @@ int run(int argc, char ** argv) {
                                                 prompt_tokens(model, chat, prompt.value_or(""));
     Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict), false);
     session.require_room(tokens.size());
+    explain_aborts("--model '" + model.path() + "'", 1);
     const double load_ms = ms_since(start);
     print_notes(args, model, chat, session);
     note_two_start_tokens(model, tokens);

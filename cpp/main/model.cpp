@@ -112,6 +112,7 @@ Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() :
     params.load_mode          = load_mode(args);
     params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
     take_error();
+    explain_aborts("--model '" + path_ + "'", 2);
     model_.reset(llama_model_load_from_file(path_.c_str(), params));
     if (model_ == nullptr) {
         throw BadInput("--model '" + path_ + "': libllama can't load it: " + take_error());
