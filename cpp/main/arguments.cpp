@@ -244,11 +244,11 @@ const std::vector<Section> & sections() {
                 [](A a, V) { a.conversation = Choice::off; } },
               { "-st, --single-turn", nullptr, "chat for one answer", [](A a, V) { a.single_turn = true; } },
               { "-sys, --system-prompt", "TEXT",
-                "system message, \"\": none (default: the one that the chat template has for chats without)",
+                "system message (default: what the chat template says without one)",
                 [](A a, V v) { a.system_prompt = v; } },
-              { "--chat-template", "NAME|TEMPLATE", "in place of the model's; a name that libllama knows or a template",
+              { "--chat-template", "NAME|TEMPLATE", "in place of the model's; a template, or the name of one that libllama knows",
                 [](A a, V v) { a.chat_template = to_text(v); } },
-              { "--jinja", nullptr, "accepted; libllama's own renderings of known templates are used",
+              { "--jinja", nullptr, "accepted: chat templates are rendered as they stand",
                 [](A a, V) { a.jinja = true; } },
           } },
         { "sampling",
@@ -428,7 +428,7 @@ void unescape_texts(Arguments & args) {
 }
 
 void refuse_contradictions(const Arguments & args) {
-    if (args.conversation == Choice::off && (args.single_turn || !args.system_prompt.value_or("").empty())) {
+    if (args.conversation == Choice::off && (args.single_turn || args.system_prompt)) {
         throw BadInput(std::string(args.single_turn ? "--single-turn" : "--system-prompt") +
                        ": only a chat has one; leave out --no-conversation");
     }

@@ -81,7 +81,7 @@ struct Arguments {
     Choice      conversation = Choice::automatic;
     bool        single_turn  = false;
     bool        jinja        = false;
-    std::optional<std::string> system_prompt;  // empty: none, not even the template's
+    std::optional<std::string> system_prompt;
     std::string                chat_template;
 
     Sampling sampling;
@@ -99,7 +99,7 @@ struct Arguments {
 
     // An option asks for a chat in so many words.
     bool asks_for_chat() const {
-        return conversation == Choice::on || single_turn || !system_prompt.value_or("").empty() || !chat_template.empty();
+        return conversation == Choice::on || single_turn || system_prompt || !chat_template.empty();
     }
     // An option is of no use with a model that can't skip.
     bool asks_for_skipping() const {

@@ -12,13 +12,34 @@ namespace {
 
 constexpr char k_space[] = " \t\r\n\v\f";
 
+bool stands_at(const std::string & text, size_t at, const std::string & part) {
+    return text.compare(at, part.size(), part) == 0;
+}
+
 std::string own_template(const Model & model) {
     const char * text = llama_model_chat_template(model.get(), nullptr);
     return text != nullptr ? text : "";
 }
 
+// The conversation as libllama renders it, which knows some templates by their marks and by name; nullopt where it does
+// not. It takes contents as C strings.
+std::optional<std::string> render_by_libllama(const std::string & chat_template, const std::vector<Message> & messages) {
+    std::vector<llama_chat_message> list;
+    for (const Message & message : messages) {
+        require_no_nul("the " + message.role + " message", message.content);
+        list.push_back({ message.role.c_str(), message.content.c_str() });
+    }
+    const int32_t length = llama_chat_apply_template(chat_template.c_str(), list.data(), list.size(), true, nullptr, 0);
+    if (length < 0) {
+        return std::nullopt;
+    }
+    std::string text(size_t(length), '\0');
+    llama_chat_apply_template(chat_template.c_str(), list.data(), list.size(), true, text.data(), length);
+    return text;
+}
+
 bool recognised(const std::string & chat_template) {
-    return render(chat_template, { { "user", "?" } }).has_value();
+    return render_by_libllama(chat_template, { { "user", "?" } }).has_value();
 }
 
 std::string builtin_names() {
@@ -31,58 +52,98 @@ std::string builtin_names() {
     return list;
 }
 
-bool stands_at(const std::string & text, size_t at, const std::string & part) {
-    return text.compare(at, part.size(), part) == 0;
+// Not a template's name.
+bool is_jinja(const std::string & chat_template) {
+    return chat_template.find("{%") != std::string::npos || chat_template.find("{{") != std::string::npos;
+}
+
+// Two questions and an answer, which show what stands around messages.
+const std::vector<Message> k_sample = { { "user", "QUESTION" }, { "assistant", "ANSWER" }, { "user", "QUESTION" } };
+
+// What a template begins with that is no part of the first message, such as a system message of its own.
+std::string own_beginning(const std::string & rendered, const std::string & bos) {
+    const std::string begin  = rendered.substr(0, rendered.find(k_sample[0].content));
+    const std::string before = rendered.substr(0, rendered.rfind(k_sample[0].content));
+    size_t            common = 0;  // letters at the end of both
+    while (common < begin.size() && begin[begin.size() - 1 - common] == before[before.size() - 1 - common]) {
+        ++common;
+    }
+    const std::string own = begin.substr(0, begin.size() - common);
+    return own == bos ? "" : own;
 }
 
 }  // namespace
 
 Chat::Chat(const Model & model, const Arguments & args)
-    : template_(args.chat_template.empty() ? own_template(model) : args.chat_template) {
-    if (!args.chat_template.empty() && !recognised(template_)) {
-        throw BadInput("--chat-template: '" + template_ +
-                       "' is neither a template that libllama recognises nor one of " + builtin_names());
+    : bos_(model.piece(llama_vocab_bos(model.vocab()), true)),
+      eos_(model.piece(llama_vocab_eos(model.vocab()), true)),
+      template_(args.chat_template.empty() ? own_template(model) : args.chat_template) {
+    if (args.system_prompt) {
+        messages_.push_back({ "system", *args.system_prompt });
     }
-    if (template_.empty() || !recognised(template_)) {
-        const char * reason = template_.empty() ? "the model has no chat template" :
-                                                  "libllama does not recognise the model's chat template";
-        throw BadInput(std::string(reason) + "; name one with --chat-template, or give --no-conversation");
+    const std::string what = args.chat_template.empty() ? "the model's chat template" : "--chat-template";
+    if (template_.empty()) {
+        throw BadInput("the model has no chat template; name one with --chat-template, or give --no-conversation");
     }
-    std::string system = args.system_prompt.value_or("");
-    require_no_nul("--system-prompt", system);
-    if (const auto own = args.system_prompt ? std::nullopt : default_system_message(template_)) {
-        system = *own;  // libllama's rendering leaves it out
-        notes_.push_back("the chat begins with the system message of the chat template, \"" + system +
-                         "\"; --system-prompt gives another");
+    if (!is_jinja(template_)) {
+        if (!recognised(template_)) {
+            throw BadInput(what + ": '" + template_ + "' is neither a template nor one of " + builtin_names());
+        }
+        return;
     }
-    if (!system.empty()) {
-        messages_.push_back({ "system", system });
-    }
-    has_bos_                    = template_.find("bos_token") != std::string::npos;
-    const llama_vocab * vocab   = model.vocab();
-    const std::string   differs = rendering_differs(template_, model.piece(llama_vocab_bos(vocab), true),
-                                                    model.piece(llama_vocab_eos(vocab), true));
-    if (!differs.empty()) {
-        notes_.push_back("libllama's own rendering of the chat template is used, which may differ: " + differs);
+    std::vector<Message> sample = messages_;
+    sample.insert(sample.end(), k_sample.begin(), k_sample.end());
+    try {
+        const std::string own = own_beginning(render_jinja(template_, sample, bos_, eos_), bos_);
+        jinja_                = true;
+        if (messages_.empty() && !own.empty()) {
+            notes_.push_back(what + " begins with a text of its own: " + own);
+        }
+    } catch (const TemplateError & error) {
+        if (!recognised(template_)) {
+            throw BadInput(what + " can't be rendered: " + error.what() + "; name one with --chat-template, or give "
+                           "--no-conversation");
+        }
+        notes_.push_back(what + " can't be rendered as it stands: " + error.what() + "; libllama's rendering of such "
+                         "templates is used");
     }
 }
 
 bool Chat::is_possible(const Model & model) {
-    const std::string text = own_template(model);
-    return !text.empty() && recognised(text);
+    Arguments none;
+    try {
+        Chat(model, none);
+        return true;
+    } catch (const BadInput &) {
+        return false;
+    }
+}
+
+std::string Chat::render() const {
+    try {
+        if (jinja_) {
+            return render_jinja(template_, messages_, bos_, eos_);
+        }
+    } catch (const TemplateError & error) {
+        throw BadInput(std::string("the chat template can't render the conversation: ") + error.what());
+    }
+    const std::optional<std::string> text = render_by_libllama(template_, messages_);
+    if (!text) {
+        throw BadInput("libllama can't render the conversation with this chat template");
+    }
+    return *text;
 }
 
 Turn Chat::ask(const std::string & message) {
-    require_no_nul("the message", message);
     messages_.push_back({ "user", message });
-    const std::optional<std::string> whole = render(template_, messages_);
-    if (!whole) {
-        messages_.pop_back();
-        throw BadInput("libllama can't render the conversation with this chat template");
+    try {
+        asked_ = render();
+    } catch (...) {
+        take_back();
+        throw;
     }
-    const std::optional<size_t> known = end_of_answer(*whole);
-    asked_                            = *whole;
-    return { whole->substr(known.value_or(0)), !known };
+    const std::optional<size_t> known = end_of_answer(asked_);
+    return { asked_.substr(known.value_or(0)), !known };
 }
 
 Tokens Chat::tokenize_beginning(const Model & model, const std::string & text) const {
@@ -90,8 +151,6 @@ Tokens Chat::tokenize_beginning(const Model & model, const std::string & text) c
     const llama_token bos    = llama_vocab_bos(model.vocab());
     if (tokens.size() >= 2 && tokens[0] == bos && tokens[1] == bos) {
         tokens.erase(tokens.begin());
-    } else if (has_bos_ && bos != LLAMA_TOKEN_NULL && (tokens.empty() || tokens[0] != bos)) {
-        tokens.insert(tokens.begin(), bos);  // libllama's renderings leave it to the model
     }
     return tokens;
 }
@@ -102,8 +161,6 @@ void Chat::take_back() {
 
 void Chat::answered(const std::string & text) {
     messages_.push_back({ "assistant", text });
-    std::string & content = messages_.back().content;
-    content.erase(std::remove(content.begin(), content.end(), '\0'), content.end());
     fed_    = asked_;
     answer_ = text;
 }

@@ -1,8 +1,8 @@
-// A conversation, rendered by libllama as the model's chat template asks for it.
+// A conversation, rendered as the model's chat template asks for it.
 #pragma once
 
 #include "arguments.h"
-#include "chat_template.h"
+#include "jinja.h"
 #include "model.h"
 
 #include <optional>
@@ -19,13 +19,13 @@ struct Turn {
 
 class Chat {
 public:
-    // With --chat-template or the model's own. Throws BadInput where libllama does not recognise it.
+    // With --chat-template or the model's own. Throws BadInput where it can't be rendered.
     Chat(const Model & model, const Arguments & args);
 
-    // Whether the model has a template that libllama recognises.
+    // Whether the model has a template that can be rendered.
     static bool is_possible(const Model & model);
 
-    // Tokens of the conversation's beginning, with one start token where the model or the template has one.
+    // Tokens of the conversation's beginning, with one start token even where the model and the template have one.
     Tokens tokenize_beginning(const Model & model, const std::string & text) const;
 
     // What the user may not expect of the rendering, a line each.
@@ -40,9 +40,12 @@ public:
 
 private:
     std::optional<size_t> end_of_answer(const std::string & whole) const;
+    std::string           render() const;
 
+    std::string              bos_;
+    std::string              eos_;
     std::string              template_;
-    bool                     has_bos_ = false;  // the template writes a start token
+    bool                     jinja_ = false;  // rendered as it stands, not by libllama
     std::vector<std::string> notes_;
     std::vector<Message>     messages_;
     std::string              asked_;   // rendered up to where the answer to the newest message begins

@@ -91,6 +91,7 @@ Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optio
             }
             note(error.what());
         }
+        const Answering answering;  // before anything is printed, so that whoever sees it can stop it
         output.set(Colour::plain);
         if (!tokens && on_terminal) {
             continue;  // with another message; what has been said stays
@@ -98,7 +99,6 @@ Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optio
         if (!tokens) {
             return Ending::end_of_text;
         }
-        const Answering answering;
         engine.sampler.reset();
         const Generation made = generate(engine, *tokens, limits, output);
         chat.answered(text_of(engine.model, made.tokens));

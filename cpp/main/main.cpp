@@ -124,7 +124,7 @@ void print_notes(const Arguments & args, const Model & model, const std::optiona
         note("--gpu-layers has no effect: this libllama was built without a GPU");
     }
     if (args.jinja) {
-        note("--jinja: libllama's own renderings of the chat templates it recognises are used");
+        note("--jinja: chat templates are rendered as they stand in any case");
     }
     const bool has_template = llama_model_chat_template(model.get(), nullptr) != nullptr;
     if (has_template && chat_is_implied(args) && !Chat::is_possible(model)) {
