@@ -126,6 +126,10 @@ ggml_numa_strategy to_numa(const std::string & value) {
                                                  { GGML_NUMA_STRATEGY_NUMACTL, { "numactl" } } });
 }
 
+ffnskip::Reuse to_reuse(const std::string & value) {
+    return to_named<ffnskip::Reuse>(value, { { ffnskip::Reuse::all, { "all" } }, { ffnskip::Reuse::full, { "full" } } });
+}
+
 int32_t to_gpu_layers(const std::string & value) {
     return value == "auto" || value == "all" ? -1 : to_int(value, -1);
 }
@@ -307,6 +311,13 @@ const std::vector<Section> & sections() {
                     a.config_given  = true;
                     a.files_read.push_back(v);
                 } },
+          } },
+        { "skipping in a chat",
+          {
+              { "--reuse", "all|full",
+                "in a chat, what answers that skipped have left in the context is used as it is (all), or computed again in "
+                "full before the next answer (full) (default: all)",
+                [](A a, V v) { a.reuse = to_reuse(v); } },
           } },
         { "reports",
           {

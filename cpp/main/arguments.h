@@ -88,6 +88,7 @@ struct Arguments {
 
     // skipping
     ffnskip::Config config;
+    ffnskip::Reuse  reuse        = ffnskip::Reuse::all;
     bool            config_given = false;  // by options, those of a profile included
     std::string     profile;       // the file that `config` is from
     std::string     profile_model; // fingerprint of the model that it is for

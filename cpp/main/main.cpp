@@ -206,6 +206,11 @@ int run(int argc, char ** argv) {
         note("context full (n_ctx = " + std::to_string(session.n_ctx()) + ")");
     }
 
+    if (session.controller() != nullptr) {
+        if (const std::optional<std::string> notice = session.controller()->take_notice()) {
+            note(*notice);
+        }
+    }
     if (trace_file) {
         trace_file->write(session.controller()->stop_trace(), session.generated(), model);
     }

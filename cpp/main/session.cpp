@@ -103,6 +103,7 @@ void Session::begin_skipping(const Model & model, const Arguments & args, llama_
         } else {
             controller_->set_profile({ args.profile, args.profile_model, args.config });
         }
+        controller_->set_reuse(args.reuse);
         if (!args.trace.empty()) {
             controller_->start_trace();
         }
@@ -125,17 +126,14 @@ void Session::require_room(size_t n_tokens) const {
 
 void Session::feed_prompt(const Tokens & tokens) {
     const size_t n_batch = llama_n_batch(context_.get());
-    if (controller_) {
-        controller_->replaced(0);  // what follows was not generated, be it one token alone
-    }
     for (size_t first = 0; first < tokens.size(); first += n_batch) {
         const size_t n = std::min(n_batch, tokens.size() - first);
-        decode(tokens.data() + first, int32_t(n), first + n == tokens.size());
+        decode(tokens.data() + first, int32_t(n), first + n == tokens.size(), ffnskip::Fed::prompt);
     }
 }
 
 void Session::feed_generated(llama_token token) {
-    decode(&token, 1, true);
+    decode(&token, 1, true, ffnskip::Fed::generated);
     generated_.push_back(token);
 }
 
@@ -144,7 +142,7 @@ void Session::clear() {
     n_used_ = 0;
 }
 
-void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output) {
+void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output, ffnskip::Fed fed) {
     llama_batch & batch = *batch_;
     batch.n_tokens      = n_tokens;
     for (int32_t i = 0; i < n_tokens; ++i) {
@@ -156,7 +154,7 @@ void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output) 
     }
     take_error();
     const int32_t status =
-        controller_ ? controller_->decode(context_.get(), batch) : llama_decode(context_.get(), batch);
+        controller_ ? controller_->decode(context_.get(), batch, fed) : llama_decode(context_.get(), batch);
     if (status != 0) {
         throw std::runtime_error("libllama can't decode: " + decode_error(status) + " " + take_error());
     }

@@ -52,7 +52,7 @@ private:
 
     void make_context(const Model & model, llama_context_params params);
     void begin_skipping(const Model & model, const Arguments & args, llama_context_params params);
-    void decode(const llama_token * tokens, int32_t n_tokens, bool output);
+    void decode(const llama_token * tokens, int32_t n_tokens, bool output, ffnskip::Fed fed);
 
     std::optional<ffnskip::Controller>   controller_;  // outlives the context, which calls it back
     std::unique_ptr<llama_context, Free> context_;
