@@ -254,6 +254,10 @@ const std::vector<Section> & sections() {
                 [](A a, V v) { a.chat_template = to_text(v); } },
               { "--jinja", nullptr, "accepted: chat templates are rendered as they stand",
                 [](A a, V) { a.jinja = true; } },
+              { "--reuse", "all|full",
+                "what answers that skipped have left in the context is used as it is for the next one, or computed again in "
+                "full first (default: all)",
+                [](A a, V v) { a.reuse = to_reuse(v); } },
           } },
         { "sampling",
           {
@@ -311,13 +315,6 @@ const std::vector<Section> & sections() {
                     a.config_given  = true;
                     a.files_read.push_back(v);
                 } },
-          } },
-        { "skipping in a chat",
-          {
-              { "--reuse", "all|full",
-                "in a chat, what answers that skipped have left in the context is used as it is (all), or computed again in "
-                "full before the next answer (full) (default: all)",
-                [](A a, V v) { a.reuse = to_reuse(v); } },
           } },
         { "reports",
           {

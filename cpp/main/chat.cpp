@@ -94,10 +94,14 @@ Chat::Chat(const Model & model, const Arguments & args)
     std::vector<Message> sample = messages_;
     sample.insert(sample.end(), k_sample.begin(), k_sample.end());
     try {
-        const std::string own = own_beginning(render_jinja(template_, sample, bos_, eos_), bos_);
-        jinja_                = true;
-        if (messages_.empty() && !own.empty()) {
+        const std::string rendered = render_jinja(template_, sample, bos_, eos_);
+        const std::string own      = messages_.empty() ? own_beginning(rendered, bos_) : "";
+        jinja_                     = true;
+        if (!own.empty()) {
             notes_.push_back(what + " begins with a text of its own: " + own);
+        }
+        if (llama_vocab_get_add_bos(model.vocab()) && !stands_at(rendered, 0, bos_)) {
+            notes_.push_back(what + " writes no start token; it is put first, as the model asks for one");
         }
     } catch (const TemplateError & error) {
         if (!recognised(template_)) {
@@ -161,6 +165,10 @@ void Chat::take_back() {
 
 void Chat::answered(const std::string & text) {
     messages_.push_back({ "assistant", text });
+    std::string & content = messages_.back().content;
+    if (!jinja_) {  // libllama takes C strings
+        content.erase(std::remove(content.begin(), content.end(), '\0'), content.end());
+    }
     fed_    = asked_;
     answer_ = text;
 }

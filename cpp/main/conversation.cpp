@@ -102,6 +102,7 @@ Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optio
         engine.sampler.reset();
         const Generation made = generate(engine, *tokens, limits, output);
         chat.answered(text_of(engine.model, made.tokens));
+        print_notice(engine.session);
         missing = made.last_is_missing() ? Tokens{ made.tokens.back() } : Tokens();
         if (made.ending == Ending::context_full) {
             note("context full (n_ctx = " + std::to_string(engine.session.n_ctx()) +

@@ -206,11 +206,7 @@ int run(int argc, char ** argv) {
         note("context full (n_ctx = " + std::to_string(session.n_ctx()) + ")");
     }
 
-    if (session.controller() != nullptr) {
-        if (const std::optional<std::string> notice = session.controller()->take_notice()) {
-            note(*notice);
-        }
-    }
+    print_notice(session);
     if (trace_file) {
         trace_file->write(session.controller()->stop_trace(), session.generated(), model);
     }

@@ -26,10 +26,17 @@ void note(const std::string & text) {
     std::fprintf(stderr, "ffnskip-main: note: %s\n", one_line(text).c_str());
 }
 
+void print_notice(Session & session) {
+    const auto notice = session.controller() != nullptr ? session.controller()->take_notice() : std::nullopt;
+    if (notice) {
+        note(*notice);
+    }
+}
+
 std::string one_line(const std::string & text) {
     std::string line;
     for (const char c : text) {
-        line += c == '\n' ? std::string("\\n") : std::string(1, c);
+        line += c == '\n' ? std::string("\\n") : c == '\r' ? std::string("\\r") : std::string(1, c);
     }
     return line;
 }

@@ -11,6 +11,9 @@ namespace app {
 // A line that is no failure.
 void note(const std::string & text);
 
+// What the controller has to say of its settings, if it has not said it before.
+void print_notice(Session & session);
+
 // `text` with its line ends written out: messages quote whatever they like and stay one line.
 std::string one_line(const std::string & text);
 
