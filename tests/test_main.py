@@ -39,12 +39,11 @@ TEXT_ONLY = [*ONE_THREAD, "--no-display-prompt", "--temp", "0"]
 PROMPT = "Herno Jotsen"
 
 NO_PROFILE = (
-    'ffnskip-main: note: no skip profile for this model: nothing is skipped; "ffnskip calibrate MODEL --text FILE" makes '
-    'one, "ffnskip try MODEL" says what skipping would cost\n'
+    "ffnskip-main: note: no skip profile for this model: nothing is skipped; "
+    '"ffnskip calibrate MODEL --text FILE" makes one, "ffnskip try MODEL" says what skipping would cost\n'
 )
 NOT_CALIBRATED = (
-    "ffnskip-main: note: these values are not calibrated for this model; "
-    '"ffnskip try MODEL" says what they cost\n'
+    'ffnskip-main: note: these values are not calibrated for this model; "ffnskip try MODEL" says what they cost\n'
 )
 
 DEADLINE = 60.0  # seconds; on an idle machine nothing here takes one
@@ -383,7 +382,9 @@ def test_a_number_of_layers_that_makes_llama_cpp_abort_is_refused(n_layer, tiny,
 @pytest.mark.parametrize("key, value", [("expert_count", 10**6), ("expert_used_count", 0), ("expert_used_count", 99)])
 def test_other_headers_that_make_llama_cpp_abort_are_one_line(key, value, model_file, tmp_path):
     path = with_number(model_file("moe"), tmp_path / "m.gguf", f"qwen3moe.{key}", value)
-    assert re.search(r"m.gguf': libllama gives up: [\w.-]+:\d+: GGML_ASSERT\(.*n_expert", refusal_of("-m", path, "-p", "a"))
+    assert re.search(
+        r"m.gguf': libllama gives up: [\w.-]+:\d+: GGML_ASSERT\(.*n_expert", refusal_of("-m", path, "-p", "a")
+    )
 
 
 # --- what a vocabulary asks to be added ------------------------------------------------------------------------------
@@ -422,7 +423,18 @@ def test_two_start_tokens_are_noted(tmp_path, tiny):
     assert b"note: the prompt begins with the start token <s>, and the model adds one: the text has two" in run(
         *arguments, "<s>abc").stderr  # fmt: skip
     assert b"note" not in run("-m", tiny, *arguments[2:], "<s>abc").stderr  # this one adds none
-    chat = run("-m", path, "-st", "-n", 3, "--no-skip", "--chat-template", "{{ bos_token }}{{ messages[0].content }}", "-p", "a")
+    chat = run(
+        "-m",
+        path,
+        "-st",
+        "-n",
+        3,
+        "--no-skip",
+        "--chat-template",
+        "{{ bos_token }}{{ messages[0].content }}",
+        "-p",
+        "a",
+    )
     assert b"note: the prompt" not in chat.stderr and re.search(rb"prompt eval time = .*/ +2 tokens", chat.stderr)
 
 
@@ -451,7 +463,10 @@ def test_marks_and_line_ends_of_editors_are_no_part_of_a_text(tiny, tmp_path):
     grammar.write_bytes('\ufeffroot ::= b "a"\r\nb ::= "b"\r\n'.encode())
     assert output_of("-m", tiny, "-p", "x", *TEXT_ONLY, "--no-skip", "--grammar-file", grammar) == "ba\n"
     chat = ["-m", tiny, "-cnv", "--chat-template", "chatml", "-n", 9, *TEXT_ONLY, "--no-skip"]
-    assert run(*chat, stdin="\ufeffé\r\nmo\\\r\nre\r\n/exit\r\nx".encode()).stdout == run(*chat, stdin="é\nmo\\\nre".encode()).stdout
+    assert (
+        run(*chat, stdin="\ufeffé\r\nmo\\\r\nre\r\n/exit\r\nx".encode()).stdout
+        == run(*chat, stdin="é\nmo\\\nre".encode()).stdout
+    )
 
 
 def test_nul_bytes_are_text_or_refused_where_they_would_cut_it(tiny, tmp_path):
@@ -481,7 +496,9 @@ def test_texts_and_lines_longer_than_any_buffer_reach_the_model(tiny, tmp_path):
     file.write_text(text)
     assert "has 70001 tokens, the context 256" in refusal_of("-m", tiny, "-c", 256, "--no-skip", "-f", file)
     assert "has 70001 tokens" in refusal_of("-m", tiny, "-c", 256, "--no-skip", stdin=text.encode())
-    chat = refusal_of("-m", tiny, "-c", 256, "-cnv", "--chat-template", "{{ messages[0].content }}", "--no-skip", stdin=text.encode())
+    chat = refusal_of(
+        "-m", tiny, "-c", 256, "-cnv", "--chat-template", "{{ messages[0].content }}", "--no-skip", stdin=text.encode()
+    )
     assert "takes 70001 tokens" in chat
 
 
@@ -621,7 +638,18 @@ def test_trace_is_that_of_the_python_package(model, model_file, tiny, tmp_path):
 
 
 def trace_to(path, *more, **options):
-    return run("-m", more[0] if more else ffnskip_cpp.demo_model(), "-p", PROMPT, "-n", 5, *TEXT_ONLY, "--trace", path, **options)
+    return run(
+        "-m",
+        more[0] if more else ffnskip_cpp.demo_model(),
+        "-p",
+        PROMPT,
+        "-n",
+        5,
+        *TEXT_ONLY,
+        "--trace",
+        path,
+        **options,
+    )
 
 
 def test_a_trace_is_written_into_what_is_no_file_and_where_links_lead(tmp_path):
@@ -656,8 +684,8 @@ def test_a_trace_is_written_into_what_is_no_file_and_where_links_lead(tmp_path):
 
     both = tmp_path / "both.txt"  # what is printed and the trace, one after the other
     with open(both, "wb") as file:
-        subprocess.run([PROGRAM, *map(str, ["-p", PROMPT, "-n", 5, *TEXT_ONLY, "--trace", both])], stdin=subprocess.DEVNULL,
-                       stdout=file, stderr=subprocess.DEVNULL, timeout=DEADLINE)  # fmt: skip
+        command = [PROGRAM, *map(str, ["-p", PROMPT, "-n", 5, *TEXT_ONLY, "--trace", both])]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL, timeout=DEADLINE)  # fmt: skip
     assert both.read_bytes().endswith(rows) and len(both.read_bytes()) > len(rows)
     assert sorted(p.name for p in folder.iterdir()) == ["not yet there.csv", "there.csv"]
 
@@ -896,7 +924,9 @@ def test_a_full_context_loses_nothing_that_was_typed(tiny):
         program.read_until(b"\n> ")
         program.send(long.encode() + b"\n")
         said = program.read_until(b"\n> ").decode()
-        assert re.search(r"context full \(n_ctx = 256\): the message takes \d+ tokens, \d+ are free; --ctx-size gives", said)
+        assert re.search(
+            r"context full \(n_ctx = 256\): the message takes \d+ tokens, \d+ are free; --ctx-size gives", said
+        )
         assert f"not answered: {long}" in said
         program.send(b"short\n")  # the conversation goes on
         assert b"note" not in program.read_until(b"\n> ")
@@ -929,7 +959,7 @@ def test_reuse_says_what_becomes_of_answers_that_skipped(reuse, tiny):
     arguments += [*ONE_THREAD, "--temp", 0, "--sim-threshold", -1, "--warm-up", 0, "--reuse", reuse]
     first = run(*arguments, "-n", 1, "--grammar", 'root ::= "a" | "b"', stdin=b"x\n")
     assert first.returncode == 0
-    result = run(*arguments, "-n", 20, "--grammar", 'root ::= [a-c]{20}', stdin=b"one\ntwo\n")
+    result = run(*arguments, "-n", 20, "--grammar", "root ::= [a-c]{20}", stdin=b"one\ntwo\n")
     (n_prompt,) = re.findall(rb"prompt eval time = .* / +(\d+) tokens", result.stderr)
     assert (int(n_prompt) > 20) == (reuse == "full")  # the first answer again
     with ours(tiny, skip, **({} if reuse == "all" else {"reuse": "full"})) as llm:
@@ -1007,10 +1037,10 @@ TEMPLATES = {
     {{- say(m.role, m.content.split('</think>')[-1].lstrip('\n')) -}}
 {%- else %}nobody{%- endfor %}
 {{- ' ' ~ ns.n ~ ' ' ~ ns.system ~ (messages | length) ~ (not messages[9] is defined) -}}
-{%- if tools is none and enable_thinking is not defined and 'user' in messages[-1].values %}x{% endif -%}
+{%- if tools is none and enable_thinking is not defined and messages[-1].get('name', 1) == 1 %}x{% endif -%}
 [ASSISTANT] {{ messages[::-1][0]['content'] | default('y') | replace('e', '3') }}\u00e9
-""".replace(" and 'user' in messages[-1].values", " and messages[-1].get('name', 1) == 1"),
-    "one that libllama does not know": "{% for m in messages %}<{{ m.role.title() }}>{{ m.content }}{% endfor %}<Assistant>",
+""",
+    "unknown to libllama": "{% for m in messages %}<{{ m.role.title() }}>{{ m.content }}{% endfor %}<Assistant>",
 }
 AWKWARD = "  Tell {{ me }}\t'of' \"wh\u00e9re\" \\n <s> {% "
 
@@ -1018,7 +1048,7 @@ AWKWARD = "  Tell {{ me }}\t'of' \"wh\u00e9re\" \\n <s> {% "
 @pytest.mark.parametrize("system", [None, "", " Be brief.\u00a0"], ids=["no system", "empty system", "system"])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_chat_is_fed_what_jinja_renders(name, system, tiny):
-    """libllama's own renderings once stood in for the templates: a system message of the template's own was left out."""
+    """libllama's own renderings once stood in for the templates: a template's own system message was left out."""
     messages = [{"role": "user", "content": AWKWARD}]
     messages[:0] = [] if system is None else [{"role": "system", "content": system}]
     formatter = llama_chat_format.Jinja2ChatFormatter(TEMPLATES[name], eos_token="</s>", bos_token="<s>")
@@ -1068,7 +1098,7 @@ def test_a_template_that_can_not_be_rendered_gives_way_to_libllamas_rendering_wi
     assert b"note: --chat-template can't be rendered as it stands: the statement 'import' is not known" in result.stderr
     for bad, why in [
         ("{% for m in messages %}", "'endfor' is missing"), ("{{ 'a }}", "a quotation does not end"),
-        ("{{ 1 + }}", "a value is missing before '}}'"), ("{{ x", "'}}' is missing"), ("{{ 1 }}{# x", "'#}' is missing"),
+        ("{{ 1 + }}", "a value is missing before '}}'"), ("{{ x", "'}}' is missing"), ("{{ 1 }}{#", "'#}' is missing"),
         ("{{ " + "(" * 9999 + " }}", "it nests too deep"), ("{% if x %}" * 9999, "it nests too deep"),
         ("{{ none.x() }}", "'x' is asked of nothing"), ("{% break %}", "'break' stands outside"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "it nests too deep"),
@@ -1077,8 +1107,18 @@ def test_a_template_that_can_not_be_rendered_gives_way_to_libllamas_rendering_wi
 
 
 def test_what_a_template_says_of_itself_is_noted(tiny):
-    arguments = ["-m", tiny, "-st", "-p", "Hi", "-n", 2, "--chat-template", TEMPLATES["chatml with a system message of its own"]]
-    own = b"note: --chat-template begins with a text of its own: <|im_start|>system\\nIt's \"own\"."
+    arguments = [
+        "-m",
+        tiny,
+        "-st",
+        "-p",
+        "Hi",
+        "-n",
+        2,
+        "--chat-template",
+        TEMPLATES["chatml with a system message of its own"],
+    ]
+    own = b'note: --chat-template begins with a text of its own: <|im_start|>system\\nIt\'s "own".'
     assert own in run(*arguments).stderr
     assert own not in run(*arguments, "-sys", "Be.").stderr
     assert b"of its own" not in run(*arguments[:-1], llama_chat_format.MISTRAL_INSTRUCT_CHAT_TEMPLATE).stderr

@@ -127,7 +127,8 @@ ggml_numa_strategy to_numa(const std::string & value) {
 }
 
 ffnskip::Reuse to_reuse(const std::string & value) {
-    return to_named<ffnskip::Reuse>(value, { { ffnskip::Reuse::all, { "all" } }, { ffnskip::Reuse::full, { "full" } } });
+    using ffnskip::Reuse;
+    return to_named<Reuse>(value, { { Reuse::all, { "all" } }, { Reuse::full, { "full" } } });
 }
 
 int32_t to_gpu_layers(const std::string & value) {
@@ -250,13 +251,14 @@ const std::vector<Section> & sections() {
               { "-sys, --system-prompt", "TEXT",
                 "system message (default: what the chat template says without one)",
                 [](A a, V v) { a.system_prompt = v; } },
-              { "--chat-template", "NAME|TEMPLATE", "in place of the model's; a template, or the name of one that libllama knows",
+              { "--chat-template", "NAME|TEMPLATE",
+                "in place of the model's; a template, or the name of one that libllama knows",
                 [](A a, V v) { a.chat_template = to_text(v); } },
               { "--jinja", nullptr, "accepted: chat templates are rendered as they stand",
                 [](A a, V) { a.jinja = true; } },
               { "--reuse", "all|full",
-                "what answers that skipped have left in the context is used as it is for the next one, or computed again in "
-                "full first (default: all)",
+                "what answers that skipped have left in the context is used as it is for the next one, or computed "
+                "again in full first (default: all)",
                 [](A a, V v) { a.reuse = to_reuse(v); } },
           } },
         { "sampling",
@@ -305,8 +307,9 @@ const std::vector<Section> & sections() {
           } },
         { "profile",
           {
-              { "--profile", "FILE", "skip profile (default: the one beside or in the model, unless a skip option is given; without "
-                                     "one nothing is skipped); skip options after it change single values",
+              { "--profile", "FILE",
+                "skip profile (default: the one beside or in the model, unless a skip option is given; without one "
+                "nothing is skipped); skip options after it change single values",
                 [](A a, V v) {
                     const ffnskip::Profile profile = ffnskip::read_profile(v);
                     a.profile       = profile.path;
@@ -321,7 +324,9 @@ const std::vector<Section> & sections() {
               { "--stats", nullptr, "print what was skipped in each layer", [](A a, V) { a.stats = true; } },
               { "--trace", "FILE.csv", "write similarity and skipped blocks of every token",
                 [](A a, V v) { a.trace = to_text(v); } },
-              { "--compare", nullptr, "generate with and without skipping, token by token in turn; print both texts and the speed-up",
+              { "--compare", nullptr,
+                "generate with and without skipping, token by token in turn; print both texts, the speed-up and its "
+                "spread",
                 [](A a, V) { a.compare = true; } },
           } },
     };

@@ -23,7 +23,8 @@ std::string own_template(const Model & model) {
 
 // The conversation as libllama renders it, which knows some templates by their marks and by name; nullopt where it does
 // not. It takes contents as C strings.
-std::optional<std::string> render_by_libllama(const std::string & chat_template, const std::vector<Message> & messages) {
+std::optional<std::string> render_by_libllama(const std::string &          chat_template,
+                                              const std::vector<Message> & messages) {
     std::vector<llama_chat_message> list;
     for (const Message & message : messages) {
         require_no_nul("the " + message.role + " message", message.content);

@@ -11,9 +11,9 @@
 
 namespace app {
 
-// Answers `first`, then what standard input holds, until it ends; returns how the answer ended that ended the chat. What
-// can't be answered, be it that the context has no room, is said in a note; on a terminal the chat then goes on, otherwise
-// it ends, and for the first message throws BadInput.
+// Answers `first`, then what standard input holds, until it ends; returns how the chat ended. Where the context has no
+// room for a message, a note repeats it: on a terminal the chat then goes on with another, elsewhere it ends. Throws
+// BadInput for a message that can't be passed on or is too long to begin with; on a terminal that is a note too.
 Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first,
                 Output & output);
 

@@ -21,8 +21,8 @@ struct TemplateError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// The conversation up to where the next answer begins. `bos` and `eos` are the texts of the model's start and end token.
-// Throws TemplateError.
+// The conversation up to where the next answer begins. `bos` and `eos` are the texts of the model's start and end
+// token. Throws TemplateError.
 std::string render_jinja(const std::string & chat_template, const std::vector<Message> & messages,
                          const std::string & bos, const std::string & eos);
 

@@ -25,8 +25,8 @@ public:
     const std::string & path() const { return path_; }
     const llama_vocab * vocab() const { return llama_model_get_vocab(model_.get()); }
 
-    // Special tokens are recognised by their text; `begin` adds those that the model wants at the beginning. What it wants
-    // at the end is left out: the text goes on.
+    // Special tokens are recognised by their text; `begin` adds those that the model wants at the beginning. What it
+    // wants at the end is left out: the text goes on.
     Tokens tokenize(const std::string & text, bool begin) const;
     // Bytes of the token, which need not be whole characters; special tokens have some only if `special`, and
     // LLAMA_TOKEN_NULL has none.

@@ -14,8 +14,8 @@ namespace app {
 
 class Session {
 public:
-    // Room for `n_ctx` tokens at least. Dense, or as `args` say; without a callback where nothing is to be skipped or looked
-    // at. Throws BadInput where the context can't be had, or the model can't skip and an option needs it to.
+    // Room for `n_ctx` tokens at least. Dense, or as `args` say; without a callback where nothing is to be skipped or
+    // looked at. Throws BadInput where the context can't be had, or the model can't skip and an option needs it to.
     Session(const Model & model, const Arguments & args, int32_t n_ctx, bool dense);
 
     llama_context * context() const { return context_.get(); }
