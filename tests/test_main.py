@@ -685,7 +685,7 @@ def test_a_trace_is_written_into_what_is_no_file_and_where_links_lead(tmp_path):
     both = tmp_path / "both.txt"  # what is printed and the trace, one after the other
     with open(both, "wb") as file:
         command = [PROGRAM, *map(str, ["-p", PROMPT, "-n", 5, *TEXT_ONLY, "--trace", both])]
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL, timeout=DEADLINE)  # fmt: skip
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL, timeout=DEADLINE)
     assert both.read_bytes().endswith(rows) and len(both.read_bytes()) > len(rows)
     assert sorted(p.name for p in folder.iterdir()) == ["not yet there.csv", "there.csv"]
 
