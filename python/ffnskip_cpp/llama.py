@@ -515,6 +515,7 @@ class Llama(llama_cpp.Llama):
                 self._controller.replaced()
             else:
                 self._controller.restore(account)
+            self._decoder.looked_at = False
 
     def forward(self, tokens: Sequence[int], eligible: Sequence[bool] | None = None) -> npt.NDArray[np.float32]:
         """Teacher-forced logits of the skipping model: every row is as if its token had been generated.

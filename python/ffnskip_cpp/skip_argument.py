@@ -67,6 +67,6 @@ def check_keywords(keywords: Mapping[str, Any]) -> None:
     for name in keywords:
         if name in _LLAMA_CPPS:
             continue
-        near = difflib.get_close_matches(name, _OURS, n=1, cutoff=0.85)
+        near = difflib.get_close_matches(name, _OURS, n=1, cutoff=0.8)
         if near:
             raise TypeError(f"Llama() has no argument {name!r}; give {_OURS[near[0]]}")
