@@ -101,7 +101,7 @@ std::string gain(const std::vector<double> & ratios, const ffnskip::Stats & stat
 std::string spread(const std::vector<double> & ratios, bool past_warm_up) {
     char text[192];
     std::snprintf(text, sizeof(text), "speed-up: median of %zu tokens%s; quartiles %.2f and %.2f, from %.2f to %.2f\n",
-                  ratios.size(), past_warm_up ? " past the warm-up" : ", all of the warm-up", quantile(ratios, 0.25),
+                  ratios.size(), past_warm_up ? " past the warm-up" : ", none past the warm-up", quantile(ratios, 0.25),
                   quantile(ratios, 0.75), quantile(ratios, 0.0), quantile(ratios, 1.0));
     return text;
 }
