@@ -680,7 +680,7 @@ def test_a_trace_is_written_into_what_is_no_file_and_where_links_lead(tmp_path):
         second.symlink_to(link)
         assert trace_to(second).returncode == 0
         assert link.is_symlink() and second.is_symlink() and (folder / target).read_bytes() == rows
-    assert stat.S_IMODE((folder / "there.csv").stat().st_mode) == 0o640
+        assert stat.S_IMODE((folder / "there.csv").stat().st_mode) == 0o640
 
     both = tmp_path / "both.txt"  # what is printed and the trace, one after the other
     with open(both, "wb") as file:
