@@ -16,6 +16,8 @@
 #include "terminal.h"
 #include "trace_file.h"
 
+#include <ffnskip/version.h>
+
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -37,7 +39,7 @@ double ms_since(Clock::time_point start) {
 }
 
 std::string version_text() {
-    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(llama_version()) + ")\n";
+    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(ffnskip::loaded_llama_version()) + ")\n";
 }
 
 // The prompt, or a chat's first message; a chat's other messages are read one by one.
@@ -162,6 +164,7 @@ Ending complete(Engine & engine, const Arguments & args, const std::string & pro
 
 int run(int argc, char ** argv) {
     const Clock::time_point start = Clock::now();
+    ffnskip::require_llama_version();
     keep_log(false);
     Arguments args = parse_arguments(argc, argv);
     Output    output(args.color);

@@ -15,11 +15,17 @@
 namespace app {
 namespace {
 
-llama_load_mode load_mode(const Arguments & args) {
+void set_load_mode(llama_model_params & params, const Arguments & args) {
+#ifdef FFNSKIP_HAVE_LOAD_MODE
     if (args.mlock) {
-        return args.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+        params.load_mode = args.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+    } else {
+        params.load_mode = args.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
     }
-    return args.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
+#else
+    params.use_mmap  = args.mmap;
+    params.use_mlock = args.mlock;
+#endif
 }
 
 void require_gguf(const std::string & path) {
@@ -109,7 +115,7 @@ Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() :
     require_layers(path_);
 
     llama_model_params params = llama_model_default_params();
-    params.load_mode          = load_mode(args);
+    set_load_mode(params, args);
     params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
     take_error();
     explain_aborts("--model '" + path_ + "'", 2);
