@@ -95,7 +95,7 @@ U8, U32, STRING, ARRAY = 0, 4, 8, 9
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", r"not a GGUF file \(it starts with b''\)"),
+        (b"", r"not a GGUF file \(it is empty\)"),
         (b"PK\x03\x04" + bytes(99), r"not a GGUF file \(it starts with b'PK"),
         (header()[:23], "truncated GGUF file: 23 bytes"),
         (header(version=1), "GGUF version 1; expected 2 or 3"),
@@ -144,7 +144,7 @@ def test_a_header_cut_anywhere_is_refused(tmp_path):
 def test_a_name_that_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.gguf: no such file"):
         read_header(tmp_path / "none.gguf")
-    with pytest.raises(FileNotFoundError, match="not a file"):
+    with pytest.raises(ValueError, match="a directory, not a GGUF file"):
         read_header(tmp_path)
 
 

@@ -112,11 +112,13 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no GGUF file of this machine's byte order, or damaged up to the weights.
+        ValueError: It is no file, no GGUF file of this machine's byte order, or damaged up to the weights.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise ValueError(f"{path}: {'a directory' if path.is_dir() else 'a device or pipe'}, not a GGUF file")
     with open(path, "rb") as file:
         version, n_tensors, n_entries = _fixed_part(path, file.read(24))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -149,6 +151,8 @@ def read_headers(path: str | os.PathLike[str]) -> list[Header]:
 
 def _fixed_part(path: Path, start: bytes) -> tuple[int, int, int]:
     """Version, number of tensors, number of entries."""
+    if not start:
+        raise ValueError(f"{path}: not a GGUF file (it is empty)")
     if start[:4] != b"GGUF":
         raise ValueError(f"{path}: not a GGUF file (it starts with {start[:4]!r})")
     if len(start) < 24:

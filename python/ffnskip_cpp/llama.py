@@ -24,6 +24,8 @@ from llama_cpp import LlamaTokenizer, LogitsProcessorList
 
 from . import _core
 from ._core import Controller, FfnBlock, Profile, SkipConfig, SkipStats, Unsupported
+from .header_check import check_header
+from .load_error import explained
 from .profile import read_profile, write_profile
 
 __all__ = ["Llama", "Trace"]
@@ -78,13 +80,13 @@ class Llama(llama_cpp.Llama):
         self._dense = True
         self._tracing = False
         self._why_dense: str | None = None
-        try:
+        if os.path.exists(model_path):  # or the base class says that it does not
+            check_header(model_path)
+        with explained():
             super().__init__(os.fspath(model_path), **kwargs)
-        except ValueError as error:
-            raise _explain_load_error(error, model_path) from error
-        if self.lora_path and not self._lora_adapter:  # a null pointer, which llama_cpp takes for an adapter
-            self.close()
-            raise RuntimeError(f"Failed to initialize LoRA adapter from lora path: {self.lora_path}")
+            if self.lora_path and not self._lora_adapter:  # a null pointer, which llama_cpp takes for an adapter
+                self.close()
+                raise RuntimeError(f"Failed to initialize LoRA adapter from lora path: {self.lora_path}")
         self._decoder = _Decoder(self._controller, self._ctx)
         self._ctx.decode = self._decoder
         self._cover_context()
@@ -569,18 +571,3 @@ def _as_wanted(skip: Skip) -> _Wanted:
         f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], the path of a profile (.gguf), 'auto' or "
         "None"
     )
-
-
-def _explain_load_error(error: ValueError, model_path: str) -> ValueError:
-    """llama_cpp's "Failed to load model", with what can be told from the file."""
-    if "Failed to load model" not in str(error):
-        return error
-    reason = "the file is truncated or of a kind this llama.cpp does not know"
-    try:
-        with open(model_path, "rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            reason = f"it is no GGUF file (it starts with {magic!r}, not b'GGUF')"
-    except OSError as unreadable:
-        reason = str(unreadable)
-    return ValueError(f"{error}: {reason}")
