@@ -135,7 +135,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def read_headers(path: str | os.PathLike[str]) -> list[Header]:
-    """Of a model that may be split: `path` is the only or the first part. Raises as `read_header`."""
+    """Of a model that may be split: `path` is the only or the first part. Raises as `read_header`, and ValueError
+    where a part is missing."""
     first = read_header(path)
     n_parts, number = (first.metadata.get(f"split.{key}", 0) for key in ("count", "no"))
     if not isinstance(n_parts, int) or n_parts < 2:
@@ -146,7 +147,10 @@ def read_headers(path: str | os.PathLike[str]) -> list[Header]:
     names = [f"{match.group(1)}-{i:05d}-of-{n_parts:05d}.gguf" for i in range(1, n_parts + 1)]
     if number != 0 or first.path.name != names[0]:
         raise ValueError(f"{first.path}: not the first part of the model; that is {names[0]}")
-    return [first, *(read_header(first.path.with_name(name)) for name in names[1:])]
+    try:
+        return [first, *(read_header(first.path.with_name(name)) for name in names[1:])]
+    except FileNotFoundError as error:
+        raise ValueError(f"{first.path}: one of {n_parts} parts: {error}") from error
 
 
 def _fixed_part(path: Path, start: bytes) -> tuple[int, int, int]:

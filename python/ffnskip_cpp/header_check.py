@@ -29,8 +29,8 @@ def check_header(path: str | os.PathLike[str]) -> None:
     """Whether the file can be given to llama.cpp; of a model that is split, `path` is the first part.
 
     Raises:
-        FileNotFoundError: There is no such file, or a part is missing.
-        ValueError: It is no model, damaged, or has values in its metadata that llama.cpp aborts on.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no model, damaged, lacks a part, or has values in its metadata that llama.cpp aborts on.
     """
     header = read_headers(path)[0]
     kind = header.metadata.get("general.type")

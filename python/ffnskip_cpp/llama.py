@@ -82,7 +82,7 @@ class Llama(llama_cpp.Llama):
         self._why_dense: str | None = None
         if os.path.exists(model_path):  # or the base class says that it does not
             check_header(model_path)
-        with explained():
+        with explained(quiet=not kwargs.get("verbose", True)):
             super().__init__(os.fspath(model_path), **kwargs)
             if self.lora_path and not self._lora_adapter:  # a null pointer, which llama_cpp takes for an adapter
                 self.close()

@@ -24,19 +24,23 @@ _SAYS_NOTHING = re.compile(r"failed to (load model|initialize the context)$|fail
 _PREFIXES = re.compile(r"^(\w+: )?(error loading model: )?(error loading model (hyperparameters|vocabulary): )?")
 
 _lock = threading.Lock()
-_heard = threading.local()  # .lines: errors of the load that this thread is in
+_heard = threading.local()  # of the load that this thread is in: .lines, its errors, and .quiet
 _n_listening = 0
 _before: tuple[Any, Any] = (llama_cpp.llama_log_callback(), None)  # callback and its user data
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explained(*, quiet: bool = False) -> Iterator[None]:
     """Within the block, llama_cpp's errors about a model or context get llama.cpp's reason, in the same line.
 
+    Args:
+        quiet: llama_cpp prints nothing of llama.cpp's log. (With verbose=False it prints some of the warnings.) A
+            callback of the user's own goes on hearing all.
     Raises:
         ValueError, RuntimeError: As llama_cpp does, with the reason.
     """
-    outer, _heard.lines = getattr(_heard, "lines", None), []
+    outer = getattr(_heard, "lines", None), getattr(_heard, "quiet", False)
+    _heard.lines, _heard.quiet = [], quiet
     try:
         with _listening():
             yield
@@ -46,7 +50,7 @@ def explained() -> Iterator[None]:
             raise
         raise type(error)(f"{error}: {reason}") from error
     finally:
-        _heard.lines = outer
+        _heard.lines, _heard.quiet = outer
 
 
 def _reason(lines: list[str]) -> str:
@@ -88,5 +92,8 @@ def _listen(level: int, text: bytes, _user_data: Any) -> None:
     if lines is not None and level == GGML_LOG_LEVEL_ERROR:
         lines.append(text.decode(errors="replace").strip())
     callback, user_data = _before
-    if callback:
+    if callback and not (getattr(_heard, "quiet", False) and _address(callback) == _PRINTS):
         callback(level, text, user_data)
+
+
+_PRINTS = _address(_current()[0])  # llama_cpp's own callback, which it sets when it is imported
