@@ -33,7 +33,6 @@ FAMILIES: dict[str, type[Family]] = {
     "Gemma2ForCausalLM": Gemma2,
     "Gemma3ForCausalLM": Gemma3,
     "Gemma3ForConditionalGeneration": Gemma3,
-    "Gemma3TextModel": Gemma3,
     "Phi3ForCausalLM": Phi3,
     "Olmo2ForCausalLM": Olmo2,
     "GraniteForCausalLM": Granite,
@@ -55,7 +54,8 @@ def find_family(config: Json) -> Family:
             wrong type, or without counterpart in llama.cpp.
     """
     names = config.get("architectures") or []
-    known = {**FAMILIES, **{without_head(name): family for name, family in FAMILIES.items()}}
+    headless = {without_head(name): family for name, family in FAMILIES.items()}
+    known = {**FAMILIES, **headless, "Gemma3TextModel": Gemma3}
     if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
         found = ", ".join(map(str, names)) if names and isinstance(names, list) else repr(names)
         raise ValueError(f"config.json: unsupported architecture {found}; known: {', '.join(FAMILIES)}")
