@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -146,6 +149,16 @@ def test_bad_files_are_refused(tmp_path, capsys, data, why):
     assert why in capsys.readouterr().err
     assert cli.main(["inspect", str(tmp_path / "none.gguf")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_utf_8_is_refused_in_one_line(model_file, tmp_path):
+    """llama_cpp can't open such a file either."""
+    name = os.fsencode(tmp_path) + b"/m\xff.gguf"
+    shutil.copy(model_file("llama"), name)
+    for words in (["inspect", name], ["quantize", name, name + b".q", "q8_0"], ["profile", "show", name]):
+        result = subprocess.run([sys.executable, "-m", "ffnskip_cpp.cli", *words], capture_output=True, text=True)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert r"'m\udcff.gguf': the name is no UTF-8" in result.stderr
 
 
 def test_the_map_is_an_attribute_of_the_model(model_file):

@@ -81,6 +81,34 @@ def test_llama_cpp_does_abort_on_them(model_file, tmp_path, kind, key, value, _w
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, env=env).returncode < 0
 
 
+@pytest.mark.parametrize("text", ["", "twice"])
+def test_two_tokens_with_one_text_are_refused_by_name(model_file, tmp_path, text):
+    """llama.cpp aborts on them, but for those without a text."""
+    reader = gguf.GGUFReader(model_file("demo"))
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            value = field.contents()
+            if key == "tokenizer.ggml.tokens":
+                value[50] = value[51] = text
+            writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    code = f"import llama_cpp; llama_cpp.Llama({str(tmp_path / 'm.gguf')!r}, n_ctx=32, verbose=False)"
+    env = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    aborts = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env).returncode < 0
+    assert aborts == bool(text)
+    if aborts:
+        with pytest.raises(ValueError, match=r"m\.gguf: tokenizer\.ggml\.tokens has 'twice' twice"):
+            ffnskip_cpp.Llama(str(tmp_path / "m.gguf"), verbose=False)
+    else:
+        check_header(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize("verbose", [False, True])
 @pytest.mark.parametrize(
     ("make", "why"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from typing import Any
 
 from .gguf_header import Header, read_headers
@@ -38,6 +39,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{header.path}: not a model but {NO_MODELS[kind]}")
     if header.architecture == "ffnskip":
         raise ValueError(f"{header.path}: not a model but a skip profile; give it as skip= or with --profile")
+    _check_vocabulary(header)
     _check_integer(header, "block_count", 1, MAX_LAYERS, "layers")
     n_expert = _check_integer(header, "expert_count", 0, MAX_EXPERTS, "experts")
     if n_expert is not None:
@@ -51,6 +53,15 @@ def check_header(path: str | os.PathLike[str]) -> None:
         value = header.of_architecture(key, 0.0)
         if not isinstance(value, float) or not 0 <= value < math.inf:
             raise _bad(header, key, value, "a number, 0 or more")
+
+
+def _check_vocabulary(header: Header) -> None:
+    key = "tokenizer.ggml.tokens"
+    tokens = next((entry.strings() for entry in header.entries if entry.key == key), [])
+    named = [token for token in tokens if token]  # llama.cpp gives those without a text one
+    if len(set(named)) < len(named):
+        twice = next(token for token, n in Counter(named).items() if n > 1)
+        raise ValueError(f"{header.path}: {key} has {twice.decode(errors='replace')!r} twice; llama.cpp takes it once")
 
 
 def _head_length(header: Header) -> int | None:

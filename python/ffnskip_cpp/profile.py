@@ -78,10 +78,21 @@ def read_profile(path: PathLike) -> Profile:
         ValueError: It is no profile: not GGUF, truncated, a key missing or wrong.
     """
     try:
-        read_header(Path(path))  # the core's reader would log what is wrong with a damaged file besides
+        header = read_header(path)  # the core's reader would log what is wrong with a damaged file besides
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"profile {error}") from error
+    for entry in _own(header):
+        if not _is_text(entry):
+            raise ValueError(f"profile {header.path}: {entry.key!r} has bytes in it that are no text; it is damaged")
     return _core.read_profile(os.fspath(path))
+
+
+def _is_text(entry: Entry) -> bool:
+    try:
+        f"{entry.key}{json.dumps(entry.value(), ensure_ascii=False)}".encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def profile_path(model_path: PathLike) -> Path:

@@ -43,7 +43,7 @@ _FAILURE = "failed to quantize: "  # llama.cpp logs the reason after this
 HELP = """\
 The options are those of llama.cpp's llama-quantize.
 
-examples:
+example:
   ffnskip quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
   ffnskip quantize model-f16.gguf model-q2_k.gguf q2_k --imatrix model-imatrix.gguf"""
 
