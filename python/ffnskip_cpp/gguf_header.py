@@ -119,7 +119,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: Its name is no UTF-8, it is no file, no GGUF file of this machine's byte order, or damaged up to the weights.
+        ValueError: Its name is no UTF-8; or it is no file, no GGUF file of this machine's byte order, or damaged before
+            the weights.
     """
     path = Path(path)
     try:
