@@ -130,7 +130,7 @@ def test_the_profile_that_is_found_is_named(model_file, tmp_path, capsys):
 def test_the_fingerprint_is_that_of_the_model_as_it_runs(model_file, kind):
     """Whose weights llama.cpp repacks; inspect leaves them in the file."""
     with ours(model_file(kind), None) as llm:
-        assert inspect(model_file(kind))["fingerprint"] == llm._controller.fingerprint
+        assert inspect(model_file(kind))["fingerprint"] == llm.fingerprint
 
 
 def test_json_is_the_report(model_file, capsys):

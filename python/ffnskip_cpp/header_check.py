@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from .gguf_header import Header, read_headers
@@ -26,16 +27,19 @@ NO_MODELS = {
 }
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
-    """Whether the file can be given to llama.cpp; of a model that is split, `path` is the first part.
+def check_header(path: str | os.PathLike[str], *, also: Collection[str] = ()) -> None:
+    """Whether the file can be given to llama.cpp.
 
+    Args:
+        path: The model; the first part, if it is split.
+        also: What is taken besides models, by its general.type.
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no model, damaged, lacks a part, or has values in its metadata that llama.cpp aborts on.
     """
     header = read_headers(path)[0]
     kind = header.metadata.get("general.type")
-    if kind in NO_MODELS:
+    if kind in NO_MODELS and kind not in also:
         raise ValueError(f"{header.path}: not a model but {NO_MODELS[kind]}")
     if header.architecture == "ffnskip":
         raise ValueError(f"{header.path}: not a model but a skip profile; give it as skip= or with --profile")

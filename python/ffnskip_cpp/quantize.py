@@ -106,7 +106,7 @@ def quantize(
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; expected at least 1")
     arguments["nthread"] = threads or os.cpu_count() or 1
-    check_header(src)
+    check_header(src, also=("mmproj",))
     headers = read_headers(src)
     inputs = [header.path for header in headers]
     if imatrix is not None:
