@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ._core import SkipConfig
 from .calibration.calibrate import EFFORT, MAX_TOKENS, SKIP_RATIO, TYPICAL_CHAT, TYPICAL_N_CTX, Calibration, calibrate
-from .calibration.choice import TOLERANCE, Row, equal
+from .calibration.choice import TOLERANCE, Row, beats, equal
 from .calibration.effort import EFFORTS
 from .lora import LORA_HELP
 
@@ -75,7 +75,7 @@ def report(calibration: Calibration) -> str:
     algorithm_1 = next((row for row in held_out if row.policy == "ffn_skip"), None)
     if algorithm_1 is None:
         lines.append("Algorithm 1 can't skip that much")
-    elif chosen.policy != "ffn_skip":
+    elif beats(chosen, algorithm_1):
         lines.append(
             f"Algorithm 1 is not the best here: KL {kl(algorithm_1)} at {algorithm_1.skip_ratio:.1%}, "
             f"against {kl(chosen)} at {chosen.skip_ratio:.1%}"
@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         type=float,
         metavar="R",
-        help=f"share of the FFN blocks to skip (default: {SKIP_RATIO}); {TOLERANCE} less will do",
+        help=f"share of the FFN blocks to skip (default: {SKIP_RATIO}), or {TOLERANCE} less",
     )
     target.add_argument("--max-kl", type=float, metavar="X", help="skip as much as costs no more KL divergence")
     parser.add_argument(

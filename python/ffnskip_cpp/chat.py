@@ -85,8 +85,8 @@ def _rendered(llm: llama_cpp.Llama, chat: Chat) -> str:
 
 
 def answered(llm: llama_cpp.Llama, chat: Chat) -> Chat:
-    """The same chat with the model's own answer, sampled and of 256 tokens at most, after every message of the user that
-    has none. The chat ends where the context is full."""
+    """The same chat with the model's own answer, sampled and of 256 tokens at most, after every message of the user
+    that has none. The chat ends where the context is full."""
     messages: list[dict[str, str]] = []
     following = [message["role"] for message in chat.messages[1:]]
     for message, next_role in zip(chat.messages, [*following, None]):

@@ -1,7 +1,7 @@
 """The search for settings: of each policy the one that costs least where it skips a given share of the FFN blocks.
 
-1. A fixed set grows by greedy forward selection: in turn the block that adds least to the KL divergence. Blocks race for
-   each place (race.py), at first all of them alone. Then blocks of the set are exchanged for others while that helps.
+1. A fixed set grows by greedy forward selection: in turn the block that adds least to the KL divergence. Blocks race
+   for each place (race.py), at first all of them alone. Then blocks of the set are exchanged while that helps.
 2. Settings of Algorithm 1 are simulated on recorded similarities by the hundred: region, max_skip, and the threshold
    that skips as much as is wanted. The sum of the costs of the blocks that a token would skip ranks them.
 3. The best ranked of each policy race, and the threshold of the winner is corrected by what skipping itself does to the

@@ -157,8 +157,8 @@ class Work:
         n_rows = sum(n_compared(chunk, warm_up_index) for chunk in parts.searched(SEARCHED_ROWS, warm_up_index))
         if n_rows < SEARCHED_ROWS:
             self.notes.append(
-                f"the text has {n_rows} tokens to search with; with less than {SEARCHED_ROWS} the settings may suit this "
-                "text alone: give more of it"
+                f"the text has {n_rows} tokens to search with; with less than {SEARCHED_ROWS} the settings may suit "
+                "this text alone: give more of it"
             )
 
     def _affordable(self, seconds: float, started: float, parts: Parts, n_tokens: Callable[[Effort], int]) -> Effort:
@@ -190,9 +190,7 @@ class Work:
     def _check_references(self, chosen: Row, references: Sequence[Row]) -> None:
         for row in references:
             if beats(row, chosen):
-                self.notes.append(
-                    f"{row.policy} is better, and can't be kept in a profile; give more text to search with"
-                )
+                self.notes.append(f"{row.policy} is better, and no profile holds it; give more text to search with")
 
     def _n_tokens(self, search: Search, compared: Sequence[Chunk], skip_ratio: float) -> int:
         """That are evaluated for a ratio where nothing is known yet."""
