@@ -130,7 +130,7 @@ def test_the_error_of_a_divergence_is_that_of_its_mean_over_chunks(calibrated):
 def test_the_table_has_every_policy_and_what_they_are_compared_with(calibrated):
     policies = [row.policy for row in calibrated(0.3).candidates]
     assert policies == [
-        *("fixed", "ffn_skip", "ffn_skip_per_layer", "fixed_plus_ffn_skip"),
+        *("fixed", "ffn_skip", "fixed_plus_ffn_skip"),
         *("ffn_skip, uncalibrated", "random_adaptive_region", "random"),
     ]
     lines = report(calibrated(0.3))
@@ -200,13 +200,13 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
     monkeypatch.setattr(Bar, "__call__", told)
 
     evaluated = [0]
-    forward = Llama.forward
+    evaluate = Llama._evaluate
 
-    def counted(llm, tokens, eligible=None):
-        evaluated[0] += len(tokens)
-        return forward(llm, tokens, eligible)
+    def counted(llm, ids, kinds, logits=None):
+        evaluated[0] += len(ids)
+        evaluate(llm, ids, kinds, logits)
 
-    monkeypatch.setattr(Llama, "forward", counted)
+    monkeypatch.setattr(Llama, "_evaluate", counted)
     again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
     resumed, evaluated[0] = evaluated[0], 0
     calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **OPTIONS)
@@ -285,11 +285,9 @@ def lines(path, entries):
 
 def test_of_a_chat_the_answers_count_as_generated(chat_model, tmp_path):
     calibration = calibrate(chat_model, [lines(tmp_path / "c.jsonl", chats(16))], output=tmp_path / "p.gguf", **OPTIONS)
-    with Llama(str(chat_model), n_ctx=1024, skip=None, verbose=False) as llm:
-        longest = max(len(llm.tokenize(text[:600].encode())) for text in registers("chats", 32))
-    assert 0.25 <= calibration.chosen.skip_ratio + 0.01
-    # Of some 5 held-out chats two answers each, without the warm-up of each, which no chunk of plain text repeats.
-    assert 0 < calibration.chosen.n_tokens <= 5 * 2 * (longest - 30)
+    assert calibration.chosen.skip_ratio >= 0.24
+    every = sum(len(chat["messages"][i]["content"]) for chat in chats(16) for i in (1, 3)) / 3  # tokens, and more
+    assert 0 < calibration.chosen.n_tokens < 0.35 * every
 
 
 def test_what_the_user_says_is_answered_by_the_model_and_only_once(chat_model, tmp_path, monkeypatch):
@@ -307,10 +305,10 @@ def test_what_the_user_says_is_answered_by_the_model_and_only_once(chat_model, t
     assert asked == [1, 3] * 8
 
 
-def test_chats_are_refused_where_the_model_has_no_template(tmp_path):
+def test_chats_are_refused_where_the_model_has_no_template(model_file, tmp_path):
     text = lines(tmp_path / "c.jsonl", chats(4))
     with pytest.raises(ValueError, match=r"c\.jsonl:1: a chat, and the model has no chat template"):
-        calibrate(demo_model(), [text], output=tmp_path / "p.gguf", **OPTIONS)
+        calibrate(model_file("llama"), [text], output=tmp_path / "p.gguf", **OPTIONS)
 
 
 def test_a_profile_says_which_adapter_it_was_made_with(model_file, tmp_path):
