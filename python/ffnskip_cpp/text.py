@@ -19,7 +19,7 @@ from .chat import PROMPT, Chat, tokens_of_chat
 if TYPE_CHECKING:
     import llama_cpp
 
-__all__ = ["MIN_TOKENS", "Chunk", "Text", "chunks", "chunks_of_tokens", "read_texts"]
+__all__ = ["MIN_TOKENS", "Chunk", "Text", "chunks_of_text", "chunks_of_tokens", "read_texts"]
 
 MIN_TOKENS = 32
 """Tokens a chunk must have: about the paper's warm-up, before which nothing can be skipped."""
@@ -29,7 +29,6 @@ CHARACTERS_PER_TOKEN = 32  # more than any text has on average: bounds what is t
 PathLike = Union[str, "os.PathLike[str]"]
 Text = Union[str, Chat]
 
-ROLES = ("system", "user", "assistant")
 KINDS = 'a string under "text", "messages" with a "role" and a "content" each, or "turns", the user\'s messages'
 
 
@@ -124,9 +123,12 @@ def _some(entry: dict[str, Any], key: str, where: str) -> list[Any]:
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise ValueError(f'{where}: a message needs a "role", one of {", ".join(ROLES)}')
-    return {"role": message["role"], "content": _encodable(message.get("content"), '"content"', where)}
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f'{where}: a message without a "role", such as "user" or "assistant"')
+    return {
+        "role": _encodable(message["role"], '"role"', where),
+        "content": _encodable(message.get("content"), '"content"', where),
+    }
 
 
 def _encodable(text: Any, name: str, where: str) -> str:
@@ -150,11 +152,11 @@ def chunks_of_tokens(
     max_tokens: int | None = None,
     min_tokens: int = MIN_TOKENS,
 ) -> list[list[int]]:
-    """The tokens of `chunks`."""
-    return [chunk.tokens for chunk in chunks(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=min_tokens)]
+    """The tokens of `chunks_of_text`."""
+    return [chunk.tokens for chunk in chunks_of_text(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=min_tokens)]
 
 
-def chunks(
+def chunks_of_text(
     llm: llama_cpp.Llama,
     texts: Sequence[Text],
     n_ctx: int,

@@ -30,7 +30,7 @@ from ..gguf_header import read_header
 from ..llama import Llama
 from ..lora import as_adapter
 from ..profile import PathLike, embed_profile, profile_keys, profile_path, write_profile
-from ..text import MIN_TOKENS, Chunk, Text, chunks, read_texts
+from ..text import MIN_TOKENS, Chunk, Text, chunks_of_text, read_texts
 from .choice import Row
 from .effort import EFFORTS
 from .evaluation import Evaluator
@@ -257,7 +257,7 @@ def _chunks(llm: Llama, texts: Sequence[Text], n_ctx: int, max_tokens: int, warm
     """Those in which a token may skip and predict a known one."""
     if max_tokens < n_ctx:
         raise ValueError(f"max-tokens: {max_tokens} is less than the {n_ctx} of one chunk (n-ctx)")
-    cut = chunks(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=max(MIN_TOKENS, warm_up_index + 2))
+    cut = chunks_of_text(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=max(MIN_TOKENS, warm_up_index + 2))
     useful = [chunk for chunk in cut if n_compared(chunk, warm_up_index) > 0]
     n_tokens = sum(map(len, useful))
     if len(useful) < len(cut) and len(useful) < 2:
