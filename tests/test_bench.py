@@ -426,7 +426,7 @@ def test_a_profile_that_is_missing_or_of_another_model_is_refused(bench_cli, pro
 
 
 def test_an_adapter_is_in_every_context(profiled, tmp_path):
-    """Its logits are those of llama_cpp with the same adapter, up to flash attention's rounding, and not those without."""
+    """Its logits are those of llama_cpp with the same adapter, up to rounding, and not those without."""
     adapter = write_lora(tmp_path / "lora.gguf", n_layer=12)
     options = Options(model_path=str(profiled), lora=f"{adapter}:0.5", n_gen=(1,), skip_ratios=(0.0,))
     with open_model(options) as (model, _), open_runners(model, settings_of(options, BenchTest(n_gen=4)),
