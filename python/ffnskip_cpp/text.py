@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from . import llama_cpp_internals as internals
 from .chat import PROMPT, Chat, tokens_of_chat
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def chunks_of_text(
 
 
 def _cut(llm: llama_cpp.Llama, text: str, n_ctx: int, wanted: int | None) -> list[Chunk]:
-    start = [llm.token_bos()] if llm._model.add_bos_token() else []
+    start = [llm.token_bos()] if internals.adds_bos(llm) else []
     tokens = _tokenize(llm, text, wanted)
     step = n_ctx - len(start)
     parts = [start + tokens[first : first + step] for first in range(0, len(tokens), step)]
