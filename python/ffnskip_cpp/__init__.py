@@ -16,6 +16,7 @@ from .calibration.calibrate import calibrate
 from .demo import demo_model
 from .llama import Llama, Trace
 from .profile import read_profile
+from .trial.trial import Trial, try_model
 
 __all__ = [
     "Llama",
@@ -23,9 +24,11 @@ __all__ = [
     "SkipConfig",
     "SkipStats",
     "Trace",
+    "Trial",
     "Unsupported",
     "__version__",
     "calibrate",
     "demo_model",
     "read_profile",
+    "try_model",
 ]
