@@ -41,7 +41,7 @@ def measure_quality(
     subjects: Sequence[SkipConfig | Llama],
     pieces: Sequence[Piece],
     warm_up_index: int,
-    is_over: Callable[[], bool],
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Measured]]:
     """Piece by piece, all subjects on each, until the time is over; on two pieces at least. What is known of each
     subject after each piece."""

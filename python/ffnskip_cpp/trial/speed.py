@@ -18,7 +18,7 @@ from .texts import Piece
 
 __all__ = ["LEAST_PROMPT", "Speed", "measure_speed"]
 
-MOST_TOKENS = 64
+MOST_TOKENS = 64  # timed
 LEAST_PROMPT = 8
 LEAST_TOKENS = 4  # in turn, if the time is over before
 PROMPTS = 3  # evaluations of it by each
@@ -42,7 +42,9 @@ def measure_speed(
     subjects: Sequence[SkipConfig | Llama | None],
     piece: Piece,
     n_threads: int,
-    is_over: Callable[[], bool],
+    is_over: Callable[[], bool] = lambda: False,
+    *,
+    n_tokens: int = MOST_TOKENS,
 ) -> Iterator[list[Speed]]:
     """What is known of each subject after each token. The first is None, the dense model: plain llama.cpp, without our
     callback.
@@ -51,7 +53,7 @@ def measure_speed(
     is so next to all others, and what is left of it cancels in the ratio.
     """
     n_prompt = max(piece.n_prompt, LEAST_PROMPT)
-    tokens = list(piece.tokens[: n_prompt + MOST_TOKENS])
+    tokens = list(piece.tokens[: n_prompt + n_tokens])
     test = Test(n_prompt=n_prompt, n_gen=len(tokens) - n_prompt)
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet(False))
