@@ -79,7 +79,9 @@ def test_json_is_the_report(model_file, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(inspect(path)))
 
 
-@pytest.mark.parametrize(("data", "why"), [(b"text", "not a GGUF file"), (b"GGUF\x03\0\0\0", "not a GGUF file")])
+@pytest.mark.parametrize(
+    ("data", "why"), [(b"text", "not a GGUF file"), (b"GGUF\x03\0\0\0", "a truncated GGUF file: 8 bytes")]
+)
 def test_bad_files_are_refused(tmp_path, capsys, data, why):
     path = tmp_path / "a.gguf"
     path.write_bytes(data)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import llama_cpp
 import numpy as np
 
@@ -41,8 +40,8 @@ from .analysis.report import Column, Section, Table, decimals, page, percent, wr
 from .command_line import list_of
 from .file_type import file_type
 from .files import whole_file
+from .gguf_header import read_header
 from .llama import Llama
-from .shapes import read_weight_bytes
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
 
 if TYPE_CHECKING:
@@ -150,15 +149,7 @@ def analyze(options: Options) -> Path:
 
 def _trained_context(path: str) -> int:
     """Tokens of context the model was trained on, from its file."""
-    read_weight_bytes(path)  # says what is wrong with a damaged file
-    reader = gguf.GGUFReader(path)
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return None if field is None else field.parts[field.data[0]]
-
-    length = value(f"{bytes(value('general.architecture')).decode()}.context_length")
-    return TYPICAL_N_CTX if length is None else int(length[0])
+    return int(read_header(path).of_architecture("context_length", TYPICAL_N_CTX))
 
 
 def _sizes(options: Options, trained: int) -> tuple[int, int]:

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
-
-from .shapes import parts_of, read_weight_bytes
+from .gguf_header import read_headers
+from .shapes import read_weight_bytes
 
 __all__ = ["add_arguments", "inspect", "run"]
 
@@ -58,7 +57,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     layers = [_layer(block) for block in blocks]
     skippable = [block.layer for block in blocks if block.skippable]
     ffn_bytes = sum(block.bytes_per_token for block in blocks)
-    sizes = _tensor_sizes(path)
+    sizes = {tensor.name: tensor.n_elements for header in read_headers(path) for tensor in header.tensors}
     return {
         "model": path.name,
         "architecture": architecture,
@@ -91,14 +90,6 @@ def _layer(block: Any) -> dict[str, Any]:
         "bytes_per_token": block.bytes_per_token,
         "weights": weights,
     }
-
-
-def _tensor_sizes(path: Path) -> dict[str, int]:
-    """Elements of each tensor of the model."""
-    sizes: dict[str, int] = {}
-    for part in parts_of(path):
-        sizes.update((tensor.name, int(tensor.n_elements)) for tensor in gguf.GGUFReader(part).tensors)
-    return sizes
 
 
 def _parameters(sizes: Mapping[str, int], layers: Sequence[dict[str, Any]]) -> dict[str, int]:

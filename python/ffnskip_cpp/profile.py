@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "change_settings",
     "embed_profile",
+    "has_profile",
     "locate_profile",
     "profile_keys",
     "profile_path",
@@ -96,7 +97,7 @@ def locate_profile(path: PathLike) -> Path:
     """
     path = Path(path)
     header = read_header(path)
-    if not header.n_tensors:
+    if not header.tensors:
         return path
     beside = profile_path(path)
     if beside.exists():
@@ -104,6 +105,16 @@ def locate_profile(path: PathLike) -> Path:
     if not _own(header):
         raise ValueError(f"{path}: there is no profile in this model, nor beside it ({beside.name})")
     return path
+
+
+def has_profile(model_path: PathLike) -> bool:
+    """Whether a profile lies beside the model or in it, as skip="auto" looks for one. Reads the file's header alone.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no GGUF file, or a damaged one.
+    """
+    return profile_path(model_path).exists() or PREFIX + "model" in read_header(model_path).metadata
 
 
 def profile_keys(path: PathLike) -> dict[str, Any]:
@@ -224,7 +235,7 @@ def strip_profile(model_path: PathLike) -> bool:
 
 def _require_model(path: Path) -> Header:
     header = read_header(path)
-    if not header.n_tensors:
+    if not header.tensors:
         raise ValueError(f"{path}: it is no model, there are no weights in it")
     return header
 
@@ -238,8 +249,8 @@ def _rewrite(path: Path, header: Header, own: Iterable[Entry]) -> None:
     path = path.resolve()  # a link stays one
     entries = [*(entry for entry in header.entries if not entry.key.startswith(PREFIX)), *own]
     with whole_file(path) as part, open(path, "rb") as old, open(part, "wb") as new:
-        new.write(struct.pack("=4sIQQ", b"GGUF", header.version, header.n_tensors, len(entries)))
-        new.write(b"".join(entry.raw for entry in entries) + header.tensors)
+        new.write(struct.pack("=4sIQQ", b"GGUF", header.version, len(header.tensors), len(entries)))
+        new.write(b"".join(entry.raw for entry in entries) + header.raw_tensors)
         new.write(bytes(-new.tell() % header.alignment))
         old.seek(header.data_offset)
         shutil.copyfileobj(old, new, COPIED_AT_ONCE)

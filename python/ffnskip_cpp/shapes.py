@@ -25,6 +25,8 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
+from .gguf_header import Header, read_headers
+
 __all__ = [
     "SHAPES",
     "TYPES",
@@ -130,37 +132,16 @@ def read_weight_bytes(path: str | Path) -> WeightBytes:
     """Bytes read per token of the model in a GGUF file; `path` is the first part if it is split.
 
     Raises:
+        FileNotFoundError: There is no such file, or a part is missing.
         ValueError: The file is not a GGUF file, or a damaged one.
     """
-    sizes: dict[str, int] = {}
-    share = 1.0
-    for number, part in enumerate(parts_of(Path(path))):
-        try:
-            reader = gguf.GGUFReader(part)
-        except (ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{part}: not a GGUF file, or a damaged one: {error}") from error
-        sizes.update((tensor.name, int(tensor.n_bytes)) for tensor in reader.tensors)
-        if number == 0:
-            share = _expert_share(reader)
-    return weight_bytes(sizes, share)
+    headers = read_headers(path)
+    sizes = {tensor.name: tensor.n_bytes for header in headers for tensor in header.tensors}
+    return weight_bytes(sizes, _expert_share(headers[0]))
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The files of a model, of which `path` is the only or the first one."""
-    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
-    if not match:
-        return [path]
-    stem, n = match.groups()
-    return [path.with_name(f"{stem}-{i:05d}-of-{n}.gguf") for i in range(1, int(n) + 1)]
-
-
-def _expert_share(reader: gguf.GGUFReader) -> float:
-    def value(key: str) -> Any:
-        found = reader.get_field(key)
-        return found.parts[found.data[0]] if found else [0]
-
-    arch = bytes(value("general.architecture")).decode()
-    n_used, n_expert = int(value(f"{arch}.expert_used_count")[0]), int(value(f"{arch}.expert_count")[0])
+def _expert_share(header: Header) -> float:
+    n_used, n_expert = (header.of_architecture(f"expert_{key}", 0) for key in ("used_count", "count"))
     return n_used / n_expert if n_used and n_expert else 1.0
 
 
