@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..quantize import quantize
-from ..shapes import parts_of
 
 __all__ = ["MOST_BYTES", "QUOTED", "SOURCE", "Quoted", "candidates", "quoted", "smaller_files"]
 
@@ -64,19 +62,18 @@ def candidates(type_name: str, bits_per_weight: float) -> list[str]:
 
 
 def smaller_files(
-    model: Path, names: Sequence[str], folder: Path, threads: int, is_over: Callable[[], bool]
+    model: Path, n_bytes: int, names: Sequence[str], folder: Path, threads: int, is_over: Callable[[], bool]
 ) -> Iterator[tuple[str, Path]]:
     """Writes files of the next smaller types into `folder`, as long as there is time; one at least.
 
-    Quantised again from the user's file, which is a little worse than from F16.
+    Quantised again from the user's file, of `n_bytes`, which is a little worse than from F16.
     """
-    size = sum(os.path.getsize(part) for part in parts_of(model))
     found = 0
     for name in names:
         if found == MOST_FILES or (found and is_over()):
             return
         path = quantize(model, folder / f"{name}.gguf", name, threads=threads, allow_requantize=True)
-        if path.stat().st_size <= size * (1 - LEAST_SAVING):
+        if path.stat().st_size <= n_bytes * (1 - LEAST_SAVING):
             found += 1
             yield name, path
         else:

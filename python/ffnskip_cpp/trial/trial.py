@@ -25,9 +25,9 @@ import llama_cpp
 from .. import _core
 from .._core import SkipConfig, Unsupported
 from ..file_type import file_type
+from ..gguf_header import Header, read_headers
 from ..llama import Llama
 from ..profile import PathLike
-from ..shapes import parts_of
 from . import smaller
 from .quality import Measured, measure_quality
 from .report import page
@@ -200,6 +200,7 @@ class Work:
         self._n_gpu_layers = n_gpu_layers
         self._progress = progress
         self._clock = _Clock(seconds)
+        self._headers: list[Header] = []
         self._subjects: list[_Subject] = []
         self._trial: Trial | None = None
 
@@ -217,6 +218,7 @@ class Work:
         with ExitStack() as stack, _no_warnings():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnskip-try-")))
             self._progress("loading the model")
+            self._headers = read_headers(self._path)
             llm = stack.enter_context(self._open(self._path))
             if llm.why_dense is not None:
                 raise Unsupported(llm.why_dense)
@@ -249,9 +251,9 @@ class Work:
     def _known(self, llm: Llama, warm_up_index: int) -> Trial:
         return Trial(
             model=self._path.name,
-            architecture=llm.metadata.get("general.architecture", "unknown architecture"),
+            architecture=self._headers[0].architecture,
             type=file_type(llm._model.model),
-            n_bytes=sum(os.path.getsize(part) for part in parts_of(self._path)),
+            n_bytes=sum(os.path.getsize(header.path) for header in self._headers),
             n_layer=llm._controller.n_layer,
             n_threads=self._n_threads,
             warm_up_index=warm_up_index,
@@ -333,7 +335,8 @@ class Work:
 
     def _smaller(self, llm: Llama, folder: Path, stack: ExitStack) -> list[_Subject]:
         trial = self.trial
-        bits = 8 * trial.n_bytes / max(llm._model.n_params(), 1)
+        n_weights = sum(tensor.n_elements for header in self._headers for tensor in header.tensors)
+        bits = 8 * trial.n_bytes / max(n_weights, 1)
         if trial.n_bytes > smaller.MOST_BYTES:
             return [
                 _Subject(
@@ -351,7 +354,9 @@ class Work:
             ]
         self._progress("quantising the model to the next smaller types")
         names = smaller.candidates(trial.type, bits)
-        files = smaller.smaller_files(self._path, names, folder, self._n_threads, self._clock.is_over(SMALLER))
+        files = smaller.smaller_files(
+            self._path, trial.n_bytes, names, folder, self._n_threads, self._clock.is_over(SMALLER)
+        )
         found = []
         try:
             for name, path in files:
@@ -367,7 +372,7 @@ class Work:
 
     def _pieces(self, llm: Llama, warm_up_index: int) -> tuple[list[Piece], list[Piece]]:
         """To search on and to measure on; never the same."""
-        n_ctx = min(N_CTX, llm._model.n_ctx_train())
+        n_ctx = min(N_CTX, self._headers[0].of_architecture("context_length", N_CTX))
         if self._text is not None:
             self._progress("reading the text")
             pieces = users_text(llm, self._text, warm_up_index, n_ctx, MAX_TEXT_TOKENS)
