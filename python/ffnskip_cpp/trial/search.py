@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -70,8 +69,7 @@ def grow(
     order: Sequence[int],
     cost: Callable[[Sequence[int]], float],
     n: int,
-    is_over: Callable[[], bool],
-    progress: Callable[[], Any] = lambda: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[list[int], bool]:
     """Greedy forward selection: n layers in the order they were added, and whether there was time for all of it.
 
@@ -92,7 +90,6 @@ def grow(
                 break
             measured[best] = cost([*added, best])
             last[best] = measured[best] - total
-            progress()
         else:
             rest = sorted(left, key=lambda il: last.get(il, math.inf))
             return [*added, *rest][:n], False
