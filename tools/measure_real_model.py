@@ -23,7 +23,7 @@ from ffnskip_cpp.quantize import quantize
 from ffnskip_cpp.text import read_texts
 from ffnskip_cpp.trial.quality import Measured, measure_quality
 from ffnskip_cpp.trial.speed import Speed, measure_speed
-from ffnskip_cpp.trial.texts import Piece, users_text
+from ffnskip_cpp.trial.texts import users_text
 
 CALIBRATED_ON = 0.7  # of the text
 N_CTX = 512
@@ -46,11 +46,12 @@ def main() -> None:
             saved = 1 - path.stat().st_size / Path(args.model).stat().st_size
             subjects[f"{name.upper()}, {saved:.0%} smaller"] = stack.enter_context(open_model(path, args.threads))
         llm = stack.enter_context(open_model(Path(args.model), args.threads))
-        pieces = users_text(llm, [rest], WARM_UP, N_CTX, args.tokens)
-        quality = last(measure_quality(llm, list(subjects.values()), pieces, WARM_UP), "quality", len(pieces))
-        n_tokens = sum(len(piece.tokens) for piece in pieces)
-        timed = Piece([token for piece in pieces for token in piece.tokens][:N_CTX], 0)
-        in_turn = measure_speed(llm, [None, *subjects.values()], timed, args.threads, n_tokens=args.speed)
+        chunks = users_text(llm, [rest], WARM_UP, N_CTX, args.tokens)
+        quality = last(measure_quality(llm, list(subjects.values()), chunks, WARM_UP), "quality", len(chunks))
+        n_tokens = sum(map(len, chunks))
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        prompt, timed = tokens[:WARM_UP], tokens[WARM_UP : WARM_UP + args.speed]
+        in_turn = measure_speed(llm, [None, *subjects.values()], prompt, timed, args.threads)
         speed = last(in_turn, "speed", args.speed - 1)
         print(f"{Path(args.model).name}: {n_tokens} tokens of text, {quality[0].quality.n_rows} compared\n")
         print("| | FFN blocks skipped | speed-up | KL divergence | perplexity | same top token |")

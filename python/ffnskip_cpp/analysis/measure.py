@@ -285,6 +285,8 @@ class QualityPoint:
     config: SkipConfig
     first_row: int
     """Of each chunk, rows from this one on are compared, all of which may skip."""
+    name: str | None = None
+    """Of a setting that is not one policy at one ratio."""
     quality: Quality = field(default_factory=Quality)
     whole: Quality = field(default_factory=Quality)
     """Of all rows, the warm-up included."""
@@ -311,8 +313,8 @@ class QualityPoint:
 
     def row(self) -> Row:
         return {
-            "policy": self.config.policy,
-            "skip_ratio_target": float(f"{self.config.skip_ratio:.6g}"),  # which is a float32
+            "policy": self.name or self.config.policy,
+            "skip_ratio_target": None if self.name else float(f"{self.config.skip_ratio:.6g}"),  # which is a float32
             "warm_up_index": self.config.warm_up_index,
             "skip_ratio": self.skip_ratio,
             "skip_ratio_with_warm_up": self._ffn_skipped / self._ffn_total,

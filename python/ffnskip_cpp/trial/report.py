@@ -88,12 +88,9 @@ def _how(trial: Trial) -> str:
 
 
 def _layers(rows: Sequence[Row]) -> list[str]:
-    found = [f"{row.label}: {','.join(map(str, row.config.layers))}" for row in rows if _is_fixed(row)]
+    configs = [(row.label, row.config) for row in rows if row.config is not None and row.config.policy == "fixed"]
+    found = [f"{label}: {','.join(map(str, config.layers or ()))}" for label, config in configs]
     return [f"FFN blocks left out, by layer (--policy fixed --skip-layers): {'; '.join(found)}"] if found else []
-
-
-def _is_fixed(row: Row) -> bool:
-    return row.config is not None and row.config.policy == "fixed"
 
 
 def _texts(trial: Trial) -> str:

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .._core import SkipConfig
 from ..analysis.measure import check_everything, skipping
+from ..chat import PROMPT
 from ..llama import Llama
-from ..quality import kl_divergence
-from .texts import Piece
+from ..quality import Reference
+from ..text import Chunk
+from .texts import n_prompt_of
 
 __all__ = ["by_similarity", "cost_on", "grow", "some_of"]
 
@@ -24,45 +26,45 @@ MOST_TOKENS = 512
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the set
 
 
-def by_similarity(llm: Llama, pieces: Sequence[Piece]) -> list[int]:
+def by_similarity(llm: Llama, chunks: Sequence[Chunk]) -> list[int]:
     """The layers whose FFN block can be skipped, the one that changes the residual least first."""
     parts = []
     with skipping(llm, check_everything(llm._controller.n_layer)):
-        for piece in pieces:
+        for chunk in chunks:
             with llm.trace() as trace:
-                llm.forward(piece.tokens, [True] * len(piece.tokens))
-            parts.append(trace.similarity[OUTLIERS:])
+                llm.forward(chunk.tokens, [i >= OUTLIERS for i in range(len(chunk))])
+            parts.append(trace.similarity)
     mean = np.nan_to_num(np.concatenate(parts).astype(np.float64), nan=-1.0).mean(axis=0)
     return sorted(np.flatnonzero(llm._controller.skippable).tolist(), key=lambda il: -mean[il])
 
 
-def some_of(pieces: Iterable[Piece], n_tokens: int) -> list[Piece]:
-    """About so many tokens of the pieces, in the same part of each."""
-    pieces = list(pieces)
-    each = max(n_tokens // len(pieces), LEAST_TOKENS)
-    return [Piece(p.tokens[: p.n_prompt + each], p.n_prompt) for p in pieces[: max(n_tokens // each, 1)]]
+def some_of(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
+    """About so many tokens of what is generated, in few chunks."""
+    each = max(n_tokens // len(chunks), LEAST_TOKENS)
+    lengths = [n_prompt_of(chunk) + each for chunk in chunks[: max(n_tokens // each, 1)]]
+    return [Chunk(chunk.tokens[:n], chunk.generated[:n]) for chunk, n in zip(chunks, lengths)]
 
 
-def cost_on(llm: Llama, pieces: Sequence[Piece]) -> Callable[[Sequence[int]], float]:
-    """The mean KL divergence of fixed sets of blocks on these pieces, as a function of their layers. Every token but
+def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], float]:
+    """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers. Every token but
     the prompts and the very first ones skips them, whatever the warm-up."""
-    rows = [slice(max(piece.n_prompt, OUTLIERS), len(piece.tokens)) for piece in pieces]
+    eligible = [[i >= OUTLIERS and index != PROMPT for i, index in enumerate(chunk.generated)] for chunk in chunks]
+    rows = [np.flatnonzero(of_chunk[:-1]) for of_chunk in eligible]
     with llm.dense():
-        dense = [llm.forward(piece.tokens)[part] for piece, part in zip(pieces, rows)]
+        dense = [
+            Reference(llm.forward(chunk.tokens)[part], [chunk.tokens[i + 1] for i in part])
+            for chunk, part in zip(chunks, rows)
+        ]
 
     def cost(layers: Sequence[int]) -> float:
         with skipping(llm, SkipConfig("fixed", layers=sorted(layers), warm_up_index=0)):
             kl = [
-                kl_divergence(of_dense, llm.forward(piece.tokens, _all_of(part, piece))[part])
-                for of_dense, piece, part in zip(dense, pieces, rows)
+                reference.compare(llm.forward(chunk.tokens, may_skip)[part]).kl
+                for reference, chunk, may_skip, part in zip(dense, chunks, eligible, rows)
             ]
         return float(np.concatenate(kl).mean())
 
     return cost
-
-
-def _all_of(part: slice, piece: Piece) -> list[bool]:
-    return [i >= part.start for i in range(len(piece.tokens))]
 
 
 def grow(

@@ -14,12 +14,9 @@ from .._core import SkipConfig
 from ..benchmark.options import Options, Setting, Test
 from ..benchmark.runners import Runner, open_runners, quiet
 from ..llama import Llama
-from .texts import Piece
 
-__all__ = ["LEAST_PROMPT", "Speed", "measure_speed"]
+__all__ = ["Speed", "measure_speed"]
 
-MOST_TOKENS = 64  # timed
-LEAST_PROMPT = 8
 LEAST_TOKENS = 4  # in turn, if the time is over before
 PROMPTS = 3  # evaluations of it by each
 Seconds = npt.NDArray[np.float64]
@@ -40,11 +37,10 @@ class Speed:
 def measure_speed(
     llm: Llama,
     subjects: Sequence[SkipConfig | Llama | None],
-    piece: Piece,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
     n_threads: int,
     is_over: Callable[[], bool] = lambda: False,
-    *,
-    n_tokens: int = MOST_TOKENS,
 ) -> Iterator[list[Speed]]:
     """What is known of each subject after each token. The first is None, the dense model: plain llama.cpp, without our
     callback.
@@ -52,14 +48,12 @@ def measure_speed(
     All are fed the same tokens: a prompt, then single ones, of which each may skip. A model that is slower for a while
     is so next to all others, and what is left of it cancels in the ratio.
     """
-    n_prompt = max(piece.n_prompt, LEAST_PROMPT)
-    tokens = list(piece.tokens[: n_prompt + n_tokens])
-    test = Test(n_prompt=n_prompt, n_gen=len(tokens) - n_prompt)
+    test = Test(n_prompt=len(prompt), n_gen=len(tokens))
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet(False))
         runners = _open(stack, llm, subjects, test, n_threads)
-        prompts = _first_tokens(runners, tokens[:n_prompt], is_over)
-        for generated in _in_turn(runners, tokens[n_prompt:], n_prompt, is_over):
+        prompts = _first_tokens(runners, list(prompt), is_over)
+        for generated in _in_turn(runners, tokens, len(prompt), is_over):
             yield [_speed(generated[0], generated[i], prompts[0], prompts[i]) for i in range(len(subjects))]
 
 
@@ -91,7 +85,7 @@ def _first_tokens(runners: Sequence[Runner], prompt: list[int], is_over: Callabl
 
 
 def _in_turn(
-    runners: Sequence[Runner], tokens: list[int], position: int, is_over: Callable[[], bool]
+    runners: Sequence[Runner], tokens: Sequence[int], position: int, is_over: Callable[[], bool]
 ) -> Iterator[Seconds]:
     """[n_runners, n_tokens so far], each token by all runners, each time from another one on. The first does not
     count."""

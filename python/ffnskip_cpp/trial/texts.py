@@ -6,16 +6,18 @@ generates, whatever they are, and needs no file. Its perplexity is low, and says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import llama_cpp
-import llama_cpp.llama_chat_format
+import numpy as np
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from ..chat import PROMPT, Chat, answered
 from ..llama import Llama
-from ..text import PathLike, chunks_of_tokens, read_texts
+from ..text import Chunk, PathLike, Text, chunks, read_texts
 
-__all__ = ["Piece", "chat_prompt", "own_text", "users_text"]
+__all__ = ["chat_prompt", "n_prompt_of", "own_text", "rows_of", "users_text"]
 
 # Of kinds that are asked for often; base models get beginnings of texts in their place.
 QUESTIONS = (
@@ -39,49 +41,71 @@ BEGINNINGS = (
     "The main causes of the First World War were",
 )
 
-OWN_LENGTH = 160  # tokens of an answer past its warm-up, at most
+OWN_LENGTH = 160  # tokens past the warm-up of an answer, at most
 OWN_ROWS = 1200  # tokens past the warm-ups that are enough
-SAMPLING = {"temp": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0}  # llama.cpp's defaults
+SAMPLING: dict[str, Any] = {
+    "temp": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "repeat_penalty": 1.0,
+}  # llama.cpp's defaults
 SEED = 1
-USERS_LENGTH = 130  # tokens of a chunk past its warm-up
+USERS_LENGTH = 130  # tokens past the warm-up of a chunk of plain text
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Tokens of one generation. The prompt and the warm-up run in full, all after them may skip."""
-
-    tokens: Sequence[int]
-    n_prompt: int
-
-    def eligible(self, warm_up_index: int) -> list[bool]:
-        """Of each token, whether it may skip."""
-        first = self.n_prompt + warm_up_index
-        return [i >= first for i in range(len(self.tokens))]
-
-    def n_rows(self, warm_up_index: int) -> int:
-        """Tokens that may skip and whose next one is known."""
-        return max(len(self.tokens) - self.n_prompt - warm_up_index - 1, 0)
+def rows_of(chunk: Chunk, warm_up_index: int) -> list[int]:
+    """Tokens that may skip and whose next one is known."""
+    return np.flatnonzero(chunk.eligible(warm_up_index)[:-1]).tolist()
 
 
-def users_text(llm: Llama, paths: Sequence[PathLike], warm_up_index: int, n_ctx: int, max_tokens: int) -> list[Piece]:
-    """Chunks of the files, each taken for a generation from its first token on.
+def n_prompt_of(chunk: Chunk) -> int:
+    """Tokens before the first one that is generated."""
+    return next((i for i, index in enumerate(chunk.generated) if index != PROMPT), len(chunk))
+
+
+def users_text(
+    llm: Llama,
+    paths: Sequence[PathLike],
+    warm_up_index: int,
+    n_ctx: int,
+    max_tokens: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> list[Chunk]:
+    """The files in chunks. What the user says in a chat without an answer, the model answers first.
 
     Raises:
         ValueError: The text is binary, or too short for two chunks: one to search on and one to measure on.
         OSError: A file can't be read.
     """
-    length = min(n_ctx, warm_up_index + USERS_LENGTH)
-    chunks = chunks_of_tokens(
-        llm, read_texts(paths), length, max_tokens=max_tokens, min_tokens=warm_up_index + USERS_LENGTH // 4
-    )
-    if len(chunks) < 2:
-        raise ValueError(f"the text is too short: {len(chunks[0])} tokens; {2 * length} or more are needed")
-    return [Piece(chunk, 0) for chunk in chunks]
+    texts = read_texts(paths)
+    if any(isinstance(text, Chat) for text in texts):
+        texts, length = list(_answered(llm, texts, is_over)), n_ctx
+    else:
+        length = min(n_ctx, warm_up_index + USERS_LENGTH)
+    least = min(warm_up_index + USERS_LENGTH // 4, length)
+    cut = chunks(llm, texts, length, max_tokens=max_tokens, min_tokens=least)
+    found = [chunk for chunk in cut if rows_of(chunk, warm_up_index)]
+    if len(found) < 2:
+        raise ValueError(
+            f"the text is too short: two generations of more than {warm_up_index} tokens, or {2 * length} tokens of "
+            "plain text, are needed"
+        )
+    return found
 
 
-def own_text(llm: Llama, warm_up_index: int, n_ctx: int, is_over: Callable[[], bool]) -> list[Piece]:
+def _answered(llm: Llama, texts: Sequence[Text], is_over: Callable[[], bool]) -> Iterator[Text]:
+    """As many as there is time for; two at least."""
+    with llm.dense():
+        for n, text in enumerate(texts):
+            if n >= 2 and is_over():
+                return
+            yield answered(llm, text) if isinstance(text, Chat) else text
+
+
+def own_text(llm: Llama, warm_up_index: int, n_ctx: int, is_over: Callable[[], bool]) -> list[Chunk]:
     """What the dense model answers, and how it continues beginnings of texts if it has no chat template or its answers
-    are too short; sampled as llama.cpp does by default. Two pieces at least; one that ends within the warm-up is left
+    are too short; sampled as llama.cpp does by default. Two chunks at least; one that ends within the warm-up is left
     out.
 
     Raises:
@@ -90,20 +114,21 @@ def own_text(llm: Llama, warm_up_index: int, n_ctx: int, is_over: Callable[[], b
     prompts = [llm.tokenize(beginning.encode("utf-8")) for beginning in BEGINNINGS]
     if llm.metadata.get("tokenizer.chat_template"):
         prompts = [*(chat_prompt(llm, question) for question in QUESTIONS), *prompts]
-    pieces: list[Piece] = []
+    found: list[Chunk] = []
+    n_rows = 0
     llm.set_seed(SEED)
     with llm.dense():
         for prompt in prompts:
-            n_rows = sum(piece.n_rows(warm_up_index) for piece in pieces)
-            if len(pieces) >= 2 and (is_over() or n_rows >= OWN_ROWS):
+            if len(found) >= 2 and (is_over() or n_rows >= OWN_ROWS):
                 break
-            n = min(warm_up_index + OWN_LENGTH, n_ctx - len(prompt))
-            piece = Piece([*prompt, *_answer(llm, prompt, n)], len(prompt))
-            if piece.n_rows(warm_up_index) > 0:
-                pieces.append(piece)
-    if len(pieces) < 2:
+            answer = _answer(llm, prompt, min(warm_up_index + OWN_LENGTH, n_ctx - len(prompt)))
+            chunk = Chunk([*prompt, *answer], [PROMPT] * len(prompt) + list(range(len(answer))))
+            if rows := rows_of(chunk, warm_up_index):
+                found.append(chunk)
+                n_rows += len(rows)
+    if len(found) < 2:
         raise ValueError("the model's own answers end too soon to be measured on; give a text (--text FILE)")
-    return pieces
+    return found
 
 
 def _answer(llm: Llama, prompt: Sequence[int], n: int) -> list[int]:
@@ -120,14 +145,10 @@ def chat_prompt(llm: Llama, question: str) -> list[int]:
     template = llm.metadata.get("tokenizer.chat_template")
     if not template:
         return llm.tokenize(question.encode("utf-8"))
-    formatter = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
-        template=template,
-        eos_token=_text_of(llm, llm.token_eos()),
-        bos_token=_text_of(llm, llm.token_bos()),
+    bos, eos = (
+        llm.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
+        for token in (llm.token_bos(), llm.token_eos())
     )
+    formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)
     rendered = formatter(messages=[{"role": "user", "content": question}])
     return llm.tokenize(rendered.prompt.encode("utf-8"), add_bos=not rendered.added_special, special=True)
-
-
-def _text_of(llm: Llama, token: int) -> str:
-    return llm.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""

@@ -28,13 +28,14 @@ from ..file_type import file_type
 from ..gguf_header import Header, read_headers
 from ..llama import Llama
 from ..profile import PathLike
+from ..text import Chunk
 from . import smaller
 from .quality import Measured, measure_quality
 from .report import page
 from .rows import Row
 from .search import LEAST_TOKENS, MEASURED_AGAIN, MOST_TOKENS, by_similarity, cost_on, grow, some_of
-from .speed import LEAST_PROMPT, Speed, measure_speed
-from .texts import QUESTIONS, Piece, chat_prompt, own_text, users_text
+from .speed import Speed, measure_speed
+from .texts import QUESTIONS, chat_prompt, n_prompt_of, own_text, users_text
 from .verdict import best_settings, verdict
 
 __all__ = ["SECONDS", "SKIP_RATIOS", "Trial", "Work", "try_model"]
@@ -44,6 +45,8 @@ SECONDS = 120.0
 WARM_UP = 30
 N_CTX = 512
 MAX_TEXT_TOKENS = 8192  # of the user's; there is no time for more
+LEAST_PROMPT = 8  # tokens of the prompt that is timed
+TIMED_TOKENS = 64
 EXAMPLE_TOKENS = 100
 MOST_EXAMPLES = 3
 
@@ -228,7 +231,7 @@ class Work:
             ratios = self._ratios or (SKIP_RATIOS if profile is None else ())
             sizes = _sizes(llm, ratios, given=self._ratios is not None)
 
-            to_search, to_measure = self._pieces(llm, warm_up_index)
+            to_search, to_measure = self._chunks(llm, warm_up_index)
             self._subjects = [*self._of_profile(llm, profile), *self._of_ratios(llm, to_search, sizes, warm_up_index)]
             self._subjects += self._smaller(llm, folder, stack)
             self._measure_quality(llm, to_measure, warm_up_index)
@@ -301,11 +304,11 @@ class Work:
         return [_Subject(Row(label, "paper", config, ratio))]
 
     def _of_ratios(
-        self, llm: Llama, pieces: Sequence[Piece], sizes: dict[float, int], warm_up_index: int
+        self, llm: Llama, chunks: Sequence[Chunk], sizes: dict[float, int], warm_up_index: int
     ) -> list[_Subject]:
         if not sizes:
             return []
-        order = self._search(llm, pieces, max(sizes.values()))
+        order = self._search(llm, chunks, max(sizes.values()))
         found = []
         for ratio, n in sizes.items():
             config = SkipConfig("fixed", layers=sorted(order[:n]), warm_up_index=warm_up_index)
@@ -314,9 +317,9 @@ class Work:
             found += self._of_paper(llm, label, ratio, warm_up_index)
         return found
 
-    def _search(self, llm: Llama, pieces: Sequence[Piece], n: int) -> list[int]:
+    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int) -> list[int]:
         self._progress(f"searching the {n} FFN blocks that cost least")
-        few = some_of(pieces, LEAST_TOKENS)
+        few = some_of(chunks, LEAST_TOKENS)
         order, cost = by_similarity(llm, few), cost_on(llm, few)
         start = time.monotonic()
         cost(order[:1])
@@ -324,7 +327,7 @@ class Work:
         n_settings = len(order) + MEASURED_AGAIN * n
         n_tokens = int(LEAST_TOKENS * self._clock.left(SEARCH) / of_one / n_settings)
         if n_tokens > LEAST_TOKENS:
-            cost = cost_on(llm, some_of(pieces, min(n_tokens, MOST_TOKENS)))
+            cost = cost_on(llm, some_of(chunks, min(n_tokens, MOST_TOKENS)))
         found, is_complete = grow(order, cost, n, self._clock.is_over(SEARCH))
         if not is_complete:
             self._note(
@@ -370,37 +373,44 @@ class Work:
 
     # ---- measuring ----
 
-    def _pieces(self, llm: Llama, warm_up_index: int) -> tuple[list[Piece], list[Piece]]:
+    def _chunks(self, llm: Llama, warm_up_index: int) -> tuple[list[Chunk], list[Chunk]]:
         """To search on and to measure on; never the same."""
         n_ctx = min(N_CTX, self._headers[0].of_architecture("context_length", N_CTX))
         if self._text is not None:
             self._progress("reading the text")
-            pieces = users_text(llm, self._text, warm_up_index, n_ctx, MAX_TEXT_TOKENS)
+            is_over = self._clock.is_over(TEXT)
+            chunks = users_text(llm, self._text, warm_up_index, n_ctx, MAX_TEXT_TOKENS, is_over)
             words = "of the text given"
         else:
             self._progress("letting the dense model write the text to measure on")
-            pieces = own_text(llm, warm_up_index, n_ctx, self._clock.is_over(TEXT))
+            chunks = own_text(llm, warm_up_index, n_ctx, self._clock.is_over(TEXT))
             words = "which the dense model wrote itself (sampled at a temperature of 0.8)"
         self._change(text=words)
-        return pieces[1::2], pieces[::2]
+        return chunks[1::2], chunks[::2]
 
-    def _measure_quality(self, llm: Llama, pieces: Sequence[Piece], warm_up_index: int) -> None:
+    def _measure_quality(self, llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> None:
         self._progress("measuring what is lost")
         subjects = [subject for subject in self._subjects if not subject.row.quoted]
         for found in measure_quality(
-            llm, [s.measured for s in subjects], pieces, warm_up_index, self._clock.is_over(QUALITY)
+            llm,
+            [s.measured for s in subjects if s.measured is not None],
+            chunks,
+            warm_up_index,
+            self._clock.is_over(QUALITY),
         ):
             for subject, measured in zip(subjects, found):
                 subject.row = _with_quality(subject.row, measured, len(llm.ffn_map))
             self._change(n_tokens=found[0].quality.n_rows)
 
-    def _measure_speed(self, llm: Llama, pieces: Sequence[Piece]) -> None:
+    def _measure_speed(self, llm: Llama, chunks: Sequence[Chunk]) -> None:
         self._progress("measuring speed, all in turn")
         subjects = [subject for subject in self._subjects if not subject.row.quoted]
-        piece = max(pieces, key=lambda piece: len(piece.tokens))
-        self._change(n_prompt=max(piece.n_prompt, LEAST_PROMPT))
+        chunk = max(chunks, key=len)
+        n_prompt = max(n_prompt_of(chunk), LEAST_PROMPT)
+        prompt, tokens = chunk.tokens[:n_prompt], chunk.tokens[n_prompt : n_prompt + TIMED_TOKENS]
+        self._change(n_prompt=n_prompt)
         for dense, *found in measure_speed(
-            llm, [None, *(s.measured for s in subjects)], piece, self._n_threads, self._clock.is_over(SPEED)
+            llm, [None, *(s.measured for s in subjects)], prompt, tokens, self._n_threads, self._clock.is_over(SPEED)
         ):
             for subject, speed in zip(subjects, found):
                 subject.row = _with_speed(subject.row, speed)
