@@ -55,8 +55,10 @@ def found(plain_model, text):
 
 
 @pytest.fixture
-def try_cli(capsys):
-    """Runs `ffnskip try`; returns exit status, stdout and stderr."""
+def try_cli(capsys, monkeypatch):
+    """Runs `ffnskip try`, with a shorter search; returns exit status, stdout and stderr."""
+    monkeypatch.setattr(trial, "MOST_TOKENS", 64)
+    monkeypatch.setattr(trial, "TIMED_TOKENS", 8)
 
     def run(*arguments):
         status = cli.main(["try", "-t", "1", "-ngl", "0", "--time", "10", *map(str, arguments)])

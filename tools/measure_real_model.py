@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", required=True, metavar="FILE", help="plain text, or .jsonl with a text a line")
     parser.add_argument("--skip-ratio", type=float, nargs="+", default=[0.1, 0.25], metavar="R")
     parser.add_argument("--types", nargs="*", default=["q4_0", "q3_k_m"], help="smaller quantisations (default: two)")
-    parser.add_argument("--calibrate-tokens", type=int, default=20_000, metavar="N")
+    parser.add_argument("--effort", default="normal", help="of each calibration: quick, normal, thorough, or seconds")
     parser.add_argument("--tokens", type=int, default=8_000, metavar="N", help="that quality is measured on")
     parser.add_argument("--speed", type=int, default=100, metavar="N", help="tokens timed in turn")
     parser.add_argument("--profiles", nargs="*", metavar="FILE", help="made before, one of each ratio; not made anew")
@@ -105,7 +105,7 @@ def calibrated(args: argparse.Namespace, text: Path, ratio: float, folder: Path)
         [text],
         skip_ratio=ratio,
         output=folder / f"{ratio:g}.ffnskip.gguf",
-        max_tokens=args.calibrate_tokens,
+        effort=float(args.effort) if args.effort.isdigit() else args.effort,
         n_threads=args.threads,
         progress=True,
     )
