@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import demo_world
 from ffnskip_cpp import Llama, SkipConfig, Unsupported, cli, demo_model, try_model
 from ffnskip_cpp.quality import Quality
-from ffnskip_cpp.trial import smaller, trial
+from ffnskip_cpp.trial import smaller, work
 from ffnskip_cpp.trial.quality import Measured
 from ffnskip_cpp.trial.rows import Row
 from ffnskip_cpp.trial.search import grow
@@ -51,14 +51,16 @@ def plain_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(plain_model, text):
-    return try_model(plain_model, text=[text], skip_ratio=[0.125, 0.25], **OPTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "MOST_TOKENS", 128)  # of the search
+        return try_model(plain_model, text=[text], skip_ratio=[0.125, 0.25], **OPTIONS)
 
 
 @pytest.fixture
 def try_cli(capsys, monkeypatch):
     """Runs `ffnskip try`, with a shorter search; returns exit status, stdout and stderr."""
-    monkeypatch.setattr(trial, "MOST_TOKENS", 64)
-    monkeypatch.setattr(trial, "TIMED_TOKENS", 8)
+    monkeypatch.setattr(work, "MOST_TOKENS", 64)
+    monkeypatch.setattr(work, "TIMED_TOKENS", 8)
 
     def run(*arguments):
         status = cli.main(["try", "-t", "1", "-ngl", "0", "--time", "10", *map(str, arguments)])
@@ -351,7 +353,7 @@ def test_interrupted_it_prints_what_was_measured(try_cli, plain_model, text, mon
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trial, "measure_speed", interrupted)
+    monkeypatch.setattr(work, "measure_speed", interrupted)
     status, out, err = try_cli(plain_model, "--text", text, "--skip-ratio", "0.125", "--json")
     result = json.loads(out)
     assert status == 130
@@ -366,7 +368,7 @@ def test_interrupted_before_the_model_is_loaded_there_is_nothing_to_print(try_cl
     def interrupted(self, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trial.Work, "_open", interrupted)
+    monkeypatch.setattr(work.Work, "_open", interrupted)
     status, out, _ = try_cli(plain_model)
     assert (status, out) == (130, "")
 
@@ -389,6 +391,7 @@ def test_nothing_is_left_behind(try_cli, plain_model, text, monkeypatch, tmp_pat
         (["--time", "inf"], "time: inf seconds"),
         (["-t", "0"], "threads: 0 can't compute anything"),
         (["-p", " "], "prompt: it is empty"),
+        (["-p", "Herno Jotsen " * 300], "tokens are too many for a trial; at most 412"),
         (["--text", "missing.txt"], "missing.txt: no such file"),
         (["--text", __file__ + "c"], "no such file"),
     ],

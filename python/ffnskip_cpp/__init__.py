@@ -16,7 +16,8 @@ from .calibration.calibrate import calibrate
 from .demo import demo_model
 from .llama import Llama, Trace
 from .profile import read_profile
-from .trial.trial import Trial, try_model
+from .trial.trial import Trial
+from .trial.work import try_model
 
 __all__ = [
     "Llama",

@@ -8,7 +8,7 @@ import sys
 import time
 
 from .command_line import list_of
-from .trial.trial import SECONDS, Work
+from .trial.work import SECONDS, Work
 
 __all__ = ["add_arguments", "run"]
 

@@ -141,7 +141,7 @@ def _answer(llm: Llama, prompt: Sequence[int], n: int) -> list[int]:
 
 
 def chat_prompt(llm: Llama, question: str) -> list[int]:
-    """The question as the model's chat template has it; as it is where there is none."""
+    """The question as the model's chat template has it; as it is where there is none, or one that fails."""
     template = llm.metadata.get("tokenizer.chat_template")
     if not template:
         return llm.tokenize(question.encode("utf-8"))
@@ -149,6 +149,9 @@ def chat_prompt(llm: Llama, question: str) -> list[int]:
         llm.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
         for token in (llm.token_bos(), llm.token_eos())
     )
-    formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)
-    rendered = formatter(messages=[{"role": "user", "content": question}])
+    try:
+        formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)
+        rendered = formatter(messages=[{"role": "user", "content": question}])
+    except Exception:  # whatever the template's author, or Jinja, thought fit
+        return llm.tokenize(question.encode("utf-8"))
     return llm.tokenize(rendered.prompt.encode("utf-8"), add_bos=not rendered.added_special, special=True)
