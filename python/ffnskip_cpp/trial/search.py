@@ -1,0 +1,100 @@
+"""A quick search for the FFN blocks that cost least together: greedy, and with a result whenever its time is over.
+
+`ffnskip calibrate` searches more settings on more text; this says in half a minute about what it would find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .._core import SkipConfig
+from ..analysis.measure import check_everything, skipping
+from ..chat import PROMPT
+from ..llama import Llama
+from ..quality import Reference
+from ..text import Chunk
+from .texts import n_prompt_of
+
+__all__ = ["by_similarity", "cost_on", "grow", "some_of"]
+
+OUTLIERS = 4  # tokens at the start of a context, which are like no others
+LEAST_TOKENS = 48
+MOST_TOKENS = 512
+MEASURED_AGAIN = 3  # blocks, on average, before one is added to the set
+
+
+def by_similarity(llm: Llama, chunks: Sequence[Chunk]) -> list[int]:
+    """The layers whose FFN block can be skipped, the one that changes the residual least first."""
+    parts = []
+    with skipping(llm, check_everything(llm._controller.n_layer)):
+        for chunk in chunks:
+            with llm.trace() as trace:
+                llm.forward(chunk.tokens, [i >= OUTLIERS for i in range(len(chunk))])
+            parts.append(trace.similarity)
+    mean = np.nan_to_num(np.concatenate(parts).astype(np.float64), nan=-1.0).mean(axis=0)
+    return sorted(np.flatnonzero(llm._controller.skippable).tolist(), key=lambda il: -mean[il])
+
+
+def some_of(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
+    """About so many tokens of what is generated, in few chunks."""
+    each = max(n_tokens // len(chunks), LEAST_TOKENS)
+    lengths = [n_prompt_of(chunk) + each for chunk in chunks[: max(n_tokens // each, 1)]]
+    return [Chunk(chunk.tokens[:n], chunk.generated[:n]) for chunk, n in zip(chunks, lengths)]
+
+
+def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], float]:
+    """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers. Every token but
+    the prompts and the very first ones skips them, whatever the warm-up."""
+    eligible = [[i >= OUTLIERS and index != PROMPT for i, index in enumerate(chunk.generated)] for chunk in chunks]
+    rows = [np.flatnonzero(of_chunk[:-1]) for of_chunk in eligible]
+    with llm.dense():
+        dense = [
+            Reference(llm.forward(chunk.tokens)[part], [chunk.tokens[i + 1] for i in part])
+            for chunk, part in zip(chunks, rows)
+        ]
+
+    def cost(layers: Sequence[int]) -> float:
+        with skipping(llm, SkipConfig("fixed", layers=sorted(layers), warm_up_index=0)):
+            kl = [
+                reference.compare(llm.forward(chunk.tokens, may_skip)[part]).kl
+                for reference, chunk, may_skip, part in zip(dense, chunks, eligible, rows)
+            ]
+        return float(np.concatenate(kl).mean())
+
+    return cost
+
+
+def grow(
+    order: Sequence[int],
+    cost: Callable[[Sequence[int]], float],
+    n: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> tuple[list[int], bool]:
+    """Greedy forward selection: n layers in the order they were added, and whether there was time for all of it.
+
+    A block's cost beside the set of an earlier round is taken for a lower bound of its cost now, so that few are
+    measured again in each round (Minoux 1978). When time is over the set is filled up by what is known: the cost when
+    it was measured last, or else the place in `order`.
+    """
+    last: dict[int, float] = {}
+    added: list[int] = []
+    total = 0.0
+    while len(added) < n:
+        left = [il for il in order if il not in added]
+        measured: dict[int, float] = {}
+        best = left[0]
+        while not is_over():
+            best = min(left, key=lambda il: last.get(il, -math.inf))
+            if best in measured:
+                break
+            measured[best] = cost([*added, best])
+            last[best] = measured[best] - total
+        else:
+            rest = sorted(left, key=lambda il: last.get(il, math.inf))
+            return [*added, *rest][:n], False
+        added.append(best)
+        total = measured[best]
+    return added, True
