@@ -5,6 +5,7 @@ The oracle is llama_cpp.Llama itself, on the same file with the same settings an
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
 import json
@@ -455,7 +456,7 @@ def skipped_blocks(llm, n=12):
         (EAGER, EAGER),
         (0.25, SkipConfig(skip_ratio=0.25)),
         (0, SkipConfig(skip_ratio=0.0)),
-        ("auto", SkipConfig()),
+        ("auto", None),
         (SkipConfig(policy="dense"), None),
     ],
     ids=str,
@@ -525,7 +526,8 @@ def test_what_skipped_before_leaves_no_trace_in_a_dense_generation(open_models, 
 
 @pytest.mark.parametrize("state", ["same object", "state", "cache"])
 def test_a_prompt_gives_the_same_tokens_whatever_was_generated_before(open_models, state):
-    llm, fresh = open_models(skip=EAGER), open_models(skip=EAGER)
+    """reuse="full": what skipping tokens left in the context is evaluated again."""
+    llm, fresh = open_models(skip=EAGER, reuse="full"), open_models(skip=EAGER)
     if state == "cache":
         llm.set_cache(llama_cpp.LlamaRAMCache())
     prompt = tokens_of(llm)
@@ -538,19 +540,47 @@ def test_a_prompt_gives_the_same_tokens_whatever_was_generated_before(open_model
     assert llm(prompt, **arguments)["choices"] == fresh(prompt, **arguments)["choices"]
 
 
-def test_auto_logs_one_line_that_names_its_values(path, caplog):
-    with caplog.at_level(logging.INFO, logger="ffnskip_cpp"), closing(Llama(path, **OPTIONS)):
-        pass
+def test_auto_without_a_profile_is_dense_and_says_so_in_one_line(path, caplog):
+    with caplog.at_level(logging.INFO, logger="ffnskip_cpp"), closing(Llama(path, **OPTIONS)) as llm:
+        assert llm.skip is None
+        assert llm.context_params.cb_eval is None or not ctypes.cast(llm.context_params.cb_eval, ctypes.c_void_p).value
     (record,) = caplog.records
     assert record.levelno == logging.INFO
-    assert "uncalibrated" in record.message
-    assert "sim_threshold=0.9, layers [2, 10), max_skip=3, warm_up_index=30" in record.message
+    assert "nothing is skipped" in record.message and "ffnskip calibrate" in record.message
 
 
 def test_auto_warns_where_the_object_is_verbose(path, caplog, capfd):
     with caplog.at_level(logging.INFO, logger="ffnskip_cpp"), closing(Llama(path, **{**OPTIONS, "verbose": True})):
         pass
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+@pytest.mark.parametrize("skip", [0.25, EAGER], ids=str)
+def test_settings_that_are_not_calibrated_warn_once(path, skip):
+    with pytest.warns(UserWarning, match="not calibrated") as caught, closing(Llama(path, skip=skip, **OPTIONS)) as llm:
+        llm.skip = 0.3
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_settings_of_the_models_own_profile_do_not_warn(open_models, model_file, tmp_path, recwarn):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(Path(model_file("llama", n_layer=12)).read_bytes())
+    config = SkipConfig(policy="fixed", layers=[4, 5], warm_up_index=3)
+    with pytest.warns(UserWarning, match="not calibrated"):
+        llm = open_models(file=file, skip=config)
+    llm.save_profile(tmp_path / "m.ffnskip.gguf")
+    recwarn.clear()
+    assert open_models(file=file).skip == config
+    assert open_models(file=file, skip=config).skip == config
+    assert not recwarn.list
+
+
+def test_a_threshold_that_tells_nothing_is_said_once(open_models):
+    llm = open_models(skip=SkipConfig(sim_threshold=-1.0, warm_up_index=0))
+    with pytest.warns(UserWarning, match="tells nothing") as caught:
+        take(llm.generate(tokens_of(llm), temp=0.0), 140)
+        take(llm.generate(tokens_of(llm), temp=0.0), 140)
+    assert len([w for w in caught if "tells nothing" in str(w.message)]) == 1
 
 
 @pytest.mark.parametrize("skip", [None, EAGER, 0.25], ids=str)
@@ -565,8 +595,10 @@ def test_auto_runs_a_model_without_ffn_dense_and_says_so(model_file, caplog):
     with caplog.at_level(logging.INFO, logger="ffnskip_cpp"), closing(Llama(file, **OPTIONS)) as llm:
         assert llm.skip is None
         assert take(llm.generate([1, 2]), 3)
-    (record,) = caplog.records
-    assert "mamba" in record.message
+        assert "mamba" in llm.why_dense
+        with pytest.raises(Unsupported, match="mamba"):
+            llm.skip = 0.25
+    assert len(caplog.records) == 1
 
 
 # --- statistics and trace --------------------------------------------------------------------------------------------

@@ -278,32 +278,66 @@ def test_tokens_sent_into_a_generation_run_in_full(open_model):
     assert llm.stats.tokens == before + 2
 
 
-def test_a_batch_to_verify_runs_in_full(open_model):
+@pytest.mark.parametrize("lengths", [(3, 0), (2,), (0, 1, 5)], ids=str)
+def test_a_draft_changes_no_token_of_a_skipping_model(open_model, lengths):
+    """Drafted tokens are verified by the model that skips; those it refuses leave no trace in the warm-up's count."""
+
     class Repeat(LlamaDraftModel):
-        """Drafts the token before; `calls` says how many tokens it drafts each time."""
+        """Drafts the token before, or, every other time, one that is never right."""
 
         def __init__(self):
-            self.calls = itertools.cycle([3, 0])
+            self.lengths, self.flips = itertools.cycle(lengths), itertools.cycle([0, 1])
 
         def __call__(self, input_ids, /, **kwargs):
-            return np.full(next(self.calls), input_ids[-1], np.intc)
+            return np.full(next(self.lengths), input_ids[-1] if next(self.flips) else 7, np.intc)
 
-    llm = open_model(SkipConfig(policy="fixed", layers=[5], warm_up_index=0), draft_model=Repeat())
-    with llm.trace() as trace:
-        take(llm.generate(tokens_of(llm), temp=0.0), 12)
-    assert 0 < len(trace.skipped) < 11  # only tokens decoded without a draft
-    assert trace.skipped[:, 5].all()
+    skip = SkipConfig(policy="fixed", layers=[5], warm_up_index=4)
+    alone, llm = open_model(skip), open_model(skip, draft_model=Repeat())
+    expected = take(alone.generate(tokens_of(alone), temp=0.0), 40)
+    assert take(llm.generate(tokens_of(llm), temp=0.0), 40) == expected
+    assert llm.stats.ffn_skipped >= alone.stats.ffn_skipped == 35
 
 
-def test_a_draft_that_is_always_long_leaves_nothing_to_skip(open_model):
-    class Constant(LlamaDraftModel):
-        def __call__(self, input_ids, /, **kwargs):
-            return np.array([1, 2], np.intc)
+def test_tokens_may_be_declared(open_model):
+    llm = open_model(SkipConfig(policy="fixed", layers=[5], warm_up_index=0))
+    llm.eval(tokens_of(llm))
+    llm.eval([100], generated=True)
+    assert llm.stats.ffn_skipped == 1
+    llm.eval([101, 102], generated=True)
+    assert llm.stats.ffn_skipped == 3
+    llm.eval([llm.sample(temp=0.0)], generated=False)
+    assert llm.stats.tokens == 3
 
-    llm = open_model(SkipConfig(policy="fixed", layers=[5], warm_up_index=0), draft_model=Constant())
-    plain = open_model(cls=llama_cpp.Llama, draft_model=Constant())
-    assert take(llm.generate(tokens_of(llm), temp=0.0), 20) == take(plain.generate(tokens_of(llm), temp=0.0), 20)
+
+def test_tokens_chosen_from_logits_read_here_count_as_generated(open_model):
+    llm = open_model(SkipConfig(policy="fixed", layers=[5], warm_up_index=0), logits_all=True)
+    llm.eval(tokens_of(llm))
+    for _ in range(4):
+        llm.eval([int(llm.scores[llm.n_tokens - 1].argmax())])
+    assert llm.stats.ffn_skipped == 4
+
+
+def test_a_prompt_evaluated_token_by_token_runs_in_full_and_that_is_said(open_model):
+    llm = open_model(SkipConfig(policy="fixed", layers=[5], warm_up_index=0))
+    with pytest.warns(UserWarning, match="generated=True"):
+        for token in tokens_of(llm):
+            llm.eval([token])
     assert llm.stats.tokens == 0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_state_saved_within_a_generation_goes_on_like_it(open_model, native):
+    skip = SkipConfig(policy="fixed", layers=[5, 6], warm_up_index=8)
+    llm = open_model(skip, logits_all=not native)
+    generation = llm.generate(tokens_of(llm), temp=0.0)
+    token = take(generation, 12)[-1]
+    state = llm.save_state()
+    rest = take(generation, 10)
+    skipped = llm.stats.ffn_skipped
+    llm.load_state(state)
+    llm.reset_stats()
+    assert take(llm.generate([token], temp=0.0, reset=False), 10) == rest
+    assert llm.stats.ffn_skipped == 2 * 10 and skipped == 2 * (12 + 10 - 1 - 8)
 
 
 def test_skipping_changes_between_two_tokens(open_model):

@@ -29,6 +29,9 @@ struct Hooks {
     int32_t (*decode)(llama_context * ctx, const llama_batch * batch, Run run, void * call);
     int32_t (*process)(llama_context * ctx, llama_batch_ext * batch, Run run, void * call);
 
+    // The program looks at outputs of the last decode.
+    void (*outputs_read)(llama_context * ctx);
+
     // The contents of a llama_batch_ext can't be read, so they are noted as they are set.
     void (*batch_cleared)(llama_batch_ext * batch);
     void (*batch_freed)(llama_batch_ext * batch);

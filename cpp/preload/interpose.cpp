@@ -158,6 +158,12 @@ llama_context * make_context(llama_model * model, llama_context_params params) {
     return ctx;
 }
 
+void read_outputs(llama_context * ctx) {
+    if (g_active) {
+        g_hooks->outputs_read(ctx);
+    }
+}
+
 }  // namespace
 
 // ---- models ----
@@ -219,6 +225,38 @@ FFNSKIP_INTERPOSED int32_t llama_decode(llama_context * ctx, llama_batch batch) 
 FFNSKIP_INTERPOSED int32_t llama_process(llama_context * ctx, llama_process_type type, llama_batch_ext * batch) {
     auto call = [&] { return ORIGINAL(llama_process)(ctx, type, batch); };
     return g_active && type == LLAMA_PROCESS_TYPE_DECODE ? g_hooks->process(ctx, batch, run<decltype(call)>, &call) : call();
+}
+
+// ---- outputs ----
+
+FFNSKIP_INTERPOSED float * llama_get_logits(llama_context * ctx) {
+    read_outputs(ctx);
+    return ORIGINAL(llama_get_logits)(ctx);
+}
+
+FFNSKIP_INTERPOSED float * llama_get_logits_ith(llama_context * ctx, int32_t i) {
+    read_outputs(ctx);
+    return ORIGINAL(llama_get_logits_ith)(ctx, i);
+}
+
+FFNSKIP_INTERPOSED llama_token llama_sampler_sample(llama_sampler * sampler, llama_context * ctx, int32_t i) {
+    read_outputs(ctx);
+    return ORIGINAL(llama_sampler_sample)(sampler, ctx, i);
+}
+
+FFNSKIP_INTERPOSED llama_token llama_get_sampled_token_ith(llama_context * ctx, int32_t i) {
+    read_outputs(ctx);
+    return ORIGINAL(llama_get_sampled_token_ith)(ctx, i);
+}
+
+FFNSKIP_INTERPOSED float * llama_get_sampled_probs_ith(llama_context * ctx, int32_t i) {
+    read_outputs(ctx);
+    return ORIGINAL(llama_get_sampled_probs_ith)(ctx, i);
+}
+
+FFNSKIP_INTERPOSED float * llama_get_sampled_logits_ith(llama_context * ctx, int32_t i) {
+    read_outputs(ctx);
+    return ORIGINAL(llama_get_sampled_logits_ith)(ctx, i);
 }
 
 // ---- the contents of batches ----

@@ -32,6 +32,7 @@ struct Context {
 
     Controller controller;
     State      state = State::unknown;
+    bool       outputs_read = true;  // of the last decode
 };
 
 // Of the process. Contexts are decoded without the lock: each belongs to one thread at a time.
@@ -213,13 +214,26 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     if (context->state != Context::State::skipping) {
         return run(call);
     }
-    int32_t status = 0;
+    struct Noted {
+        Run     run;
+        void *  call;
+        int32_t status = 0;
+
+        static int32_t decode(void * self) {
+            auto & noted = *static_cast<Noted *>(self);
+            return noted.status = noted.run(noted.call);
+        }
+    } noted{ run, call };
     try {
-        context->controller.decode(ctx, rows, [&] { return status = run(call); });
+        // A program that feeds a prompt token by token, each with an output, does not look at them.
+        if (!std::exchange(context->outputs_read, false)) {
+            context->controller.outputs_unread();
+        }
+        context->controller.decode(ctx, rows, Noted::decode, &noted);
     } catch (const std::exception & error) {
         give_up(*context, error.what());
     }
-    return status;
+    return noted.status;
 }
 
 int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
@@ -230,6 +244,12 @@ int32_t process(llama_context * ctx, llama_batch_ext * batch, Run run, void * ca
     llama_batch rows{};
     with_batch(batch, [&](BatchRows & noted) { rows = noted.view(); });
     return decode_rows(ctx, rows, run, call);
+}
+
+void outputs_read(llama_context * ctx) {
+    if (Context * context = context_of(ctx)) {
+        context->outputs_read = true;
+    }
 }
 
 // ---- the contents of batches ----
@@ -298,7 +318,7 @@ void report() {
 }
 
 constexpr Hooks k_hooks = { model_loaded, model_freeing, attach,     created,      freeing,    freed,
-                            decode,       process,       batch_cleared, batch_freed, row_added,  row_shared,
+                            decode,       process,       outputs_read, batch_cleared, batch_freed, row_added,  row_shared,
                             row_embedded, row_placed,    row_output, copied,       shifted,    replaced,
                             report };
 

@@ -126,27 +126,28 @@ public:
         const RowKind * rows = row_kinds(kinds, tokens.size());
         fill(tokens, position, all_logits);
         py::gil_scoped_release unlocked;
-        decode_unlocked(ctx, position, rows);
+        llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1);
+        check_status(rows == nullptr ? controller.decode(ctx, batch_, Fed::prompt) : controller.decode(ctx, batch_, rows));
     }
 
     // A llama_batch made elsewhere.
-    void decode_batch(uintptr_t ctx_address, uintptr_t batch_address, const std::optional<std::vector<uint8_t>> & kinds) {
+    void decode_batch(uintptr_t ctx_address, uintptr_t batch_address, std::optional<bool> generated) {
         auto *            ctx   = pointer<llama_context>(ctx_address, "decode_batch");
         const llama_batch batch = *pointer<llama_batch>(batch_address, "decode_batch");
-        const RowKind *   rows  = row_kinds(kinds, size_t(batch.n_tokens));
+        const Fed         fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
         py::gil_scoped_release unlocked;
-        check_status(controller.decode(ctx, batch, rows));
+        check_status(controller.decode(ctx, batch, fed));
     }
 
-    // One turn of the generation loop: decodes `token` as the generated token number `index`, samples the next.
-    llama_token step(uintptr_t ctx_address, uintptr_t sampler_address, llama_token token, int32_t position, int64_t index) {
-        auto *        ctx     = pointer<llama_context>(ctx_address, "step");
-        auto *        sampler = pointer<llama_sampler>(sampler_address, "step");
-        const RowKind kind    = controller.row_kind(index);
+    // One turn of the generation loop: decodes a generated token, samples the next.
+    llama_token step(uintptr_t ctx_address, uintptr_t sampler_address, llama_token token, int32_t position) {
+        auto * ctx     = pointer<llama_context>(ctx_address, "step");
+        auto * sampler = pointer<llama_sampler>(sampler_address, "step");
         py::gil_scoped_release unlocked;
         tokens_.assign(1, token);
         fill(tokens_, position, false);
-        decode_unlocked(ctx, position, &kind);
+        llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1);
+        check_status(controller.decode(ctx, batch_, Fed::generated));
         return llama_sampler_sample(sampler, ctx, -1);
     }
 
@@ -165,11 +166,6 @@ private:
             positions_[i] = position + int32_t(i);
         }
         batch_ = { int32_t(n), tokens_.data(), nullptr, positions_.data(), counts_.data(), sequences_.data(), logits_.data() };
-    }
-
-    void decode_unlocked(llama_context * ctx, int32_t position, const RowKind * kinds) {
-        llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1);
-        check_status(controller.decode(ctx, batch_, kinds));
     }
 
     std::vector<llama_token>    tokens_;
@@ -297,9 +293,18 @@ PYBIND11_MODULE(_core, m) {
         })
         .def("decode", &PyController::decode, py::arg("ctx"), py::arg("tokens"), py::arg("position"),
              py::arg("kinds") = py::none(), py::arg("all_logits") = false)
-        .def("decode_batch", &PyController::decode_batch, py::arg("ctx"), py::arg("batch"), py::arg("kinds") = py::none())
-        .def("step", &PyController::step, py::arg("ctx"), py::arg("sampler"), py::arg("token"), py::arg("position"),
-             py::arg("index"))
+        .def("decode_batch", &PyController::decode_batch, py::arg("ctx"), py::arg("batch"), py::arg("generated") = py::none())
+        .def("step", &PyController::step, py::arg("ctx"), py::arg("sampler"), py::arg("token"), py::arg("position"))
+        .def("set_reuse", [](PyController & c, bool full) { c.controller.set_reuse(full ? Reuse::full : Reuse::all); },
+             py::arg("full"))
+        .def("first_to_repeat", [](const PyController & c, int32_t end) { return c.controller.first_to_repeat(0, end); },
+             py::arg("end"))
+        .def("count_from_here", [](PyController & c) { c.controller.count_from_here(0); })
+        .def("replaced", [](PyController & c) { c.controller.replaced(0); })
+        .def("account", [](const PyController & c) { return py::bytes(c.controller.account(0)); })
+        .def("restore", [](PyController & c, const std::string & account) { c.controller.restore(0, account); },
+             py::arg("account"))
+        .def("take_notice", [](PyController & c) { return c.controller.take_notice(); })
         .def("row_kind", [](const PyController & c, int64_t index) { return int(c.controller.row_kind(index)); },
              py::arg("generated_index"))
         .def_property_readonly("stats", [](const PyController & c) { return c.controller.stats(); })

@@ -5,6 +5,7 @@
 #include "fingerprint.h"
 #include "policy.h"
 #include "recorder.h"
+#include "rewind.h"
 #include "sequences.h"
 #include "ubatches.h"
 
@@ -82,34 +83,15 @@ Split usual_split(const llama_context * ctx) {
     return unified ? Split::simple : Split::equal_sequential;
 }
 
-// Where the sequences of a batch ended before it, to go back there if it has to be decoded again.
-class Ends {
-public:
-    void note(llama_memory_t memory, const llama_batch & batch) {
-        ends_.clear();
-        for (int32_t i = 0; i < batch.n_tokens; ++i) {
-            const int32_t n_seq = batch.n_seq_id == nullptr ? 1 : batch.n_seq_id[i];
-            for (int32_t s = 0; s < n_seq; ++s) {
-                note(memory, batch.seq_id == nullptr ? 0 : batch.seq_id[i][s]);
-            }
-        }
-    }
+// llama_decode as a `run` of Controller::decode().
+struct Decode {
+    llama_context *     ctx;
+    const llama_batch & batch;
 
-    bool go_back(llama_memory_t memory) const {
-        return std::all_of(ends_.begin(), ends_.end(), [&](const std::pair<llama_seq_id, llama_pos> & end) {
-            return llama_memory_seq_rm(memory, end.first, end.second + 1, -1);
-        });
+    static int32_t run(void * self) {
+        const auto & call = *static_cast<const Decode *>(self);
+        return llama_decode(call.ctx, call.batch);
     }
-
-private:
-    void note(llama_memory_t memory, llama_seq_id seq) {
-        const auto same = [&](const std::pair<llama_seq_id, llama_pos> & end) { return end.first == seq; };
-        if (seq >= 0 && size_t(seq) < llama_max_parallel_sequences() && std::none_of(ends_.rbegin(), ends_.rend(), same)) {
-            ends_.emplace_back(seq, llama_memory_seq_pos_max(memory, seq));
-        }
-    }
-
-    std::vector<std::pair<llama_seq_id, llama_pos>> ends_;
 };
 
 }  // namespace
@@ -124,7 +106,11 @@ struct Controller::Impl {
     Evaluation           evaluation{ settings, recorder };
     Fingerprint          fingerprint;
     Sequences            sequences;
+    Reuse                reuse = Reuse::all;
+    uint64_t             key   = 0;      // of the settings
     Ends                 ends;
+    int32_t              n_swa = 0;
+    bool                 inside = false;  // a decode; llama_decode may be a library's that leads back here
     std::exception_ptr   error;  // thrown in the callback, kept until llama_decode has returned
     std::string          why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
 
@@ -189,10 +175,13 @@ struct Controller::Impl {
         if (memory == nullptr || llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
             throw Unsupported("architecture '" + arch + "' does not generate token by token; there is no FFN block to skip");
         }
-        if (llama_memory_seq_pos_max(memory, 0) >= 0) {
-            throw std::invalid_argument("probe: the context is in use; its memory must be empty");
+        for (llama_seq_id seq = 0; seq < llama_seq_id(llama_n_seq_max(ctx)); ++seq) {
+            if (llama_memory_seq_pos_max(memory, seq) >= 0) {
+                throw std::invalid_argument("probe: the context is in use; its memory must be empty");
+            }
         }
         n_layer = llama_model_n_layer(model);
+        n_swa   = llama_model_n_swa(model);
         fingerprint.begin(arch, n_layer, llama_model_n_embd(model));
         if (n_layer > TokenState::k_max_layers) {
             throw Unsupported("architecture '" + arch + "' has " + std::to_string(n_layer) + " layers, more than " +
@@ -205,6 +194,8 @@ struct Controller::Impl {
         skippable.clear();
         config   = dense_config();
         settings = Settings();
+        key      = key_of(settings);
+        sequences.forget();
         judge(learn_model(ctx, memory), arch);
     }
 
@@ -248,9 +239,36 @@ struct Controller::Impl {
         skippable = may_skip;
     }
 
-    int32_t decode(llama_context * ctx, const llama_batch & rows, const RowKind * kinds, const std::function<int32_t()> & run) {
+    using Run = int32_t (*)(void * data);
+
+    int32_t decode(llama_context * ctx, const llama_batch & rows, Fed fed, Run run, void * data) {
         const llama_memory_t memory = llama_get_memory(ctx);
-        if (n_layer == 0 || rows.token == nullptr) {
+        if (memory == nullptr || inside) {
+            return run(data);
+        }
+        const Inside guard(*this);
+        if (evaluation.take_unknown_decode()) {
+            sequences.forget();
+        }
+        const RowKind * kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
+        repeat_skipped(ctx, memory);
+        return decode(ctx, memory, rows, kinds, run, data);
+    }
+
+    int32_t decode(llama_context * ctx, const llama_batch & rows, const RowKind * kinds) {
+        Decode               call{ ctx, rows };
+        const llama_memory_t memory = llama_get_memory(ctx);
+        if (memory == nullptr || inside) {
+            return Decode::run(&call);
+        }
+        const Inside guard(*this);
+        sequences.note(memory, rows);
+        return decode(ctx, memory, rows, kinds, Decode::run, &call);
+    }
+
+    int32_t decode(llama_context * ctx, llama_memory_t memory, const llama_batch & rows, const RowKind * kinds, Run run,
+                   void * data) {
+        if (rows.token == nullptr) {
             kinds = nullptr;
         }
         if (kinds != nullptr) {
@@ -258,19 +276,81 @@ struct Controller::Impl {
         }
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
             evaluation.begin_decode(rows, kinds);
-            const int32_t status = run();
+            const int32_t status = run(data);
             const bool    repeat = evaluation.end_decode(status == 0 && error == nullptr);
             rethrow();
             if (!repeat) {
+                if (status == 0) {
+                    sequences.commit(rows, evaluation.skipped_rows(), key);
+                }
                 return status;
             }
             llama_synchronize(ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
-            if (!ends.go_back(memory)) {
+            if (!ends.go_back(memory, n_swa)) {
                 throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
             }
         }
         throw Unsupported("the graph of this model changes from one evaluation to the next");
     }
+
+    // Computes again what prompts of the running batch must not build on.
+    void repeat_skipped(llama_context * ctx, llama_memory_t memory) {
+        for (const Sequences::Part & part : sequences.parts()) {
+            const llama_pos from = sequences.first_to_repeat(part.seq, part.next, reuse == Reuse::full, key);
+            if (!part.generated && from < part.next) {
+                repeat(ctx, memory, part.seq, from, part.next);
+                sequences.repeated(part.seq);
+            }
+        }
+    }
+
+    // Decodes positions [from, end) of a sequence in full.
+    void repeat(llama_context * ctx, llama_memory_t memory, llama_seq_id seq, llama_pos from, llama_pos end) {
+        const llama_pos begin = window_is_there(memory, seq, from, n_swa) ? from : 0;
+        const auto *    found = sequences.tokens(seq, begin, end);
+        if (found == nullptr || !llama_memory_seq_rm(memory, seq, begin, -1)) {
+            throw Unsupported("positions " + std::to_string(begin) + " to " + std::to_string(end - 1) + " of sequence " +
+                              std::to_string(seq) + " were computed with skipping and can't be computed again: " +
+                              (found == nullptr ? "their tokens are not known" : "the model's memory can't go back"));
+        }
+        const std::vector<llama_token> tokens(found, found + (end - begin));
+        const int32_t                  n_batch = int32_t(llama_n_batch(ctx));
+        llama_batch                    batch   = llama_batch_init(n_batch, 0, 1);
+        int32_t                        status  = 0;
+        for (size_t done = 0; status == 0 && done < tokens.size(); done += size_t(batch.n_tokens)) {
+            batch.n_tokens = int32_t(std::min(size_t(n_batch), tokens.size() - done));
+            for (int32_t i = 0; i < batch.n_tokens; ++i) {
+                batch.token[i]     = tokens[done + size_t(i)];
+                batch.pos[i]       = begin + llama_pos(done) + i;
+                batch.n_seq_id[i]  = 1;
+                batch.seq_id[i][0] = seq;
+                batch.logits[i]    = 0;
+            }
+            evaluation.begin_decode(batch, nullptr);
+            status = llama_decode(ctx, batch);
+            evaluation.end_decode(status == 0);
+        }
+        llama_batch_free(batch);
+        rethrow();
+        if (status != 0) {
+            throw std::runtime_error("llama_decode returned " + std::to_string(status) + " for tokens to be computed again");
+        }
+    }
+
+    // A decode is going on. However it ends, the evaluation forgets its batch.
+    class Inside {
+    public:
+        explicit Inside(Impl & impl) : impl_(impl) { impl_.inside = true; }
+        ~Inside() {
+            impl_.inside = false;
+            impl_.evaluation.abandon();
+        }
+        Inside(const Inside &)             = delete;
+        Inside & operator=(const Inside &) = delete;
+
+    private:
+        Impl & impl_;
+    };
 };
 
 Controller::Controller() : impl_(std::make_unique<Impl>()) {}
@@ -309,6 +389,8 @@ void Controller::set_config(const Config & config) {
     }
     impl_->settings = resolve(config, impl_->skippable);
     impl_->config   = config;
+    impl_->key      = key_of(impl_->settings);
+    impl_->recorder.judge(impl_->settings);
 }
 
 void Controller::set_profile(const Profile & profile) {
@@ -319,6 +401,7 @@ void Controller::set_profile(const Profile & profile) {
     }
     try {
         set_config(profile.config);
+        impl_->recorder.trust();
     } catch (const std::invalid_argument & error) {
         throw std::invalid_argument("profile " + profile.path + ": " + error.what());
     }
@@ -344,25 +427,21 @@ RowKind Controller::row_kind(int64_t generated_index) const {
     return generated_index >= impl_->settings.warm_up_index ? RowKind::skippable : RowKind::warm_up;
 }
 
+int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, Fed fed) {
+    Decode call{ ctx, batch };
+    return impl_->decode(ctx, batch, fed, Decode::run, &call);
+}
+
+int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data) {
+    return impl_->decode(ctx, rows, Fed::recognise, run, data);
+}
+
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds) {
-    return impl_->decode(ctx, batch, kinds, [&] { return llama_decode(ctx, batch); });
+    return impl_->decode(ctx, batch, kinds);
 }
 
-int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, const std::function<int32_t()> & run) {
-    const llama_memory_t memory = llama_get_memory(ctx);
-    if (memory == nullptr) {
-        return run();
-    }
-    const RowKind * kinds  = impl_->sequences.classify(memory, rows, impl_->settings.warm_up_index);
-    const int32_t   status = impl_->decode(ctx, rows, kinds, run);
-    if (status == 0) {
-        impl_->sequences.commit();
-    }
-    return status;
-}
-
-int32_t Controller::decode(llama_context * ctx, const llama_batch & batch) {
-    return decode(ctx, batch, [&] { return llama_decode(ctx, batch); });
+void Controller::set_reuse(Reuse reuse) {
+    impl_->reuse = reuse;
 }
 
 void Controller::copied(llama_seq_id from, llama_seq_id to) {
@@ -377,12 +456,38 @@ void Controller::replaced(llama_seq_id seq) {
     impl_->sequences.replaced(seq);
 }
 
+std::string Controller::account(llama_seq_id seq) const {
+    return impl_->sequences.save(seq);
+}
+
+void Controller::restore(llama_seq_id seq, const std::string & account) {
+    if (!impl_->sequences.load(seq, account)) {
+        throw std::invalid_argument("restore: these are not the bytes of an account of a sequence");
+    }
+}
+
+void Controller::count_from_here(llama_seq_id seq) {
+    impl_->sequences.count_from_here(seq);
+}
+
+void Controller::outputs_unread() {
+    impl_->sequences.outputs_unread();
+}
+
+llama_pos Controller::first_to_repeat(llama_seq_id seq, llama_pos end) const {
+    return impl_->sequences.first_to_repeat(seq, end, impl_->reuse == Reuse::full, impl_->key);
+}
+
 Stats Controller::stats() const {
     return impl_->recorder.stats();
 }
 
 void Controller::reset_stats() {
     impl_->recorder.reset_stats();
+}
+
+std::optional<std::string> Controller::take_notice() {
+    return impl_->recorder.take_notice();
 }
 
 void Controller::start_trace() {

@@ -43,6 +43,8 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) 
     n_batch_   = batch.n_tokens;
     repeat_    = false;
     skippable_ = false;
+    decoding_  = true;
+    any_skipped_ = false;
     if (kinds == nullptr) {
         return;
     }
@@ -65,19 +67,30 @@ bool Evaluation::end_decode(bool succeeded) {
     // a graph half learnt.
     const RowKind * kinds = kinds_;
     kinds_                = nullptr;
+    decoding_             = false;
     if (succeeded) {
         keep_learnt();
     }
     mode_ = Mode::idle;
     if (succeeded && !repeat_ && kinds != nullptr) {
         recorder_.commit(rows_, kinds, n_batch_, settings_.policy);
+        note_skipped();
     }
     return succeeded && repeat_;
 }
 
+void Evaluation::note_skipped() {
+    skipped_.resize(size_t(n_batch_));
+    for (size_t i = 0; i < skipped_.size(); ++i) {
+        skipped_[i]  = uint8_t(rows_[i].skips_any());
+        any_skipped_ = any_skipped_ || skipped_[i] != 0;
+    }
+}
+
 void Evaluation::abandon() {
-    mode_  = Mode::idle;
-    kinds_ = nullptr;
+    mode_     = Mode::idle;
+    kinds_    = nullptr;
+    decoding_ = false;
 }
 
 // ---- before a node is computed ----
@@ -89,6 +102,7 @@ bool Evaluation::ask(ggml_tensor * node) {
     }
     switch (mode_) {
         case Mode::idle:
+            unknown_decode_ = unknown_decode_ || !decoding_;
             return false;
         case Mode::following:
             return follow(node);

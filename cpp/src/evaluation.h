@@ -16,6 +16,7 @@
 #include <llama.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace ffnskip {
@@ -37,6 +38,12 @@ public:
     // Throws Unsupported if that graph does not allow what the settings want.
     bool end_decode(bool succeeded);
 
+    // [n_batch] of the decode that ended last: 1 where the row skipped an FFN block; null where none did.
+    const std::vector<uint8_t> * skipped_rows() const { return any_skipped_ ? &skipped_ : nullptr; }
+
+    // Whether something was evaluated outside of begin_decode() and end_decode() since the last call.
+    bool take_unknown_decode() { return std::exchange(unknown_decode_, false); }
+
     bool probing() const { return probe_armed_ || mode_ == Mode::probing; }
 
     // The rest of the decode runs in full and does not count.
@@ -54,6 +61,7 @@ private:
         learning,   // the structure turned out to be new: dense, and the batch will be repeated
     };
 
+    void note_skipped();
     void begin(const ggml_tensor * node);
     void begin_ubatch(const ggml_tensor * token_ids);
     bool follow(ggml_tensor * node);
@@ -85,6 +93,10 @@ private:
     Ubatches                ubatches_;
     std::vector<int32_t>    token_ids_;          // [n_rows] of an ubatch whose ids are in a device's memory
     bool                    repeat_ = false;
+    bool                    decoding_       = false;
+    bool                    unknown_decode_ = false;
+    bool                    any_skipped_    = false;
+    std::vector<uint8_t>    skipped_;            // [n_batch]
 
     // ---- the running evaluation ----
     Mode                       mode_        = Mode::idle;

@@ -1,6 +1,7 @@
 #include "policy.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ffnskip {
 namespace {
@@ -20,11 +21,30 @@ uint64_t below(uint64_t random, uint64_t n) {
 
 }  // namespace
 
+uint64_t key_of(const Settings & settings) {
+    uint64_t   key = 0;
+    const auto add = [&](uint64_t value) { key = mix(key ^ value); };
+    add(uint64_t(settings.policy));
+    add(uint64_t(settings.cold_e));
+    add(uint64_t(settings.warm_up_index));
+    add(uint64_t(settings.max_skip));
+    add(settings.seed);
+    for (int il = 0; il < settings.n_layer(); ++il) {
+        uint32_t bits = 0;
+        if (settings.checked[size_t(il)]) {
+            std::memcpy(&bits, &settings.threshold[size_t(il)], sizeof(bits));
+        }
+        add(bits);
+        add(uint64_t(settings.candidate[size_t(il)] | settings.always[size_t(il)] << 1 | settings.checked[size_t(il)] << 2));
+    }
+    return key | 1;
+}
+
 void TokenState::begin_full() {
     skip_.reset();
     check_.reset();
-    may_skip_ = false;
-    tripped_  = false;
+    may_skip_   = false;
+    trip_layer_ = -1;
 }
 
 void TokenState::begin(const Settings & settings, int32_t position, int32_t token) {
@@ -60,7 +80,7 @@ bool TokenState::observe(const Settings & settings, int il, float similarity) {
     if (!(similarity >= settings.threshold[size_t(il)])) {
         return false;
     }
-    tripped_ = true;
+    trip_layer_ = il;
     check_.reset();
     int left = settings.max_skip;
     for (int next = il + 1; next < settings.cold_e && left > 0; ++next) {

@@ -6,8 +6,12 @@
 #include "ffnskip/config.h"
 
 #include <bitset>
+#include <cstdint>
 
 namespace ffnskip {
+
+// Tells settings apart that leave other things in a memory; never 0.
+uint64_t key_of(const Settings & settings);
 
 class TokenState {
 public:
@@ -27,13 +31,15 @@ public:
     bool observe(const Settings & settings, int il, float similarity);
 
     bool may_skip() const { return may_skip_; }
-    bool tripped() const { return tripped_; }
+    bool skips_any() const { return skip_.any(); }
+    bool tripped() const { return trip_layer_ >= 0; }
+    int  trip_layer() const { return trip_layer_; }  // -1: has not tripped
 
 private:
     std::bitset<k_max_layers> skip_;
     std::bitset<k_max_layers> check_;
-    bool may_skip_ = false;
-    bool tripped_  = false;
+    bool may_skip_   = false;
+    int  trip_layer_ = -1;
 };
 
 }  // namespace ffnskip

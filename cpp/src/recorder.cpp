@@ -1,15 +1,26 @@
 #include "recorder.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <limits>
 #include <utility>
 
 namespace ffnskip {
+namespace {
+
+constexpr int k_judged  = 100;  // tokens
+constexpr int k_at_once = 95;   // of these; more tell that the threshold decides nothing
+
+}  // namespace
 
 void Recorder::set_model(const std::vector<uint8_t> & has_ffn) {
     n_layer_ = int(has_ffn.size());
     n_ffn_   = uint64_t(std::count(has_ffn.begin(), has_ffn.end(), uint8_t(1)));
-    reset_stats();
+
+    // Tokens decoded before ran every block.
+    const std::lock_guard lock(stats_mutex_);
+    stats_.ffn_total = stats_.tokens * n_ffn_;
+    stats_.skipped_per_layer.resize(size_t(n_layer_), 0);
 }
 
 void Recorder::begin_decode(int32_t n_rows) {
@@ -28,6 +39,7 @@ void Recorder::checked(int32_t row, int layer, float similarity) {
 }
 
 void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy) {
+    const std::lock_guard lock(stats_mutex_);
     stats_.checks += checks_;
     stats_.ffn_bytes_not_read += bytes_;
     for (int32_t i = 0; i < n_rows; ++i) {
@@ -42,6 +54,10 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;
         stats_.tokens_never_tripped += is_adaptive(policy) && row.may_skip() && !row.tripped();
+        if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip()) {
+            ++n_judged_;
+            n_at_once_ += row.trip_layer() == first_checked_;
+        }
         if (tracing_) {
             append_trace(i, row);
         }
@@ -57,7 +73,35 @@ void Recorder::append_trace(int32_t i, const TokenState & row) {
     ++trace_.n_tokens;
 }
 
+void Recorder::judge(const Settings & settings) {
+    const auto first = std::find(settings.checked.begin(), settings.checked.end(), uint8_t(1));
+    const bool some  = settings.skips_anything() && first != settings.checked.end();
+    first_checked_   = some ? int(first - settings.checked.begin()) : -1;
+    threshold_       = some ? settings.threshold[size_t(first_checked_)] : 0.0f;
+    n_judged_        = 0;
+    n_at_once_       = 0;
+}
+
+std::optional<std::string> Recorder::take_notice() {
+    if (noticed_ || n_judged_ < k_judged || n_at_once_ <= k_at_once) {
+        return std::nullopt;
+    }
+    noticed_ = true;
+    char text[256];
+    std::snprintf(text, sizeof(text),
+                  "%d of the first %d tokens reached sim_threshold %g in layer %d, the first that is checked: the threshold "
+                  "tells nothing about this model; \"ffnskip calibrate\" finds what does",
+                  n_at_once_, n_judged_, double(threshold_), first_checked_);
+    return text;
+}
+
+Stats Recorder::stats() const {
+    const std::lock_guard lock(stats_mutex_);
+    return stats_;
+}
+
 void Recorder::reset_stats() {
+    const std::lock_guard lock(stats_mutex_);
     stats_                   = Stats();
     stats_.skipped_per_layer = std::vector<uint64_t>(size_t(n_layer_), 0);
 }

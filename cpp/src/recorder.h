@@ -6,6 +6,9 @@
 #include "policy.h"
 
 #include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
 #include <vector>
 
 namespace ffnskip {
@@ -22,8 +25,14 @@ public:
     // The decode stands. `rows` and `kinds` are of its batch, in order.
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy);
 
-    const Stats & stats() const { return stats_; }
-    void          reset_stats();
+    // Settings to be judged by the first tokens that may skip under them; or not.
+    void judge(const Settings & settings);
+    void trust() { first_checked_ = -1; }
+    std::optional<std::string> take_notice();
+
+    // From any thread.
+    Stats stats() const;
+    void  reset_stats();
 
     void  start_trace();
     Trace stop_trace();
@@ -38,7 +47,14 @@ private:
     uint64_t           bytes_  = 0;  // of the running decode
     std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
 
-    Stats stats_;
+    int   first_checked_ = -1;  // layer; -1: nothing is to be judged
+    float threshold_     = 0.0f;
+    int   n_judged_      = 0;
+    int   n_at_once_     = 0;   // of these, tripped in that layer
+    bool  noticed_       = false;
+
+    mutable std::mutex stats_mutex_;  // taken once a decode
+    Stats              stats_;
     Trace trace_;
     bool  tracing_ = false;
 };

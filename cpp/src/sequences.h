@@ -1,8 +1,10 @@
-// Tells generated tokens from prompt tokens, sequence by sequence, by nothing but the batches that are decoded.
+// The account of a context's memory, sequence by sequence: which tokens were generated, and which positions hold what a
+// token that skipped left there. Made from nothing but the batches that are decoded and where the memory ends.
 //
-// A generated token was sampled from the output of the token before it. So a row is one if it is the only row of its
-// sequence, stands right behind what the memory holds of it, and the last row decoded there was the one before it and
-// had its output requested. A prompt cut into chunks, down to one token, has no output but at its end.
+// A generated token was sampled from the output of the token before it. So rows of a sequence are generated if they stand
+// right behind what the memory holds of it, and the row decoded before them had its output requested, and read where that
+// can be seen. One row is a token; a few with all their outputs requested are a token and a draft to verify. A prompt cut
+// into chunks, down to one token, has no output but at its end.
 #pragma once
 
 #include "ffnskip/controller.h"
@@ -10,47 +12,92 @@
 #include <llama.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace ffnskip {
 
 class Sequences {
 public:
-    // The kind of each row of `rows`, valid until the next call; null if all are prompt tokens. Reads the memory as it
-    // is before the decode.
-    const RowKind * classify(llama_memory_t memory, const llama_batch & rows, int warm_up_index);
-    // The rows last classified have been decoded.
-    void commit();
+    // Rows of one sequence that come with a token are taken for a draft up to this many; more are a text to be scored.
+    static constexpr int32_t k_max_draft = 64;
+
+    // What the running batch has of a sequence.
+    struct Part {
+        llama_seq_id seq       = -1;
+        int32_t      n_rows    = 0;
+        llama_pos    next      = 0;     // position after what the memory holds
+        llama_pos    first     = 0;     // position of its first row
+        llama_pos    last      = 0;
+        bool         outputs   = true;  // of every row
+        bool         output    = false; // of the last row
+        bool         follows   = true;  // each row the one before it
+        bool         shared    = false; // some row belongs to another sequence as well
+        bool         generated = false;
+        int64_t      n_before  = 0;     // generated tokens before its first row
+        int32_t      n_placed  = 0;     // rows that were given their position, where the batch has none
+    };
+
+    // The kind of each row of a batch that is about to be decoded, valid until the next call; null if all are prompt
+    // tokens. Reads the memory as it is before the decode.
+    const RowKind * classify(llama_memory_t memory, const llama_batch & rows, Fed fed, int warm_up_index);
+    // The same for a caller who names the kinds.
+    void note(llama_memory_t memory, const llama_batch & rows);
+
+    const std::vector<Part> & parts() const { return parts_; }
+
+    // The rows last classified have been decoded; `skipped[i]`: row i skipped an FFN block, under settings of this
+    // `key`. Null: none did.
+    void commit(const llama_batch & rows, const std::vector<uint8_t> * skipped, uint64_t key);
+
+    // The outputs of the last decode were not looked at: what follows was not sampled from them.
+    void outputs_unread();
+    // Something was decoded that is not known here.
+    void forget();
+
+    // The first of the positions below `end` that a skipping token filled, and that a prompt may not build on: all such
+    // if `full`, else those of settings with another key. `end` where there is none.
+    llama_pos first_to_repeat(llama_seq_id seq, llama_pos end, bool full, uint64_t key) const;
+    // Tokens of positions [from, to); null where they are not known.
+    const llama_token * tokens(llama_seq_id seq, llama_pos from, llama_pos to) const;
+    // Positions of `seq` hold what ran in full.
+    void repeated(llama_seq_id seq);
 
     void copied(llama_seq_id from, llama_seq_id to);
     void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
     void replaced(llama_seq_id seq);  // all if negative
+    void count_from_here(llama_seq_id seq);
+
+    // The account of a sequence as bytes, to be kept with a saved state of it, and back.
+    std::string save(llama_seq_id seq) const;
+    bool        load(llama_seq_id seq, const std::string & account);
 
 private:
+    static constexpr llama_pos k_none = INT32_MAX;
+
     struct Sequence {
-        llama_pos last      = -1;     // position of the row decoded last
-        bool      output    = false;  // whose output was requested
-        int64_t   generated = 0;      // rows decoded since the prompt ended
+        llama_pos last          = -1;      // position of the row decoded last
+        bool      output        = false;   // whose output was requested
+        int64_t   generated     = 0;       // tokens generated up to there since the prompt ended
+        int64_t   n_verified    = 0;       // of these, rows of the last decode before `last` with an output too
+        llama_pos first_skipped = k_none;  // position of the first token that skipped
+        uint64_t  key           = 0;       // of the settings it skipped under; 0: of several
+        llama_pos first_token   = 0;       // position of tokens[0]
+        std::vector<llama_token> tokens;   // up to `last`
     };
 
-    // What the running batch has of a sequence.
-    struct Part {
-        llama_seq_id seq    = -1;
-        int32_t      n_rows = 0;
-        int32_t      row    = -1;  // the last one
-        llama_pos    next   = -1;  // position after what the memory holds, then after each row
-        llama_pos    last   = -1;
-        bool         output = false;
-        bool         shared = false;  // some row belongs to another sequence as well
-        bool         generated = false;
-    };
-
-    void       take(llama_memory_t memory, const llama_batch & rows, int32_t i);
-    Part &     part_of(llama_memory_t memory, llama_seq_id seq);
-    Sequence * known(llama_seq_id seq);
+    void             take(llama_memory_t memory, const llama_batch & rows);
+    void             take(llama_memory_t memory, const llama_batch & rows, int32_t i);
+    Part &           part_of(llama_memory_t memory, llama_seq_id seq);
+    Part *           part_of(llama_seq_id seq);
+    Sequence &       grown(llama_seq_id seq);
+    Sequence *       known(llama_seq_id seq);
+    const Sequence * known(llama_seq_id seq) const;
+    bool             is_generated(const Part & part, Fed fed) const;
 
     std::vector<Sequence> sequences_;  // by id, grows with the ids seen
     std::vector<Part>     parts_;
+    std::vector<llama_seq_id> committed_;  // sequences of the last decode
     std::vector<RowKind>  kinds_;
 };
 

@@ -210,10 +210,24 @@ class Controller:
         all_logits: bool = False,
     ) -> None:
         """Decodes tokens of sequence 0 from `position` on. Raises RuntimeError with llama_decode's status."""
-    def decode_batch(self, ctx: int, batch: int, kinds: Sequence[int] | None = None) -> None:
-        """Decodes a llama_batch. Raises RuntimeError with llama_decode's status."""
-    def step(self, ctx: int, sampler: int, token: int, position: int, index: int) -> int:
-        """Decodes generated token number `index` and samples the next one."""
+    def decode_batch(self, ctx: int, batch: int, generated: bool | None = None) -> None:
+        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch. Raises RuntimeError with
+        llama_decode's status."""
+    def step(self, ctx: int, sampler: int, token: int, position: int) -> int:
+        """Decodes a generated token of sequence 0 and samples the next one."""
+    def set_reuse(self, full: bool) -> None: ...
+    def first_to_repeat(self, end: int) -> int:
+        """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
+    def count_from_here(self) -> None:
+        """All that the memory holds of sequence 0 is a prompt."""
+    def replaced(self) -> None:
+        """Sequence 0 was loaded from elsewhere."""
+    def account(self) -> bytes:
+        """What is known of sequence 0, to be kept with a saved state."""
+    def restore(self, account: bytes) -> None:
+        """Raises ValueError where these are not the bytes of an account."""
+    def take_notice(self) -> str | None:
+        """What the user should be told of the settings in use, at most once."""
     def row_kind(self, generated_index: int) -> int: ...
     @property
     def stats(self) -> SkipStats: ...

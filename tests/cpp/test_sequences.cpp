@@ -137,6 +137,158 @@ void refused_batches(const Model & model) {
     expect(s.kind_of(0, 3, 8) == k_skips, "and generation goes on");
 }
 
+// Largest difference of two models' outputs, relative to the largest output.
+double difference(const std::vector<float> & a, const std::vector<float> & b) {
+    double most = 0, scale = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        most  = std::max(most, std::abs(double(a[i]) - double(b[i])));
+        scale = std::max(scale, std::abs(double(b[i])));
+    }
+    return most / scale;
+}
+
+// A token and a draft of what follows, all with outputs, as a server verifies it.
+int32_t feed_draft(Skipping & s, llama_pos pos, const std::vector<llama_token> & tokens) {
+    llama_batch batch = llama_batch_init(int32_t(tokens.size()), 0, 1);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        const int32_t row    = batch.n_tokens++;
+        batch.token[row]     = tokens[i];
+        batch.pos[row]       = pos + llama_pos(i);
+        batch.n_seq_id[row]  = 1;
+        batch.seq_id[row][0] = 0;
+        batch.logits[row]    = 1;
+    }
+    const int32_t status = s.controller.decode(s.ctx.get(), batch);
+    llama_batch_free(batch);
+    return status;
+}
+
+void drafts(const Model & model) {
+    Skipping s(model, 2);
+    s.feed(0, 0, { 5, 6, 7 });
+    s.controller.reset_stats();
+    expect(feed_draft(s, 3, { 8, 9, 10, 11 }) == 0, "a token and three drafted ones");
+    expect(s.controller.stats().tokens == 4, "count as generated");
+    expect(s.controller.stats().ffn_skipped == 2 * k_max_skip, "two of them past the warm-up");
+    llama_memory_seq_rm(s.memory(), 0, 5, -1);  // 10 and 11 are refused
+    expect(s.kind_of(0, 5, 12) == k_skips, "the token in place of a refused one is the third generated");
+    llama_memory_seq_rm(s.memory(), 0, 4, -1);
+    expect(s.kind_of(0, 4, 9) == k_prompt, "what was taken back further is evaluated as a prompt");
+    s.feed(0, 5, { 5, 6, 7 });
+    s.controller.reset_stats();
+    expect(feed_draft(s, 8, std::vector<llama_token>(65, 8)) == 0 && s.controller.stats().tokens == 0,
+           "more rows than a draft has are a text to be scored");
+}
+
+void declared(const Model & model) {
+    Skipping          s(model, 0);
+    llama_token       tokens[] = { 5, 6, 7 };
+    const llama_batch one      = llama_batch_get_one(tokens, 1);
+    s.controller.decode(s.ctx.get(), one, Fed::prompt);
+    s.controller.decode(s.ctx.get(), one, Fed::prompt);
+    expect(s.controller.stats().tokens == 0, "a prompt fed token by token, told so");
+    s.controller.decode(s.ctx.get(), llama_batch_get_one(tokens, 3), Fed::generated);
+    expect(s.controller.stats().tokens == 3, "generated tokens, told so");
+    s.controller.outputs_unread();
+    s.controller.decode(s.ctx.get(), one);
+    expect(s.controller.stats().tokens == 3, "nothing was sampled from outputs that nobody read");
+}
+
+std::vector<float> last_logits(Skipping & s) {
+    const float * logits = llama_get_logits_ith(s.ctx.get(), -1);
+    return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(s.ctx.get()))) };
+}
+
+// Logits after a prompt that follows an answer which skipped; `plain`: the same text without anything skipped.
+std::vector<float> second_turn(const Model & model, Reuse reuse, bool plain, bool other_settings) {
+    Skipping s(model, 0);
+    s.controller.set_reuse(reuse);
+    if (plain) {
+        Config dense;
+        dense.policy = Policy::dense;
+        s.controller.set_config(dense);
+    }
+    s.feed(0, 0, { 5, 6, 7 });
+    for (llama_token i = 0; i < 6; ++i) {
+        s.feed(0, 3 + i, { 8 + i });
+    }
+    expect((s.controller.stats().ffn_skipped == 0) == plain, "it skips unless it is dense");
+    if (other_settings) {
+        Config config   = s.controller.config();
+        config.max_skip = k_max_skip + 1;
+        s.controller.set_config(config);
+    }
+    s.feed(0, 9, { 20, 21, 22 });
+    expect(llama_memory_seq_pos_max(s.memory(), 0) == 11, "the text is all there");
+    return last_logits(s);
+}
+
+void reuse(const Model & model) {
+    const std::vector<float> plain = second_turn(model, Reuse::all, true, false);
+    // In batches of other sizes, so to rounding.
+    expect(difference(second_turn(model, Reuse::full, false, false), plain) < 1e-3, "full: as if nothing had skipped");
+    expect(difference(second_turn(model, Reuse::all, false, true), plain) < 1e-3, "nor is what other settings skipped reused");
+    expect(difference(second_turn(model, Reuse::all, false, false), plain) > 1e-3, "all: the prompt builds on what skipped");
+}
+
+void warm_up_is_full(const Model & model) {
+    Skipping s(model, 4);
+    s.controller.set_reuse(Reuse::full);
+    s.feed(0, 0, { 5, 6, 7 });
+    for (llama_token i = 0; i < 6; ++i) {
+        s.feed(0, 3 + i, { 8 + i });
+    }
+    expect(s.controller.first_to_repeat(0, 9) == 7, "four tokens of warm-up count as full");
+    llama_memory_seq_rm(s.memory(), 0, 7, -1);
+    s.feed(0, 7, { 5, 6 });
+    expect(s.controller.first_to_repeat(0, 9) == 9, "nothing is left of what was taken back");
+    llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
+    s.controller.copied(0, 1);
+    s.feed(1, 9, { 5 });
+    s.feed(1, 10, { 5 });
+    expect(s.controller.first_to_repeat(1, 11) == 11 && s.controller.first_to_repeat(0, 9) == 9, "a copy has its own account");
+}
+
+void saved_accounts(const Model & model) {
+    Skipping s(model, 2);
+    s.feed(0, 0, { 5, 6, 7 });
+    s.feed(0, 3, { 8 });
+    s.feed(0, 4, { 9 });
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx.get(), 0));
+    llama_state_seq_get_data(s.ctx.get(), state.data(), state.size(), 0);
+    const std::string account = s.controller.account(0);
+    s.feed(0, 5, { 5, 5 });
+    llama_memory_seq_rm(s.memory(), 0, -1, -1);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 0);
+    s.controller.restore(0, account);
+    expect(s.kind_of(0, 5, 10) == k_skips, "a state loaded with its account goes on past its warm-up");
+    bool refused = false;
+    try {
+        s.controller.restore(0, account.substr(1));
+    } catch (const std::invalid_argument &) {
+        refused = true;
+    }
+    expect(refused, "other bytes are refused");
+}
+
+// What a caller's own call throws passes through, and the next decode is not confused by it.
+void exceptions(const Model & model) {
+    Skipping s(model, 0);
+    s.feed(0, 0, { 5, 6, 7 });
+    llama_token       token = 8;
+    const llama_batch batch = llama_batch_get_one(&token, 1);
+    bool              thrown = false;
+    try {
+        s.controller.decode(s.ctx.get(), batch, [](void *) -> int32_t { throw std::runtime_error("mine"); }, nullptr);
+    } catch (const std::runtime_error & error) {
+        thrown = std::string(error.what()) == "mine";
+    }
+    expect(thrown, "an exception of the caller's");
+    expect(llama_decode(s.ctx.get(), batch) == 0 && s.controller.stats().tokens == 0, "llama_decode itself runs in full");
+    expect(s.kind_of(0, 4, 9) == k_prompt, "and makes the account forget");
+    expect(s.kind_of(0, 5, 10) == k_skips, "until it knows again");
+}
+
 // What each of three sequences gets: fed these tokens after its prompt, alone or all in one batch.
 std::vector<float> logits(const Model & model, const std::vector<llama_seq_id> & seqs, bool unified, Stats & stats) {
     Skipping           s(model, 0, unified);
@@ -165,16 +317,6 @@ std::vector<float> logits(const Model & model, const std::vector<llama_seq_id> &
     llama_batch_free(batch);
     stats = s.controller.stats();
     return out;
-}
-
-// Largest difference of two models' outputs, relative to the largest output.
-double difference(const std::vector<float> & a, const std::vector<float> & b) {
-    double most = 0, scale = 0;
-    for (size_t i = 0; i < a.size(); ++i) {
-        most  = std::max(most, std::abs(double(a[i]) - double(b[i])));
-        scale = std::max(scale, std::abs(double(b[i])));
-    }
-    return most / scale;
 }
 
 void neighbours(const Model & model) {
@@ -210,6 +352,12 @@ int main(int argc, char ** argv) {
     shifts(model);
     states_loaded(model);
     refused_batches(model);
+    drafts(model);
+    declared(model);
+    reuse(model);
+    warm_up_is_full(model);
+    saved_accounts(model);
+    exceptions(model);
     neighbours(model);
     return result();
 }

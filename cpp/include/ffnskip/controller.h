@@ -9,10 +9,15 @@
 //     controller.decode(ctx, batch);                           // in place of llama_decode, prompts and all
 //
 // Prompt tokens and the first warm_up_index generated tokens of each sequence run in full. Which tokens are generated
-// is seen from the batches: one token of a sequence, alone in its batch, at the position after the one whose output was
-// requested last. Anything else is a prompt (or a draft to verify): it runs in full and begins the sequence's count
-// anew. Sequences may be removed, cut short and used again at will; after llama_memory_seq_cp call copied(), after
-// llama_memory_seq_add call shifted(), or the next token of that sequence counts as a prompt.
+// is seen from the batches: a token that stands right behind the one whose output was requested last, alone or with a
+// draft of up to 63 tokens whose outputs are all requested. Anything else is a prompt: it runs in full and begins the
+// sequence's count anew. A caller who knows better says so (Fed). Sequences may be removed, cut short and used again at
+// will; after llama_memory_seq_cp call copied(), after llama_memory_seq_add call shifted(), or the next token of that
+// sequence counts as a prompt.
+//
+// What tokens that skipped left in the memory is known here for every sequence. A prompt builds on it (Reuse::all), or it
+// is computed again in full first (Reuse::full). What other settings skipped is always computed again, so that a text
+// does not depend on what ran before it.
 //
 // One controller serves one context, must outlive it, and is used by one thread at a time (the one that decodes).
 // The way it works: docs/how-it-works.md.
@@ -25,8 +30,8 @@
 
 #include <llama.h>
 
-#include <functional>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -42,6 +47,16 @@ enum class RowKind : uint8_t {
     warm_up,    // a generated token that runs in full (Algorithm 1's warm_up_index), counted
     skippable,  // a generated token that may skip, counted
 };
+
+// What the rows of a batch are.
+enum class Fed : uint8_t {
+    recognise,  // seen from the batch, as above
+    prompt,
+    generated,  // by a loop of the caller's own: they continue the sequence's count
+};
+
+// What becomes of positions that skipping tokens filled, when a prompt follows them.
+enum class Reuse : uint8_t { all, full };
 
 class Controller {
 public:
@@ -79,12 +94,17 @@ public:
     // The config as it applies to this model.
     const Settings & settings() const;
 
+    // Default: Reuse::all.
+    void set_reuse(Reuse reuse);
+
     // llama_decode with skipping; returns its status. The outcome of a row does not depend on the rest of the batch.
-    // Throws Unsupported where llama.cpp does something this version does not know; the tokens have been decoded then.
-    int32_t decode(llama_context * ctx, const llama_batch & batch);
-    // The same around a call of the caller's own, such as llama_process; `rows` says what is in its batch.
-    int32_t decode(llama_context * ctx, const llama_batch & rows, const std::function<int32_t()> & run);
-    // The same for a caller who knows better what the rows are: `kinds` has one entry per token, or is null: all prompt.
+    // Throws Unsupported where llama.cpp does something this version does not know (the tokens have been decoded then),
+    // and where a memory can't go back to compute again what has to be.
+    int32_t decode(llama_context * ctx, const llama_batch & batch, Fed fed = Fed::recognise);
+    // The same around a call of the caller's own, such as llama_process, which returns llama_decode's status; `rows`
+    // says what is in its batch. What `run` throws is passed on.
+    int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data);
+    // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
 
     // The kind of the i-th generated token of a sequence (i = 0, 1, ...): it may skip if i >= warm_up_index.
@@ -96,9 +116,23 @@ public:
     void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
     // `seq` was loaded from elsewhere (a saved state, say); all of them if negative.
     void replaced(llama_seq_id seq);
+    // What is known of `seq`, to be kept with a saved state of it; and back, after the state was loaded: the sequence goes
+    // on as if it had never left. restore() throws std::invalid_argument where the bytes are none of account()'s.
+    std::string account(llama_seq_id seq) const;
+    void        restore(llama_seq_id seq, const std::string & account);
+    // All that the memory holds of `seq` is a prompt: the next generated token is its first.
+    void count_from_here(llama_seq_id seq);
+    // Nobody looked at the outputs of the last decode: what follows was not sampled from them.
+    void outputs_unread();
+    // A prompt at position `end` of `seq` would have positions from here to there computed again; `end`: none.
+    llama_pos first_to_repeat(llama_seq_id seq, llama_pos end) const;
 
     Stats stats() const;
     void  reset_stats();
+
+    // What the user should be told of these settings, at most once: that nearly every token trips in the first layer
+    // that is checked, so that the threshold tells nothing. Settings of a profile are not judged.
+    std::optional<std::string> take_notice();
 
     // Records similarity and skipped blocks of every generated token from start_trace() to stop_trace().
     void  start_trace();

@@ -12,7 +12,7 @@ Teacher-forced evaluation takes a chunk for one generation from its first token 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,15 +62,9 @@ def changed(config: SkipConfig, **changes: Any) -> SkipConfig:
     return SkipConfig(**{**{name: getattr(config, name) for name in CONFIG_FIELDS}, **changes})
 
 
-@contextlib.contextmanager
-def skipping(llm: Llama, config: SkipConfig) -> Iterator[None]:
+def skipping(llm: Llama, config: SkipConfig) -> contextlib.AbstractContextManager[None]:
     """Within the block the model skips as `config` says. Raises ValueError where that does not fit the model."""
-    before = llm.skip
-    llm.skip = config
-    try:
-        yield
-    finally:
-        llm.skip = before
+    return llm.skipping(config)
 
 
 def check_everything(n_layer: int, warm_up_index: int = 0) -> SkipConfig:
