@@ -498,6 +498,15 @@ def test_model_without_a_block_to_skip_is_refused(model_file, tmp_path):
         analyze(Options(str(model_file("mamba")), (str(tmp_path / "t.txt"),), str(tmp_path / "out")))
 
 
+def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    text = tmp_path / "out" / "report.html"
+    text.write_text(TEXT)
+    with pytest.raises(ValueError, match=r"report\.html: is the input itself"):
+        analyze(Options(str(model), (str(text),), str(tmp_path / "out")))
+    assert text.read_text() == TEXT
+
+
 def test_a_file_in_place_of_the_folder_is_refused(analyze_cli, tmp_path):
     (tmp_path / "out").write_text("")
     status, _, err = analyze_cli()

@@ -49,6 +49,7 @@ def take(generation, n):
 
 def evaluated(llm, act):
     """How many tokens `act` has llama.cpp evaluate."""
+    llama_cpp.llama_synchronize(llm.ctx)  # what was computed counts from there on
     llama_cpp.llama_perf_context_reset(llm.ctx)
     act()
     llama_cpp.llama_synchronize(llm.ctx)

@@ -434,7 +434,7 @@ def test_a_full_disk_leaves_the_model_as_it_was(refusal, model, write, monkeypat
     before, files = model.read_bytes(), sorted(model.parent.iterdir())
     assert len(before) > 100_000
     monkeypatch.setattr("ffnskip_cpp.profile.open", _FullDisk(room), raising=False)
-    assert "No space left on device" in refusal(action, *words)
+    assert f"{model}: the disk is full; it takes 1 MB; nothing was written" in refusal(action, *words)
     assert model.read_bytes() == before and sorted(model.parent.iterdir()) == files
 
 

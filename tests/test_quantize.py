@@ -257,6 +257,18 @@ def test_importance_matrices_that_do_not_fit_are_refused_by_name(model, out, tmp
     refused(write_imatrix(tmp_path / "n.gguf", bad, tokens), "finite")
 
 
+def test_a_picture_encoder_is_quantised_too(out, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "mmproj.gguf", "clip")
+    writer.add_type("mmproj")
+    writer.add_tensor("mm.0.weight", np.ones((32, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    quantizer.quantize(tmp_path / "mmproj.gguf", out, "q8_0")
+    assert tensor_types(out) == {"mm.0.weight": "Q8_0"}
+
+
 def test_a_wrong_tensor_type_is_refused_with_those_known(model, out):
     with pytest.raises(ValueError, match="output_tensor_type is 'q4_k_m'; known: f32, f16, q4_0, "):
         quantizer.quantize(model, out, "q4_0", output_tensor_type="q4_k_m")

@@ -39,10 +39,17 @@ class Entry(NamedTuple):
     raw: bytes  # key, type and value
 
     def value(self) -> Any:
-        """A str, an int, float or bool, or a list of them. Bytes that are no UTF-8 become U+FFFD."""
+        """A str, an int, float or bool, or a list of them. Bytes that are no UTF-8 are surrogates, as in file names."""
         walk = _Walk(self.raw)
         walk.skip(STRING)
         return walk.value(*walk.take("I"))
+
+    def strings(self) -> list[bytes]:
+        """Of a list of strings, as they are in the file; empty for another value."""
+        walk = _Walk(self.raw)
+        walk.skip(STRING)
+        kind, item, n = walk.take("IIQ") if len(self.raw) >= walk.at + 16 else (0, 0, 0)
+        return walk.strings(n) if (kind, item) == (ARRAY, STRING) else []
 
 
 class Metadata(Mapping[str, Any]):
@@ -112,11 +119,18 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no GGUF file of this machine's byte order, or damaged up to the weights.
+        ValueError: Its name is no UTF-8; or it is no file, no GGUF file of this machine's byte order, or damaged before
+            the weights.
     """
     path = Path(path)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path.name!a}: the name is no UTF-8; llama_cpp can't open such a file") from None
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise ValueError(f"{path}: {'a directory' if path.is_dir() else 'a device or pipe'}, not a GGUF file")
     with open(path, "rb") as file:
         version, n_tensors, n_entries = _fixed_part(path, file.read(24))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -133,7 +147,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def read_headers(path: str | os.PathLike[str]) -> list[Header]:
-    """Of a model that may be split: `path` is the only or the first part. Raises as `read_header`."""
+    """Of a model that may be split: `path` is the only or the first part. Raises as `read_header`, and ValueError
+    where a part is missing."""
     first = read_header(path)
     n_parts, number = (first.metadata.get(f"split.{key}", 0) for key in ("count", "no"))
     if not isinstance(n_parts, int) or n_parts < 2:
@@ -144,11 +159,16 @@ def read_headers(path: str | os.PathLike[str]) -> list[Header]:
     names = [f"{match.group(1)}-{i:05d}-of-{n_parts:05d}.gguf" for i in range(1, n_parts + 1)]
     if number != 0 or first.path.name != names[0]:
         raise ValueError(f"{first.path}: not the first part of the model; that is {names[0]}")
-    return [first, *(read_header(first.path.with_name(name)) for name in names[1:])]
+    try:
+        return [first, *(read_header(first.path.with_name(name)) for name in names[1:])]
+    except FileNotFoundError as error:
+        raise ValueError(f"{first.path}: one of {n_parts} parts: {error}") from error
 
 
 def _fixed_part(path: Path, start: bytes) -> tuple[int, int, int]:
     """Version, number of tensors, number of entries."""
+    if not start:
+        raise ValueError(f"{path}: not a GGUF file (it is empty)")
     if start[:4] != b"GGUF":
         raise ValueError(f"{path}: not a GGUF file (it starts with {start[:4]!r})")
     if len(start) < 24:
@@ -169,22 +189,24 @@ class _Walk:
     """Goes through the bytes once. Past their end, struct.error or ValueError.
 
     Numbers of things are not believed: each thing takes bytes and has a name of its own, so that a walk through
-    nonsense ends at the file's end or at the second nameless thing.
+    nonsense ends at the file's end or at a thing without one.
     """
 
     def __init__(self, data: bytes | mmap.mmap, at: int = 0):
         self._data = data
-        self._at = at
+        self.at = at
 
     def header(self, path: Path, version: int, n_tensors: int, n_entries: int) -> Header:
         entries: dict[str, Entry] = {}
         for _ in range(n_entries):
             entry = self._entry()
+            if not entry.key:
+                raise _Damaged("an entry of the metadata has no name")
             if entry.key in entries:
                 raise _Damaged(f"the key {entry.key!r} comes twice")
             entries[entry.key] = entry
         alignment = self._alignment(entries)
-        first = self._at
+        first = self.at
         tensors: dict[str, Tensor] = {}
         for _ in range(n_tensors):
             tensor = self._tensor()
@@ -192,7 +214,7 @@ class _Walk:
                 raise _Damaged(f"the tensor {tensor.name!r} comes twice")
             tensors[tensor.name] = tensor
         raw = self._since(first)
-        end = self._at + -self._at % alignment
+        end = self.at + -self.at % alignment
         return Header(path, version, list(entries.values()), list(tensors.values()), raw, alignment, end)
 
     @staticmethod
@@ -204,7 +226,7 @@ class _Walk:
         return value
 
     def _entry(self) -> Entry:
-        first = self._at
+        first = self.at
         key = self.value(STRING)
         (kind,) = self.take("I")
         try:
@@ -227,13 +249,13 @@ class _Walk:
         return Tensor(name, tuple(dims), type_, offset, math.prod(dims) // block * block_bytes)
 
     def _since(self, first: int) -> bytes:
-        if self._at > len(self._data):
+        if self.at > len(self._data):
             raise ValueError
-        return self._data[first : self._at]
+        return self._data[first : self.at]
 
     def take(self, code: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"={code}", self._data, self._at)
-        self._at += struct.calcsize(f"={code}")
+        values = struct.unpack_from(f"={code}", self._data, self.at)
+        self.at += struct.calcsize(f"={code}")
         return values
 
     def skip(self, kind: int) -> None:
@@ -248,21 +270,30 @@ class _Walk:
                 for _ in range(n):
                     self.skip(ARRAY)
             else:
-                self._at += n * SIZES[item]
+                self.at += n * SIZES[item]
         else:
-            self._at += SIZES[kind]
+            self.at += SIZES[kind]
+
+    def strings(self, n: int) -> list[bytes]:
+        at, length, data, found = self.at, U64.unpack_from, self._data, []
+        for _ in range(n):
+            first = at + 8
+            at = first + length(data, at)[0]
+            found.append(data[first:at])
+        self.at = at
+        return found
 
     def _skip_strings(self, n: int) -> None:
-        at, length, data = self._at, U64.unpack_from, self._data  # a vocabulary is most of a header
+        at, length, data = self.at, U64.unpack_from, self._data  # a vocabulary is most of a header
         for _ in range(n):
             at += 8 + length(data, at)[0]
-        self._at = at
+        self.at = at
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
-            first = self._at + 8
+            first = self.at + 8
             self._skip_strings(1)
-            return self._since(first).decode(errors="replace")
+            return self._since(first).decode(errors="surrogateescape")
         if kind == ARRAY:
             item, n = self.take("IQ")
             if item not in SCALARS:

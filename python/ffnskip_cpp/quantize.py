@@ -22,6 +22,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from .files import whole_file
 from .gguf_header import read_headers
+from .header_check import check_header
 from .imatrix import check_imatrix, use_imatrix
 
 __all__ = ["add_arguments", "known_types", "quantize", "run"]
@@ -42,7 +43,7 @@ _FAILURE = "failed to quantize: "  # llama.cpp logs the reason after this
 HELP = """\
 The options are those of llama.cpp's llama-quantize.
 
-examples:
+example:
   ffnskip quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
   ffnskip quantize model-f16.gguf model-q2_k.gguf q2_k --imatrix model-imatrix.gguf"""
 
@@ -105,11 +106,13 @@ def quantize(
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; expected at least 1")
     arguments["nthread"] = threads or os.cpu_count() or 1
-    _check_paths(src, dst)
+    check_header(src, also=("mmproj",))
     headers = read_headers(src)
+    inputs = [header.path for header in headers]
     if imatrix is not None:
         check_imatrix(imatrix, headers)
-    with whole_file(dst) as part:
+        inputs.append(Path(imatrix))
+    with whole_file(dst, inputs) as part:
         _run_child(src, part, arguments, None if imatrix is None else str(imatrix), progress)
     return dst
 
@@ -131,17 +134,6 @@ def _find_tensor_type(argument: str, name: str) -> int:
     return int(GGMLQuantizationType[name.upper()])
 
 
-def _check_paths(src: Path, dst: Path) -> None:
-    if not src.is_file():
-        raise FileNotFoundError(f"{src}: no such file")
-    if dst.is_dir():
-        raise ValueError(f"{dst}: is a directory; give the name of the .gguf file")
-    if not dst.parent.is_dir():
-        raise FileNotFoundError(f"{dst.parent}: no such directory for the output")
-    if dst.exists() and src.samefile(dst):
-        raise ValueError(f"{dst}: is the input itself; give another name")
-
-
 def _run_child(src: Path, part: Path, arguments: dict[str, Any], imatrix: str | None, progress: bool) -> None:
     arguments = {"src": str(src), "dst": str(part), "imatrix": imatrix, "params": arguments}
     request = {"sys_path": sys.path, "arguments": arguments}
@@ -160,6 +152,8 @@ def _run_child(src: Path, part: Path, arguments: dict[str, Any], imatrix: str | 
     finally:
         child.kill()  # does nothing to a child that has ended
         child.communicate()
+    if "iostream error" in reason:
+        raise OSError(f"{part}: can't be written")  # whole_file finds out why
     if status:
         raise ValueError(
             f"{src}: llama.cpp could not quantise it: {_explained(reason) or f'it ended with status {status}'}"

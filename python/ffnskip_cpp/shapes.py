@@ -16,7 +16,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -40,6 +40,7 @@ __all__ = [
     "tensor_bytes",
     "usable_in_place",
     "weight_bytes",
+    "weight_bytes_of",
 ]
 
 TYPES = {name: GGMLType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0")}
@@ -132,10 +133,14 @@ def read_weight_bytes(path: str | Path) -> WeightBytes:
     """Bytes read per token of the model in a GGUF file; `path` is the first part if it is split.
 
     Raises:
-        FileNotFoundError: There is no such file, or a part is missing.
-        ValueError: The file is not a GGUF file, or a damaged one.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a GGUF file, or a damaged one; or a part is missing.
     """
-    headers = read_headers(path)
+    return weight_bytes_of(read_headers(path))
+
+
+def weight_bytes_of(headers: Sequence[Header]) -> WeightBytes:
+    """The same, given the headers of the model's files."""
     sizes = {tensor.name: tensor.n_bytes for header in headers for tensor in header.tensors}
     return weight_bytes(sizes, _expert_share(headers[0]))
 
