@@ -24,11 +24,13 @@ class Effort:
     """Times that blocks of the fixed set are exchanged for others."""
     compared_tokens: int
     """Of held-out text."""
+    wide: bool = False
+    """With what seldom wins: a threshold for each layer, and Algorithm 1 beside a smaller fixed set."""
 
 
 EFFORTS = {
-    "quick": Effort(1, SEARCHED_ROWS, n_blocks=5, n_ranked=5, n_swaps=0, compared_tokens=4096),
-    "normal": Effort(2, SEARCHED_ROWS, n_blocks=8, n_ranked=8, n_swaps=1, compared_tokens=6144),
-    "thorough": Effort(4, 2 * SEARCHED_ROWS, n_blocks=16, n_ranked=24, n_swaps=3, compared_tokens=16384),
+    "quick": Effort(1, SEARCHED_ROWS, n_blocks=5, n_ranked=6, n_swaps=0, compared_tokens=4096),
+    "normal": Effort(1, SEARCHED_ROWS, n_blocks=8, n_ranked=12, n_swaps=1, compared_tokens=4096),
+    "thorough": Effort(4, 2 * SEARCHED_ROWS, n_blocks=16, n_ranked=24, n_swaps=3, compared_tokens=16384, wide=True),
 }
 """In ascending order."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from .._core import SkipConfig
 from ..analysis.measure import check_everything, skipping
-from ..llama import Llama
+from ..llama import SKIPPABLE_ROW, Llama
 from ..quality import Comparison, Quality, Reference
 from ..shapes import available_memory
 from ..text import Chunk
@@ -60,10 +61,9 @@ class Score:
         """Similarities computed per token."""
         return float((~np.isnan(self.similarity)).sum(axis=1).mean())
 
-    @property
-    def kl_per_block(self) -> float:
-        """Settings that were meant to skip the same skip a little more or less on some text."""
-        return self.quality.kl / self.skip_ratio if self.skip_ratio > 0 else np.inf
+    def kl_per_block(self) -> npt.NDArray[np.float64]:
+        """float64 [n_rows]: settings that were meant to skip the same skip a little more or less on some text."""
+        return self.kl / max(self.skip_ratio, 1e-9)
 
 
 def standard_error(values: npt.NDArray[np.float64], chunk: npt.NDArray[np.int64]) -> float:
@@ -92,11 +92,19 @@ class Evaluator:
         self._kept: dict[str, Reference] = {}
         self._room = min(KEPT_BYTES, available_memory() / 4)
         self._n_measured, self._seconds = 0, 0.0
+        self._n_done = 0  # tokens that were measured, or found in the journal
 
     @property
     def tokens_per_second(self) -> float:
         """Of what was compared so far; 0 where nothing was."""
         return self._n_measured / self._seconds if self._seconds else 0.0
+
+    @contextlib.contextmanager
+    def at_most(self, n_tokens: int) -> Iterator[None]:
+        """What is evaluated within the block was expected to be so many tokens, and may turn out to be fewer."""
+        before = self._n_done
+        yield
+        self._progress.found(max(n_tokens - (self._n_done - before), 0))
 
     def similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
         """float32 [n_rows, n_layer]: of the dense model, at every layer but the last."""
@@ -105,7 +113,8 @@ class Evaluator:
         found = self._find(key, chunk)
         if found is None:
             with skipping(self._llm, config), self._llm.trace() as trace:
-                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index))
+                kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in chunk.eligible(self._warm_up_index)]
+                self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
             found = {"similarity": trace.similarity[: len(self._rows(chunk))]}
             self._add(found, key, chunk)
         return found["similarity"]
@@ -139,12 +148,14 @@ class Evaluator:
             if found is None:
                 return None
             self._known[key] = found
+            self._n_done += len(chunk)
             self._progress.found(len(chunk))
         return self._known[key]
 
     def _add(self, measured: Arrays, key: tuple[object, ...], chunk: Chunk) -> None:
         self._known[key] = measured
         self._journal.add(measured, *key)
+        self._n_done += len(chunk)
         self._progress(len(chunk))
 
     def _measure(self, config: SkipConfig, chunk: Chunk, reference: Reference) -> Arrays:

@@ -153,7 +153,7 @@ class Search:
         wanted = skip_ratio * self._model.n_ffn
         n = self.n_fixed(skip_ratio, tolerance)
         fixed = self._exchanged(self.fixed(n), n)
-        found = [self._best([self._dense(per_layer)], wanted) for per_layer in (False, True)]
+        found = [self._best([self._dense(per_layer)], wanted) for per_layer in (False, True)[: 1 + self._effort.wide]]
         found.append(self._best(self._remainders(wanted), wanted))
         return [Candidate(fixed.config, fixed), *(candidate for candidate in found if candidate is not None)]
 
@@ -168,7 +168,8 @@ class Search:
         for_places = race_cost(len(self._model.skippable), n_chunks, first)
         for_places += (n - 1) * race_cost(self._effort.n_blocks, n_chunks, first)
         exchanges = self._effort.n_swaps * race_cost(self._n_exchanges(n), n_chunks, first)
-        policies = 3 * (race_cost(self._effort.n_ranked, n_chunks, first) + n_chunks) + 3 * n_chunks
+        n_policies = 2 + self._effort.wide
+        policies = n_policies * (race_cost(self._effort.n_ranked, n_chunks, first) + 2 * n_chunks)
         return for_places + exchanges + policies
 
     # ---- the fixed set ----
@@ -202,9 +203,10 @@ class Search:
         return Family((), per_layer, self._similarity, similarity)
 
     def _remainders(self, wanted: float) -> list[Family]:
-        """Fixed sets of one or two blocks less than wanted, beside which Algorithm 1 skips the rest."""
+        """A fixed set of one block less than wanted, or two, beside which Algorithm 1 skips the rest."""
         most = int(np.ceil(wanted - 1e-9)) - 1
-        return [self._beside(tuple(sorted(self._greedy.layers(n)))) for n in (most - 1, most) if n > 0]
+        sizes = range(max(1, most - self._effort.wide), most + 1)
+        return [self._beside(tuple(sorted(self._greedy.layers(n)))) for n in sizes]
 
     def _beside(self, fixed: tuple[int, ...]) -> Family:
         everything = Region(tuple(il for il in range(self._model.n_layer - 1) if il not in fixed), 0)
@@ -221,7 +223,7 @@ class Search:
             settings.setdefault(entry.setting.config(thresholds, self._model), entry.setting)
         if not settings:
             return None
-        score = self.race.run(list(settings), lambda score: score.kl_per_block)[0]
+        score = self.race.run(list(settings), Score.kl_per_block)[0]
         setting = settings[score.config]
         return self._corrected(Candidate(score.config, score, setting, wanted - len(setting.fixed)), wanted)
 
@@ -251,8 +253,8 @@ class Search:
         return min(candidate, other, key=lambda found: abs(found.score.skip_ratio - ratio))
 
 
-def _kl(score: Score) -> float:
-    return score.quality.kl
+def _kl(score: Score) -> npt.NDArray[np.float64]:
+    return score.kl
 
 
 @dataclass(frozen=True)

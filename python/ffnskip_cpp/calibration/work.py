@@ -22,11 +22,12 @@ from .search import Candidate, Model, Search
 __all__ = ["Found", "Parts", "Work", "check_reachable"]
 
 HELD_OUT = 0.3  # of the text
+RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
 PIECE_ROWS = 128  # tokens past the warm-up of a chunk of the search: many short chunks say more than a few long ones
 TINY = 1e-12  # nats, in place of a KL divergence of 0 where its logarithm is taken
 RATIOS_COMPARED = 4  # on held-out text, to find the highest one within a KL divergence
 TYPICAL_RATIO = 0.25
-N_COMPARED = 8  # settings, about: the best of each policy, one corrected, and the references
+N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and the references
 
 # What calibration is to be better than.
 REFERENCES = {
@@ -52,9 +53,8 @@ class Parts:
         self._held_out, self.recorded = order[:n_held_out], order[n_held_out:]
 
     def compared(self, n_tokens: int) -> list[Chunk]:
-        """Held-out chunks of about so many tokens; at least one."""
-        lengths = np.cumsum([len(chunk) for chunk in self._held_out])
-        return self._held_out[: max(1, int(np.searchsorted(lengths, n_tokens * 1.05, side="right")))]
+        """Held-out chunks of about so many tokens."""
+        return _first(self._held_out, n_tokens)
 
     def searched(self, n_rows: int, warm_up_index: int) -> list[Chunk]:
         """The beginnings of chunks, with so many tokens together that may skip, if there are as many: of each chunk
@@ -67,6 +67,12 @@ class Parts:
             pieces.append(_beginning(chunk, of_each, warm_up_index))
             n += n_compared(pieces[-1], warm_up_index)
         return pieces
+
+
+def _first(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
+    """Whole chunks, at least one, of about so many tokens."""
+    lengths = np.cumsum([len(chunk) for chunk in chunks])
+    return list(chunks[: max(1, int(np.searchsorted(lengths, n_tokens * 1.05, side="right")))])
 
 
 def n_compared(chunk: Chunk, warm_up_index: int) -> int:
@@ -133,8 +139,9 @@ class Work:
         self.notes = notes
 
         skippable = _skippable(llm).tolist()
-        self._progress.expect(sum(map(len, parts.recorded)))
-        similarity = np.concatenate([evaluator.similarity(chunk) for chunk in parts.recorded])
+        recorded = _first(parts.recorded, RECORDED_TOKENS)
+        self._progress.expect(sum(map(len, recorded)))
+        similarity = np.concatenate([evaluator.similarity(chunk) for chunk in recorded])
         self.similarity = _statistics(similarity)
         self.cold_regions = cold_regions(self.similarity[:, 0])
         self._model = Model(
