@@ -31,9 +31,9 @@ with Llama(model, skip=None, n_ctx=512, verbose=False) as llm:
 
     def cost(config: SkipConfig) -> Quality:
         """Of the tokens that may skip, next to the dense model."""
-        llm.skip = config
         quality = Quality()
-        quality.add(compare(dense, llm.forward(tokens, eligible), tokens[1:])[WARM_UP:])
+        with llm.skipping(config):
+            quality.add(compare(dense, llm.forward(tokens, eligible), tokens[1:])[WARM_UP:])
         return quality
 
     n_ffn = len(llm.ffn_map)
@@ -51,8 +51,7 @@ with Llama(model, skip=None, n_ctx=512, verbose=False) as llm:
         quality = cost(config)
         print(f"{name:28} KL {quality.kl:7.4f} nats a token, perplexity x{quality.perplexity_ratio:.2f}")
 
-    llm.skip = policies["Algorithm 1, paper's values"]
-    with llm.trace() as trace:
+    with llm.skipping(policies["Algorithm 1, paper's values"]), llm.trace() as trace:
         llm.forward(tokens, eligible)
 
 print(f"\nmeasured: layers {', '.join(map(str, sorted(measured)))}")

@@ -52,7 +52,7 @@ def plain_model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(plain_model, text):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "MOST_TOKENS", 128)  # of the search
+        patch.setattr(work, "MOST_TOKENS", 200)  # of the search
         return try_model(plain_model, text=[text], skip_ratio=[0.125, 0.25], **OPTIONS)
 
 

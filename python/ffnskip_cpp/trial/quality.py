@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
-from ..analysis.measure import skipping
 from ..calibration.evaluation import standard_error
 from ..llama import Llama
 from ..quality import Quality, Reference
@@ -67,6 +66,6 @@ def _evaluate(
     """Logits, and the number of FFN blocks that the rows compared have skipped."""
     if isinstance(subject, Llama):
         return subject.forward(chunk.tokens), 0
-    with skipping(llm, subject), llm.trace() as trace:
+    with llm.skipping(subject), llm.trace() as trace:
         logits = llm.forward(chunk.tokens, chunk.eligible(warm_up_index))
     return logits, int(trace.skipped[: len(rows_of(chunk, warm_up_index))].sum())

@@ -11,45 +11,48 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._core import SkipConfig
-from ..analysis.measure import check_everything, skipping
-from ..chat import PROMPT
+from ..analysis.measure import check_everything
 from ..llama import Llama
 from ..quality import Reference
 from ..text import Chunk
-from .texts import n_prompt_of
+from .texts import n_prompt_of, rows_of
 
 __all__ = ["by_similarity", "cost_on", "grow", "some_of"]
 
-OUTLIERS = 4  # tokens at the start of a context, which are like no others
-LEAST_TOKENS = 48
-MOST_TOKENS = 512
+LEAST_ROWS = 32  # tokens past the warm-up that are searched on
+MOST_TOKENS = 1024
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the set
 
 
-def by_similarity(llm: Llama, chunks: Sequence[Chunk]) -> list[int]:
+def by_similarity(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> list[int]:
     """The layers whose FFN block can be skipped, the one that changes the residual least first."""
     parts = []
-    with skipping(llm, check_everything(llm._controller.n_layer)):
+    with llm.skipping(check_everything(llm.n_layer)):
         for chunk in chunks:
             with llm.trace() as trace:
-                llm.forward(chunk.tokens, [i >= OUTLIERS for i in range(len(chunk))])
+                llm.forward(chunk.tokens, chunk.eligible(warm_up_index))
             parts.append(trace.similarity)
     mean = np.nan_to_num(np.concatenate(parts).astype(np.float64), nan=-1.0).mean(axis=0)
-    return sorted(np.flatnonzero(llm._controller.skippable).tolist(), key=lambda il: -mean[il])
+    return sorted(np.flatnonzero(llm.skippable).tolist(), key=lambda il: -mean[il])
 
 
-def some_of(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
-    """About so many tokens of what is generated, in few chunks."""
-    each = max(n_tokens // len(chunks), LEAST_TOKENS)
-    lengths = [n_prompt_of(chunk) + each for chunk in chunks[: max(n_tokens // each, 1)]]
-    return [Chunk(chunk.tokens[:n], chunk.generated[:n]) for chunk, n in zip(chunks, lengths)]
+def some_of(chunks: Sequence[Chunk], warm_up_index: int, n_tokens: int) -> list[Chunk]:
+    """The first n_tokens, the last chunk cut; one chunk with LEAST_ROWS past its warm-up at least."""
+    found: list[Chunk] = []
+    for chunk in chunks:
+        least = n_prompt_of(chunk) + warm_up_index + LEAST_ROWS + 1
+        if found and n_tokens < least:
+            break
+        n = max(n_tokens, least)
+        part = Chunk(chunk.tokens[:n], chunk.generated[:n])
+        found.append(part)
+        n_tokens -= len(part)
+    return found
 
 
-def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], float]:
-    """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers. Every token but
-    the prompts and the very first ones skips them, whatever the warm-up."""
-    eligible = [[i >= OUTLIERS and index != PROMPT for i, index in enumerate(chunk.generated)] for chunk in chunks]
-    rows = [np.flatnonzero(of_chunk[:-1]) for of_chunk in eligible]
+def cost_on(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> Callable[[Sequence[int]], float]:
+    """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers."""
+    rows = [rows_of(chunk, warm_up_index) for chunk in chunks]
     with llm.dense():
         dense = [
             Reference(llm.forward(chunk.tokens)[part], [chunk.tokens[i + 1] for i in part])
@@ -57,10 +60,10 @@ def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], fl
         ]
 
     def cost(layers: Sequence[int]) -> float:
-        with skipping(llm, SkipConfig("fixed", layers=sorted(layers), warm_up_index=0)):
+        with llm.skipping(SkipConfig("fixed", layers=sorted(layers))):
             kl = [
-                reference.compare(llm.forward(chunk.tokens, may_skip)[part]).kl
-                for reference, chunk, may_skip, part in zip(dense, chunks, eligible, rows)
+                reference.compare(llm.forward(chunk.tokens, chunk.eligible(warm_up_index))[part]).kl
+                for reference, chunk, part in zip(dense, chunks, rows)
             ]
         return float(np.concatenate(kl).mean())
 

@@ -14,6 +14,7 @@ from .._core import SkipConfig
 from ..benchmark.options import Options, Setting, Test
 from ..benchmark.runners import Runner, open_runners, quiet
 from ..llama import Llama
+from ..llama_cpp_internals import model_address
 
 __all__ = ["Speed", "measure_speed"]
 
@@ -66,7 +67,7 @@ def _open(
     for subject in subjects:
         model = subject if isinstance(subject, Llama) else llm
         setting = Setting("", subject if isinstance(subject, SkipConfig) else None)
-        opened = open_runners(model._model.model, [setting], test, n_threads, options)
+        opened = open_runners(model_address(model), [setting], test, n_threads, options)
         runners += stack.enter_context(opened)
     return runners
 

@@ -15,9 +15,10 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from ..chat import PROMPT, Chat, answered
 from ..llama import Llama
+from ..llama_cpp_internals import model_address
 from ..text import Chunk, PathLike, Text, chunks, read_texts
 
-__all__ = ["chat_prompt", "n_prompt_of", "own_text", "rows_of", "users_text"]
+__all__ = ["chat_prompt", "is_end", "n_prompt_of", "own_text", "rows_of", "users_text"]
 
 # Of kinds that are asked for often; base models get beginnings of texts in their place.
 QUESTIONS = (
@@ -134,10 +135,16 @@ def own_text(llm: Llama, warm_up_index: int, n_ctx: int, is_over: Callable[[], b
 def _answer(llm: Llama, prompt: Sequence[int], n: int) -> list[int]:
     answer: list[int] = []
     for token in llm.generate(prompt, max_tokens=n, **SAMPLING):
-        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+        if is_end(llm, token):
             break
         answer.append(token)
     return answer
+
+
+def is_end(llm: Llama, token: int) -> bool:
+    """Whether the model ends its text with this token."""
+    vocab = llama_cpp.llama_model_get_vocab(model_address(llm))
+    return llama_cpp.llama_vocab_is_eog(vocab, token)
 
 
 def chat_prompt(llm: Llama, question: str) -> list[int]:

@@ -7,33 +7,30 @@ The parts of a trial share its time; each ends when its share is over, with what
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import llama_cpp
 
 from .. import _core
 from .._core import SkipConfig, Unsupported
 from ..file_type import file_type
 from ..gguf_header import Header, read_headers
 from ..llama import Llama
+from ..llama_cpp_internals import model_address
 from ..profile import PathLike
 from ..text import Chunk
 from . import smaller
 from .quality import Measured, measure_quality
 from .rows import Row
-from .search import LEAST_TOKENS, MEASURED_AGAIN, MOST_TOKENS, by_similarity, cost_on, grow, some_of
+from .search import MEASURED_AGAIN, MOST_TOKENS, by_similarity, cost_on, grow, some_of
 from .speed import Speed, measure_speed
-from .texts import QUESTIONS, chat_prompt, n_prompt_of, own_text, users_text
+from .texts import QUESTIONS, chat_prompt, is_end, n_prompt_of, own_text, users_text
 from .trial import Trial
 from .verdict import best_settings
 
@@ -167,7 +164,7 @@ class Work:
         return self._trial is not None
 
     def run(self) -> None:
-        with ExitStack() as stack, _no_warnings():
+        with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ffnskip-try-")))
             self._progress("loading the model")
             self._headers = read_headers(self._path)
@@ -205,9 +202,9 @@ class Work:
         return Trial(
             model=self._path.name,
             architecture=self._headers[0].architecture,
-            type=file_type(llm._model.model),
+            type=file_type(model_address(llm)),
             n_bytes=sum(os.path.getsize(header.path) for header in self._headers),
-            n_layer=llm._controller.n_layer,
+            n_layer=llm.n_layer,
             n_threads=self._n_threads,
             warm_up_index=warm_up_index,
         )
@@ -227,17 +224,15 @@ class Work:
     # ---- what is tried ----
 
     def _profile(self, llm: Llama) -> SkipConfig | None:
-        address = ctypes.cast(llm._model.model, ctypes.c_void_p).value or 0
-        profile = _core.find_profile(address, llm.model_path)
+        profile = _core.find_profile(model_address(llm), llm.model_path)
         return None if profile is None else profile.config
 
     def _of_profile(self, llm: Llama, profile: SkipConfig | None) -> list[_Subject]:
         if profile is None:
             return []
         self._progress("reading the profile")
-        llm.skip = profile
-        resolved = llm._controller.resolved
-        llm.skip = None
+        with llm.skipping(profile):
+            resolved = llm.resolved
         ratio = len(profile.layers or ()) / len(llm.ffn_map)
         if profile.policy != "fixed":
             ratio += resolved["max_skip"] / len(llm.ffn_map)
@@ -250,12 +245,11 @@ class Work:
     def _of_paper(self, llm: Llama, label: str, ratio: float, warm_up_index: int) -> list[_Subject]:
         config = SkipConfig(skip_ratio=ratio, warm_up_index=warm_up_index)
         try:
-            llm.skip = config
+            with llm.skipping(config):
+                pass
         except ValueError as error:  # too few layers for the paper's cold regions
-            self._note(f"the paper's values at {label}: {error}")
+            self._note(f"The paper's values at {label}: {error}")
             return []
-        finally:
-            llm.skip = None
         return [_Subject(Row(label, "paper", config, ratio))]
 
     def _of_ratios(
@@ -263,7 +257,7 @@ class Work:
     ) -> list[_Subject]:
         if not sizes:
             return []
-        order = self._search(llm, chunks, max(sizes.values()))
+        order = self._search(llm, chunks, max(sizes.values()), warm_up_index)
         found = []
         for ratio, n in sizes.items():
             config = SkipConfig("fixed", layers=sorted(order[:n]), warm_up_index=warm_up_index)
@@ -272,17 +266,17 @@ class Work:
             found += self._of_paper(llm, label, ratio, warm_up_index)
         return found
 
-    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int) -> list[int]:
+    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int, warm_up_index: int) -> list[int]:
         self._progress(f"searching the {n} FFN blocks that cost least")
-        few = some_of(chunks, LEAST_TOKENS)
-        order, cost = by_similarity(llm, few), cost_on(llm, few)
+        few = some_of(chunks, warm_up_index, 0)
+        order, cost = by_similarity(llm, few, warm_up_index), cost_on(llm, few, warm_up_index)
         start = time.monotonic()
         cost(order[:1])
-        of_one = time.monotonic() - start
+        tokens_per_second = sum(map(len, few)) / (time.monotonic() - start)
         n_settings = len(order) + MEASURED_AGAIN * n
-        n_tokens = int(LEAST_TOKENS * self._clock.left(SEARCH) / of_one / n_settings)
-        if n_tokens > LEAST_TOKENS:
-            cost = cost_on(llm, some_of(chunks, min(n_tokens, MOST_TOKENS)))
+        n_tokens = int(self._clock.left(SEARCH) * tokens_per_second / n_settings)
+        if n_tokens > sum(map(len, few)):
+            cost = cost_on(llm, some_of(chunks, warm_up_index, min(n_tokens, MOST_TOKENS)), warm_up_index)
         found, is_complete = grow(order, cost, n, self._clock.is_over(SEARCH))
         if not is_complete:
             self._note(
@@ -380,12 +374,11 @@ class Work:
         self._change(prompt=self._prompt)
         n_tokens, is_over = EXAMPLE_TOKENS, self._clock.is_over(DENSE_EXAMPLE)
         for name, config in settings[:MOST_EXAMPLES]:
-            llm.skip = config
-            answer, text = _greedy(llm, tokens, n_tokens, is_over)
+            with llm.skipping(config):
+                answer, text = _greedy(llm, tokens, n_tokens, is_over)
             if config is None:  # which has the length that there is time for
                 n_tokens, is_over = max(len(answer), LEAST_EXAMPLE), lambda: False
             self._change(texts=(*self.trial.texts, (name, text)))
-        llm.skip = None
 
 
 def _check(
@@ -414,7 +407,7 @@ def _check(
 
 def _sizes(llm: Llama, ratios: Sequence[float], *, given: bool) -> dict[float, int]:
     """Of each ratio the number of blocks to leave out, at least one; a half is rounded up, as max_skip is."""
-    n_ffn, most = len(llm.ffn_map), int(llm._controller.skippable.sum())
+    n_ffn, most = len(llm.ffn_map), int(llm.skippable.sum())
     sizes = {ratio: max(1, math.floor(ratio * n_ffn + 0.5)) for ratio in ratios}
     for ratio, n in list(sizes.items()):
         if n > most:
@@ -432,7 +425,7 @@ def _greedy(llm: Llama, prompt: Sequence[int], n: int, is_over: Callable[[], boo
     """At most n tokens, and no more than LEAST_EXAMPLE when the time is over; and their text."""
     tokens: list[int] = []
     for token in llm.generate(prompt, max_tokens=n, temp=0.0, repeat_penalty=1.0):
-        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token) or (len(tokens) >= LEAST_EXAMPLE and is_over()):
+        if is_end(llm, token) or (len(tokens) >= LEAST_EXAMPLE and is_over()):
             break
         tokens.append(token)
     return tokens, llm.detokenize(tokens, prev_tokens=list(prompt[-1:])).decode("utf-8", "replace").strip()
@@ -453,11 +446,3 @@ def _with_quality(row: Row, measured: Measured, n_ffn: int) -> Row:
 def _with_speed(row: Row, speed: Speed) -> Row:
     median, lower, upper = speed.speed_up
     return replace(row, speed_up=median, speed_up_q1=lower, speed_up_q3=upper, first_token=speed.first_token)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """That settings are not calibrated is what a trial is about."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
