@@ -22,7 +22,7 @@ try() {  # try VERSION: the rest of its row of the table; what was printed goes 
     "$venv/bin/python" -m pytest -q -m "not slow" -p no:cacheprovider || true
     local versions
     versions=$("$venv/bin/ffnskip-main" --version)
-    echo "$versions: $(tail -n 1 "$work/$1.log")" >&3
+    echo "$versions: $(grep -E "^[0-9]+ (passed|failed|skipped)" "$work/$1.log" | tail -n 1)" >&3
 }
 
 failed=0
