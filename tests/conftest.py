@@ -8,6 +8,7 @@ import os
 # take minutes otherwise. Read by the OpenMP runtime when libggml is loaded, so before the first import of it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--may-skip", metavar="REGEX", help="fail where a test is skipped without this reason")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything is installed, a file of tests must not vanish for want of an import."""
+    allowed = session.config.getoption("--may-skip")
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if allowed is None or reporter is None:
+        return
+    for report in reporter.stats.get("skipped", []):
+        if not re.search(allowed, str(report.longrepr)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            reporter.write_line(f"\nskipped, and --may-skip does not allow it: {report.longrepr}", red=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from .calibration.calibrate import calibrate
 from .demo import demo_model
 from .llama import Llama, Trace
 from .profile import read_profile
+from .trial.trial import Trial
+from .trial.work import try_model
 
 __all__ = [
     "Llama",
@@ -21,9 +23,11 @@ __all__ = [
     "SkipConfig",
     "SkipStats",
     "Trace",
+    "Trial",
     "Unsupported",
     "__version__",
     "calibrate",
     "demo_model",
     "read_profile",
+    "try_model",
 ]

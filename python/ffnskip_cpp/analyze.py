@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import llama_cpp
 import numpy as np
 
 from . import bench
-from ._core import SkipConfig, Unsupported, __version__
+from . import llama_cpp_internals as internals
+from ._core import Profile, SkipConfig, Unsupported, __version__, find_profile
 from .analysis import draw
 from .analysis.measure import (
     QualityPoint,
@@ -40,9 +40,11 @@ from .analysis.measure import (
 from .analysis.report import Column, Section, Table, decimals, page, percent, write_csv
 from .command_line import list_of
 from .file_type import file_type
-from .files import whole_file
+from .files import check_output, whole_file
+from .gguf_header import read_header
 from .llama import Llama
-from .shapes import read_weight_bytes
+from .lora import LORA_HELP, as_adapter
+from .profile import read_profile
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class Options:
     n_speed: int = 64
     n_gpu_layers: int = -1
     figures: tuple[str, ...] = FIGURES
+    profile: str | None = None  # a file, or "auto", the model's own
+    lora: str | None = None  # FILE or FILE:SCALE
 
     def check(self) -> None:
         """Raises ValueError (field, value, range), and FileNotFoundError for the model."""
@@ -109,6 +113,8 @@ class Options:
                     raise ValueError(f"{name}: {value!r} is not known; known are {', '.join(known)}")
         if not Path(self.model_path).is_file():
             raise FileNotFoundError(f"{self.model_path}: no such file")
+        if self.lora is not None:
+            as_adapter(self.lora)
 
 
 def analyze(options: Options) -> Path:
@@ -130,6 +136,8 @@ def analyze(options: Options) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
         raise PermissionError(f"{output}: can't be written to")
+    inputs = (options.model_path, *options.texts)
+    check_output(output / "report.html", inputs)
     with _open(options) as llm:
         analysis = _Analysis(llm, options, texts)
         report = output / "report.html"
@@ -140,7 +148,7 @@ def analyze(options: Options) -> Path:
         facts = analysis.facts()
     if quality is not None:  # with the model closed: measuring speed opens it in its own way
         sections.append(analysis.skip_ratio(quality))
-    with whole_file(report) as part:
+    with whole_file(report, inputs) as part:
         part.write_text(page(f"FFN skipping in {Path(options.model_path).name}", facts, sections), encoding="utf-8")
     return report
 
@@ -150,15 +158,7 @@ def analyze(options: Options) -> Path:
 
 def _trained_context(path: str) -> int:
     """Tokens of context the model was trained on, from its file."""
-    read_weight_bytes(path)  # says what is wrong with a damaged file
-    reader = gguf.GGUFReader(path)
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return None if field is None else field.parts[field.data[0]]
-
-    length = value(f"{bytes(value('general.architecture')).decode()}.context_length")
-    return TYPICAL_N_CTX if length is None else int(length[0])
+    return int(read_header(path).of_architecture("context_length", TYPICAL_N_CTX))
 
 
 def _sizes(options: Options, trained: int) -> tuple[int, int]:
@@ -180,6 +180,7 @@ def _open(options: Options) -> Iterator[Llama]:
         n_threads_batch=options.threads,
         n_gpu_layers=options.n_gpu_layers,
         verbose=False,
+        **({} if options.lora is None else as_adapter(options.lora).options()),
     )
     with contextlib.closing(llm):
         if llm.why_dense is not None:
@@ -194,21 +195,48 @@ class _Analysis:
         self.llm = llm
         self.options = options
         self.output = Path(options.output)
-        self.n_layer = llm._controller.n_layer
-        self.n_ctx, self.context = _sizes(options, llm._model.n_ctx_train())
+        self.inputs = (options.model_path, *options.texts)
+        self.n_layer = llm.n_layer
+        self.n_ctx, self.context = _sizes(options, llm.n_ctx_train)
         self.chunks = chunks_of_tokens(llm, texts, self.n_ctx, max_tokens=options.max_tokens)
         self.n_tokens = sum(map(len, self.chunks))
         self.config = self._base_config()
         self.ratios, self.ratio_notes = self._fitting_ratios()
         self.config = _with_ratio(self.config, self.ratios[(len(self.ratios) - 1) // 2])
         with skipping(llm, self.config):
-            resolved = llm._controller.resolved
+            resolved = llm.resolved
         self.cold = (resolved["cold_s"], resolved["cold_e"])
+        self.profile = self._profile()
         self._check_warm_ups()
+
+    def _profile(self) -> Profile | None:
+        given, llm = self.options.profile, self.llm
+        if given is None:
+            return None
+        if given != bench.AUTO:
+            profile = read_profile(given)
+            with llm.skipping(profile.path):  # refuses that of another model
+                return profile
+        profile = find_profile(internals.model_address(llm), self.options.model_path)
+        if profile is None:
+            raise ValueError(f"profile: auto, but there is no profile beside or in {self.options.model_path}")
+        return profile
+
+    @property
+    def shown(self) -> SkipConfig:
+        """The setting of the pictures that show a single one, of whatever policy."""
+        return self.config if self.profile is None else self.profile.config
+
+    def _shown_setting(self) -> str:
+        if self.profile is None:
+            return f"Algorithm 1 at a skip ratio of {self.config.skip_ratio:g}"
+        return f"the setting of {Path(self.profile.path).name} ({self.profile.config.policy})"
 
     def _base_config(self) -> SkipConfig:
         """Algorithm 1 with the values given, or those that the model has by itself."""
-        own, options = self.llm._controller.resolved, self.options
+        options = self.options
+        with skipping(self.llm, self.llm.skip or SkipConfig()):
+            own = self.llm.resolved
 
         def value(name: str) -> Any:
             given = getattr(options, name)
@@ -223,8 +251,9 @@ class _Analysis:
         self.warm_ups = [n for n in sorted(set(self.options.warm_ups)) if n <= longest // 2]
         if "warm_up" in figures and not self.warm_ups:
             raise ValueError(f"warm-ups: none is at most half of the longest chunk, {longest} tokens")
-        if "skip_ratio" in figures and self.config.warm_up_index > longest - 2:  # the last token predicts no other
-            raise ValueError(f"warm-up: {self.config.warm_up_index} tokens leave none of any chunk to skip")
+        longest_warm_up = max(self.config.warm_up_index, self.shown.warm_up_index)
+        if "skip_ratio" in figures and longest_warm_up > longest - 2:  # the last token predicts no other
+            raise ValueError(f"warm-up: {longest_warm_up} tokens leave none of any chunk to skip")
 
     def _fits(self, config: SkipConfig) -> bool:
         try:
@@ -347,7 +376,7 @@ class _Analysis:
         warm_ups = self.warm_ups
         left_out = [str(n) for n in sorted(set(self.options.warm_ups)) if n not in warm_ups]
         notes = [f"Left out: warm-ups of {', '.join(left_out)}, more than half of every chunk."] if left_out else []
-        configs = [_with_warm_up(self.config, n) for n in warm_ups]
+        configs = [_with_warm_up(self.shown, n) for n in warm_ups]
         with _bar("quality against warm-up", self.n_tokens * (1 + len(configs))) as progress:
             points = measure_quality(self.llm, self.chunks, configs, warm_ups[-1], progress)
         rows = [point.row() for point in points]
@@ -355,7 +384,7 @@ class _Analysis:
             "warm_up",
             "Quality against warm-up (the paper's Figure 5)",
             "What the skipping model's predictions lose against the dense model's as fewer of a chunk's first tokens "
-            f"run in full, at a skip ratio of {self.config.skip_ratio:g}. Blue: tokens from {warm_ups[-1]} on, which "
+            f"run in full, with {self._shown_setting()}. Blue: tokens from {warm_ups[-1]} on, which "
             "skip whatever the warm-up, so that only what they look back at differs. Orange: all tokens, those of the "
             "warm-up included, which lose nothing. Teacher-forced, each chunk as one generation.",
             draw.draw_warm_up(points),
@@ -377,18 +406,19 @@ class _Analysis:
 
     def heat_map(self) -> Section:
         prompt = self._prompts()[0]
-        wanted = self.config.warm_up_index + HEAT_MAP_TOKENS
+        wanted = self.shown.warm_up_index + HEAT_MAP_TOKENS
         n = min(wanted, self.context - len(prompt))
         with _bar("heat map", len(prompt) + 2 * n + 1) as progress:
-            result = measure_generation(self.llm, prompt, n, self.config, progress)
+            result = measure_generation(self.llm, prompt, n, self.shown, progress)
         skipped, checked = result.skipped.sum(), np.isfinite(result.similarity).sum()
-        n_blocks = max(n - self.config.warm_up_index, 0) * self.n_layer
+        n_blocks = max(n - self.shown.warm_up_index, 0) * self.n_layer
         share = f"{100 * skipped / n_blocks:.1f} %" if n_blocks else "none"
         notes = [f"{n} tokens, not {wanted}: the context of {self.context} holds no more."] if n < wanted else []
         return self._section(
             "heat_map",
             "One generation, token by layer",
-            "Above: what Algorithm 1 did. A block is coloured by its similarity where it was checked, orange where it "
+            f"Above: what was done, by {self._shown_setting()}. A block is coloured by its similarity where it was "
+            "checked, orange where it "
             "was skipped, and white where it ran unchecked: in the cold regions (beyond the dotted lines), and after a "
             "token has skipped its share. Below: the similarities of the same tokens where nothing is skipped. "
             f"Blocks of tokens after the warm-up that were skipped: {share}; checks: {checked:,}. "
@@ -412,8 +442,13 @@ class _Analysis:
         """The measurement for `skip_ratio` that needs the model open."""
         configs = [_with_ratio(self.config, ratio, policy) for policy in self.options.policies for ratio in self.ratios]
         configs = [config for config in configs if self._fits(config)]
+        if self.profile is not None:
+            configs.append(self.profile.config)
         with _bar("quality against skip ratio", self.n_tokens * (1 + len(configs))) as progress:
-            return measure_quality(self.llm, self.chunks, configs, progress=progress)
+            points = measure_quality(self.llm, self.chunks, configs, progress=progress)
+        if self.profile is not None:
+            points[-1].name = f"profile {Path(self.profile.path).name}"
+        return points
 
     def skip_ratio(self, points: list[QualityPoint]) -> Section:
         notes = list(self.ratio_notes)
@@ -463,6 +498,8 @@ class _Analysis:
                 skip_ratios=tuple(self.ratios),
                 cold_s=self.cold[0],
                 cold_e=self.cold[1],
+                profiles=() if options.profile is None else (options.profile,),
+                lora=options.lora,
             )
         )
 
@@ -479,12 +516,12 @@ class _Analysis:
         """Writes the picture and its numbers."""
         files = [f"{name}.png", f"{name}.svg", *(f"{stem}.csv" for stem in numbers)]
         for stem, rows in numbers.items():
-            with whole_file(self.output / f"{stem}.csv") as part:
+            with whole_file(self.output / f"{stem}.csv", self.inputs) as part:
                 write_csv(part, rows)
         svg = draw.svg_text(figure)
-        with whole_file(self.output / f"{name}.svg") as part:
+        with whole_file(self.output / f"{name}.svg", self.inputs) as part:
             part.write_text(svg, encoding="utf-8")
-        with whole_file(self.output / f"{name}.png") as part:
+        with whole_file(self.output / f"{name}.png", self.inputs) as part:
             part.write_bytes(draw.png_bytes(figure))
         return Section(name, title, reading, svg, tables, notes, files)
 
@@ -500,11 +537,11 @@ class _Analysis:
             "Python": platform.python_version(),
         }
         texts = [f"{Path(path).name} (sha256 {_sha256(path)[:16]})" for path in options.texts]
-        trained = llm._model.n_ctx_train()
+        trained = llm.n_ctx_train
         beyond = f"; more than the {trained} the model was trained on" if self.context > trained else ""
         return [
             ("model", f"{Path(options.model_path).name}, {_description(llm)}, {self.n_layer} layers"),
-            ("fingerprint", llm._controller.fingerprint),
+            ("fingerprint", llm.fingerprint),
             ("text", ", ".join(texts)),
             ("tokens", f"{self.n_tokens:,} in {len(self.chunks)} chunks of at most {self.n_ctx}"),
             ("context for generation", f"{self.context}{beyond}"),
@@ -513,6 +550,8 @@ class _Analysis:
                 f"sim_threshold {config.sim_threshold:g}, layers [{self.cold[0]}, {self.cold[1]}), warm_up_index "
                 f"{config.warm_up_index}; skip ratio {config.skip_ratio:g} where a picture shows a single one",
             ),
+            *([("profile", f"{self.profile.path}, {self.profile.config.policy}")] if self.profile else []),
+            *([("LoRA adapter", options.lora)] if options.lora else []),
             ("seeds", f"random policies {config.seed}; tokens of the speed test 0; generation is greedy and has none"),
             ("threads", str(options.threads)),
             ("machine", f"{_processor()}, {platform.system()} {platform.machine()}"),
@@ -552,7 +591,7 @@ def _with_warm_up(config: SkipConfig, n: int) -> SkipConfig:
 
 def _description(llm: Llama) -> str:
     arch = llm.metadata.get("general.architecture", "unknown architecture")
-    return f"{arch}, {llm._model.n_params() / 1e6:,.1f}M parameters, {file_type(llm._model.model)}"
+    return f"{arch}, {internals.n_params(llm) / 1e6:,.1f}M parameters, {file_type(internals.model_address(llm))}"
 
 
 def _sha256(path: str) -> str:
@@ -599,7 +638,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = Options("", (), "")
     parser.add_argument("model", metavar="MODEL.gguf", help="model to analyse; the first part, if it is split")
     parser.add_argument(
-        "--text", nargs="+", required=True, metavar="FILE", help='plain text in UTF-8, or .jsonl with a "text" a line'
+        "--text",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help='plain text in UTF-8, or .jsonl with a "text" or the "messages" of a chat a line',
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the files; made if missing")
     parser.add_argument(
@@ -636,6 +679,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sim-threshold", type=float, metavar="T", help="similarity that trips (default: 0.9)")
     parser.add_argument("--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth)")
     parser.add_argument("--cold-e", type=int, metavar="N", help="layers from N on never skip (default: an eighth)")
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="a profile, or with auto the model's own: a point of skip_ratio, and the setting of warm_up and heat_map",
+    )
+    parser.add_argument("--lora", metavar="FILE", help=LORA_HELP)
     parser.add_argument("--warm-up", type=int, metavar="N", help="generated tokens that run in full (default: 30)")
     parser.add_argument("--skip-seed", type=int, default=0, metavar="N", help="of the random policies (default: 0)")
     parser.add_argument(
@@ -696,6 +745,8 @@ def run(args: argparse.Namespace) -> int:
         n_speed=args.speed_tokens,
         n_gpu_layers=args.n_gpu_layers,
         figures=args.figures,
+        profile=args.profile,
+        lora=args.lora,
     )
     try:
         print(analyze(options))

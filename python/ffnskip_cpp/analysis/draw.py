@@ -39,6 +39,7 @@ __all__ = [
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 DARK_RED = "#a84700"  # vermilion for text
+PROFILE_STYLE: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
 POLICY_STYLE = {
     "ffn_skip": (BLUE, "o", "Algorithm 1"),
     "random_adaptive_region": (ORANGE, "s", "random, adaptive region"),
@@ -305,11 +306,16 @@ def _draw_quality(ax: Axes, points: Sequence[QualityPoint], measure: _Measure) -
     largest = []
     ax.axhline(measure.dense, color=GREY, linewidth=0.8)
     for policy, (color, marker, label) in POLICY_STYLE.items():
-        own = [point for point in points if point.config.policy == policy]
+        own = [point for point in points if point.config.policy == policy and point.name is None]
         if own:
             x, y = zip((0.0, measure.dense), *sorted((100 * p.skip_ratio, measure.value(p.quality)) for p in own))
             ax.plot(x, y, color=color, marker=marker, markersize=4, label=label)
             largest.append(max(map(abs, y)))
+    for point in points:
+        if point.name is not None:
+            y = measure.value(point.quality)
+            ax.plot(100 * point.skip_ratio, y, **PROFILE_STYLE, label=point.name)
+            largest.append(abs(y))
     if max(largest) > SPREAD * min(largest) and math.isfinite(measure.linear_width):
         _set_asinh_axis(ax, measure.linear_width, max(largest))
     ax.set_xlabel("FFN blocks skipped, of tokens that may skip (%)")
@@ -335,6 +341,9 @@ def _draw_speed(ax: Axes, speeds: Sequence[dict[str, Any]]) -> None:
         [row["speed_up_q3"] - row["speed_up"] for row in rows],
     ]
     ideal = [row["ideal_speed_up"] for row in rows]
+    for row in speeds:
+        if row["policy"].startswith("profile "):
+            ax.plot(100 * row["skip_ratio"], row["speed_up"], **PROFILE_STYLE)
     ax.plot([0, *x], [1, *ideal], color=GREY, linestyle="--", linewidth=1)
     ax.errorbar(x, speed_up, yerr=errors, color=GREEN, marker="o", markersize=4, capsize=2)
     ax.axhline(1, color=GREY, linewidth=0.8)

@@ -108,7 +108,7 @@ def measure_similarity(
         ValueError: The model has no FFN block to check.
     """
     values = []
-    with skipping(llm, check_everything(llm._controller.n_layer)):
+    with skipping(llm, check_everything(llm.n_layer)):
         for chunk in chunks:
             with llm.trace() as trace:
                 llm.forward(chunk, [i > 0 for i in range(len(chunk))])
@@ -261,7 +261,7 @@ def measure_generation(
     """
     tokens, similarity, skipped = _generate(llm, prompt, n_generated, config, progress)
     eligible = [False] * len(prompt) + [True] * len(tokens)
-    with skipping(llm, check_everything(llm._controller.n_layer)), llm.trace() as trace:
+    with skipping(llm, check_everything(llm.n_layer)), llm.trace() as trace:
         llm.forward([*prompt, *tokens], eligible)
     progress(len(eligible))
     pieces = [llm.detokenize([token], special=True).decode("utf-8", "replace") for token in tokens]
@@ -279,6 +279,8 @@ class QualityPoint:
     config: SkipConfig
     first_row: int
     """Of each chunk, rows from this one on are compared, all of which may skip."""
+    name: str | None = None
+    """Of a setting that is not one policy at one ratio."""
     quality: Quality = field(default_factory=Quality)
     whole: Quality = field(default_factory=Quality)
     """Of all rows, the warm-up included."""
@@ -305,8 +307,8 @@ class QualityPoint:
 
     def row(self) -> Row:
         return {
-            "policy": self.config.policy,
-            "skip_ratio_target": float(f"{self.config.skip_ratio:.6g}"),  # which is a float32
+            "policy": self.name or self.config.policy,
+            "skip_ratio_target": None if self.name else float(f"{self.config.skip_ratio:.6g}"),  # which is a float32
             "warm_up_index": self.config.warm_up_index,
             "skip_ratio": self.skip_ratio,
             "skip_ratio_with_warm_up": self._ffn_skipped / self._ffn_total,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._core import SkipConfig
+from .._core import Profile, SkipConfig
+from ..lora import as_adapter
 from ..shapes import find_shape, find_type
 
-__all__ = ["RATIO_POLICIES", "Options", "Setting", "Test", "settings_of"]
+__all__ = ["AUTO", "RATIO_POLICIES", "Options", "Setting", "Test", "settings_of"]
 
 RATIO_POLICIES = ("ffn_skip", "random", "random_adaptive_region")
+AUTO = "auto"  # in place of a profile: the model's own
 ALWAYS_TRIPS = -2.0  # a cosine is never below -1
 NEVER_TRIPS = 2.0
 MAX_THREADS = 512  # GGML_MAX_N_THREADS; ggml does not check
@@ -55,6 +58,8 @@ class Options:
     policies: tuple[str, ...] = ("ffn_skip",)
     cold_s: int | None = None  # None: the controller's default
     cold_e: int | None = None
+    profiles: tuple[str, ...] = ()  # files, or "auto", the model's own
+    lora: str | None = None  # FILE or FILE:SCALE
     verbose: bool = False
 
     @property
@@ -93,8 +98,13 @@ class Options:
         if self.model_path is None:
             find_shape(self.shape or "")
             find_type(self.type)
+            for name, given in (("profile", self.profiles), ("lora", self.lora)):
+                if given:
+                    raise ValueError(f"{name}: random weights (shape) have none; give a model")
         elif not Path(self.model_path).is_file():
             raise FileNotFoundError(f"{self.model_path}: no such file")
+        if self.lora is not None:
+            as_adapter(self.lora)
 
 
 @dataclass(frozen=True)
@@ -102,13 +112,17 @@ class Setting:
     """One way to decode. `config` None is llama.cpp alone, without our callback."""
 
     name: str
-    config: SkipConfig | None
+    config: SkipConfig | Profile | None
     target: float | None = None
 
 
-def settings_of(options: Options, test: Test) -> list[Setting]:
+def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | None = None) -> list[Setting]:
     """The first is what all others are compared with. Prompts run in full whatever the setting, so plain llama.cpp and
-    one of ours are all there is to compare."""
+    one of ours are all there is to compare.
+
+    Args:
+        profiles: By the name that their row gets.
+    """
     idle = [Setting("dense", None), Setting("idle", SkipConfig(policy="dense"))]
     if test.n_prompt:
         return idle
@@ -132,4 +146,5 @@ def settings_of(options: Options, test: Test) -> list[Setting]:
             for policy in options.policies
             for ratio in options.skip_ratios
         ),
+        *(Setting(name, profile) for name, profile in (profiles or {}).items()),
     ]

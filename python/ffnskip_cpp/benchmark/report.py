@@ -30,7 +30,8 @@ NOTES = """\
 dense: llama.cpp without ffnskip; idle: ffnskip attached, nothing skipped or checked; checks: every layer of the
 adaptive region checked, nothing skipped. In the other rows the check of the first adaptive layer always trips
 (sim_threshold -2, warm_up_index 0), so that a token skips as many FFN blocks as it may: round(ratio * layers). Where
-that is 0 there is nothing to check for either, and the row is one more of idle.
+that is 0 there is nothing to check for either, and the row is one more of idle. Rows of a profile do as it says, from
+the first token on; the tokens are random, so that one that checks may skip more or less than of text.
 t/s: median of single tokens (pp: of whole prompts), ± half the interquartile range. speed-up: median [quartiles] of the
 ratio to dense, token by token. ideal: the same ratio if time were in proportion to the bytes of weights read. GFLOPs
 saved: per token, 2 for each element of the skipped blocks' matrices."""

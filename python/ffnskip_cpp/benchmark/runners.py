@@ -13,7 +13,10 @@ from typing import Any
 
 import llama_cpp
 
-from .._core import Controller, SkipConfig
+from .._core import Controller, Profile, SkipConfig
+from ..header_check import check_header
+from ..load_error import explained
+from ..lora import Adapter, as_adapter
 from ..shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
 from .options import Options, Setting, Test
 
@@ -23,13 +26,33 @@ SKIPPABLE_ROW = 2  # ffnskip::RowKind
 TYPICAL_N_UBATCH = 512
 
 
+class LoadedAdapter:
+    """A LoRA adapter, loaded for one model; to be closed after the contexts that have it."""
+
+    def __init__(self, model: int, adapter: Adapter):
+        self._scale = adapter.scale
+        self._loaded = llama_cpp.llama_adapter_lora_init(model, os.fsencode(adapter.path))
+        if not self._loaded:
+            raise ValueError(f"lora: {adapter.path} is no LoRA adapter of this model; -v shows why")
+
+    def attach(self, ctx: int) -> None:
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._loaded)
+        if llama_cpp.llama_set_adapters_lora(ctx, adapters, 1, (ctypes.c_float * 1)(self._scale)) != 0:
+            raise RuntimeError("lora: llama.cpp can't use the adapter in a context")
+
+    def close(self) -> None:
+        llama_cpp.llama_adapter_lora_free(self._loaded)
+
+
 class Runner:
     """Decodes with plain llama.cpp."""
 
-    def __init__(self, model: int, params: Any):
+    def __init__(self, model: int, params: Any, lora: LoadedAdapter | None = None):
         self.ctx = llama_cpp.llama_init_from_model(model, params)
         if not self.ctx:
             raise ValueError(f"llama.cpp can't make a context of {params.n_ctx} tokens; -v shows why")
+        if lora is not None:
+            lora.attach(self.ctx)
         self._token = (llama_cpp.llama_token * 1)()
         self._batch = llama_cpp.llama_batch_get_one(self._token, 1)
 
@@ -65,14 +88,17 @@ class Runner:
 class SkippingRunner(Runner):
     """Decodes through a controller."""
 
-    def __init__(self, model: int, params: Any, config: SkipConfig):
+    def __init__(self, model: int, params: Any, config: SkipConfig | Profile, lora: LoadedAdapter | None = None):
         self.controller = Controller()
         params.cb_eval = ctypes.cast(self.controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
         params.cb_eval_user_data = self.controller.user_data
-        super().__init__(model, params)
+        super().__init__(model, params, lora)
         try:
             self.controller.probe(self.ctx)
-            self.controller.config = config
+            if isinstance(config, Profile):
+                self.controller.set_profile(config)
+            else:
+                self.controller.config = config
         except ValueError:
             self.close()
             raise
@@ -130,6 +156,7 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
     if options.model_path is not None:
+        check_header(options.model_path)
         weights = read_weight_bytes(options.model_path)
         model = _load(options.model_path, params)
     else:
@@ -145,10 +172,11 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
 
 
 def _load(path: str, params: Any) -> int:
-    with _deferred_interrupt():
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise ValueError(f"{path}: llama.cpp can't load it; -v shows why")
+    with explained():
+        with _deferred_interrupt():
+            model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise ValueError(f"Failed to load model from file: {path}")
     return model
 
 
@@ -159,21 +187,28 @@ def open_runners(
     """One per setting, with room for the test."""
     runners: list[Runner] = []
     with contextlib.ExitStack() as stack:
+        lora = None
+        if options.lora is not None:
+            with _deferred_interrupt():
+                lora = LoadedAdapter(model, as_adapter(options.lora))
+            stack.callback(lora.close)
         for setting in settings:
             before = available_memory()
-            runners.append(_open_runner(stack, model, setting, _context_params(test, threads, options)))
+            runners.append(_open_runner(stack, model, setting, _context_params(test, threads, options), lora))
             if setting is settings[0]:
                 n_copies = 1 if test.n_depth else 0  # the state that all of them start from
                 _check_memory(before - available_memory(), len(settings) - 1 + n_copies, test)
         yield runners
 
 
-def _open_runner(stack: contextlib.ExitStack, model: int, setting: Setting, params: Any) -> Runner:
+def _open_runner(
+    stack: contextlib.ExitStack, model: int, setting: Setting, params: Any, lora: LoadedAdapter | None
+) -> Runner:
     with _deferred_interrupt():
         if setting.config is None:
-            runner = Runner(model, params)
+            runner = Runner(model, params, lora)
         else:
-            runner = SkippingRunner(model, params, setting.config)
+            runner = SkippingRunner(model, params, setting.config, lora)
         stack.callback(runner.close)
     return runner
 

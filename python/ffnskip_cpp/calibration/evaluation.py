@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
 from ..analysis.measure import check_everything, skipping
-from ..llama import Llama
-from ..quality import Comparison, Quality, compare
-from .journal import Journal
+from ..llama import SKIPPABLE_ROW, Llama
+from ..quality import Comparison, Quality, Reference
+from ..shapes import available_memory
+from ..text import Chunk
+from .journal import Arrays, Journal
 
-__all__ = ["Evaluator", "Score"]
+__all__ = ["Evaluator", "Progress", "Score", "standard_error"]
 
-CACHED_BYTES = 2**29  # of the dense model's logits
+KEPT_BYTES = 2**31  # of the dense model's predictions at most, and a quarter of the memory that is free
 
-Tokens = Sequence[int]
+
+class Progress(Protocol):
+    """Told how many tokens are still to be evaluated, as far as that is known, how many were, and how many need not
+    be."""
+
+    def expect(self, n_tokens: int) -> None: ...
+    def __call__(self, n_tokens: int) -> None: ...
+    def found(self, n_tokens: int) -> None: ...
 
 
 @dataclass
 class Score:
-    """What a setting does on some text. Rows are the tokens that may skip, past the warm-up."""
+    """What a setting does on some text. Rows are the tokens that may skip and predict a known one."""
 
     config: SkipConfig
     n_ffn: int
     quality: Quality = field(default_factory=Quality)
     kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """float64 [n_rows]: KL(dense || this), nats."""
+    chunk: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 [n_rows]: the chunk that a row is of."""
     similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """float32 [n_rows, n_layer]; NaN where unchecked."""
     skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
     """bool [n_rows, n_layer]."""
 
-    @property
+    @cached_property
     def skip_ratio(self) -> float:
         """Skipped over all FFN blocks of the tokens that may skip."""
         return float(self.skipped.sum(axis=1).mean() / self.n_ffn)
@@ -48,84 +61,143 @@ class Score:
         """Similarities computed per token."""
         return float((~np.isnan(self.similarity)).sum(axis=1).mean())
 
+    def kl_per_block(self) -> npt.NDArray[np.float64]:
+        """float64 [n_rows]: settings that were meant to skip the same skip a little more or less on some text."""
+        return self.kl / max(self.skip_ratio, 1e-9)
+
+
+def standard_error(values: npt.NDArray[np.float64], chunk: npt.NDArray[np.int64]) -> float:
+    """Of the mean of `values`, [n_rows]. The tokens of a chunk depend on one another, so chunks are what varies; NaN
+    where there is one alone."""
+    n_chunks = len(np.unique(chunk))
+    if n_chunks < 2:
+        return np.nan
+    deviations = np.bincount(chunk, values - values.mean())
+    return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / len(values))
+
 
 class Evaluator:
-    """Evaluates settings on pieces of text. What it measured is in a journal, and not measured again.
+    """Evaluates settings on chunks of text. What it measured is in a journal, and not measured again.
 
     Args:
-        warm_up_index: Of every setting: rows from this one on are compared.
-        progress: Called with a number of tokens when they were evaluated, or found in the journal.
+        warm_up_index: Of every setting.
     """
 
-    def __init__(self, llm: Llama, journal: Journal, warm_up_index: int, progress: Callable[[int], Any]):
+    def __init__(self, llm: Llama, journal: Journal, warm_up_index: int, progress: Progress):
         self._llm = llm
         self._journal = journal
         self._warm_up_index = warm_up_index
         self._progress = progress
-        self._dense: OrderedDict[str, npt.NDArray[np.float32]] = OrderedDict()
+        self._known: dict[tuple[object, ...], Arrays] = {}
+        self._kept: dict[str, Reference] = {}
+        self._room = min(KEPT_BYTES, available_memory() / 4)
+        self._n_measured, self._seconds = 0, 0.0
+        self._n_done = 0  # tokens that were measured, or found in the journal
 
-    def similarity(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+    @property
+    def tokens_per_second(self) -> float:
+        """Of what was compared so far; 0 where nothing was."""
+        return self._n_measured / self._seconds if self._seconds else 0.0
+
+    @contextlib.contextmanager
+    def at_most(self, n_tokens: int) -> Iterator[None]:
+        """What is evaluated within the block was expected to be so many tokens, and may turn out to be fewer."""
+        before = self._n_done
+        yield
+        self._progress.found(max(n_tokens - (self._n_done - before), 0))
+
+    def similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
         """float32 [n_rows, n_layer]: of the dense model, at every layer but the last."""
-        config = check_everything(self._llm._controller.n_layer, self._warm_up_index)
-        found = self._journal.find("similarity", config, _digest(tokens))
+        config = check_everything(self._llm.n_layer, self._warm_up_index)
+        key = ("similarity", config, self._digest(chunk))
+        found = self._find(key, chunk)
         if found is None:
             with skipping(self._llm, config), self._llm.trace() as trace:
-                self._llm._evaluate(tokens, self._kinds(tokens))
-            found = {"similarity": trace.similarity[self._warm_up_index : -1]}
-            self._journal.add(found, "similarity", config, _digest(tokens))
-        self._progress(len(tokens))
+                kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in chunk.eligible(self._warm_up_index)]
+                self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
+            found = {"similarity": trace.similarity[: len(self._rows(chunk))]}
+            self._add(found, key, chunk)
         return found["similarity"]
 
-    def score(self, config: SkipConfig, pieces: Sequence[Tokens]) -> Score:
+    def score(self, config: SkipConfig, chunks: Sequence[Chunk]) -> Score:
         """Raises ValueError where the setting does not fit the model."""
-        return self.scores([config], pieces)[0]
+        return self.scores([config], chunks)[0]
 
-    def scores(self, configs: Sequence[SkipConfig], pieces: Sequence[Tokens]) -> list[Score]:
-        """Piece by piece, so that the dense model is evaluated once for all of them."""
-        parts = [[self._compare(config, piece) for config in configs] for piece in pieces]
+    def scores(self, configs: Sequence[SkipConfig], chunks: Sequence[Chunk]) -> list[Score]:
+        """Chunk by chunk, so that the dense model is evaluated once for all of them."""
+        parts = [self._of_chunk(configs, chunk) for chunk in chunks]
         n_ffn = len(self._llm.ffn_map)
         return [_sum(Score(config, n_ffn), of_config) for config, of_config in zip(configs, zip(*parts))]
 
-    def _compare(self, config: SkipConfig, tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
-        found = self._journal.find("comparison", config, _digest(tokens))
-        if found is None:
-            found = self._measure(config, tokens)
-            self._journal.add(found, "comparison", config, _digest(tokens))
-        self._progress(len(tokens))
-        return found
+    def _of_chunk(self, configs: Sequence[SkipConfig], chunk: Chunk) -> list[Arrays]:
+        reference: Reference | None = None
+        result = []
+        for config in configs:
+            key = ("comparison", config, self._digest(chunk))
+            found = self._find(key, chunk)
+            if found is None:
+                reference = reference or self._reference(chunk)
+                found = self._measure(config, chunk, reference)
+                self._add(found, key, chunk)
+            result.append(found)
+        return result
 
-    def _measure(self, config: SkipConfig, tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
-        rows = slice(self._warm_up_index, -1)  # the last one predicts what is not known
-        dense = self._dense_logits(tokens)
+    def _find(self, key: tuple[object, ...], chunk: Chunk) -> Arrays | None:
+        if key not in self._known:
+            found = self._journal.find(*key)
+            if found is None:
+                return None
+            self._known[key] = found
+            self._n_done += len(chunk)
+            self._progress.found(len(chunk))
+        return self._known[key]
+
+    def _add(self, measured: Arrays, key: tuple[object, ...], chunk: Chunk) -> None:
+        self._known[key] = measured
+        self._journal.add(measured, *key)
+        self._n_done += len(chunk)
+        self._progress(len(chunk))
+
+    def _measure(self, config: SkipConfig, chunk: Chunk, reference: Reference) -> Arrays:
+        started = time.monotonic()
         with skipping(self._llm, config), self._llm.trace() as trace:
-            compared = compare(dense, self._llm.forward(tokens)[rows], tokens[self._warm_up_index + 1 :])
-        return {**vars(compared), "similarity": trace.similarity[rows], "skipped": trace.skipped[rows]}
+            compared = reference.compare(self._logits(chunk))
+        self._seconds += time.monotonic() - started
+        self._n_measured += len(chunk)
+        n = len(self._rows(chunk))
+        return {**vars(compared), "similarity": trace.similarity[:n], "skipped": trace.skipped[:n]}
 
-    def _dense_logits(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """[n_rows, n_vocab] of the rows that may skip; the last ones used are kept."""
-        key = _digest(tokens)
-        logits = self._dense.pop(key, None)
-        if logits is None:
-            with self._llm.dense():
-                logits = self._llm.forward(tokens)[self._warm_up_index : -1]
-            self._progress(len(tokens))
-        self._dense[key] = logits
-        while len(self._dense) > 1 and sum(kept.nbytes for kept in self._dense.values()) > CACHED_BYTES:
-            self._dense.popitem(last=False)
-        return logits
+    def _reference(self, chunk: Chunk) -> Reference:
+        """Kept while there is room: the first chunks are those that are needed most."""
+        key = self._digest(chunk)
+        if key in self._kept:
+            return self._kept[key]
+        targets = [chunk.tokens[i + 1] for i in self._rows(chunk)]
+        with self._llm.dense():
+            reference = Reference(self._logits(chunk), targets)
+        self._progress(len(chunk))
+        if sum(kept.nbytes for kept in self._kept.values()) + reference.nbytes <= self._room:
+            self._kept[key] = reference
+        return reference
 
-    def _kinds(self, tokens: Tokens) -> list[int]:
-        return [self._llm._controller.row_kind(i) for i in range(len(tokens))]
+    def _logits(self, chunk: Chunk) -> npt.NDArray[np.float32]:
+        """[n_rows, n_vocab]."""
+        return self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index))[self._rows(chunk)]
+
+    def _rows(self, chunk: Chunk) -> list[int]:
+        """The last one predicts what is not known."""
+        return np.flatnonzero(chunk.eligible(self._warm_up_index)[:-1]).tolist()
+
+    def _digest(self, chunk: Chunk) -> str:
+        tokens, eligible = np.array(chunk.tokens, np.int32), np.array(chunk.eligible(self._warm_up_index))
+        return hashlib.sha256(tokens.tobytes() + eligible.tobytes()).hexdigest()
 
 
-def _digest(tokens: Tokens) -> str:
-    return hashlib.sha256(np.array(tokens, np.int32).tobytes()).hexdigest()
-
-
-def _sum(score: Score, parts: Sequence[dict[str, npt.NDArray[Any]]]) -> Score:
+def _sum(score: Score, parts: Sequence[Arrays]) -> Score:
     for part in parts:
         score.quality.add(Comparison(part["kl"], part["same_top1"], part["nll_dense"], part["nll"]))
     score.kl, score.similarity, score.skipped = (
         np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "skipped")
     )
+    score.chunk = np.repeat(np.arange(len(parts)), [len(part["kl"]) for part in parts])
     return score

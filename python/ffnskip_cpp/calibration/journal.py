@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Journal", "open_journal"]
+__all__ = ["Arrays", "Journal", "open_journal"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -28,7 +28,10 @@ class Journal:
         self._database = database
         self._subject = subject
         database.execute("PRAGMA synchronous = OFF")  # a crash of the machine may cost the file, which only saves time
-        database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, arrays BLOB)")
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")  # from the first change on, until it is closed
+        with database:
+            database.execute("BEGIN EXCLUSIVE")
+            database.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, arrays BLOB)")
 
     def find(self, *key: object) -> Arrays | None:
         row = self._database.execute("SELECT arrays FROM entries WHERE key = ?", (self._name(key),)).fetchone()
@@ -49,14 +52,26 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(path: Path, subject: str) -> Iterator[Journal]:
-    """A journal in a file that is removed when the block ends without an error, and kept otherwise.
+    """A journal in a file that is removed when the block ends without an error, and kept otherwise. One process at a
+    time has it.
 
     Raises:
-        OSError: The file can't be written, or is something else.
+        OSError: The file can't be written, is damaged or something else, or another process has it.
     """
     try:
-        with contextlib.closing(sqlite3.connect(path)) as database:
+        with contextlib.closing(sqlite3.connect(path, timeout=0)) as database:
             yield Journal(database, subject)
+            path.unlink(missing_ok=True)  # while no other has it
     except sqlite3.Error as error:
-        raise OSError(f"{path}: {error}") from error
-    path.unlink(missing_ok=True)
+        raise OSError(f"{path}: {_advice(error)}") from error
+
+
+def _advice(error: sqlite3.Error) -> str:
+    said = str(error)
+    if "locked" in said:
+        return "another calibration of this model is running; wait for it, or name another profile with -o"
+    if "not a database" in said or "malformed" in said or "disk image" in said:
+        return f"what an interrupted calibration had measured, damaged ({said}); remove it to begin anew"
+    if "full" in said:
+        return "no room left on the device; make some, and the same command goes on from here"
+    return f"can't be used to keep what is measured ({said}); choose another folder with -o"

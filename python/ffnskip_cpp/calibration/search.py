@@ -1,32 +1,34 @@
 """The search for settings: of each policy the one that costs least where it skips a given share of the FFN blocks.
 
-1. Each FFN block is left out alone, which yields its cost for every token.
-2. A fixed set grows by greedy forward selection: in turn the block that adds least to the KL divergence.
-3. Settings of Algorithm 1 are simulated on recorded similarities by the hundred: region, max_skip, and the threshold
+1. A fixed set grows by greedy forward selection: in turn the block that adds least to the KL divergence. Blocks race
+   for each place (race.py), at first all of them alone. Then blocks of the set are exchanged while that helps.
+2. Settings of Algorithm 1 are simulated on recorded similarities by the hundred: region, max_skip, and the threshold
    that skips as much as is wanted. The sum of the costs of the blocks that a token would skip ranks them.
-4. The best ranked of each policy are measured, and the threshold of the best one is corrected by what skipping itself
-   does to the similarities.
+3. The best ranked of each policy race, and the threshold of the winner is corrected by what skipping itself does to the
+   similarities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
-from .evaluation import Evaluator, Score, Tokens
+from .effort import Effort
+from .evaluation import Evaluator, Score
+from .race import Race
+from .race import cost as race_cost
 from .simulation import NEVER_TRIPS, Region, ranks, skipped, solve, thresholds_at_rank, trips
 
 __all__ = ["Candidate", "Model", "Search"]
 
-N_MEASURED = 3  # of the settings that are ranked, per policy
 SAME = 0.05  # share of the blocks skipped by which two settings differ that are worth measuring both
-RATIO_TOLERANCE = 0.005  # of what is simulated, from what is wanted
+RATIO_TOLERANCE = 0.005  # of what is simulated or measured on the text of the search, from what is wanted
+SWAPPED = 3  # blocks of the fixed set that may be exchanged at a time, and as many that may take their places
 RANKED_ON = 512  # rows at most; thresholds of settings that are measured are solved on all
 
 
@@ -101,12 +103,6 @@ class Candidate:
     n_skipped: float = 0.0
     """Of the adaptive blocks, per token, as the thresholds were solved."""
 
-    @property
-    def cost_per_block(self) -> float:
-        """Settings that were meant to skip the same skip a little more or less on some text."""
-        ratio = self.score.skip_ratio
-        return self.score.quality.kl / ratio if ratio > 0 else np.inf
-
     def skipping_more(self, ratio: float, model: Model) -> Candidate:
         """The same with thresholds for a skip ratio that is higher, or lower if negative; not measured anew."""
         if self.adaptive is None:
@@ -120,18 +116,23 @@ class Search:
     """
     Args:
         similarity: float32 [n_rows, n_layer], of the dense model; of as much text as there is.
-        pieces: Text to measure settings on.
+        race: Has the text that settings are measured on.
     """
 
     def __init__(
-        self, evaluator: Evaluator, model: Model, similarity: npt.NDArray[np.float32], pieces: Sequence[Tokens]
+        self, evaluator: Evaluator, model: Model, similarity: npt.NDArray[np.float32], race: Race, effort: Effort
     ):
         self._evaluator = evaluator
         self._model = model
         self._similarity = similarity
-        self._pieces = pieces
-        self._greedy = GreedySet(model, self._measure)
-        self.tried: list[Score] = []
+        self.race = race
+        self._effort = effort
+        self._greedy = GreedySet(model, race, effort.n_blocks)
+
+    @property
+    def tried(self) -> list[Score]:
+        """Every setting that was measured, in the order they were first, by all the text that it saw."""
+        return list(self.race.seen.values())
 
     @property
     def block_costs(self) -> dict[int, float]:
@@ -140,94 +141,161 @@ class Search:
         return self._greedy.alone
 
     def fixed(self, n: int) -> Score:
-        """What the fixed set of n FFN blocks costs."""
+        """What the greedy set of n FFN blocks costs."""
         return self._greedy.score(n)
 
-    def candidates(self, skip_ratio: float) -> list[Candidate]:
-        """The best setting found of each policy; no two have the same one. A policy may have none."""
+    def candidates(self, skip_ratio: float, tolerance: float) -> list[Candidate]:
+        """The best setting found of each policy. A policy may have none.
+
+        Args:
+            tolerance: By how much less than `skip_ratio` a fixed set may skip.
+        """
         wanted = skip_ratio * self._model.n_ffn
-        fixed = self.fixed(min(max(1, round(wanted)), len(self._model.skippable)))
-        found = [
-            self._best(self._dense(per_layer=False), self._of_pieces, wanted),
-            self._best(self._dense(per_layer=True), self._of_pieces, wanted),
-            self._remainder(wanted),
-        ]
+        n = self.n_fixed(skip_ratio, tolerance)
+        fixed = self._exchanged(self.fixed(n), n)
+        found = [self._best([self._dense(per_layer)], wanted) for per_layer in (False, True)[: 1 + self._effort.wide]]
+        found.append(self._best(self._remainders(wanted), wanted))
         return [Candidate(fixed.config, fixed), *(candidate for candidate in found if candidate is not None)]
 
-    def _measure(self, config: SkipConfig) -> Score:
-        score = self._evaluator.score(config, self._pieces)
-        self.tried.append(score)
+    def n_fixed(self, skip_ratio: float, tolerance: float) -> int:
+        """Blocks of the fixed set that skips at least so much."""
+        n = int(np.ceil((skip_ratio - tolerance) * self._model.n_ffn - 1e-9))
+        return min(max(1, n), len(self._model.skippable))
+
+    def n_evaluations(self, skip_ratio: float, tolerance: float) -> int:
+        """Of chunks, about, that `candidates` takes where nothing is known yet."""
+        n, n_chunks, first = self.n_fixed(skip_ratio, tolerance), len(self.race.chunks), self.race.first
+        for_places = race_cost(len(self._model.skippable), n_chunks, first)
+        for_places += (n - 1) * race_cost(self._effort.n_blocks, n_chunks, first)
+        exchanges = self._effort.n_swaps * race_cost(self._n_exchanges(n), n_chunks, first)
+        n_policies = 2 + self._effort.wide
+        policies = n_policies * (race_cost(self._effort.n_ranked, n_chunks, first) + 2 * n_chunks)
+        return for_places + exchanges + policies
+
+    # ---- the fixed set ----
+
+    def _n_exchanges(self, n: int) -> int:
+        return min(n, SWAPPED) * min(len(self._model.skippable) - n, SWAPPED)
+
+    def _exchanged(self, score: Score, n: int) -> Score:
+        """A set with blocks exchanged one by one: those that were added last for those that nearly were."""
+        left = self._greedy.left_after(n)
+        for _ in range(self._effort.n_swaps):
+            layers = score.config.layers or []
+            added_last = [il for il in reversed(self._greedy.layers(n)) if il in layers][:SWAPPED]
+            others = [
+                fixed_set([*(il for il in layers if il != out), new], self._model)
+                for out in added_last
+                for new in [il for il in left if il not in layers][:SWAPPED]
+            ]
+            if not others:
+                break
+            best = self.race.run(others, _kl)[0]
+            if best.quality.kl >= score.quality.kl:
+                break
+            score = best
         return score
 
     # ---- Algorithm 1 ----
 
-    @cached_property
-    def _of_pieces(self) -> npt.NDArray[np.float32]:
-        return np.concatenate([self._evaluator.similarity(piece) for piece in self._pieces])
+    def _dense(self, per_layer: bool) -> Family:
+        similarity = np.concatenate([self._evaluator.similarity(chunk) for chunk in self.race.chunks])
+        return Family((), per_layer, self._similarity, similarity)
 
-    def _dense(self, *, per_layer: bool) -> Callable[[Region], Adaptive]:
-        return lambda region: Adaptive((), region, per_layer, self._similarity)
-
-    def _remainder(self, wanted: float) -> Candidate | None:
-        """A fixed set of one or two blocks less, and Algorithm 1 for the rest."""
+    def _remainders(self, wanted: float) -> list[Family]:
+        """A fixed set of one block less than wanted, or two, beside which Algorithm 1 skips the rest."""
         most = int(np.ceil(wanted - 1e-9)) - 1
-        found = [self._beside(tuple(sorted(self._greedy.layers(n))), wanted - n) for n in (most - 1, most) if n > 0]
-        return min((c for c in found if c is not None), key=lambda c: c.cost_per_block, default=None)
+        sizes = range(max(1, most - self._effort.wide), most + 1)
+        return [self._beside(tuple(sorted(self._greedy.layers(n)))) for n in sizes]
 
-    def _beside(self, fixed: tuple[int, ...], wanted: float) -> Candidate | None:
+    def _beside(self, fixed: tuple[int, ...]) -> Family:
         everything = Region(tuple(il for il in range(self._model.n_layer - 1) if il not in fixed), 0)
         checks_only = Adaptive(fixed, everything, False, self._similarity).config([NEVER_TRIPS], self._model)
-        similarity = self._evaluator.score(checks_only, self._pieces).similarity
-        return self._best(lambda region: Adaptive(fixed, region, False, similarity), similarity, wanted)
+        similarity = self._evaluator.score(checks_only, self.race.chunks).similarity
+        return Family(fixed, False, similarity, similarity)
 
-    def _best(
-        self, adaptive: Callable[[Region], Adaptive], of_pieces: npt.NDArray[np.float32], wanted: float
-    ) -> Candidate | None:
-        """The best of those that the simulation ranks first. `of_pieces` are the similarities of the pieces' rows."""
-        fixed = adaptive(Region((0,), 0)).fixed
-        free = [il for il in self._model.skippable if il not in fixed]
-        costs = self._greedy.costs_beside(fixed)
-        ranked: list[Ranked] = []
+    def _best(self, families: Sequence[Family], wanted: float) -> Candidate | None:
+        """The winner of those that the simulation ranks first."""
+        ranked = [entry for family in families for entry in self._ranked(family, wanted)]
+        settings: dict[SkipConfig, Adaptive] = {}
+        for entry in _first_different(ranked, self._effort.n_ranked):
+            thresholds, _ = entry.setting.thresholds(wanted - len(entry.setting.fixed))
+            settings.setdefault(entry.setting.config(thresholds, self._model), entry.setting)
+        if not settings:
+            return None
+        score = self.race.run(list(settings), Score.kl_per_block)[0]
+        setting = settings[score.config]
+        return self._corrected(Candidate(score.config, score, setting, wanted - len(setting.fixed)), wanted)
+
+    def _ranked(self, family: Family, wanted: float) -> list[Ranked]:
+        free = [il for il in self._model.skippable if il not in family.fixed]
+        costs = self._greedy.costs_beside(family.fixed)
+        similarity = family.of_race[: len(costs)]
+        wanted -= len(family.fixed)
+        ranked = []
         for region in _regions(free, wanted, self._model):
-            setting = adaptive(region)
+            setting = Adaptive(family.fixed, region, family.per_layer, family.similarity)
             thresholds, n_skipped = setting.thresholds(wanted, at_most=RANKED_ON)
             if abs(n_skipped - wanted) <= RATIO_TOLERANCE * self._model.n_ffn:
-                skips = setting.skips(thresholds, of_pieces)
-                cost = float(costs[skips].sum() / max(skips.sum(), 1))
-                ranked.append(Ranked(cost, setting.checks(thresholds, of_pieces), setting, thresholds))
-        measured = [self._measured(setting, of_pieces, wanted) for setting in _first_different(ranked, of_pieces)]
-        return min(measured, key=lambda candidate: candidate.cost_per_block, default=None)
+                skips = setting.skips(thresholds, similarity)
+                cost = float(costs[skips].sum() / max(skips.sum(), 1)) * wanted + self._greedy.cost(len(family.fixed))
+                ranked.append(Ranked(cost, setting.checks(thresholds, similarity), setting, skips))
+        return ranked
 
-    def _measured(self, setting: Adaptive, of_pieces: npt.NDArray[np.float32], wanted: float) -> Candidate:
-        thresholds, _ = setting.thresholds(wanted)
-        score = self._measure(setting.config(thresholds, self._model))
-        simulated = len(setting.fixed) + setting.skips(thresholds, of_pieces).sum(axis=1).mean()
-        surplus = score.skip_ratio - simulated / self._model.n_ffn
-        return Candidate(score.config, score, setting, wanted).skipping_more(-surplus, self._model)
+    def _corrected(self, candidate: Candidate, wanted: float) -> Candidate:
+        """With the threshold that makes up for what it skips too much or too little."""
+        ratio = wanted / self._model.n_ffn
+        lacking = ratio - candidate.score.skip_ratio
+        if abs(lacking) <= RATIO_TOLERANCE:
+            return candidate
+        other = candidate.skipping_more(lacking, self._model)
+        other = replace(other, score=self.race.score(other.config))
+        return min(candidate, other, key=lambda found: abs(found.score.skip_ratio - ratio))
+
+
+def _kl(score: Score) -> npt.NDArray[np.float64]:
+    return score.kl
+
+
+@dataclass(frozen=True)
+class Family:
+    """Settings of Algorithm 1 that differ in region, max_skip and thresholds."""
+
+    fixed: tuple[int, ...]
+    per_layer: bool
+    similarity: npt.NDArray[np.float32]
+    """[n_rows, n_layer], beside the fixed set; that thresholds are solved on."""
+    of_race: npt.NDArray[np.float32]
+    """[n_rows, n_layer]: of the rows that settings are measured on."""
 
 
 class Ranked(NamedTuple):
     """A setting and what the simulation says of it."""
 
     cost: float
-    """KL divergence of each block skipped, as if those of blocks left out alone added up."""
+    """KL divergence, as if what single blocks add to it added up."""
     checks: float
     setting: Adaptive
-    thresholds: list[float]
+    skips: npt.NDArray[np.bool_]
+    """[n_rows, n_layer]"""
 
 
-def _first_different(ranked: list[Ranked], of_pieces: npt.NDArray[np.float32]) -> list[Adaptive]:
-    """The cheapest settings that do not skip nearly the same; of those that skip the same the one that checks least."""
-    found: list[Adaptive] = []
-    seen: list[npt.NDArray[np.bool_]] = []
+def _first_different(ranked: list[Ranked], n: int) -> list[Ranked]:
+    """The n cheapest that do not skip nearly the same; of those that skip the same the one that checks least."""
+    found: list[Ranked] = []
     for entry in sorted(ranked, key=lambda entry: (entry.cost, entry.checks)):
-        skips = entry.setting.skips(entry.thresholds, of_pieces)
-        if all((skips != other).sum() > SAME * skips.sum() for other in seen):
-            found.append(entry.setting)
-            seen.append(skips)
-        if len(found) == N_MEASURED:
+        same = (_differ(entry, other) <= SAME * entry.skips.sum() for other in found)
+        if not any(same):
+            found.append(entry)
+        if len(found) == n:
             break
     return found
+
+
+def _differ(one: Ranked, other: Ranked) -> int:
+    """In so many blocks of all rows, the fixed sets included."""
+    beside = set(one.setting.fixed) ^ set(other.setting.fixed)
+    return int((one.skips != other.skips).sum()) + len(beside) * len(one.skips)
 
 
 def _regions(free: Sequence[int], wanted: float, model: Model) -> Iterator[Region]:
@@ -246,18 +314,26 @@ def _regions(free: Sequence[int], wanted: float, model: Model) -> Iterator[Regio
 # ---- the fixed set ----
 
 
+def fixed_set(layers: Sequence[int], model: Model) -> SkipConfig:
+    return SkipConfig("fixed", layers=sorted(layers), warm_up_index=model.warm_up_index)
+
+
 class GreedySet:
     """Greedy forward selection on KL divergence, as far as it is asked for.
 
-    A block's cost beside the set of an earlier round is taken for a lower bound of its cost now: blocks are measured
-    again in that order, until the best one measured now is no worse than what the others had been (Minoux 1978).
+    For the first place all blocks race; for each other one those that added least when they were measured last.
+
+    Args:
+        n_blocks: That race for a place.
     """
 
-    def __init__(self, model: Model, measure: Callable[[SkipConfig], Score]):
+    def __init__(self, model: Model, race: Race, n_blocks: int):
         self._model = model
-        self._measure = measure
+        self._race = race
+        self._n_blocks = n_blocks
         self._added: list[int] = []
         self._scores: list[Score] = []  # after each
+        self._left: list[list[int]] = []  # after each, by what they add
         self._costs: dict[int, npt.NDArray[np.float64]] = {}  # [n_rows] of each block, when it was measured last
         self.alone: dict[int, float] = {}
 
@@ -271,30 +347,39 @@ class GreedySet:
         self.layers(n)
         return self._scores[n - 1]
 
+    def cost(self, n: int) -> float:
+        """KL divergence of the set of n blocks, which may be 0."""
+        return self.score(n).quality.kl if n else 0.0
+
+    def left_after(self, n: int) -> list[int]:
+        """The blocks that are not in the set of n, by what they were last seen to add."""
+        self.layers(n)
+        return self._left[n - 1]
+
     def costs_beside(self, fixed: Sequence[int]) -> npt.NDArray[np.float64]:
-        """float64 [n_rows, n_layer]: what each block adds to each row's KL divergence; infinite where it can't be
-        skipped."""
+        """float64 [n_rows, n_layer]: what each block adds to the KL divergence of each row that all were measured on;
+        infinite where it can't be skipped."""
         self.layers(max(1, len(fixed)))
-        n_rows = len(next(iter(self._costs.values())))
+        n_rows = min(len(cost) for cost in self._costs.values())
         costs = np.full((n_rows, self._model.n_layer), np.inf)
         for il, cost in self._costs.items():
-            costs[:, il] = cost
+            costs[:, il] = cost[:n_rows]
         return costs
 
     def _add(self) -> None:
-        before = self._scores[-1].kl if self._scores else 0.0
-        left = [il for il in self._model.skippable if il not in self._added]
-        measured: dict[int, Score] = {}
-        while True:
-            best = min(left, key=lambda il: self._costs[il].mean() if il in self._costs else -np.inf)
-            if best in measured:
-                break
-            measured[best] = self._measure(self._config([*self._added, best]))
-            self._costs[best] = measured[best].kl - before
+        left = self._left[-1] if self._added else list(self._model.skippable)
+        racing = left[: self._n_blocks] if self._added else left
+        by_config = {fixed_set([*self._added, il], self._model): il for il in racing}
+        scores = self._race.run(list(by_config), _kl)
+        for score in scores:
+            before = self._scores[-1].kl[: len(score.kl)] if self._added else 0.0
+            self._costs[by_config[score.config]] = score.kl - before
         if not self._added:
-            self.alone = {il: float(cost.mean()) for il, cost in self._costs.items()}
+            self.alone = {il: self._mean_cost(il) for il in left}
+        best = by_config[scores[0].config]
         self._added.append(best)
-        self._scores.append(measured[best])
+        self._scores.append(scores[0])
+        self._left.append(sorted((il for il in left if il != best), key=self._mean_cost))
 
-    def _config(self, layers: Sequence[int]) -> SkipConfig:
-        return SkipConfig("fixed", layers=sorted(layers), warm_up_index=self._model.warm_up_index)
+    def _mean_cost(self, il: int) -> float:
+        return float(self._costs[il].mean())

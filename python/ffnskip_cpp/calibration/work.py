@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,23 +12,22 @@ import numpy.typing as npt
 from .._core import SkipConfig
 from ..analysis.measure import QUANTILES, cold_regions, skipping
 from ..llama import Llama
-from .evaluation import CACHED_BYTES, Evaluator, Score, Tokens
-from .search import N_MEASURED, Candidate, Model, Search
+from ..text import Chunk
+from .choice import TOLERANCE, Row, beats, best, row_of
+from .effort import EFFORTS, SEARCHED_ROWS, Effort
+from .evaluation import Evaluator, Progress
+from .race import Race
+from .search import Candidate, Model, Search
 
-__all__ = ["Found", "Parts", "Progress", "Row", "Work", "check_reachable"]
+__all__ = ["Found", "Parts", "Work", "check_reachable"]
 
-TOLERANCE = 0.01  # of a skip ratio, from the one that is wanted
-
-# Shares of the text's tokens that are evaluated, so that all of it takes less than evaluating the text twice: recording
-# without computing logits, the search, and seven settings and the dense model on held-out text.
-HELD_OUT = 0.3
-SEARCHED = 0.5
-COMPARED = 1 / 16
-LEAST_COMPARED = 1024  # tokens
-TYPICAL_RATIO = 0.25
-MEASURED_AGAIN = 3  # blocks, on average, before one is added to the fixed set
+HELD_OUT = 0.3  # of the text
+RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
+PIECE_ROWS = 128  # tokens past the warm-up of a chunk of the search: many short chunks say more than a few long ones
 TINY = 1e-12  # nats, in place of a KL divergence of 0 where its logarithm is taken
 RATIOS_COMPARED = 4  # on held-out text, to find the highest one within a KL divergence
+TYPICAL_RATIO = 0.25
+N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and the references
 
 # What calibration is to be better than.
 REFERENCES = {
@@ -38,61 +37,53 @@ REFERENCES = {
 }
 
 
-class Progress(Protocol):
-    """Told how many tokens are still to be evaluated, as far as that is known, and how many were."""
-
-    def expect(self, n_tokens: int) -> None: ...
-    def __call__(self, n_tokens: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Row:
-    """A setting and what it does on some text, past the warm-up."""
-
-    policy: str
-    text: str
-    """"held out" or "calibration"."""
-    skip_ratio: float
-    kl: float
-    """KL divergence from the dense model, nats per token."""
-    top1_agreement: float
-    perplexity_ratio: float
-    checks: float
-    """Per token."""
-    n_tokens: int
-    config: SkipConfig = field(repr=False)
-
-
 # ---- the text ----
 
 
 class Parts:
-    """What the chunks of a text are for."""
+    """What the chunks of a text are for.
 
-    def __init__(self, chunks: Sequence[Tokens], seed: int):
-        self.n_tokens = sum(map(len, chunks))
+    Args:
+        seed: Of the choice of what is held out.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], seed: int):
         order = [chunks[i] for i in np.random.default_rng(seed).permutation(len(chunks))]
         n_held_out = min(max(1, round(HELD_OUT * len(order))), len(order) - 1)
         self._held_out, self.recorded = order[:n_held_out], order[n_held_out:]
 
-    def compared(self) -> list[Tokens]:
-        """Held-out text that the candidates are compared on."""
-        return _first(self._held_out, max(LEAST_COMPARED, round(COMPARED * self.n_tokens)))
+    def compared(self, n_tokens: int) -> list[Chunk]:
+        """Held-out chunks of about so many tokens."""
+        return _first(self._held_out, n_tokens)
 
-    def searched(self, n_settings: int, n_row_bytes: int, warm_up_index: int) -> list[Tokens]:
-        """Text that `n_settings` are measured on, as often as there is time for. The dense model's logits of it are
-        kept."""
-        n_tokens = min(round(SEARCHED * self.n_tokens / n_settings), CACHED_BYTES // n_row_bytes)
-        shortest = 4 * (warm_up_index + 2)  # or much of it would be warm-up
-        n_pieces = min(max(1, n_tokens // shortest), len(self.recorded))
-        length = max(shortest, n_tokens // n_pieces)
-        return [chunk[:length] for chunk in self.recorded[:n_pieces]]
+    def searched(self, n_rows: int, warm_up_index: int) -> list[Chunk]:
+        """The beginnings of chunks, with so many tokens together that may skip, if there are as many: of each chunk
+        alike, and of no more chunks than it takes."""
+        of_each = max(PIECE_ROWS, -(-n_rows // len(self.recorded)))
+        pieces, n = [], 0
+        for chunk in self.recorded:
+            if n >= n_rows:
+                break
+            pieces.append(_beginning(chunk, of_each, warm_up_index))
+            n += n_compared(pieces[-1], warm_up_index)
+        return pieces
 
 
-def _first(chunks: Sequence[Tokens], n_tokens: int) -> list[Tokens]:
+def _first(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
     """Whole chunks, at least one, of about so many tokens."""
     lengths = np.cumsum([len(chunk) for chunk in chunks])
     return list(chunks[: max(1, int(np.searchsorted(lengths, n_tokens * 1.05, side="right")))])
+
+
+def n_compared(chunk: Chunk, warm_up_index: int) -> int:
+    """Tokens of a chunk that may skip and predict a known one."""
+    return sum(chunk.eligible(warm_up_index)[:-1])
+
+
+def _beginning(chunk: Chunk, n_rows: int, warm_up_index: int) -> Chunk:
+    rows = np.flatnonzero(chunk.eligible(warm_up_index))[:n_rows]
+    end = int(rows[-1]) + 2  # with the token that the last one predicts
+    return Chunk(chunk.tokens[:end], chunk.generated[:end])
 
 
 # ---- the work ----
@@ -109,7 +100,7 @@ def check_reachable(llm: Llama, skip_ratio: float) -> None:
 
 
 def _skippable(llm: Llama) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(llm._controller.skippable)
+    return np.flatnonzero(llm.skippable)
 
 
 @dataclass(frozen=True)
@@ -122,44 +113,96 @@ class Found:
 
 
 class Work:
-    """Records what the dense model does, then looks for settings; `notes` gets what is to be said about it."""
+    """Records what the dense model does, then looks for settings; `notes` gets what is to be said about it.
+
+    Args:
+        effort: A name of EFFORTS, or seconds.
+    Raises:
+        ValueError: The seconds are too few.
+    """
 
     def __init__(
-        self, llm: Llama, evaluator: Evaluator, parts: Parts, warm_up_index: int, progress: Progress, notes: list[str]
+        self,
+        llm: Llama,
+        evaluator: Evaluator,
+        parts: Parts,
+        warm_up_index: int,
+        effort: str | float,
+        skip_ratio: float,
+        progress: Progress,
+        notes: list[str],
     ):
+        started = time.monotonic()
         self._llm = llm
         self._evaluator = evaluator
         self._progress = progress
-        self._compared = parts.compared()
         self.notes = notes
 
         skippable = _skippable(llm).tolist()
-        self._progress.expect(sum(map(len, parts.recorded)))
-        similarity = np.concatenate([evaluator.similarity(chunk) for chunk in parts.recorded])
+        recorded = _first(parts.recorded, RECORDED_TOKENS)
+        self._progress.expect(sum(map(len, recorded)))
+        similarity = np.concatenate([evaluator.similarity(chunk) for chunk in recorded])
         self.similarity = _statistics(similarity)
         self.cold_regions = cold_regions(self.similarity[:, 0])
-        self._model = Model(
-            llm._controller.n_layer, len(llm.ffn_map), tuple(skippable), self.cold_regions, warm_up_index
-        )
+        self._model = Model(llm.n_layer, len(llm.ffn_map), tuple(skippable), self.cold_regions, warm_up_index)
 
-        self._n_settings = (
-            len(skippable) + MEASURED_AGAIN * round(TYPICAL_RATIO * self._model.n_ffn) + 4 * N_MEASURED + 2
-        )
-        pieces = parts.searched(self._n_settings, 4 * llm.n_vocab(), warm_up_index)
-        self.n_searched = sum(map(len, pieces))
-        self.search = Search(evaluator, self._model, similarity, pieces)
+        def search(level: Effort) -> Search:
+            race = Race(evaluator, parts.searched(level.searched_rows, warm_up_index), level.first_chunks)
+            return Search(evaluator, self._model, similarity, race, level)
+
+        def n_tokens(level: Effort) -> int:
+            return self._n_tokens(search(level), parts.compared(level.compared_tokens), skip_ratio)
+
+        if isinstance(effort, str):
+            level = EFFORTS[effort]
+        else:
+            level = self._affordable(effort, started, parts, n_tokens)
+        self._compared = parts.compared(level.compared_tokens)
+        self.search = search(level)
+        n_rows = sum(n_compared(chunk, warm_up_index) for chunk in parts.searched(SEARCHED_ROWS, warm_up_index))
+        if n_rows < SEARCHED_ROWS:
+            self.notes.append(
+                f"the text has {n_rows} tokens to search with; with less than {SEARCHED_ROWS} the settings may suit "
+                "this text alone: give more of it"
+            )
+
+    def _affordable(self, seconds: float, started: float, parts: Parts, n_tokens: Callable[[Effort], int]) -> Effort:
+        """The greatest effort that takes no longer than `seconds`, by the speed of the first evaluations."""
+        probed = parts.searched(1, self._model.warm_up_index)
+        alone = SkipConfig("fixed", layers=self._model.skippable[:1], warm_up_index=self._model.warm_up_index)
+        self._evaluator.score(alone, probed)
+        speed = self._evaluator.tokens_per_second
+        left = seconds - (time.monotonic() - started)
+        takes = {name: n_tokens(level) / speed if speed else 0.0 for name, level in EFFORTS.items()}
+        fitting = [name for name in takes if takes[name] <= left]
+        if not fitting:
+            least = takes["quick"] + seconds - left
+            raise ValueError(f"effort: {seconds:g} seconds are too few here; the least takes about {least:.0f}")
+        self.notes.append(f"effort: {fitting[-1]}, which fits {seconds:g} seconds")
+        return EFFORTS[fitting[-1]]
 
     def at_ratio(self, skip_ratio: float) -> Found:
-        """The setting of that skip ratio with the least KL divergence."""
-        self._expect(self._n_settings)
-        rows, references = self._compare(self.search.candidates(skip_ratio), skip_ratio)
-        meeting = [row for row in rows if abs(row.skip_ratio - skip_ratio) <= TOLERANCE]
-        if meeting:
-            chosen = min(meeting, key=lambda row: row.kl)
-        else:
-            chosen = min(rows, key=lambda row: abs(row.skip_ratio - skip_ratio))
-            self.notes.append(f"no setting skips {skip_ratio:.1%} of held-out text; the nearest one was chosen")
+        """The setting that skips so much or more with the least KL divergence."""
+        self._progress.expect(self._n_tokens(self.search, self._compared, skip_ratio))
+        candidates = self.search.candidates(skip_ratio, TOLERANCE)
+        rows, references = self._compare(candidates, skip_ratio)
+        chosen = best([*rows, *references], skip_ratio)
+        if chosen.skip_ratio < skip_ratio - TOLERANCE:
+            self.notes.append(f"no setting skips {skip_ratio:.1%} of held-out text; one that skips most was chosen")
+        self._check_references(chosen, references)
         return Found(chosen, [*rows, *references])
+
+    def _check_references(self, chosen: Row, references: Sequence[Row]) -> None:
+        for row in references:
+            if beats(row, chosen):
+                self.notes.append(f"{row.policy} is better, and no profile holds it; give more text to search with")
+
+    def _n_tokens(self, search: Search, compared: Sequence[Chunk], skip_ratio: float) -> int:
+        """That are evaluated for a ratio where nothing is known yet."""
+        searched = search.race.chunks
+        mean = sum(map(len, searched)) / len(searched)
+        n_compared = (N_COMPARED + 1) * sum(map(len, compared))
+        return round(mean * search.n_evaluations(skip_ratio, TOLERANCE)) + n_compared
 
     def within_kl(self, max_kl: float) -> Found:
         """The setting that skips most at no higher KL divergence.
@@ -167,13 +210,14 @@ class Work:
         KL divergence grows with the ratio. Where the two meet is foretold by the fixed sets, and corrected by what is
         seen on held-out text.
         """
-        self._expect(2 * self._n_settings)
+        self._progress.expect(2 * self._n_tokens(self.search, self._compared, TYPICAL_RATIO))
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
         percent = min(max(round(100 * self._ratio_at(max_kl)), low + 1), high - 1)
         within: list[tuple[Row, list[Row]]] = []
         n_compared = 0
         while high - low > 1 and (n_compared < RATIOS_COMPARED or not within):
-            rows, _ = self._compare(self.search.candidates(percent / 100), percent / 100, references=False)
+            candidates = self.search.candidates(percent / 100, TOLERANCE)
+            rows, _ = self._compare(candidates, percent / 100, references=False)
             n_compared += 1
             found = [row for row in rows if row.kl <= max_kl]
             within += [(row, rows) for row in found]
@@ -186,11 +230,12 @@ class Work:
             raise ValueError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
         chosen, rows = max(within, key=lambda pair: (round(pair[0].skip_ratio, 3), -pair[0].kl))
         _, references = self._compare([], chosen.skip_ratio)
+        self._check_references(chosen, references)
         return Found(chosen, [*rows, *references])
 
     def tried(self) -> list[Row]:
-        """Every setting that was measured in the search."""
-        return [_row(score, score.config.policy, "calibration") for score in self.search.tried]
+        """Every setting that was measured in the search, by all the text that it saw."""
+        return [row_of(score, score.config.policy, "calibration") for score in self.search.tried]
 
     def block_kl(self) -> npt.NDArray[np.float64]:
         """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be."""
@@ -231,8 +276,8 @@ class Work:
                 again = self._evaluator.score(corrected.config, self._compared)
                 own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
         return (
-            [_row(score, score.config.policy, "held out") for score in own],
-            [_row(score, name, "held out") for name, score in zip(named, others)],
+            [row_of(score, score.config.policy, "held out") for score in own],
+            [row_of(score, name, "held out") for name, score in zip(named, others)],
         )
 
     def _references(self, skip_ratio: float) -> dict[str, SkipConfig]:
@@ -247,9 +292,6 @@ class Work:
                 if (note := f"{name}: {error}") not in self.notes:
                     self.notes.append(note)
         return found
-
-    def _expect(self, n_settings: int) -> None:
-        self._progress.expect(n_settings * self.n_searched + 8 * sum(map(len, self._compared)))
 
 
 def _out_of_reach(max_kl: float, least: Row) -> str:
@@ -266,18 +308,3 @@ def _statistics(similarity: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     result[seen, 0] = np.nanmean(values, axis=0)
     result[seen, 1:] = np.nanquantile(values, QUANTILES, axis=0).T
     return result
-
-
-def _row(score: Score, name: str, text: str) -> Row:
-    quality = score.quality
-    return Row(
-        name,
-        text,
-        score.skip_ratio,
-        quality.kl,
-        quality.top1_agreement,
-        quality.perplexity_ratio,
-        score.checks,
-        quality.n_rows,
-        score.config,
-    )

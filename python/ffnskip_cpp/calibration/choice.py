@@ -1,0 +1,86 @@
+"""What is chosen of the settings that were compared on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .._core import SkipConfig
+from ..profile import SETTINGS_OF
+from .evaluation import Score, standard_error
+
+__all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "row_of"]
+
+TOLERANCE = 0.01  # by which a setting may skip less than is wanted
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting and what it does on some text, past the warm-up."""
+
+    policy: str
+    text: str
+    """"held out" or "calibration"."""
+    skip_ratio: float
+    kl: float
+    """KL divergence from the dense model, nats per token."""
+    kl_error: float
+    """Its standard error over chunks of text; NaN where there is one chunk alone."""
+    top1_agreement: float
+    perplexity_ratio: float
+    checks: float
+    """Per token."""
+    n_tokens: int
+    config: SkipConfig
+    kl_of_rows: npt.NDArray[np.float64] = field(repr=False, compare=False)
+    """float64 [n_tokens]"""
+    chunk: npt.NDArray[np.int64] = field(repr=False, compare=False)
+    """int64 [n_tokens]: the chunk of text that each token is of."""
+
+
+def row_of(score: Score, policy: str, text: str) -> Row:
+    quality = score.quality
+    return Row(
+        policy,
+        text,
+        score.skip_ratio,
+        quality.kl,
+        standard_error(score.kl, score.chunk),
+        quality.top1_agreement,
+        quality.perplexity_ratio,
+        score.checks,
+        quality.n_rows,
+        score.config,
+        score.kl,
+        score.chunk,
+    )
+
+
+def equal(one: Row, other: Row) -> bool:
+    """Within the standard error of their difference in KL divergence, which is that of the same tokens and so far
+    smaller than the error of either."""
+    difference = one.kl_of_rows - other.kl_of_rows
+    error = standard_error(difference, one.chunk)
+    return bool(abs(difference.mean()) <= (0.0 if np.isnan(error) else error))
+
+
+def beats(one: Row, other: Row) -> bool:
+    """Skips at least as much at a KL divergence that is lower by more than the standard error."""
+    return one.skip_ratio >= other.skip_ratio and one.kl < other.kl and not equal(one, other)
+
+
+def best(rows: Sequence[Row], skip_ratio: float) -> Row:
+    """The row to choose where `skip_ratio` is wanted: of those that skip so much or more, the one of least KL
+    divergence; of those equal to it the simplest. Where none skips so much, the same of the one that skips most."""
+    kept = [row for row in rows if row.config.policy in SETTINGS_OF]  # a profile holds no random policy
+    enough = [row for row in kept if row.skip_ratio >= skip_ratio - TOLERANCE]
+    if not enough:
+        most = max(row.skip_ratio for row in kept)
+        enough = [row for row in kept if row.skip_ratio >= most - TOLERANCE]
+    least = min(enough, key=lambda row: row.kl)
+    as_good = [row for row in enough if row is least or equal(row, least)]
+    as_good = [row for row in as_good if not any(beats(other, row) for other in rows)] or [least]
+    return min(as_good, key=lambda row: (row.checks > 0, row.checks, row.kl))
