@@ -17,7 +17,8 @@ try() {  # try VERSION: the rest of its row of the table; what was printed goes 
     [ -d "$venv" ] || python3 -m venv "$venv"
     "$venv/bin/pip" install "llama-cpp-python==$1" scikit-build-core pybind11 cmake ninja gguf matplotlib numpy pytest \
         sentencepiece tqdm || { echo "llama-cpp-python is not built"; return 1; } >&3
-    PATH=$venv/bin:$PATH "$venv/bin/pip" install --force-reinstall --no-build-isolation --no-deps "$source" ||
+    local PATH=$venv/bin:$PATH
+    "$venv/bin/pip" install --force-reinstall --no-build-isolation --no-deps "$source" ||
         { echo "does not compile"; return 1; } >&3
     "$venv/bin/python" -m pytest -q -m "not slow" -p no:cacheprovider || true
     local versions
