@@ -16,7 +16,8 @@ import llama_cpp
 import pytest
 
 MAIN = shutil.which("ffnskip-main") or str(Path(sysconfig.get_path("scripts")) / "ffnskip-main")
-BUILT_FOR = llama_cpp.llama_version().decode()
+BUILT_FOR = llama_cpp.llama_version().decode() if hasattr(llama_cpp, "llama_version") else "unknown"
+FOUND = "unknown" if BUILT_FOR == "unknown" else "0.4.0"  # a build for one that can't tell does not ask another
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_the_package_is_not_imported(other_llama_cpp, tmp_path):
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.startswith(f"ffnskip_cpp was built for llama.cpp {BUILT_FOR} (ggml ")
     assert (
-        f"but llama.cpp 0.4.0 (ggml 0.20.0) is loaded, from {other_llama_cpp}/libllama.so.0 (llama-cpp-python 0.3.20)"
+        f"but llama.cpp {FOUND} (ggml 0.20.0) is loaded, from {other_llama_cpp}/libllama.so.0 (llama-cpp-python 0.3.20)"
         in said
     )
     assert (
@@ -66,4 +67,4 @@ def test_ffnskip_main_does_not_start(other_llama_cpp, model_file, skip):
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert f"ffnskip was built for llama.cpp {BUILT_FOR} (ggml " in result.stderr
-    assert "but llama.cpp 0.4.0 (ggml 0.20.0) is loaded, from " in result.stderr and "pip install" in result.stderr
+    assert f"but llama.cpp {FOUND} (ggml 0.20.0) is loaded, from " in result.stderr and "pip install" in result.stderr

@@ -17,12 +17,13 @@ try() {  # try VERSION: the rest of its row of the table; what was printed goes 
     [ -d "$venv" ] || python3 -m venv "$venv"
     "$venv/bin/pip" install "llama-cpp-python==$1" scikit-build-core pybind11 cmake ninja gguf matplotlib numpy pytest \
         sentencepiece tqdm || { echo "llama-cpp-python is not built"; return 1; } >&3
-    PATH=$venv/bin:$PATH "$venv/bin/pip" install --force-reinstall --no-build-isolation --no-deps "$source" ||
+    local PATH=$venv/bin:$PATH
+    "$venv/bin/pip" install --force-reinstall --no-build-isolation --no-deps "$source" ||
         { echo "does not compile"; return 1; } >&3
     "$venv/bin/python" -m pytest -q -m "not slow" -p no:cacheprovider || true
     local versions
     versions=$("$venv/bin/ffnskip-main" --version)
-    echo "$versions: $(tail -n 1 "$work/$1.log")" >&3
+    echo "$versions: $(grep -E "^[0-9]+ (passed|failed|skipped)" "$work/$1.log" | tail -n 1)" >&3
 }
 
 failed=0

@@ -31,6 +31,10 @@ inline void leave_out(ggml_tensor * node) {
 
 // Makes the residual add hand on h, its operand number `h_src`, without the FFN's part. CONT is the same copy as DUP, and the
 // one of the two that every backend has.
+//
+// The Vulkan backend, computing an ADD with a norm of it behind, also sums the squares that the norm needs, and does not look
+// whether that norm is left out: the sums then go to the next norm that runs. That is right as long as nothing but copies of
+// the sum lies between the two, which holds here: what follows a block left out is the CONT, and the norm that reads it.
 inline void pass_h(ggml_tensor * add, int h_src) {
     if (add->data == add->src[h_src]->data) {
         leave_out(add);  // done in place over h: the result is there already
