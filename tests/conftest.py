@@ -8,6 +8,7 @@ import os
 # take minutes otherwise. Read by the OpenMP runtime when libggml is loaded, so before the first import of it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,51 @@ WRITERS = {
     "bert": tiny_models.write_bert,
     "mamba": tiny_models.write_mamba,
 }
+
+
+# Modules that train, convert, calibrate or start many programs; the rest runs with -m "not slow".
+SLOW = {
+    "test_algorithm1",
+    "test_analyze",
+    "test_architectures",
+    "test_bench",
+    "test_calibrate",
+    "test_convert",
+    "test_convert_failures",
+    "test_convert_families",
+    "test_demo_world",
+    "test_gpu_check",
+    "test_main",
+    "test_profile_use",
+    "test_quantize",
+    "test_readme",
+    "test_reference",
+    "test_run",
+    "test_split_files",
+    "test_try",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--may-skip", metavar="REGEX", help="fail where a test is skipped without this reason")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where everything is installed, a file of tests must not vanish for want of an import."""
+    allowed = session.config.getoption("--may-skip")
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if allowed is None or reporter is None:
+        return
+    for report in reporter.stats.get("skipped", []):
+        if not re.search(allowed, str(report.longrepr)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            reporter.write_line(f"\nskipped, and --may-skip does not allow it: {report.longrepr}", red=True)
 
 
 @pytest.fixture(scope="session")

@@ -375,7 +375,7 @@ def test_report_is_one_page_that_fetches_nothing(analyzed):
 def test_report_says_what_was_measured_and_what_was_left_out(analyzed, model):
     text = Page((analyzed / "report.html").read_text(encoding="utf-8")).text
     with ours(model, None) as llm:
-        fingerprint = llm._controller.fingerprint
+        fingerprint = llm.fingerprint
     for expected in (
         f"{model.name}, llama, ",
         fingerprint,
@@ -520,6 +520,15 @@ def test_model_without_a_block_to_skip_is_refused(model_file, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
     with pytest.raises(Unsupported, match="mamba"):
         analyze(Options(str(model_file("mamba")), (str(tmp_path / "t.txt"),), str(tmp_path / "out")))
+
+
+def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    text = tmp_path / "out" / "report.html"
+    text.write_text(TEXT)
+    with pytest.raises(ValueError, match=r"report\.html: is the input itself"):
+        analyze(Options(str(model), (str(text),), str(tmp_path / "out")))
+    assert text.read_text() == TEXT
 
 
 def test_a_file_in_place_of_the_folder_is_refused(analyze_cli, tmp_path):

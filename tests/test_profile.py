@@ -71,7 +71,7 @@ def test_a_profile_skips_as_the_settings_did_that_it_was_made_from(model_file, s
     for skip in (KEPT[policy], profile, str(profile), read_profile(profile).config):
         with ours(path, skip) as llm:
             logits = llm.forward(TOKENS)
-            runs.append((logits.tobytes(), llm.stats.ffn_skipped, llm.stats.checks, dict(llm._controller.resolved)))
+            runs.append((logits.tobytes(), llm.stats.ffn_skipped, llm.stats.checks, dict(llm.resolved)))
     assert runs[0][1] > 0 and all(run == runs[0] for run in runs)
     for key, value in ALL_KEYS[policy].items():
         assert getattr(read_profile(profile).config, key) == value
@@ -114,7 +114,7 @@ def test_a_profile_survives_the_failure_to_write_another(saved):
 def test_a_quantised_file_is_the_same_model_and_another_seed_is_not(model_file, tmp_path):
     def fingerprint(path):
         with ours(path, None) as llm:
-            return llm._controller.fingerprint
+            return llm.fingerprint
 
     path = model_file("llama")
     assert fingerprint(path) == fingerprint(quantize(path, tmp_path / "q8_0.gguf", "q8_0"))
@@ -133,7 +133,7 @@ def test_settings_that_do_not_fit_the_model_are_refused_with_the_name_of_the_fil
     profile = tmp_path / "a.gguf"
     with ours(model_file("llama"), None) as llm:
         resolved = {"cold_s": 2, "cold_e": 14, "max_skip": 13}
-        write_profile(profile, llm._controller.fingerprint, KEPT["ffn_skip"], resolved)
+        write_profile(profile, llm.fingerprint, KEPT["ffn_skip"], resolved)
     with pytest.raises(ValueError, match=rf"profile {profile}: max_skip: 13 is too many"):
         with ours(model_file("llama"), profile):
             pass
@@ -220,3 +220,30 @@ def test_a_profile_is_located_beside_a_model_or_is_the_file_itself(model_file, s
         locate_profile(model)
     with pytest.raises(FileNotFoundError, match=r"c\.gguf: no such file"):
         locate_profile(tmp_path / "c.gguf")
+
+
+def test_a_profile_with_any_byte_changed_is_read_or_refused_by_its_name(tmp_path, capfd):
+    path = tmp_path / "m.ffnskip.gguf"
+    config = SkipConfig(policy="fixed_plus_ffn_skip", layers=[1, 2], sim_threshold=0.9, cold_s=1, cold_e=5, max_skip=2)
+    given = {"cold_s": 1, "cold_e": 5, "max_skip": 2}
+    write_profile(path, "llama-6x64-0123456789abcdef", config, given, {"kl": [0.5, 0.25], "text": "ä", "rows": [{}]})
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for flip in (0x01, 0x20, 0x80, 0xFF):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+            for read in (read_profile, profile_keys, locate_profile):
+                try:
+                    read(path)
+                except ValueError as error:
+                    assert type(error) is ValueError and "\n" not in str(error)  # no UnicodeDecodeError
+                    assert str(path) in str(error)
+    assert capfd.readouterr() == ("", "")  # gguf's own reader has a log
+
+
+def test_bytes_that_are_no_text_are_refused_by_key(tmp_path):
+    path = tmp_path / "m.ffnskip.gguf"
+    config = SkipConfig(policy="fixed", layers=[1], warm_up_index=0)
+    write_profile(path, "llama-6x64-0123456789abcdef", config, {}, {"text": "nothing"})
+    path.write_bytes(path.read_bytes().replace(b"nothing", b"no\xff\xfe\x80ng"))
+    with pytest.raises(ValueError, match=r"m\.ffnskip\.gguf: 'ffnskip\.text' has bytes in it that are no text"):
+        read_profile(path)

@@ -19,12 +19,12 @@ by name. Needs numpy and gguf; neither PyTorch nor transformers. The parts are i
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
+
+from ffnskip_cpp.files import check_output, whole_file
 
 if __package__:
     from .conversion.checkpoint import read_checkpoint
@@ -76,20 +76,12 @@ def convert(
     check_plan(plan, checkpoint, family.passed_over)
     with expected_form("tokenizer files"):
         vocab = read_vocabulary(model_dir, config, family.n_vocab)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        total = file_bytes(plan, outtype)
-        with tqdm(total=total, unit="B", unit_scale=True, desc=out.name, disable=not progress) as bar:
-            write_gguf(part, family, vocab, plan, checkpoint, outtype, model_dir.resolve().name, bar)
-        os.replace(part, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno, f"{os.strerror(error.errno)}; the file takes {total / 1e6:.0f} MB", str(out)
-            ) from error
-        raise
-    finally:
-        part.unlink(missing_ok=True)
+    total = file_bytes(plan, outtype)
+    with (
+        whole_file(out, model_dir.iterdir(), size=total) as part,
+        tqdm(total=total, unit="B", unit_scale=True, desc=out.name, disable=not progress) as bar,
+    ):
+        write_gguf(part, family, vocab, plan, checkpoint, outtype, model_dir.resolve().name, bar)
     return out
 
 
@@ -98,10 +90,7 @@ def check_arguments(model_dir: Path, out: Path, outtype: str) -> None:
         raise ValueError(f"unknown outtype {outtype!r}; known: {', '.join(OUTTYPES)}")
     if not model_dir.is_dir():
         raise FileNotFoundError(f"{model_dir}: no such directory; expected a Hugging Face checkpoint")
-    if out.is_dir():
-        raise ValueError(f"{out}: is a directory; give the name of the .gguf file")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out.parent}: no such directory for the output")
+    check_output(out, model_dir.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

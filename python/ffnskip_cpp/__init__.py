@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-# First of all: llama_cpp loads its libllama, and the extension then binds to that one instead of a copy of its own.
-import llama_cpp as _llama_cpp  # noqa: F401
-
+from . import _loading  # noqa: F401  before anything that needs the extension
 from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
 from .calibration.calibrate import calibrate
 from .demo import demo_model
 from .llama import Llama, Trace
 from .profile import read_profile
+from .trial.trial import Trial
+from .trial.work import try_model
 
 __all__ = [
     "Llama",
@@ -23,9 +23,11 @@ __all__ = [
     "SkipConfig",
     "SkipStats",
     "Trace",
+    "Trial",
     "Unsupported",
     "__version__",
     "calibrate",
     "demo_model",
     "read_profile",
+    "try_model",
 ]

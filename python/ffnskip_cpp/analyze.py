@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import llama_cpp
 import numpy as np
 
@@ -41,11 +40,11 @@ from .analysis.measure import (
 from .analysis.report import Column, Section, Table, decimals, page, percent, write_csv
 from .command_line import list_of
 from .file_type import file_type
-from .files import whole_file
+from .files import check_output, whole_file
+from .gguf_header import read_header
 from .llama import Llama
 from .lora import LORA_HELP, as_adapter
 from .profile import read_profile
-from .shapes import read_weight_bytes
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ def analyze(options: Options) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
         raise PermissionError(f"{output}: can't be written to")
+    inputs = (options.model_path, *options.texts)
+    check_output(output / "report.html", inputs)
     with _open(options) as llm:
         analysis = _Analysis(llm, options, texts)
         report = output / "report.html"
@@ -147,7 +148,7 @@ def analyze(options: Options) -> Path:
         facts = analysis.facts()
     if quality is not None:  # with the model closed: measuring speed opens it in its own way
         sections.append(analysis.skip_ratio(quality))
-    with whole_file(report) as part:
+    with whole_file(report, inputs) as part:
         part.write_text(page(f"FFN skipping in {Path(options.model_path).name}", facts, sections), encoding="utf-8")
     return report
 
@@ -157,15 +158,7 @@ def analyze(options: Options) -> Path:
 
 def _trained_context(path: str) -> int:
     """Tokens of context the model was trained on, from its file."""
-    read_weight_bytes(path)  # says what is wrong with a damaged file
-    reader = gguf.GGUFReader(path)
-
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return None if field is None else field.parts[field.data[0]]
-
-    length = value(f"{bytes(value('general.architecture')).decode()}.context_length")
-    return TYPICAL_N_CTX if length is None else int(length[0])
+    return int(read_header(path).of_architecture("context_length", TYPICAL_N_CTX))
 
 
 def _sizes(options: Options, trained: int) -> tuple[int, int]:
@@ -202,6 +195,7 @@ class _Analysis:
         self.llm = llm
         self.options = options
         self.output = Path(options.output)
+        self.inputs = (options.model_path, *options.texts)
         self.n_layer = llm.n_layer
         self.n_ctx, self.context = _sizes(options, llm.n_ctx_train)
         self.chunks = chunks_of_tokens(llm, texts, self.n_ctx, max_tokens=options.max_tokens)
@@ -522,12 +516,12 @@ class _Analysis:
         """Writes the picture and its numbers."""
         files = [f"{name}.png", f"{name}.svg", *(f"{stem}.csv" for stem in numbers)]
         for stem, rows in numbers.items():
-            with whole_file(self.output / f"{stem}.csv") as part:
+            with whole_file(self.output / f"{stem}.csv", self.inputs) as part:
                 write_csv(part, rows)
         svg = draw.svg_text(figure)
-        with whole_file(self.output / f"{name}.svg") as part:
+        with whole_file(self.output / f"{name}.svg", self.inputs) as part:
             part.write_text(svg, encoding="utf-8")
-        with whole_file(self.output / f"{name}.png") as part:
+        with whole_file(self.output / f"{name}.png", self.inputs) as part:
             part.write_bytes(draw.png_bytes(figure))
         return Section(name, title, reading, svg, tables, notes, files)
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": ("inspect_model", "show the FFN blocks of a model and what skipping them saves"),
     "profile": ("profile_command", "show or change the skip profile of a model, or put it into the model file"),
     "run": ("run_program", "run a llama.cpp program with skipping"),
+    "try": ("try_command", "say whether skipping is worth it for a model, in about two minutes"),
     "calibrate": ("calibrate_command", "find out what to skip in a model, and write its profile"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),

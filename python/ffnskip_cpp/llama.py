@@ -28,6 +28,8 @@ from . import _core
 from . import llama_cpp_internals as internals
 from ._core import Controller, FfnBlock, Profile, SkipConfig, SkipStats, Unsupported
 from .generation import GuardedProcessors, exclusively, first, sampling_options
+from .header_check import check_header
+from .load_error import explained
 from .profile import write_profile
 from .skip_argument import DENSE, Skip, Wanted, as_wanted, check_keywords, is_dense
 
@@ -46,6 +48,7 @@ NO_PROFILE = (
     'no skip profile for this model: nothing is skipped; "ffnskip calibrate MODEL --text FILE" makes one, '
     '"ffnskip try MODEL" says what skipping would cost'
 )
+NO_GENERATION = "an embedding context does not generate; its FFN blocks always run"
 UNCALIBRATED = 'these values are not calibrated for this model; "ffnskip try MODEL" says what they cost'
 
 
@@ -106,14 +109,14 @@ class Llama(llama_cpp.Llama):
         self._is_told = False  # that its settings are not calibrated
         self._tracing = False
         self._closed = False
-        self._why_dense: str | None = None
-        try:
+        self._why_dense: str | None = None if self._generates else NO_GENERATION
+        if os.path.exists(model_path):  # or the base class says that it does not
+            check_header(model_path)
+        with explained(quiet=not kwargs.get("verbose", True)):
             super().__init__(os.fspath(model_path), **kwargs)
-        except ValueError as error:
-            raise _explain_load_error(error, model_path) from error
-        if internals.lora_is_missing(self):
-            self.close()
-            raise RuntimeError(f"Failed to initialize LoRA adapter from lora path: {self.lora_path}")
+            if internals.lora_is_missing(self):
+                self.close()
+                raise RuntimeError(f"Failed to initialize LoRA adapter from lora path: {self.lora_path}")
         internals.exact_pieces(self._model)
         self._use_context()
         self._cover_context()
@@ -207,7 +210,7 @@ class Llama(llama_cpp.Llama):
     def _need_callback(self) -> None:
         """A context that was made dense is made anew, with all that is in it."""
         if not self._generates:
-            raise Unsupported("an embedding context does not generate; its FFN blocks always run")
+            raise Unsupported(NO_GENERATION)
         if self._has_callback:
             return
         state = self.save_state() if self.n_tokens > 0 else None
@@ -783,18 +786,3 @@ def _values(resolved: ResolvedConfig) -> str:
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "
         f"{resolved['cold_e']}), max_skip={resolved['max_skip']}, warm_up_index={resolved['warm_up_index']})"
     )
-
-
-def _explain_load_error(error: ValueError, model_path: str) -> ValueError:
-    """llama_cpp's "Failed to load model", with what can be told from the file."""
-    if "Failed to load model" not in str(error):
-        return error
-    reason = "the file is truncated or of a kind this llama.cpp does not know"
-    try:
-        with open(model_path, "rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            reason = f"it is no GGUF file (it starts with {magic!r}, not b'GGUF')"
-    except OSError as unreadable:
-        reason = str(unreadable)
-    return ValueError(f"{error}: {reason}")

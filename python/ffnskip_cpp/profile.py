@@ -22,7 +22,7 @@ import gguf
 
 from . import _core
 from ._core import Profile, SkipConfig
-from .files import whole_file
+from .files import check_output, whole_file
 from .gguf_header import Entry, Header, read_header
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "change_settings",
+    "check_profile_output",
     "embed_profile",
+    "has_profile",
     "locate_profile",
     "profile_keys",
     "profile_path",
@@ -76,10 +78,21 @@ def read_profile(path: PathLike) -> Profile:
         ValueError: It is no profile: not GGUF, truncated, a key missing or wrong.
     """
     try:
-        read_header(Path(path))  # the core's reader would log what is wrong with a damaged file besides
+        header = read_header(path)  # the core's reader would log what is wrong with a damaged file besides
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"profile {error}") from error
+    for entry in _own(header):
+        if not _is_text(entry):
+            raise ValueError(f"profile {header.path}: {entry.key!r} has bytes in it that are no text; it is damaged")
     return _core.read_profile(os.fspath(path))
+
+
+def _is_text(entry: Entry) -> bool:
+    try:
+        f"{entry.key}{json.dumps(entry.value(), ensure_ascii=False)}".encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def profile_path(model_path: PathLike) -> Path:
@@ -96,7 +109,7 @@ def locate_profile(path: PathLike) -> Path:
     """
     path = Path(path)
     header = read_header(path)
-    if not header.n_tensors:
+    if not header.tensors:
         return path
     beside = profile_path(path)
     if beside.exists():
@@ -104,6 +117,16 @@ def locate_profile(path: PathLike) -> Path:
     if not _own(header):
         raise ValueError(f"{path}: there is no profile in this model, nor beside it ({beside.name})")
     return path
+
+
+def has_profile(model_path: PathLike) -> bool:
+    """Whether a profile lies beside the model or in it, as skip="auto" looks for one. Reads the file's header alone.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no GGUF file, or a damaged one.
+    """
+    return profile_path(model_path).exists() or PREFIX + "model" in read_header(model_path).metadata
 
 
 def profile_keys(path: PathLike) -> dict[str, Any]:
@@ -131,9 +154,10 @@ def write_profile(
         resolved: The same as it applies to the model.
         learnt: What else to keep under "ffnskip.": strings, ints, floats, lists of them; anything else as JSON.
     Raises:
-        ValueError: A policy that no profile holds.
+        ValueError: A policy that no profile holds, or `path` is a file of another kind.
         OSError: The file can't be written.
     """
+    check_profile_output(path)
     keys = {**_settings(fingerprint, config, resolved), **(learnt or {})}
     with whole_file(Path(path)) as part, contextlib.closing(gguf.GGUFWriter(part, "ffnskip")) as writer:
         for key, value in keys.items():
@@ -173,6 +197,27 @@ def _common_type(values: Sequence[Any]) -> gguf.GGUFValueType | None:
     if types == {int}:
         return U32 if all(0 <= value < 2**32 for value in values) else I64
     return F32 if types and types <= {int, float} else None
+
+
+def check_profile_output(path: PathLike) -> None:
+    """A profile takes the place of a profile only. What `write_profile` would refuse, for who works long before it.
+
+    Raises:
+        ValueError: `path` is a directory, or a file of another kind.
+        FileNotFoundError, PermissionError: It can't be written.
+    """
+    check_output(path)
+    path = Path(path)
+    if path.is_file() and path.stat().st_size and not _is_profile(path):
+        raise ValueError(f"{path}: is no skip profile, and is left as it is; give another name for the profile")
+
+
+def _is_profile(path: Path) -> bool:
+    try:
+        header = read_header(path)
+    except ValueError:
+        return False
+    return not header.tensors and header.architecture == "ffnskip"
 
 
 # ---- in place ----
@@ -224,7 +269,7 @@ def strip_profile(model_path: PathLike) -> bool:
 
 def _require_model(path: Path) -> Header:
     header = read_header(path)
-    if not header.n_tensors:
+    if not header.tensors:
         raise ValueError(f"{path}: it is no model, there are no weights in it")
     return header
 
@@ -235,14 +280,10 @@ def _own(header: Header) -> list[Entry]:
 
 def _rewrite(path: Path, header: Header, own: Iterable[Entry]) -> None:
     """The file with `own` in place of what it has under "ffnskip."; all else is copied byte by byte."""
-    path = path.resolve()  # a link stays one
     entries = [*(entry for entry in header.entries if not entry.key.startswith(PREFIX)), *own]
-    with whole_file(path) as part, open(path, "rb") as old, open(part, "wb") as new:
-        new.write(struct.pack("=4sIQQ", b"GGUF", header.version, header.n_tensors, len(entries)))
-        new.write(b"".join(entry.raw for entry in entries) + header.tensors)
+    with whole_file(path, size=path.stat().st_size) as part, open(path, "rb") as old, open(part, "wb") as new:
+        new.write(struct.pack("=4sIQQ", b"GGUF", header.version, len(header.tensors), len(entries)))
+        new.write(b"".join(entry.raw for entry in entries) + header.raw_tensors)
         new.write(bytes(-new.tell() % header.alignment))
         old.seek(header.data_offset)
         shutil.copyfileobj(old, new, COPIED_AT_ONCE)
-        os.fchmod(new.fileno(), path.stat().st_mode)
-        new.flush()
-        os.fsync(new.fileno())  # before the old file is gone, which may be the only copy of the model

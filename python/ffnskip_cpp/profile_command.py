@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from . import _core
 from ._core import SkipConfig
+from .command_line import ranges
 from .profile import (
     SETTINGS,
     SETTINGS_OF,
@@ -241,18 +242,7 @@ def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _shown(value: Any, key: str = "") -> str:
     if key == "layers" and isinstance(value, list):
-        return _ranges(value)
+        return ranges(value)
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _ranges(layers: Iterable[int]) -> str:
-    """ "3,5-7" of 3, 5, 6, 7, as --skip-layers takes it."""
-    runs: list[list[int]] = []
-    for il in sorted(set(layers)):
-        if runs and runs[-1][1] == il - 1:
-            runs[-1][1] = il
-        else:
-            runs.append([il, il])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -13,24 +13,39 @@ import argparse
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from .files import whole_file
+from .gguf_header import read_headers
+from .header_check import check_header
+from .imatrix import check_imatrix, use_imatrix
+
 __all__ = ["add_arguments", "known_types", "quantize", "run"]
 
-# What the child executes. It takes over this process's sys.path, so that both load the same llama_cpp.
+# What the child executes. It takes over this process's sys.path, so that both load the same packages.
 _CHILD = """
-import json, runpy, sys
+import json, sys
 request = json.loads(sys.argv[1])
 sys.path[:] = request["sys_path"]
-sys.exit(runpy.run_path(request["file"])["_quantize_here"](**request["arguments"]))
+from ffnskip_cpp.quantize import _quantize_here
+sys.exit(_quantize_here(**request["arguments"]))
 """
 
 _PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # llama.cpp logs [   3/ 291] and the tensor's name
 _FAILURE = "failed to quantize: "  # llama.cpp logs the reason after this
+
+
+HELP = """\
+The options are those of llama.cpp's llama-quantize.
+
+example:
+  ffnskip quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
+  ffnskip quantize model-f16.gguf model-q2_k.gguf q2_k --imatrix model-imatrix.gguf"""
 
 
 def known_types() -> dict[str, int]:
@@ -43,34 +58,62 @@ def known_types() -> dict[str, int]:
 
 
 def quantize(
-    src: str | Path, dst: str | Path, type_name: str, *, threads: int | None = None, progress: bool = False
+    src: str | Path,
+    dst: str | Path,
+    type_name: str,
+    *,
+    allow_requantize: bool = False,
+    imatrix: str | Path | None = None,
+    leave_output_tensor: bool = False,
+    pure: bool = False,
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    threads: int | None = None,
+    progress: bool = False,
 ) -> Path:
     """Write `src` with its matrices in another type.
 
     Args:
-        src: A GGUF file with F32, F16 or BF16 matrices (the first part, if it is split).
+        src: A GGUF file (the first part, if it is split) with F32, F16 or BF16 matrices.
         dst: The file to write; an existing one is replaced, and survives a failure.
         type_name: One of `known_types()`, in any case; q3_k, q4_k and q5_k mean their _m variant.
+        allow_requantize: Quantise matrices of `src` that are quantised already, too. Worse than from F16.
+        imatrix: An importance matrix of the model, a GGUF file as llama-imatrix writes it: how much each input channel
+            of each matrix counts. iq1_*, iq2_* and q2_k_s need one, and all but q8_0 are better with one.
+        leave_output_tensor: Keep the output matrix in the type it has.
+        pure: Every matrix in the type itself, none in a larger one (q4_k_m keeps some in q6_k).
+        output_tensor_type, token_embedding_type: A tensor type of ggml, "q8_0" say, for the output matrix and for the
+            token embeddings. Where these are one matrix, either is for it.
         threads: Worker threads, at least 1. None takes all processors.
         progress: Show a progress bar on stderr.
     Returns:
         The path of the file.
     Raises:
-        FileNotFoundError: `src` or the directory of `dst` does not exist.
+        FileNotFoundError: `src`, `imatrix` or the directory of `dst` does not exist.
         ValueError: A bad argument, a damaged file, or a conversion that llama.cpp refuses; the message says why.
     """
     src, dst = Path(src), Path(dst)
-    ftype = _find_type(type_name)
-    _check_paths(src, dst)
-    _check_gguf(src)
+    arguments: dict[str, Any] = {
+        "ftype": _find_type(type_name),
+        "allow_requantize": allow_requantize,
+        "quantize_output_tensor": not leave_output_tensor,
+        "pure": pure,
+    }
+    if output_tensor_type is not None:
+        arguments["output_tensor_type"] = _find_tensor_type("output_tensor_type", output_tensor_type)
+    if token_embedding_type is not None:
+        arguments["token_embedding_type"] = _find_tensor_type("token_embedding_type", token_embedding_type)
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; expected at least 1")
-    part = dst.with_name(f".{dst.name}.{os.getpid()}.part")
-    try:
-        _run_child(src, part, ftype, threads or os.cpu_count() or 1, progress)
-        os.replace(part, dst)
-    finally:
-        part.unlink(missing_ok=True)
+    arguments["nthread"] = threads or os.cpu_count() or 1
+    check_header(src, also=("mmproj",))
+    headers = read_headers(src)
+    inputs = [header.path for header in headers]
+    if imatrix is not None:
+        check_imatrix(imatrix, headers)
+        inputs.append(Path(imatrix))
+    with whole_file(dst, inputs) as part:
+        _run_child(src, part, arguments, None if imatrix is None else str(imatrix), progress)
     return dst
 
 
@@ -83,33 +126,17 @@ def _find_type(type_name: str) -> int:
     return known[name]
 
 
-def _check_paths(src: Path, dst: Path) -> None:
-    if not src.is_file():
-        raise FileNotFoundError(f"{src}: no such file")
-    if dst.is_dir():
-        raise ValueError(f"{dst}: is a directory; give the name of the .gguf file")
-    if not dst.parent.is_dir():
-        raise FileNotFoundError(f"{dst.parent}: no such directory for the output")
-    if dst.exists() and src.samefile(dst):
-        raise ValueError(f"{dst}: is the input itself; give another name")
+def _find_tensor_type(argument: str, name: str) -> int:
+    floats = ("F32", "F16", "BF16")
+    known = [kind.name for kind, (block, _) in GGML_QUANT_SIZES.items() if block > 1 or kind.name in floats]
+    if name.upper() not in known:
+        raise ValueError(f"{argument} is {name!r}; known: {', '.join(known).lower()}")
+    return int(GGMLQuantizationType[name.upper()])
 
 
-def _check_gguf(path: Path) -> None:
-    """The fixed header; llama.cpp checks the rest, that every tensor lies within the file included."""
-    with path.open("rb") as file:
-        header = file.read(24)  # magic, version, number of tensors, number of metadata entries
-    if header[:4] != b"GGUF":
-        raise ValueError(f"{path}: not a GGUF file (it starts with {header[:4]!r})")
-    if len(header) < 24:
-        raise ValueError(f"{path}: truncated: {len(header)} bytes")
-    version = struct.unpack_from("<I", header, 4)[0]
-    if version not in (2, 3):
-        raise ValueError(f"{path}: GGUF version {version}; expected 2 or 3, little-endian")
-
-
-def _run_child(src: Path, part: Path, ftype: int, threads: int, progress: bool) -> None:
-    arguments = {"src": str(src), "dst": str(part), "ftype": ftype, "threads": threads}
-    request = {"sys_path": sys.path, "file": __file__, "arguments": arguments}
+def _run_child(src: Path, part: Path, arguments: dict[str, Any], imatrix: str | None, progress: bool) -> None:
+    arguments = {"src": str(src), "dst": str(part), "imatrix": imatrix, "params": arguments}
+    request = {"sys_path": sys.path, "arguments": arguments}
     command = [sys.executable, "-I", "-c", _CHILD, json.dumps(request)]  # -I: nothing from the current directory
     child = subprocess.Popen(
         command,
@@ -125,8 +152,18 @@ def _run_child(src: Path, part: Path, ftype: int, threads: int, progress: bool) 
     finally:
         child.kill()  # does nothing to a child that has ended
         child.communicate()
+    if status and "iostream error" in reason:
+        raise OSError(f"{part}: can't be written")  # whole_file finds out why
     if status:
-        raise ValueError(f"{src}: llama.cpp could not quantise it: {reason or f'it ended with status {status}'}")
+        raise ValueError(
+            f"{src}: llama.cpp could not quantise it: {_explained(reason) or f'it ended with status {status}'}"
+        )
+
+
+def _explained(reason: str) -> str:
+    if reason.startswith("requantizing from type"):
+        return f"{reason}: it is quantised already; --allow-requantize (allow_requantize=True) does it at a loss"
+    return reason
 
 
 def _follow(child: subprocess.Popen[str], progress: bool) -> str:
@@ -148,8 +185,8 @@ def _follow(child: subprocess.Popen[str], progress: bool) -> str:
     return reason or last
 
 
-def _quantize_here(src: str, dst: str, ftype: int, threads: int) -> int:
-    """In the child: call llama.cpp, its log to stderr. Returns its status."""
+def _quantize_here(src: str, dst: str, imatrix: str | None, params: dict[str, Any]) -> int:
+    """In the child: call llama.cpp with `params`, its log to stderr. Returns its status."""
     import ctypes
 
     import llama_cpp
@@ -161,27 +198,48 @@ def _quantize_here(src: str, dst: str, ftype: int, threads: int) -> int:
 
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = ftype
-    params.nthread = threads
-    return llama_cpp.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(params))
+    c_params = llama_cpp.llama_model_quantize_default_params()
+    for name, value in params.items():
+        setattr(c_params, name, value)
+    kept = None if imatrix is None else use_imatrix(c_params, imatrix)  # noqa: F841 - llama.cpp reads from it
+    return llama_cpp.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(c_params))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Mount the options on `parser`, which may be a subcommand's."""
-    parser.add_argument("src", metavar="IN.gguf", help="file with F32, F16 or BF16 matrices")
+    parser.add_argument("src", metavar="IN.gguf", help="model to quantise; the first part, if it is split")
     parser.add_argument("dst", metavar="OUT.gguf", help="file to write")
     parser.add_argument("type", metavar="TYPE", help="q4_0, q4_k_m, q5_k_m, q6_k, q8_0, ...; a wrong name lists all")
+    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix, as llama-imatrix writes it")
+    parser.add_argument(
+        "--allow-requantize", action="store_true", help="from quantised matrices too; worse than from F16"
+    )
+    parser.add_argument("--leave-output-tensor", action="store_true", help="keep the output matrix as it is")
+    parser.add_argument("--pure", action="store_true", help="every matrix in TYPE itself, none in a larger one")
+    parser.add_argument("--output-tensor-type", metavar="TYPE", help="type of the output matrix: q8_0, say")
+    parser.add_argument("--token-embedding-type", metavar="TYPE", help="type of the token embeddings")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: all processors)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "example:\n  ffnskip quantize model-f16.gguf model-q4_k_m.gguf q4_k_m"
+    parser.epilog = HELP
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
     try:
-        out = quantize(args.src, args.dst, args.type, threads=args.threads, progress=not args.no_progress)
+        out = quantize(
+            args.src,
+            args.dst,
+            args.type,
+            allow_requantize=args.allow_requantize,
+            imatrix=args.imatrix,
+            leave_output_tensor=args.leave_output_tensor,
+            pure=args.pure,
+            output_tensor_type=args.output_tensor_type,
+            token_embedding_type=args.token_embedding_type,
+            threads=args.threads,
+            progress=not args.no_progress,
+        )
     except (ValueError, OSError) as error:
         print(f"ffnskip quantize: {error}", file=sys.stderr)
         return 2

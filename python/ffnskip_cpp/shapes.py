@@ -16,7 +16,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -24,6 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
+
+from .gguf_header import Header, read_headers
 
 __all__ = [
     "SHAPES",
@@ -38,6 +40,7 @@ __all__ = [
     "tensor_bytes",
     "usable_in_place",
     "weight_bytes",
+    "weight_bytes_of",
 ]
 
 TYPES = {name: GGMLType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0")}
@@ -130,37 +133,20 @@ def read_weight_bytes(path: str | Path) -> WeightBytes:
     """Bytes read per token of the model in a GGUF file; `path` is the first part if it is split.
 
     Raises:
-        ValueError: The file is not a GGUF file, or a damaged one.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a GGUF file, or a damaged one; or a part is missing.
     """
-    sizes: dict[str, int] = {}
-    share = 1.0
-    for number, part in enumerate(parts_of(Path(path))):
-        try:
-            reader = gguf.GGUFReader(part)
-        except (ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{part}: not a GGUF file, or a damaged one: {error}") from error
-        sizes.update((tensor.name, int(tensor.n_bytes)) for tensor in reader.tensors)
-        if number == 0:
-            share = _expert_share(reader)
-    return weight_bytes(sizes, share)
+    return weight_bytes_of(read_headers(path))
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The files of a model, of which `path` is the only or the first one."""
-    match = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name)
-    if not match:
-        return [path]
-    stem, n = match.groups()
-    return [path.with_name(f"{stem}-{i:05d}-of-{n}.gguf") for i in range(1, int(n) + 1)]
+def weight_bytes_of(headers: Sequence[Header]) -> WeightBytes:
+    """The same, given the headers of the model's files."""
+    sizes = {tensor.name: tensor.n_bytes for header in headers for tensor in header.tensors}
+    return weight_bytes(sizes, _expert_share(headers[0]))
 
 
-def _expert_share(reader: gguf.GGUFReader) -> float:
-    def value(key: str) -> Any:
-        found = reader.get_field(key)
-        return found.parts[found.data[0]] if found else [0]
-
-    arch = bytes(value("general.architecture")).decode()
-    n_used, n_expert = int(value(f"{arch}.expert_used_count")[0]), int(value(f"{arch}.expert_count")[0])
+def _expert_share(header: Header) -> float:
+    n_used, n_expert = (header.of_architecture(f"expert_{key}", 0) for key in ("used_count", "count"))
     return n_used / n_expert if n_used and n_expert else 1.0
 
 
@@ -342,7 +328,7 @@ def _fill(file: BinaryIO, tensor: _Tensor, number: int, tiles: dict[tuple[GGMLTy
 
 
 def _random_rows(type_: GGMLType, row: int, scale: float) -> bytes:
-    from llama_cpp._ggml import libggml  # has a quantiser for every type; gguf has none for q4_k and the like
+    from .llama_cpp_internals import libggml  # has a quantiser for every type; gguf has none for q4_k and the like
 
     data = (np.random.default_rng(row).standard_normal((_TILE_ROWS, row)) * scale).astype(np.float32)
     block, block_size = gguf.GGML_QUANT_SIZES[type_]

@@ -88,7 +88,9 @@ def check_plan(plan: list[Planned], checkpoint: Checkpoint, passed_over: Callabl
     for source, entry in sources.items():
         stored = checkpoint.tensors.get(source)
         if stored is None:
-            hint = "; config.json does not say tie_word_embeddings" if entry.name == "output.weight" else ""
+            hint = ""
+            if entry.name == "output.weight":
+                hint = "; the model was saved without it, and config.json does not say tie_word_embeddings"
             raise ValueError(f"{checkpoint.origin}: tensor {source!r} is missing{hint}")
         if stored.shape != entry.source_shape:
             raise ValueError(

@@ -26,8 +26,11 @@ def read_json(path: Path, *, required: bool = False) -> Json:
             raise FileNotFoundError(f"{path.parent}: no {path.name}; expected a Hugging Face checkpoint directory")
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair is JSON, and no text
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError, UnicodeEncodeError
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -51,16 +54,18 @@ def first_of(settings: Json, keys: tuple[str, ...]) -> tuple[str, Any]:
     return keys[0], None
 
 
-def whole(settings: Json, *keys: str, default: int | None = None) -> int:
-    """A positive integer setting, under the first of `keys` that is set.
+def whole(settings: Json, *keys: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+    """A positive integer setting, at most `most`, under the first of `keys` that is set.
 
     Raises:
-        ValueError: It is absent without a default, or no positive integer.
+        ValueError: It is absent without a default, no positive integer, or too large.
     """
     key, value = first_of(settings, keys)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"config.json: {key} is {value!r}; expected a positive integer")
+    if value > most:
+        raise ValueError(f"config.json: {key} is {value}; expected {most} at most")
     return value
 
 

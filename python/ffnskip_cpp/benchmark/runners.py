@@ -14,6 +14,8 @@ from typing import Any
 import llama_cpp
 
 from .._core import Controller, Profile, SkipConfig
+from ..header_check import check_header
+from ..load_error import explained
 from ..lora import Adapter, as_adapter
 from ..shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
 from .options import Options, Setting, Test
@@ -154,6 +156,7 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
     if options.model_path is not None:
+        check_header(options.model_path)
         weights = read_weight_bytes(options.model_path)
         model = _load(options.model_path, params)
     else:
@@ -169,10 +172,11 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
 
 
 def _load(path: str, params: Any) -> int:
-    with _deferred_interrupt():
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise ValueError(f"{path}: llama.cpp can't load it; -v shows why")
+    with explained():
+        with _deferred_interrupt():
+            model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise ValueError(f"Failed to load model from file: {path}")
     return model
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..settings import Json
 from .base import Family
 from .cohere import Cohere
@@ -52,7 +54,14 @@ def find_family(config: Json) -> Family:
             wrong type, or without counterpart in llama.cpp.
     """
     names = config.get("architectures") or []
-    if not isinstance(names, list) or len(names) != 1 or names[0] not in FAMILIES:
+    headless = {without_head(name): family for name, family in FAMILIES.items()}
+    known = {**FAMILIES, **headless, "Gemma3TextModel": Gemma3}
+    if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
         found = ", ".join(map(str, names)) if names and isinstance(names, list) else repr(names)
         raise ValueError(f"config.json: unsupported architecture {found}; known: {', '.join(FAMILIES)}")
-    return FAMILIES[names[0]](config)
+    return known[names[0]](config)
+
+
+def without_head(name: str) -> str:
+    """What transformers calls the same model without its output matrix, which is all of it where that is tied."""
+    return re.sub("(ForCausalLM|LMHeadModel|ForConditionalGeneration)$", "Model", name)

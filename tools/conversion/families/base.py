@@ -22,6 +22,13 @@ log = logging.getLogger("ffnskip_cpp.convert")
 # What transformers calls the functions that llama.cpp computes for gelu: the tanh approximation, for all of them.
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
+MAX_LAYERS = 512  # of llama.cpp
+MAX_WIDTH = 2**18  # of a layer: more than any model has, and little enough to lay out its rows in memory
+
+# What names begin with where it is not what the family's own models are saved with: models without their head
+# (LlamaModel and the like), and the text models of those that see or hear.
+OTHER_PREFIXES = ("", "model.", "transformer.", "language_model.", "model.language_model.", "language_model.model.")
+
 
 class Family:
     """A decoder with sequential attention and FFN, RMSNorm before each, rotary positions, a gated FFN with SiLU.
@@ -55,7 +62,7 @@ class Family:
     norm_bias: ClassVar[bool] = False
     norm_shift: ClassVar[float] = 0.0  # what transformers adds to a norm's weight
     pairs_neighbours: ClassVar[bool] = False  # llama.cpp rotates neighbours, transformers halves: reorder q and k
-    prefixes: ClassVar[tuple[str, ...]] = ("model.",)  # of all names but the output's, in each spelling there is
+    prefixes: ClassVar[tuple[str, ...]] = ("model.",)  # of all names but the output's, in each usual spelling
     names: ClassVar[dict[str, str]] = {
         "token_embd": "embed_tokens",
         "output_norm": "norm",
@@ -68,14 +75,14 @@ class Family:
     def __init__(self, config: Json) -> None:
         self.config = config = {**self.defaults, **{key: value for key, value in config.items() if value is not None}}
         self.refuse_unsupported()
-        self.n_embd = whole(config, *self.hidden_size_keys)
-        self.n_head = whole(config, *self.head_count_keys)
+        self.n_embd = whole(config, *self.hidden_size_keys, most=MAX_WIDTH)
+        self.n_head = whole(config, *self.head_count_keys, most=MAX_WIDTH)
         self.n_head_kv = self.read_head_count_kv()
         self.head_dim = self.read_head_dim()
         self.n_vocab = whole(config, "vocab_size")
         self.n_ctx = whole(config, *self.context_keys)
         self.n_ff = self.read_ffn_length()
-        self.n_layer = whole(config, *self.layer_count_keys)
+        self.n_layer = whole(config, *self.layer_count_keys, most=MAX_LAYERS)
         self.eps = number(config, *self.norm_eps_keys, default=1e-6)
         self.n_expert = 0
         self.prefix = self.prefixes[0]
@@ -112,7 +119,7 @@ class Family:
 
     def read_head_dim(self) -> int:
         even_share = self.n_embd // self.n_head if self.n_embd % self.n_head == 0 else None
-        head_dim = whole(self.config, "head_dim", default=even_share)
+        head_dim = whole(self.config, "head_dim", default=even_share, most=MAX_WIDTH // self.n_head)
         if head_dim % 2:
             raise ValueError(f"config.json: head_dim {head_dim} is odd; rotary embeddings need an even one")
         if not self.head_dim_is_free and head_dim * self.n_head != self.n_embd:
@@ -170,9 +177,10 @@ class Family:
 
     def locate(self, available: Container[str]) -> None:
         """Find out which of several spellings the checkpoint uses; the first where none fits."""
-        for prefix in self.prefixes:
+        for prefix in (*self.prefixes, *OTHER_PREFIXES):
             if f"{prefix}{self.names['output_norm']}.weight" in available:
                 self.prefix = prefix
+                return
 
     def source(self, name: str) -> str:
         return self.prefix + self.names[name]
@@ -193,7 +201,8 @@ class Family:
         return [planned("output.weight", f"{source}.weight", (self.n_vocab, self.n_embd))]
 
     def output_source(self) -> str:
-        return self.output_name
+        """Beside the model, within the whole that its text model is part of."""
+        return f"language_model.{self.output_name}" if self.prefix == "language_model.model." else self.output_name
 
     def layer(self, to: str, of: str) -> list[Planned]:
         return [*self.norms(to, of), *self.attention(to, of), *self.ffn(to, of)]

@@ -13,7 +13,9 @@ import gguf
 
 from ..plan import Planned, part_of_each, planned
 from ..settings import Json, whole
-from .base import Family
+from .base import MAX_WIDTH, Family
+
+MAX_EXPERTS = 1024  # of llama.cpp
 
 
 class MixtureOfExperts(Family):
@@ -33,9 +35,9 @@ class MixtureOfExperts(Family):
 
     def __init__(self, config: Json) -> None:
         super().__init__(config)
-        self.n_expert = whole(self.config, *self.expert_count_keys)
+        self.n_expert = whole(self.config, *self.expert_count_keys, most=MAX_EXPERTS)
         self.n_expert_used = whole(self.config, "num_experts_per_tok")
-        self.n_ff_expert = whole(self.config, *self.expert_ffn_keys)
+        self.n_ff_expert = whole(self.config, *self.expert_ffn_keys, most=MAX_WIDTH)
         self.fused = False
         if self.n_expert_used > self.n_expert:
             raise ValueError(f"config.json: {self.n_expert_used} experts per token, but there are {self.n_expert}")

@@ -148,8 +148,5 @@ class Gemma3(Gemma, NormedHeads):
         if self.config.get("final_logit_softcapping"):
             writer.add_final_logit_softcapping(number(self.config, "final_logit_softcapping"))
 
-    def output_source(self) -> str:
-        return "language_model.lm_head" if self.prefix == "language_model.model." else "lm_head"
-
     def passed_over(self, name: str) -> bool:
         return super().passed_over(name) or (self.sees and name.removeprefix("model.").startswith(self.vision))

@@ -24,7 +24,7 @@ class GPT2(Family):
     ties_by_default = True
     layer_norm = True
     norm_bias = True
-    prefixes = ("transformer.", "")  # the first checkpoints are of the model without its head
+    prefixes = ("transformer.",)
     names: ClassVar[dict[str, str]] = {
         "token_embd": "wte",
         "position_embd": "wpe",

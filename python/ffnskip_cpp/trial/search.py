@@ -1,0 +1,103 @@
+"""A quick search for the FFN blocks that cost least together: greedy, and with a result whenever its time is over.
+
+`ffnskip calibrate` searches more settings on more text; this says in half a minute about what it would find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .._core import SkipConfig
+from ..analysis.measure import check_everything
+from ..llama import Llama
+from ..quality import Reference
+from ..text import Chunk
+from .texts import n_prompt_of, rows_of
+
+__all__ = ["by_similarity", "cost_on", "grow", "some_of"]
+
+LEAST_ROWS = 32  # tokens past the warm-up that are searched on
+MOST_TOKENS = 1024
+MEASURED_AGAIN = 3  # blocks, on average, before one is added to the set
+
+
+def by_similarity(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> list[int]:
+    """The layers whose FFN block can be skipped, the one that changes the residual least first."""
+    parts = []
+    with llm.skipping(check_everything(llm.n_layer)):
+        for chunk in chunks:
+            with llm.trace() as trace:
+                llm.forward(chunk.tokens, chunk.eligible(warm_up_index))
+            parts.append(trace.similarity)
+    mean = np.nan_to_num(np.concatenate(parts).astype(np.float64), nan=-1.0).mean(axis=0)
+    return sorted(np.flatnonzero(llm.skippable).tolist(), key=lambda il: -mean[il])
+
+
+def some_of(chunks: Sequence[Chunk], warm_up_index: int, n_tokens: int) -> list[Chunk]:
+    """The first n_tokens, the last chunk cut; one chunk with LEAST_ROWS past its warm-up at least."""
+    found: list[Chunk] = []
+    for chunk in chunks:
+        least = n_prompt_of(chunk) + warm_up_index + LEAST_ROWS + 1
+        if found and n_tokens < least:
+            break
+        n = max(n_tokens, least)
+        part = Chunk(chunk.tokens[:n], chunk.generated[:n])
+        found.append(part)
+        n_tokens -= len(part)
+    return found
+
+
+def cost_on(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> Callable[[Sequence[int]], float]:
+    """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers."""
+    rows = [rows_of(chunk, warm_up_index) for chunk in chunks]
+    with llm.dense():
+        dense = [
+            Reference(llm.forward(chunk.tokens)[part], [chunk.tokens[i + 1] for i in part])
+            for chunk, part in zip(chunks, rows)
+        ]
+
+    def cost(layers: Sequence[int]) -> float:
+        with llm.skipping(SkipConfig("fixed", layers=sorted(layers))):
+            kl = [
+                reference.compare(llm.forward(chunk.tokens, chunk.eligible(warm_up_index))[part]).kl
+                for reference, chunk, part in zip(dense, chunks, rows)
+            ]
+        return float(np.concatenate(kl).mean())
+
+    return cost
+
+
+def grow(
+    order: Sequence[int],
+    cost: Callable[[Sequence[int]], float],
+    n: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> tuple[list[int], bool]:
+    """Greedy forward selection: n layers in the order they were added, and whether there was time for all of it.
+
+    A block's cost beside the set of an earlier round is taken for a lower bound of its cost now, so that few are
+    measured again in each round (Minoux 1978). When time is over the set is filled up by what is known: the cost when
+    it was measured last, or else the place in `order`.
+    """
+    last: dict[int, float] = {}
+    added: list[int] = []
+    total = 0.0
+    while len(added) < n:
+        left = [il for il in order if il not in added]
+        measured: dict[int, float] = {}
+        best = left[0]
+        while not is_over():
+            best = min(left, key=lambda il: last.get(il, -math.inf))
+            if best in measured:
+                break
+            measured[best] = cost([*added, best])
+            last[best] = measured[best] - total
+        else:
+            rest = sorted(left, key=lambda il: last.get(il, math.inf))
+            return [*added, *rest][:n], False
+        added.append(best)
+        total = measured[best]
+    return added, True

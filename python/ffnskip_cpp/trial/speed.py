@@ -1,0 +1,122 @@
+"""How fast settings, and other files of the same model, generate next to the dense model: in turn, token by token."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .._core import SkipConfig
+from ..benchmark.options import Options, Setting, Test
+from ..benchmark.runners import Runner, open_runners, quiet
+from ..llama import Llama
+from ..llama_cpp_internals import model_address
+
+__all__ = ["Speed", "measure_speed"]
+
+LEAST_TOKENS = 4  # in turn, if the time is over before
+PROMPTS = 3  # evaluations of it by each
+Seconds = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one subject."""
+
+    tokens_per_second: float
+    speed_up: tuple[float, float, float]
+    """Median and quartiles, over tokens, of the dense model's time over this one's in the same round."""
+    first_token_seconds: float
+    first_token: float
+    """The dense model's time to the first token of a prompt over this one's; of a few evaluations the fastest."""
+
+
+def measure_speed(
+    llm: Llama,
+    subjects: Sequence[SkipConfig | Llama | None],
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    n_threads: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Iterator[list[Speed]]:
+    """What is known of each subject after each token. The first is None, the dense model: plain llama.cpp, without our
+    callback.
+
+    All are fed the same tokens: a prompt, then single ones, of which each may skip. A model that is slower for a while
+    is so next to all others, and what is left of it cancels in the ratio.
+    """
+    test = Test(n_prompt=len(prompt), n_gen=len(tokens))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet(False))
+        runners = _open(stack, llm, subjects, test, n_threads)
+        prompts = _first_tokens(runners, list(prompt), is_over)
+        for generated in _in_turn(runners, tokens, len(prompt), is_over):
+            yield [_speed(generated[0], generated[i], prompts[0], prompts[i]) for i in range(len(subjects))]
+
+
+def _open(
+    stack: contextlib.ExitStack, llm: Llama, subjects: Sequence[SkipConfig | Llama | None], test: Test, n_threads: int
+) -> list[Runner]:
+    """In the order of the subjects; those of one model share its weights."""
+    options = Options()
+    runners: list[Runner] = []
+    for subject in subjects:
+        model = subject if isinstance(subject, Llama) else llm
+        setting = Setting("", subject if isinstance(subject, SkipConfig) else None)
+        opened = open_runners(model_address(model), [setting], test, n_threads, options)
+        runners += stack.enter_context(opened)
+    return runners
+
+
+def _first_tokens(runners: Sequence[Runner], prompt: list[int], is_over: Callable[[], bool]) -> Seconds:
+    """[n_runners, n_prompts]; the last evaluation stays in the contexts. One before them is not counted: it touches all
+    memory and learns the graph."""
+    rounds: list[list[float]] = []
+    while len(rounds) <= PROMPTS and (len(rounds) < 2 or not is_over()):
+        seconds = [0.0] * len(runners)
+        for i in _rotated(len(runners), len(rounds)):
+            runners[i].reset(None)
+            seconds[i] = _time(runners[i].prompt, prompt, 0)
+        rounds.append(seconds)
+    return np.array(rounds[1:]).T
+
+
+def _in_turn(
+    runners: Sequence[Runner], tokens: Sequence[int], position: int, is_over: Callable[[], bool]
+) -> Iterator[Seconds]:
+    """[n_runners, n_tokens so far], each token by all runners, each time from another one on. The first does not
+    count."""
+    rounds: list[list[float]] = []
+    for n, token in enumerate(tokens):
+        if len(rounds) > LEAST_TOKENS and is_over():
+            break
+        seconds = [0.0] * len(runners)
+        for i in _rotated(len(runners), n):
+            seconds[i] = _time(runners[i].generated, [token], position + n)
+        rounds.append(seconds)
+        if n > 0:
+            yield np.array(rounds[1:]).T
+
+
+def _time(decode: Callable[[list[int], int], None], tokens: list[int], position: int) -> float:
+    start = time.perf_counter_ns()
+    decode(tokens, position)
+    return (time.perf_counter_ns() - start) * 1e-9
+
+
+def _rotated(n: int, first: int) -> list[int]:
+    return [(first + i) % n for i in range(n)]
+
+
+def _speed(dense: Seconds, generated: Seconds, dense_prompts: Seconds, prompts: Seconds) -> Speed:
+    lower, median, upper = np.quantile(dense / generated, [0.25, 0.5, 0.75]).tolist()
+    return Speed(
+        float(1 / np.median(generated)),
+        (median, lower, upper),
+        float(prompts.min()),
+        float(dense_prompts.min() / prompts.min()),
+    )
