@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import SkipConfig
-from ffnskip_cpp.calibration.choice import Row, beats, best, equal
+from ffnskip_cpp.calibration.choice import Row, beats, best, equal, most_within
 
 N_CHUNKS, OF_EACH = 12, 50
 CHUNK = np.repeat(np.arange(N_CHUNKS), OF_EACH)
@@ -63,6 +63,15 @@ def test_a_small_difference_on_every_token_is_one_although_both_errors_are_large
     better = row("fixed_plus_ffn_skip", 0.267, 1.30, checks=1, seed=8)
     assert np.std([TEXT[CHUNK == i].mean() for i in range(N_CHUNKS)]) / np.sqrt(N_CHUNKS) > 0.03
     assert not equal(FIXED, better) and best([FIXED, better], 0.25) is better
+
+
+def test_most_is_skipped_within_a_divergence_the_papers_values_included():
+    reference = row("ffn_skip, uncalibrated", 0.3, 0.9, checks=1, seed=4, config=SkipConfig(skip_ratio=0.3))
+    random = row("random", 0.5, 0.1, seed=5, config=SkipConfig("random"))
+    cheaper = row("fixed", 0.2, 0.4)
+    assert most_within([cheaper, FIXED, random], 1.0) is cheaper
+    assert most_within([cheaper, FIXED, random, reference], 1.0) is reference
+    assert most_within([FIXED, random], 0.5) is None
 
 
 def test_what_cannot_be_reached_is_missed_by_the_least():

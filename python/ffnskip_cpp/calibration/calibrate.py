@@ -150,9 +150,9 @@ def calibrate(
             given = _answered(llm, texts, max_tokens, journal, bar)
             cut = _chunks(llm, given, length, max_tokens, warm_up_index)
             evaluator = Evaluator(llm, journal, warm_up_index, bar)
-            wanted = skip_ratio or SKIP_RATIO
+            wanted = None if max_kl is not None else skip_ratio or SKIP_RATIO
             work = Work(llm, evaluator, Parts(cut, seed), warm_up_index, effort, wanted, bar, notes)
-            found = work.at_ratio(wanted) if max_kl is None else work.within_kl(max_kl)
+            found = work.at_ratio(wanted) if wanted is not None else work.within_kl(max_kl)
             calibration = Calibration(
                 found.chosen,
                 found.rows,

@@ -12,7 +12,7 @@ from .._core import SkipConfig
 from ..profile import SETTINGS_OF
 from .evaluation import Score, standard_error
 
-__all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "row_of"]
+__all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
 
 TOLERANCE = 0.01  # by which a setting may skip less than is wanted
 
@@ -75,7 +75,7 @@ def beats(one: Row, other: Row) -> bool:
 def best(rows: Sequence[Row], skip_ratio: float) -> Row:
     """The row to choose where `skip_ratio` is wanted: of those that skip so much or more, the one of least KL
     divergence; of those equal to it the simplest. Where none skips so much, the same of the one that skips most."""
-    kept = [row for row in rows if row.config.policy in SETTINGS_OF]  # a profile holds no random policy
+    kept = _kept(rows)
     enough = [row for row in kept if row.skip_ratio >= skip_ratio - TOLERANCE]
     if not enough:
         most = max(row.skip_ratio for row in kept)
@@ -84,3 +84,14 @@ def best(rows: Sequence[Row], skip_ratio: float) -> Row:
     as_good = [row for row in enough if row is least or equal(row, least)]
     as_good = [row for row in as_good if not any(beats(other, row) for other in rows)] or [least]
     return min(as_good, key=lambda row: (row.checks > 0, row.checks, row.kl))
+
+
+def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
+    """The row that skips most at no higher KL divergence; None where all cost more."""
+    within = [row for row in _kept(rows) if row.kl <= max_kl]
+    return max(within, key=lambda row: (round(row.skip_ratio, 3), -row.kl), default=None)
+
+
+def _kept(rows: Sequence[Row]) -> list[Row]:
+    """A profile holds no random policy."""
+    return [row for row in rows if row.config.policy in SETTINGS_OF]

@@ -13,7 +13,7 @@ from .._core import SkipConfig
 from ..analysis.measure import QUANTILES, cold_regions, skipping
 from ..llama import Llama
 from ..text import Chunk
-from .choice import TOLERANCE, Row, beats, best, row_of
+from .choice import TOLERANCE, Row, beats, best, most_within, row_of
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
 from .evaluation import Evaluator, Progress
 from .race import Race
@@ -26,6 +26,7 @@ RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
 PIECE_ROWS = 128  # tokens past the warm-up of a chunk of the search: many short chunks say more than a few long ones
 TINY = 1e-12  # nats, in place of a KL divergence of 0 where its logarithm is taken
 RATIOS_COMPARED = 4  # on held-out text, to find the highest one within a KL divergence
+RATIOS_COST = 2  # times what one of them takes: they have most of their fixed sets in common
 TYPICAL_RATIO = 0.25
 N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and the references
 
@@ -117,6 +118,7 @@ class Work:
 
     Args:
         effort: A name of EFFORTS, or seconds.
+        skip_ratio: That will be searched for, if one is given; else several will.
     Raises:
         ValueError: The seconds are too few.
     """
@@ -128,7 +130,7 @@ class Work:
         parts: Parts,
         warm_up_index: int,
         effort: str | float,
-        skip_ratio: float,
+        skip_ratio: float | None,
         progress: Progress,
         notes: list[str],
     ):
@@ -151,7 +153,8 @@ class Work:
             return Search(evaluator, self._model, similarity, race, level)
 
         def n_tokens(level: Effort) -> int:
-            return self._n_tokens(search(level), parts.compared(level.compared_tokens), skip_ratio)
+            n = self._n_tokens(search(level), parts.compared(level.compared_tokens), skip_ratio or TYPICAL_RATIO)
+            return n if skip_ratio else RATIOS_COST * n
 
         if isinstance(effort, str):
             level = EFFORTS[effort]
@@ -210,28 +213,28 @@ class Work:
         KL divergence grows with the ratio. Where the two meet is foretold by the fixed sets, and corrected by what is
         seen on held-out text.
         """
-        self._progress.expect(2 * self._n_tokens(self.search, self._compared, TYPICAL_RATIO))
+        self._progress.expect(RATIOS_COST * self._n_tokens(self.search, self._compared, TYPICAL_RATIO))
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
         percent = min(max(round(100 * self._ratio_at(max_kl)), low + 1), high - 1)
-        within: list[tuple[Row, list[Row]]] = []
+        compared: list[Row] = []
         n_compared = 0
-        while high - low > 1 and (n_compared < RATIOS_COMPARED or not within):
+        while high - low > 1 and (n_compared < RATIOS_COMPARED or most_within(compared, max_kl) is None):
             candidates = self.search.candidates(percent / 100, TOLERANCE)
             rows, _ = self._compare(candidates, percent / 100, references=False)
             n_compared += 1
-            found = [row for row in rows if row.kl <= max_kl]
-            within += [(row, rows) for row in found]
-            met = any(row.skip_ratio >= percent / 100 - TOLERANCE for row in found)
+            compared += rows
+            met = any(row.kl <= max_kl and row.skip_ratio >= percent / 100 - TOLERANCE for row in rows)
             low, high = (percent, high) if met else (low, percent)
             percent += self._percent_to_go(max_kl, percent, rows, met)
             if not low < percent < high or n_compared >= RATIOS_COMPARED:
                 percent = (low + high) // 2
-        if not within:
+        found = most_within(compared, max_kl)
+        if found is None:
             raise ValueError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
-        chosen, rows = max(within, key=lambda pair: (round(pair[0].skip_ratio, 3), -pair[0].kl))
-        _, references = self._compare([], chosen.skip_ratio)
+        _, references = self._compare([], found.skip_ratio)
+        chosen = most_within([*compared, *references], max_kl) or found
         self._check_references(chosen, references)
-        return Found(chosen, [*rows, *references])
+        return Found(chosen, [*compared, *references])
 
     def tried(self) -> list[Row]:
         """Every setting that was measured in the search, by all the text that it saw."""
