@@ -61,7 +61,7 @@ def main() -> None:
             print(row(name, of_quality, of_speed, len(llm.ffn_map)))
         for name, config in subjects.items():
             if name.endswith("calibrated"):
-                print(f"\n{name}: {config}")
+                print(f"\n{name}: {settings(config)}")
 
 
 def last(results: Iterator[list[Any]], what: str, n: int) -> list[Any]:
@@ -138,6 +138,12 @@ def row(name: str, measured: Measured, speed: Speed, n_ffn: int) -> str:
         f"{quality.top1_agreement:.0%}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def settings(config: SkipConfig) -> str:
+    if config.policy == "fixed":
+        return f"layers {', '.join(map(str, config.layers or ()))}"
+    return str(config)
 
 
 if __name__ == "__main__":
