@@ -30,6 +30,35 @@ WRITERS = {
 }
 
 
+# Modules that train, convert, calibrate or start many programs; the rest runs with -m "not slow".
+SLOW = {
+    "test_algorithm1",
+    "test_analyze",
+    "test_architectures",
+    "test_bench",
+    "test_calibrate",
+    "test_convert",
+    "test_convert_failures",
+    "test_convert_families",
+    "test_demo_world",
+    "test_gpu_check",
+    "test_main",
+    "test_profile_use",
+    "test_quantize",
+    "test_readme",
+    "test_reference",
+    "test_run",
+    "test_split_files",
+    "test_try",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--may-skip", metavar="REGEX", help="fail where a test is skipped without this reason")
 

@@ -127,8 +127,13 @@ def trip_layers(trace: ffnskip_cpp.Trace, sim_threshold: float) -> np.ndarray:
 # --- programs --------------------------------------------------------------------------------------------------------
 
 
-def build_program(source: Path, to: Path) -> Path:
-    """A C++ program linked to the libllama of llama_cpp, as any program would be."""
+HEADER = (Path(llama_cpp.__file__).parent.parent / "include" / "llama.h").read_text(encoding="utf-8")
+HAVE_LLAMA_PROCESS = " llama_process(" in HEADER  # and batches to go with it
+HAVE_LLAMA_LOAD_MODE = " llama_load_mode " in HEADER
+
+
+def build_program(source: Path, to: Path, flags: Iterable[str] = ()) -> Path:
+    """A C++ program, or a library by `flags`, linked to the libllama of llama_cpp, as any program would be."""
     site = Path(llama_cpp.__file__).parent.parent
     lib = site / "llama_cpp" / "lib"
     libraries = [f"-L{lib}", "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{lib}"]
@@ -138,6 +143,9 @@ def build_program(source: Path, to: Path) -> Path:
         "-std=c++17",
         "-O1",
         "-pthread",
+        *flags,
+        *(["-DHAVE_LLAMA_PROCESS"] if HAVE_LLAMA_PROCESS else []),
+        *(["-DHAVE_LLAMA_LOAD_MODE"] if HAVE_LLAMA_LOAD_MODE else []),
         f"-I{site / 'include'}",
         str(source),
         "-o",

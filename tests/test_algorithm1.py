@@ -18,9 +18,9 @@ PROMPT = np.random.default_rng(7).integers(0, 256, 8).tolist()
 # float32 throughout in llama.cpp, float64 in NumPy.
 SAME_ARITHMETIC = 2e-5
 
-# Activations rounded to 8 bits: NumPy follows the rounding, but a value on the edge may round the other way, and 16
-# layers of random weights amplify it.
-ROUNDED_ACTIVATIONS = 2e-2
+# Activations rounded to 8 bits: NumPy follows the rounding, but a value on the edge may round the other way. 16 layers
+# of random weights amplify it; in the demo model, where similarities differ by a thousandth, they agree to 3e-5.
+ROUNDED_ACTIVATIONS = {"llama": 2e-2, "demo": 2e-4}
 
 # Chosen for where tokens trip: some thresholds at the first adaptive layer, some all over the adaptive region.
 THRESHOLDS = {"llama": (0.86, 0.93, 0.96), "demo": (0.9, 0.97, 0.995)}
@@ -60,20 +60,22 @@ def test_q8_0_model_follows_algorithm_1_up_to_its_first_close_call(model_file, k
     """Both are fed the tokens that the overlay chose. Where a check lies nearer to the threshold than the two
     arithmetics agree, either outcome is right, and from then on the caches differ: the comparison ends, and says so."""
     path = model_file("demo" if kind == "demo" else f"{kind}_q8_0")
+    tolerance = ROUNDED_ACTIVATIONS[kind]
     tokens, trace = generate(path, config_at(sim_threshold))
     reference = ReferenceLlama(path, settings=SkipSettings(sim_threshold, cold_s=2, cold_e=14, max_skip=4))
     reference.prefill(PROMPT)
+    assert np.nanstd(trace.similarity) > 2 * tolerance  # or any decision would pass for a close call
     agreed = 0
     for i, token in enumerate(tokens[:-1]):
         logits, expected = reference.decode(token, may_skip=i >= WARM_UP)
         if not np.array_equal(trace.skipped[i], expected.skipped[0]):
-            assert expected.closest_call(sim_threshold) < ROUNDED_ACTIVATIONS, f"token {i} decides otherwise"
+            assert expected.closest_call(sim_threshold) < tolerance, f"token {i} decides otherwise"
             break
         seen = ~np.isnan(expected.similarity[0])
         difference = np.abs(trace.similarity[i] - expected.similarity[0])[seen]
-        assert difference.size == 0 or difference.max() < ROUNDED_ACTIVATIONS
+        assert difference.size == 0 or difference.max() < tolerance
         margin = logits.max() - logits[tokens[i + 1]]
-        assert margin <= ROUNDED_ACTIVATIONS * 5 * np.abs(logits).max()
+        assert margin <= tolerance * 5 * np.abs(logits).max()
         agreed = i + 1
     if agreed < N_TOKENS - 1:
         warnings.warn(f"{kind} at {sim_threshold}: a close call at token {agreed} of {N_TOKENS - 1}", stacklevel=1)

@@ -231,6 +231,27 @@ def test_speed_is_that_of_the_cold_regions_analysed(model, tmp_path):
     assert floats(rows, "checks").tolist() == [0, 0, 14, 1]
 
 
+def test_a_profile_is_a_point_beside_the_policies_and_the_setting_of_the_heat_map(model, chunks, tmp_path):
+    layers = [3, 6, 10]
+    with ours(model, SkipConfig("fixed", layers=layers, warm_up_index=WARM_UP)) as llm:
+        llm.save_profile(tmp_path / "own.gguf")
+    (tmp_path / "t.txt").write_text(TEXT)
+    arguments = ["--figures", "skip_ratio,heat_map", "--max-tokens", 200, "--n-ctx", N_CTX, "--policy", "ffn_skip"]
+    arguments += ["--skip-ratio", 0.25, "--speed-tokens", 2, "--profile", tmp_path / "own.gguf"]
+    arguments += ["--warm-up", WARM_UP, "--text", tmp_path / "t.txt", "-o", tmp_path / "out"]
+    assert cli.main(["analyze", str(model), "-t", "1", *map(str, arguments)]) == 0
+    first, second = read(tmp_path / "out", "skip_ratio_quality")
+    assert (first["policy"], second["policy"]) == ("ffn_skip", "profile own.gguf")
+    assert float(second["skip_ratio"]) == 3 / N_LAYER and float(second["checks_per_token"]) == 0
+    config = SkipConfig("fixed", layers=layers, warm_up_index=WARM_UP)
+    expected = expected_quality(dense_logits(model, chunks), skipping_logits(model, chunks, config), chunks, WARM_UP)
+    assert float(second["kl"]) == pytest.approx(expected["kl"], rel=1e-4)
+    skipped = floats(read(tmp_path / "out", "heat_map"), "skipped").reshape(-1, N_LAYER)
+    assert np.flatnonzero(skipped[WARM_UP:].all(axis=0)).tolist() == layers and skipped[:WARM_UP].sum() == 0
+    assert read(tmp_path / "out", "skip_ratio_speed")[-1]["policy"] == "profile own.gguf"
+    assert "the setting of own.gguf (fixed)" in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("mean", "expected"),
     [
@@ -354,7 +375,7 @@ def test_report_is_one_page_that_fetches_nothing(analyzed):
 def test_report_says_what_was_measured_and_what_was_left_out(analyzed, model):
     text = Page((analyzed / "report.html").read_text(encoding="utf-8")).text
     with ours(model, None) as llm:
-        fingerprint = llm._controller.fingerprint
+        fingerprint = llm.fingerprint
     for expected in (
         f"{model.name}, llama, ",
         fingerprint,
@@ -456,6 +477,9 @@ def analyze_cli(model, tmp_path, capsys):
         (["--prompts", "0"], "prompts: 0 is too few; at least 1"),
         (["--generated", "0"], "generated: 0 is too few; at least 1"),
         (["-t", "0"], "threads: 0 is too few; at least 1"),
+        (["--profile", "auto"], "profile: auto, but there is no profile beside or in "),
+        (["--profile", "none.gguf"], "none.gguf"),
+        (["--lora", "none.gguf"], "lora: none.gguf: no such file"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(analyze_cli, arguments, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -12,15 +13,17 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ffnskip_cpp import Llama, Unsupported, bench, cli, shapes
+from ffnskip_cpp import Llama, SkipConfig, Unsupported, bench, cli, shapes
 from ffnskip_cpp.benchmark import rows as bench_rows
 from ffnskip_cpp.benchmark import runners
 from ffnskip_cpp.benchmark.options import Options, settings_of
 from ffnskip_cpp.benchmark.options import Test as BenchTest
+from ffnskip_cpp.benchmark.runners import open_model, open_runners
 from ffnskip_cpp.benchmark.timing import time_test
 from ffnskip_cpp.flops import ffn_flops
+from ffnskip_cpp.profile import profile_path
 from ffnskip_cpp.shapes import Shape
-from tiny_models import write_bert, write_biased, write_exp_probs, write_llama, write_moe, write_post_norm
+from tiny_models import write_bert, write_biased, write_exp_probs, write_llama, write_lora, write_moe, write_post_norm
 
 TINY = Shape("llama", 16, 64, 128, 4, 2, n_vocab=300, head_dim=16, n_ctx_train=512)
 WIDE = Shape("qwen3", 4, 256, 512, 4, 2, n_vocab=300, head_dim=64, n_ctx_train=512, tied=True)
@@ -378,6 +381,71 @@ def test_csv_can_be_read_back(bench_cli):
     assert [row["policy"] for row in rows] == ["dense", "idle", "checks", "ffn_skip"]
     assert float(rows[-1]["skip_ratio"]) == 0.25
     assert rows[0].keys() >= KEYS
+
+
+# ---- profiles and adapters ----
+
+
+@pytest.fixture
+def profiled(tmp_path):
+    """A model, its own profile (a fixed set) and another one (Algorithm 1 that always trips)."""
+    path = write_llama(tmp_path / "model.gguf", n_layer=12)
+    with Llama(str(path), skip=SkipConfig("fixed", layers=[2, 5, 7]), verbose=False) as llm:
+        llm.save_profile(profile_path(path))
+        llm.skip = SkipConfig(sim_threshold=-1, cold_s=1, cold_e=9, max_skip=4, warm_up_index=20)
+        llm.save_profile(tmp_path / "other.gguf")
+    return path
+
+
+def test_profiles_are_measured_side_by_side(bench_cli, profiled):
+    other = profiled.with_name("other.gguf")
+    rows = json.loads(bench_cli("-m", profiled, "--profile", "auto", "--profile", other, "-o", "json")[1])
+    found = {row["policy"]: (row["skip_ratio"], row["checks"], row["skip_ratio_target"]) for row in rows}
+    assert list(found) == ["dense", "idle", "checks", "profile model.ffnskip.gguf", "profile other.gguf"]
+    assert found["profile model.ffnskip.gguf"] == (3 / 12, 0, None)
+    assert found["profile other.gguf"] == (pytest.approx(4 / 12), 1, None)
+
+
+def test_a_ratio_given_besides_is_measured_too(bench_cli, profiled):
+    rows = json.loads(bench_cli("-m", profiled, "--profile", "auto", "--skip-ratio", "0.5", "-o", "json")[1])
+    assert [row["policy"] for row in rows[3:]] == ["ffn_skip", "profile model.ffnskip.gguf"]
+
+
+def test_a_profile_that_is_missing_or_of_another_model_is_refused(bench_cli, profiled, tmp_path):
+    another = write_llama(tmp_path / "another.gguf", n_layer=14)
+    for arguments, message in (
+        (["-m", another, "--profile", "auto"], f"there is no profile beside or in {another}"),
+        (["-m", another, "--profile", profiled.with_name("other.gguf")], "it is for model"),
+        (["-m", profiled, "--profile", "none.gguf"], "none.gguf"),
+        (["--shape", "tiny", "--profile", "auto"], "profile: random weights (shape) have none"),
+        (["-m", profiled, "--lora", "none.gguf"], "lora: none.gguf: no such file"),
+        (["-m", profiled, "--lora", profiled], "is no LoRA adapter of this model"),
+    ):
+        status, out, err = bench_cli(*arguments)
+        assert (status, out) == (2, "") and err.startswith("ffnskip bench: ") and message in err
+
+
+def test_an_adapter_is_in_every_context(profiled, tmp_path):
+    """Its logits are those of llama_cpp with the same adapter, up to rounding, and not those without."""
+    adapter = write_lora(tmp_path / "lora.gguf", n_layer=12)
+    options = Options(model_path=str(profiled), lora=f"{adapter}:0.5", n_gen=(1,), skip_ratios=(0.0,))
+    with open_model(options) as (model, _), open_runners(model, settings_of(options, BenchTest(n_gen=4)),
+                                                         BenchTest(n_gen=4), 1, options) as runners:  # fmt: skip
+        logits = []
+        for runner in runners:
+            for position, token in enumerate([5, 9, 70]):
+                runner.generated([token], position)
+            n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+            logits.append(np.ctypeslib.as_array(llama_cpp.llama_get_logits(runner.ctx), shape=(n_vocab,)).copy())
+    expected = []
+    for lora in ({"lora_path": str(adapter), "lora_scale": 0.5}, {}):
+        llm = llama_cpp.Llama(str(profiled), logits_all=True, verbose=False, **lora)
+        with contextlib.closing(llm):
+            llm.eval([5, 9, 70])
+            expected.append(llm.scores[2].copy())
+    assert len(logits) == 4 and abs(expected[0] - expected[1]).max() > 0.5
+    for found in logits:
+        np.testing.assert_allclose(found, expected[0], atol=0.05)
 
 
 # ---- refusals ----

@@ -198,6 +198,17 @@ def test_each_thread_hears_its_own_reason_and_the_last_gives_the_log_back(tmp_pa
     assert log_address() == before
 
 
+def test_what_another_thread_hears_meanwhile_is_no_reason(tmp_path):
+    path = os.fsencode(tiny(tmp_path / "m.gguf", "foo", ["a"]))
+    params = llama_cpp.llama_model_default_params()
+    other = threading.Thread(target=llama_cpp.llama_model_load_from_file, args=(path, params))
+    with pytest.raises(ValueError) as caught, explained(quiet=True):
+        other.start()
+        other.join()
+        raise ValueError("Failed to load model from file: mine")
+    assert str(caught.value) == "Failed to load model from file: mine"
+
+
 def test_other_errors_pass_unchanged():
     for error in (ValueError("mine"), KeyError("mine"), RuntimeError("mine")):
         with pytest.raises(type(error)) as caught, explained():

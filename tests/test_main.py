@@ -5,25 +5,31 @@ from __future__ import annotations
 import contextlib
 import csv
 import ctypes
+import itertools
 import os
 import pty
 import re
 import select
 import shutil
 import signal
+import stat
+import struct
 import subprocess
 import sysconfig
 import time
 from pathlib import Path
 
+import gguf
+import jinja2
 import llama_cpp
 import numpy as np
 import pytest
+from llama_cpp import llama_chat_format
 
 import ffnskip_cpp
 import tiny_models
 from ffnskip_cpp import SkipConfig
-from running import F32_CACHE, GREEDY, ours
+from running import F32_CACHE, GREEDY, ours, plain
 
 PROGRAM = shutil.which("ffnskip-main") or str(Path(sysconfig.get_path("scripts")) / "ffnskip-main")
 
@@ -31,6 +37,14 @@ PROGRAM = shutil.which("ffnskip-main") or str(Path(sysconfig.get_path("scripts")
 ONE_THREAD = ["-t", "1", "-c", "256", "-fa", "off"]
 TEXT_ONLY = [*ONE_THREAD, "--no-display-prompt", "--temp", "0"]
 PROMPT = "Herno Jotsen"
+
+NO_PROFILE = (
+    "ffnskip-main: note: no skip profile for this model: nothing is skipped; "
+    '"ffnskip calibrate MODEL --text FILE" makes one, "ffnskip try MODEL" says what skipping would cost\n'
+)
+NOT_CALIBRATED = (
+    'ffnskip-main: note: these values are not calibrated for this model; "ffnskip try MODEL" says what they cost\n'
+)
 
 DEADLINE = 60.0  # seconds; on an idle machine nothing here takes one
 
@@ -65,7 +79,7 @@ def tiny(model_file):
 
 SETTINGS = {
     "dense": (["--no-skip"], None),
-    "default": ([], SkipConfig()),
+    "default": ([], "auto"),
     "early": (
         ["--warm-up", 2, "--sim-threshold", 0.85, "--max-skip", 4],
         SkipConfig(warm_up_index=2, sim_threshold=0.85, max_skip=4),
@@ -173,11 +187,17 @@ def test_what_leaves_only_the_most_probable_token_is_greedy(options):
     assert output_of(*arguments, "-s", "5", *options) == output_of(*arguments, "--temp", "0")
 
 
-@pytest.mark.parametrize("version", ["1", "2"])
-def test_mirostat_generates_and_is_reproducible(version):
-    arguments = ["-p", PROMPT, "-n", 20, *ONE_THREAD, "-s", "1", "--mirostat", version]
-    arguments += ["--mirostat-lr", "0.2", "--mirostat-ent", "3"]
-    assert output_of(*arguments) == output_of(*arguments)
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_draws_what_llama_cpp_draws(version):
+    """With the same seed; the program once was only compared with itself."""
+    options = {"mirostat_mode": version, "mirostat_tau": 3.0, "mirostat_eta": 0.2, "temp": 1.0, "repeat_penalty": 1.0}
+    with plain(ffnskip_cpp.demo_model(), seed=3) as llm:
+        tokens = list(itertools.islice(llm.generate(llm.tokenize(PROMPT.encode(), special=True), **options), 30))
+        ends = [i for i, token in enumerate(tokens) if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token)]
+        expected = llm.detokenize(tokens[: ends[0]] if ends else tokens).decode()
+    arguments = ["-p", PROMPT, "-n", 30, *ONE_THREAD, "--no-display-prompt", "--no-skip", "-s", 3, "--temp", 1]
+    mirostat = ["--mirostat", version, "--mirostat-lr", "0.2", "--mirostat-ent", 3]
+    assert output_of(*arguments, *mirostat) == expected + "\n" != output_of(*arguments)
 
 
 # --- where it ends ---------------------------------------------------------------------------------------------------
@@ -330,7 +350,7 @@ def test_a_model_without_a_chat_template_needs_one_to_chat(tiny):
 def test_models_that_cannot_skip_run_dense_unless_they_are_asked_to(model_file, tmp_path):
     path = model_file("mamba")
     result = run("-m", path, "-p", "hello", "-n", 4)
-    assert result.returncode == 0 and b"note: nothing is skipped: architecture 'mamba'" in result.stderr
+    assert result.returncode == 0 and NO_PROFILE in result.stderr.decode()
     assert b"note" not in run("-m", path, "-p", "hello", "-n", 4, "--no-skip").stderr
     for asking in (["--max-skip", "1"], ["--policy", "random"], ["--compare"], ["--trace", "trace.csv"]):
         assert "architecture 'mamba'" in refusal_of("-m", path, "-p", "hello", *asking, cwd=tmp_path)
@@ -342,7 +362,166 @@ def test_embedding_models_are_refused(model_file):
     assert str(path) in refusal_of("-m", path, "-p", "hello")
 
 
+def with_number(model, to, key, value):
+    """A copy of the model whose header says `value` for the 32-bit number under `key`."""
+    field = gguf.GGUFReader(model).fields[key].parts[-1]
+    content = bytearray(model.read_bytes())
+    (at,) = [m.end() + 4 for m in re.finditer(key.encode(), content) if content[m.end() + 4 :][:4] == field.tobytes()]
+    content[at : at + 4] = struct.pack("<I", value)
+    to.write_bytes(content)
+    return to
+
+
+@pytest.mark.parametrize("n_layer", [0, 513, 10**6, 2**32 - 1])
+def test_a_number_of_layers_that_makes_llama_cpp_abort_is_refused(n_layer, tiny, tmp_path):
+    path = with_number(tiny, tmp_path / "m.gguf", "llama.block_count", n_layer)
+    message = refusal_of("-m", path, "-p", "a")
+    assert str(path) in message and f"says {n_layer} layers (block_count); libllama takes 1 to 512" in message
+
+
+@pytest.mark.parametrize("key, value", [("expert_count", 10**6), ("expert_used_count", 0), ("expert_used_count", 99)])
+def test_other_headers_that_make_llama_cpp_abort_are_one_line(key, value, model_file, tmp_path):
+    path = with_number(model_file("moe"), tmp_path / "m.gguf", f"qwen3moe.{key}", value)
+    assert re.search(
+        r"m.gguf': libllama gives up: [\w.-]+:\d+: GGML_ASSERT\(.*n_expert", refusal_of("-m", path, "-p", "a")
+    )
+
+
+# --- what a vocabulary asks to be added ------------------------------------------------------------------------------
+
+
+def rewritten(model, to, tokens=None, **settings):
+    """A copy of the model with other settings of its tokenizer, and the texts of some tokens in place of theirs."""
+    reader, writer = gguf.GGUFReader(model), gguf.GGUFWriter(to, "llama")
+    for field in reader.fields.values():
+        name, value = field.name, field.contents()
+        if name.startswith("GGUF.") or name == "general.architecture" or name.rsplit(".", 1)[-1] in settings:
+            continue
+        for token, text in (tokens or {}).items() if name == "tokenizer.ggml.tokens" else ():
+            value[token] = text
+        if name == "tokenizer.ggml.merges" and tokens:
+            value = ["Ā ā"]  # llama.cpp refuses a vocabulary without any; this one makes no token
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(name, value)
+        else:
+            writer.add_key_value(name, value, field.types[0])
+    for name, value in settings.items():
+        writer.add_bool(f"tokenizer.ggml.{name}", value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return to
+
+
+def test_two_start_tokens_are_noted(tmp_path, tiny):
+    path = rewritten(tiny, tmp_path / "bos.gguf", add_bos_token=True)
+    arguments = ["-m", path, "-n", 3, *TEXT_ONLY, "--no-skip", "-p"]
+    assert b"note" not in run(*arguments, "abc").stderr
+    assert b"note: the prompt begins with the start token <s>, and the model adds one: the text has two" in run(
+        *arguments, "<s>abc").stderr  # fmt: skip
+    assert b"note" not in run("-m", tiny, *arguments[2:], "<s>abc").stderr  # this one adds none
+    chat = run(
+        "-m",
+        path,
+        "-st",
+        "-n",
+        3,
+        "--no-skip",
+        "--chat-template",
+        "{{ bos_token }}{{ messages[0].content }}",
+        "-p",
+        "a",
+    )
+    assert b"note: the prompt" not in chat.stderr and re.search(rb"prompt eval time = .*/ +2 tokens", chat.stderr)
+
+
+def test_what_a_vocabulary_adds_at_the_end_is_left_out_of_a_prompt(tmp_path, tiny):
+    """The text goes on: an end token behind the prompt would say that it does not. llama-completion aborts here."""
+    path = rewritten(tiny, tmp_path / "eos.gguf", add_eos_token=True)
+    arguments = ["-p", PROMPT, "-n", 30, *TEXT_ONLY, "--no-skip"]
+    with_eos, without = (run("-m", model, *arguments) for model in (path, tiny))
+    assert with_eos.stdout == without.stdout
+    n_prompt = [re.findall(rb"prompt eval time = .* (\d+) tokens", result.stderr) for result in (with_eos, without)]
+    assert n_prompt[0] == n_prompt[1]
+    assert "the prompt is empty" in refusal_of("-m", path, "--no-skip")
+
+
 # --- bytes in and out ------------------------------------------------------------------------------------------------
+
+
+def test_marks_and_line_ends_of_editors_are_no_part_of_a_text(tiny, tmp_path):
+    plain_text, marked = tmp_path / "a.txt", tmp_path / "b.txt"
+    plain_text.write_bytes("é\r\n b\n".encode())
+    marked.write_bytes("\ufeffé\r\n b\r\n".encode())
+    arguments = ["-m", tiny, "-n", 0, "--no-skip"]
+    assert run(*arguments, "-f", marked).stdout == run(*arguments, "-f", plain_text).stdout == "é\r\n b\n".encode()
+    assert run(*arguments, stdin=marked.read_bytes()).stdout == "é\r\n b\n".encode()
+    grammar = tmp_path / "g.gbnf"
+    grammar.write_bytes('\ufeffroot ::= b "a"\r\nb ::= "b"\r\n'.encode())
+    assert output_of("-m", tiny, "-p", "x", *TEXT_ONLY, "--no-skip", "--grammar-file", grammar) == "ba\n"
+    chat = ["-m", tiny, "-cnv", "--chat-template", "chatml", "-n", 9, *TEXT_ONLY, "--no-skip"]
+    assert (
+        run(*chat, stdin="\ufeffé\r\nmo\\\r\nre\r\n/exit\r\nx".encode()).stdout
+        == run(*chat, stdin="é\nmo\\\nre".encode()).stdout
+    )
+
+
+def test_nul_bytes_are_text_or_refused_where_they_would_cut_it(tiny, tmp_path):
+    prompt = tmp_path / "p.txt"
+    prompt.write_bytes(b"ab\0cd")
+    with plain(tiny) as llm:
+        tokens = itertools.islice(llm.generate(llm.tokenize(b"ab\0cd", special=True), **GREEDY), 20)
+        expected = llm.detokenize(list(tokens))
+    assert run("-m", tiny, "-f", prompt, "-n", 20, *TEXT_ONLY, "--no-skip").stdout == expected + b"\n"
+    grammar = tmp_path / "g.gbnf"
+    grammar.write_bytes(b'root ::= "a"\0 "b"')
+    assert "byte 12 is NUL" in refusal_of("-m", tiny, "-p", "x", "--grammar-file", grammar)
+    chat = ["-m", tiny, "-st", "-f", prompt, "-n", 20, *TEXT_ONLY, "--no-skip", "--chat-template"]
+    assert "the user message: byte 2 is NUL" in refusal_of(*chat, "chatml")
+    rendered = run(*chat, "{{ messages[0].content }}")
+    assert rendered.stdout == expected + b"\n"
+
+
+@pytest.mark.parametrize("option", ["-sys", "--chat-template", "--grammar"])
+def test_options_that_are_not_utf8_are_refused(option):
+    assert "invalid UTF-8 at byte 1 (0xff)" in refusal_of(option, os.fsdecode(b"a\xff"))
+
+
+def test_texts_and_lines_longer_than_any_buffer_reach_the_model(tiny, tmp_path):
+    text = "".join(chr(97 + i % 26) for i in range(70001))
+    file = tmp_path / "long.txt"
+    file.write_text(text)
+    assert "has 70001 tokens, the context 256" in refusal_of("-m", tiny, "-c", 256, "--no-skip", "-f", file)
+    assert "has 70001 tokens" in refusal_of("-m", tiny, "-c", 256, "--no-skip", stdin=text.encode())
+    chat = refusal_of(
+        "-m", tiny, "-c", 256, "-cnv", "--chat-template", "{{ messages[0].content }}", "--no-skip", stdin=text.encode()
+    )
+    assert "takes 70001 tokens" in chat
+
+
+def test_a_line_that_the_terminal_cuts_is_not_sent(tiny):
+    with terminal("-m", tiny, "--chat-template", "chatml", "-n", 3, "-c", 256, "--no-skip", NO_COLOR="1") as program:
+        program.read_until(b"> ")
+        program.send(b"a" * 5000 + b"\n")
+        assert b"note: the line has reached the terminal's limit of 4096 bytes" in program.read_until(b"\n> ")
+        program.send(b"\xff\n")
+        assert b"note: standard input: invalid UTF-8" in program.read_until(b"\n> ")
+        program.send(b"/exit\n")
+        program.read_until(None)
+        assert program.wait() == 0
+
+
+@pytest.mark.parametrize("n_bytes", [63, 64, 65, 300])
+def test_a_token_longer_than_a_buffer_is_written_whole(n_bytes, tiny, tmp_path):
+    long = "Long" + "x" * (n_bytes - 4)
+    path = rewritten(tiny, tmp_path / "long.gguf", tokens={256: long})  # in place of "th"
+    trace = tmp_path / "trace.csv"
+    biased = ["--grammar", f'root ::= "{long}" "."', "-n", 400, "--trace", trace, "--no-skip"]
+    assert output_of("-m", path, "-p", "x", *ONE_THREAD, "--no-display-prompt", *biased) == long + ".\n"
+    assert "".join(read_trace(trace)[0]) in long + "."
 
 
 @pytest.mark.parametrize("text, at", [(b"ab\xff", 2), (b"ab\xc3", 2), (b"\xed\xa0\x80", 0), (b"a\xc0\x80", 1)])
@@ -351,7 +530,8 @@ def test_invalid_utf8_is_refused_with_its_place(text, at, tmp_path):
     file.write_bytes(text)
     assert f"standard input: invalid UTF-8 at byte {at} " in refusal_of(stdin=text)
     assert f"'{file}': invalid UTF-8 at byte {at} " in refusal_of("-f", file)
-    assert f"standard input: invalid UTF-8 at byte {at + 6} " in refusal_of("-cnv", stdin=b"\n" * 6 + text)
+    chat = refusal_of("-cnv", "--no-skip", stdin=b"\n" * 6 + text)
+    assert f"standard input: invalid UTF-8 at byte {at + 6} " in chat
 
 
 def test_characters_are_written_whole(tiny):
@@ -376,7 +556,7 @@ def test_what_is_left_of_a_character_at_the_end_is_written(tiny):
 
 def test_a_reader_that_has_gone_ends_the_program_quietly(tiny):
     child = subprocess.Popen(
-        [PROGRAM, "-m", tiny, "-p", "hello", "--ignore-eos"],
+        [PROGRAM, "-m", tiny, "-p", "hello", "--ignore-eos", "--no-skip"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     child.stdout.read(3)
@@ -397,7 +577,8 @@ def test_closed_standard_streams_are_no_error(closed, tmp_path):
 
 def test_full_disk_is_reported_in_one_line():
     with open("/dev/full", "w") as full:
-        result = subprocess.run([PROGRAM, "-p", "a"], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+        command = [PROGRAM, "-p", "a", "--no-skip"]
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
     assert result.returncode == 1
     assert result.stderr == b"ffnskip-main: standard output can't be written: No space left on device\n"
 
@@ -456,6 +637,104 @@ def test_trace_is_that_of_the_python_package(model, model_file, tiny, tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def trace_to(path, *more, **options):
+    return run(
+        "-m",
+        more[0] if more else ffnskip_cpp.demo_model(),
+        "-p",
+        PROMPT,
+        "-n",
+        5,
+        *TEXT_ONLY,
+        "--trace",
+        path,
+        **options,
+    )
+
+
+def test_a_trace_is_written_into_what_is_no_file_and_where_links_lead(tmp_path):
+    expected = tmp_path / "expected.csv"
+    assert trace_to(expected).returncode == 0
+    rows = expected.read_bytes()
+
+    result = trace_to("/dev/stdout")
+    assert result.stdout.endswith(rows) and len(result.stdout) > len(rows)
+    assert trace_to("/dev/null").returncode == 0 and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    result = trace_to("/dev/full")
+    assert (result.returncode, result.stderr.count(b"\n")) == (1, 2) and b"No space left on device" in result.stderr
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE)
+    assert trace_to(fifo).returncode == 0
+    assert reader.communicate(timeout=DEADLINE)[0] == rows and stat.S_ISFIFO(fifo.stat().st_mode)
+
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for target in ("there.csv", "not yet there.csv"):
+        (folder / "there.csv").write_text("something older")
+        (folder / "there.csv").chmod(0o640)
+        link, second = tmp_path / "link.csv", tmp_path / "second.csv"
+        link.unlink(missing_ok=True), second.unlink(missing_ok=True)
+        link.symlink_to(Path("elsewhere") / target)
+        second.symlink_to(link)
+        assert trace_to(second).returncode == 0
+        assert link.is_symlink() and second.is_symlink() and (folder / target).read_bytes() == rows
+        assert stat.S_IMODE((folder / "there.csv").stat().st_mode) == 0o640
+
+    both = tmp_path / "both.txt"  # what is printed and the trace, one after the other
+    with open(both, "wb") as file:
+        command = [PROGRAM, *map(str, ["-p", PROMPT, "-n", 5, *TEXT_ONLY, "--trace", both])]
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL, timeout=DEADLINE)
+    assert both.read_bytes().endswith(rows) and len(both.read_bytes()) > len(rows)
+    assert sorted(p.name for p in folder.iterdir()) == ["not yet there.csv", "there.csv"]
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "hard link"])
+@pytest.mark.parametrize("what", ["-m", "-f", "--grammar-file", "--lora", "--profile", "the profile beside", "stdin"])
+def test_a_trace_is_not_written_over_what_is_read(what, way, tiny, profile, tmp_path):
+    model = tmp_path / "m.gguf"
+    shutil.copy(tiny, model)
+    shutil.copy(profile, tmp_path / "m.ffnskip.gguf")
+    (tmp_path / "text").write_text('root ::= "a"')
+    source = {
+        "-m": model, "--lora": tiny_models.write_lora(tmp_path / "lora.gguf", n_layer=12), "--profile": profile,
+        "the profile beside": tmp_path / "m.ffnskip.gguf",
+    }.get(what, tmp_path / "text")  # fmt: skip
+    before = source.read_bytes()
+    trace = source if way == "itself" else tmp_path / "other name"
+    if way != "itself":
+        trace.symlink_to(source) if way == "link" else trace.hardlink_to(source)
+    arguments = ["-m", model, "-n", 2, "--trace", trace]
+    arguments += [what, source] if what.startswith("-") and what != "-m" else []
+    with open(tmp_path / "text") as stdin:
+        command = [PROGRAM, *map(str, arguments)]
+        result = subprocess.run(command, stdin=stdin, capture_output=True, timeout=DEADLINE)
+    assert result.returncode == 2 and result.stderr.startswith(f"ffnskip-main: --trace: '{trace}' is ".encode())
+    assert source.read_bytes() == before and result.stderr.count(b"\n") == 1
+
+
+def test_what_a_killed_run_left_of_a_trace_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left, alive, other = (tmp_path / name for name in (
+        f".t.csv.{dead.pid}.part", f".t.csv.{os.getpid()}.part", f".t2.csv.{dead.pid}.part"))  # fmt: skip
+    for file in (left, alive, other):
+        file.write_text("half")
+    assert trace_to(tmp_path / "t.csv").returncode == 0
+    assert not left.exists() and alive.exists() and other.exists()
+
+
+def test_a_trace_is_csv_whatever_the_tokens_are(tiny, tmp_path):
+    file = tmp_path / "t.csv"
+    grammar = r'root ::= "a,\"b\"\n" "é" ";\r\t" "\x00" "end"'
+    arguments = ["-m", tiny, "-p", "x", *ONE_THREAD, "--no-display-prompt", "--no-skip", "--grammar", grammar]
+    run(*arguments, "--trace", file, check=True)
+    assert b"\0" not in file.read_bytes()
+    pieces = read_trace(file)[0]
+    assert "".join(pieces) in 'a,"b"\n\ufffd\ufffd;\r\t\ufffdend' and '"' in pieces and "\r" in pieces
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.4])
 def test_compare_prints_both_texts_and_how_far_they_agree(ratio, tmp_path):
     runs = []
@@ -475,7 +754,38 @@ def test_compare_prints_both_texts_and_how_far_they_agree(ratio, tmp_path):
     assert f"{sum(equal)} position by position ({100 * sum(equal) / 40:.1f} %)" in text
     speed = r" +40 tokens +[\d.]+ tokens/s"
     assert re.search(rf"\ndense{speed}\nskipping{speed} +speed-up [\d.]+, [\d.]+ % of the FFN blocks skipped\n", text)
+    spread = r"\nspeed-up: median of 37 tokens past the warm-up; quartiles [\d.]+ and [\d.]+, from [\d.]+ to [\d.]+\n"
+    assert re.search(spread, text)
     assert len(read_trace(file)[0]) == 39  # of the skipping one
+
+
+SAMPLERS = {
+    "greedy": ["--temp", 0],
+    "random": [],
+    "a seed": ["--seed", 5],
+    "mirostat 1": ["--mirostat", 1],
+    "mirostat 2": ["--mirostat", 2],
+    "penalties": ["--repeat-penalty", 1.3, "--dry-multiplier", 1],
+    "a grammar": ["--grammar", "root ::= [a-z ]+"],
+}
+
+
+@pytest.mark.parametrize("skip", [["--sim-threshold", "1.5", "--warm-up", "0"], ["--no-skip"]], ids=lambda o: o[0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_compare_agrees_with_itself_where_nothing_is_skipped(sampler, skip):
+    """The two once drew seeds of their own."""
+    text = output_of("-p", PROMPT, "-n", 30, *ONE_THREAD, *SAMPLERS[sampler], "--compare", *skip)
+    first, n = re.search(r"agreement: the first (\d+) of (\d+) tokens \(100.0 %\)", text).groups()
+    assert first == n != "0"
+
+
+def test_the_seed_that_was_drawn_is_printed_and_gives_the_text_again():
+    arguments = ["-p", PROMPT, "-n", 30, *ONE_THREAD, "--temp", "1.5"]
+    first, second = run(*arguments), run(*arguments, "--seed", -1)
+    (seed,), others = (re.findall(rb"seed = +(\d+)\n", result.stderr) for result in (first, second))
+    assert seed not in others
+    assert run(*arguments, "--seed", int(seed)).stdout == first.stdout != second.stdout
+    assert b"seed" not in run(*arguments, "--temp", 0).stderr  # nothing was drawn
 
 
 def test_help_has_every_option_and_a_worked_example():
@@ -501,6 +811,35 @@ def test_libllama_speaks_only_when_asked():
     quiet = run("-p", PROMPT, "-n", 2).stderr.decode()
     assert all(line.startswith("ffnskip-main: ") for line in quiet.splitlines())
     assert "llama_model_loader" in run("-p", PROMPT, "-n", 2, "-v").stderr.decode()
+
+
+# --- nothing is skipped unless asked for -----------------------------------------------------------------------------
+
+
+def test_a_model_without_a_profile_runs_as_llama_cpp_and_says_how_to_get_one(tiny):
+    with plain(tiny) as llm:
+        tokens = llm.generate(llm.tokenize(PROMPT.encode(), special=True), **GREEDY)
+        expected = llm.detokenize(list(itertools.islice(tokens, 60))).decode(errors="replace")
+    arguments = ["-m", tiny, "-p", PROMPT, "-n", 60, *TEXT_ONLY]
+    result = run(*arguments)
+    assert result.stdout.decode(errors="replace") == expected + "\n"
+    assert result.stderr.decode().startswith(NO_PROFILE) and b"skipped =" not in result.stderr
+    assert "note" not in run(*arguments, "--no-skip").stderr.decode()
+
+
+@pytest.mark.parametrize("setting", [["--skip-ratio", "0.2"], ["--sim-threshold", "0.8"], ["--policy", "random"]])
+def test_settings_without_a_profile_are_said_to_be_uncalibrated(setting, tiny, profile):
+    arguments = ["-m", tiny, "-p", PROMPT, "-n", 3]
+    error = run(*arguments, *setting).stderr.decode()
+    assert error.count(NOT_CALIBRATED) == 1 and NO_PROFILE not in error
+    assert NOT_CALIBRATED not in run(*arguments, *setting, "--policy", "dense").stderr.decode()
+    assert "note" not in run(*arguments, "--profile", profile, "--warm-up", 3).stderr.decode()
+
+
+def test_a_threshold_that_tells_nothing_is_noted(tiny):
+    arguments = ["-m", tiny, "-p", PROMPT, "-n", 140, "-c", 256, "--ignore-eos", "--warm-up", 0]
+    assert run(*arguments, "--sim-threshold", -1).stderr.count(b"note: ") == 2
+    assert run(*arguments, "--sim-threshold", 1.5).stderr.count(b"note: ") == 1  # that it is not calibrated
 
 
 # --- chat ------------------------------------------------------------------------------------------------------------
@@ -575,6 +914,64 @@ def test_a_chat_that_fills_the_context_ends_with_a_note(tiny):
     assert result.returncode == 0 and b"note: context full (n_ctx = 256)" in result.stderr
 
 
+def test_a_full_context_loses_nothing_that_was_typed(tiny):
+    """It once ended the chat: what was typed, and the answer so far, were gone."""
+    arguments = ["-m", tiny, "--chat-template", "chatml", "-n", 4, "-c", 256, "--temp", "0", "--no-skip"]
+    long = "a" * 190
+    with terminal(*arguments, NO_COLOR="1") as program:
+        program.read_until(b"> ")
+        program.send(b"hello\n")
+        program.read_until(b"\n> ")
+        program.send(long.encode() + b"\n")
+        said = program.read_until(b"\n> ").decode()
+        assert re.search(
+            r"context full \(n_ctx = 256\): the message takes \d+ tokens, \d+ are free; --ctx-size gives", said
+        )
+        assert f"not answered: {long}" in said
+        program.send(b"short\n")  # the conversation goes on
+        assert b"note" not in program.read_until(b"\n> ")
+        program.send(b"/exit\n")
+        program.read_until(None)
+        assert program.wait() == 0
+    piped = run(*arguments, stdin=f"hello\n{long}\n".encode())
+    answer = run(*arguments, stdin=b"hello\n").stdout
+    assert (piped.returncode, piped.stdout) == (0, answer) and f"not answered: {long}".encode() in piped.stderr
+    assert "context full (n_ctx = 256): the message takes" in refusal_of(*arguments, "-cnv", stdin=b"a" * 300)
+
+
+def test_an_answer_that_fills_the_context_is_kept(tiny):
+    arguments = ["-m", tiny, "--chat-template", "chatml", "--ignore-eos", "-c", 256, "--no-skip"]
+    with terminal(*arguments, NO_COLOR="1") as program:
+        program.read_until(b"> ")
+        program.send(b"hello\n")
+        assert b"context full (n_ctx = 256): the answer ends here; --ctx-size" in program.read_until(b"\n> ")
+        program.send(b"more\n")
+        assert b"not answered: more" in program.read_until(b"\n> ")
+        program.send(CTRL_D)
+        program.read_until(None)
+        assert program.wait() == 0
+
+
+@pytest.mark.parametrize("reuse", ["all", "full"])
+def test_reuse_says_what_becomes_of_answers_that_skipped(reuse, tiny):
+    skip = SkipConfig(sim_threshold=-1.0, warm_up_index=0)
+    arguments = ["-m", tiny, "-cnv", "--chat-template", "{% for m in messages %}{{ m.content }}{% endfor %}"]
+    arguments += [*ONE_THREAD, "--temp", 0, "--sim-threshold", -1, "--warm-up", 0, "--reuse", reuse]
+    first = run(*arguments, "-n", 1, "--grammar", 'root ::= "a" | "b"', stdin=b"x\n")
+    assert first.returncode == 0
+    result = run(*arguments, "-n", 20, "--grammar", "root ::= [a-c]{20}", stdin=b"one\ntwo\n")
+    (n_prompt,) = re.findall(rb"prompt eval time = .* / +(\d+) tokens", result.stderr)
+    assert (int(n_prompt) > 20) == (reuse == "full")  # the first answer again
+    with ours(tiny, skip, **({} if reuse == "all" else {"reuse": "full"})) as llm:
+        grammar = llama_cpp.LlamaGrammar.from_string("root ::= [a-c]{20}", verbose=False)
+        text = ""
+        for question in ("one", "two"):
+            text += question
+            answer = llm(text, max_tokens=20, grammar=grammar, temperature=0.0)["choices"][0]["text"]
+            text += answer
+    assert result.stdout.decode().splitlines()[1] == answer
+
+
 @pytest.mark.parametrize("n_batch", [1, 2048])
 def test_trace_of_a_chat_has_the_generated_tokens_only(n_batch, tmp_path):
     """Cut into single tokens, a message once looked like a continued answer."""
@@ -583,6 +980,148 @@ def test_trace_of_a_chat_has_the_generated_tokens_only(n_batch, tmp_path):
     pieces, _, _ = read_trace(file)
     assert len(pieces) == 3 * 4  # the last of each answer was not fed as generated
     assert all("".join(pieces[4 * i : 4 * i + 4]) in answer for i, answer in enumerate(text.splitlines()))
+
+
+CHATML = llama_chat_format.CHATML_CHAT_TEMPLATE
+TEMPLATES = {
+    "chatml": CHATML,
+    "chatml with a system message of its own": """\
+{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nIt\\'s "own".<|im_end|>
+' }}{% endif %}{{ '<|im_start|>' + m.role + '\\n' ~ m.content }}<|im_end|>
+{% endfor %}
+<|im_start|>assistant
+
+""",
+    "llama 3": llama_chat_format.LLAMA3_INSTRUCT_CHAT_TEMPLATE,
+    "mistral, which has no system message": llama_chat_format.MISTRAL_INSTRUCT_CHAT_TEMPLATE,
+    "zephyr, by lines": """\
+{% for message in messages %}
+  {% if message['role'] in ['user', 'system'] %}
+{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token }}
+  {%- elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\\n'  + message['content'].strip() + eos_token }}
+  {% endif %}
+  {% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}
+{% endfor %}
+""",
+    "gemma, the system message within the first turn": """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set prefix = messages[0]['content'] + '\n\n' -%}
+    {%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set prefix = "" -%}
+    {%- set rest = messages -%}
+{%- endif -%}
+{%- for message in rest -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("no turns") }}
+    {%- endif -%}
+    {{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}
+    {{- (prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{{'<start_of_turn>model\n'}}
+""",
+    "macros, namespaces, and tools that are not asked for": """\
+{%- macro say(who, what='nothing') -%}[{{ who | upper }}] {{ what }}{{ eos_token }}{%- endmacro %}
+{%- set ns = namespace(system='none', n=0) %}
+{%- if tools %}{{ tools | tojson(indent=4) }}{% call x() %}{% endcall %}{%- endif %}
+{%- for m in messages if m.role != 'tool' %}
+    {%- if m.role == 'system' %}{% set ns.system = m.content %}{% continue %}{%- endif %}
+    {%- set ns.n = ns.n + 1 %}
+    {#- a comment, with {{ braces }} -#}
+    {{- say(m.role, m.content.split('</think>')[-1].lstrip('\n')) -}}
+{%- else %}nobody{%- endfor %}
+{{- ' ' ~ ns.n ~ ' ' ~ ns.system ~ (messages | length) ~ (not messages[9] is defined) -}}
+{%- if tools is none and enable_thinking is not defined and messages[-1].get('name', 1) == 1 %}x{% endif -%}
+[ASSISTANT] {{ messages[::-1][0]['content'] | default('y') | replace('e', '3') }}\u00e9
+""",
+    "unknown to libllama": "{% for m in messages %}<{{ m.role.title() }}>{{ m.content }}{% endfor %}<Assistant>",
+}
+AWKWARD = "  Tell {{ me }}\t'of' \"wh\u00e9re\" \\n <s> {% "
+
+
+@pytest.mark.parametrize("system", [None, "", " Be brief.\u00a0"], ids=["no system", "empty system", "system"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_is_fed_what_jinja_renders(name, system, tiny):
+    """libllama's own renderings once stood in for the templates: a template's own system message was left out."""
+    messages = [{"role": "user", "content": AWKWARD}]
+    messages[:0] = [] if system is None else [{"role": "system", "content": system}]
+    formatter = llama_chat_format.Jinja2ChatFormatter(TEMPLATES[name], eos_token="</s>", bos_token="<s>")
+    arguments = ["-m", tiny, "-st", "-p", AWKWARD, "--no-escape", "-n", 40, *ONE_THREAD, "--temp", 0, "--no-skip"]
+    arguments += ["--chat-template", TEMPLATES[name]] + ([] if system is None else ["-sys", system])
+    result = run(*arguments)
+    try:
+        prompt = formatter(messages=messages).prompt
+    except (ValueError, jinja2.TemplateError):  # as the template refuses it: libllama knows what to do
+        assert b"can't be rendered as it stands: it says" in result.stderr
+        return
+    with plain(tiny) as llm:
+        tokens = llm.tokenize(prompt.encode(), add_bos=False, special=True)
+        expected = []
+        for token in llm.generate(tokens, **GREEDY):
+            if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token) or len(expected) == 40:
+                break
+            expected.append(token)
+        assert result.stdout == llm.detokenize(expected) + b"\n"
+    assert re.search(rb"prompt eval time = .* %d tokens" % len(tokens), result.stderr)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_three_turns_are_fed_what_jinja_renders(name, tiny):
+    """Byte by byte, as every token of this model is one: the answers are the same whatever the prompt."""
+    questions, answer = ["One?", "And two?", "Three."], "Yes."
+    messages = []
+    for question in questions:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    formatter = llama_chat_format.Jinja2ChatFormatter(TEMPLATES[name], eos_token="</s>", bos_token="<s>")
+    with plain(tiny) as llm:
+        n_tokens = len(llm.tokenize(formatter(messages=messages[:-1]).prompt.encode(), add_bos=False, special=True))
+    arguments = ["-m", tiny, "-cnv", *ONE_THREAD, "-c", 1024, "--chat-template", TEMPLATES[name], "--no-skip"]
+    result = run(*arguments, "--grammar", f'root ::= "{answer}"', stdin="\n".join(questions).encode())
+    assert result.stdout.decode() == f"{answer}\n" * 3
+    n_generated = 2 * len(answer)  # of the first two answers
+    if "ns.n" not in TEMPLATES[name]:  # which is rendered anew from the beginning in every turn
+        (n_prompt,) = re.findall(rb"prompt eval time = .* / +(\d+) tokens", result.stderr)
+        assert int(n_prompt) == n_tokens - n_generated
+
+
+def test_a_template_that_can_not_be_rendered_gives_way_to_libllamas_rendering_with_a_note(tiny):
+    odd = "{% import 'x' as y %}" + CHATML
+    arguments = ["-m", tiny, "-st", "-p", "Hi", "-n", 30, *TEXT_ONLY, "--no-skip", "--chat-template"]
+    result = run(*arguments, odd)
+    assert result.stdout == run(*arguments, "chatml").stdout
+    assert b"note: --chat-template can't be rendered as it stands: the statement 'import' is not known" in result.stderr
+    for bad, why in [
+        ("{% for m in messages %}", "'endfor' is missing"), ("{{ 'a }}", "a quotation does not end"),
+        ("{{ 1 + }}", "a value is missing before '}}'"), ("{{ x", "'}}' is missing"), ("{{ 1 }}{#", "'#}' is missing"),
+        ("{{ " + "(" * 9999 + " }}", "it nests too deep"), ("{% if x %}" * 9999, "it nests too deep"),
+        ("{{ none.x() }}", "'x' is asked of nothing"), ("{% break %}", "'break' stands outside"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "it nests too deep"),
+    ]:  # fmt: skip
+        assert why in refusal_of(*arguments, bad)
+
+
+def test_what_a_template_says_of_itself_is_noted(tiny):
+    arguments = [
+        "-m",
+        tiny,
+        "-st",
+        "-p",
+        "Hi",
+        "-n",
+        2,
+        "--chat-template",
+        TEMPLATES["chatml with a system message of its own"],
+    ]
+    own = b'note: --chat-template begins with a text of its own: <|im_start|>system\\nIt\'s "own".'
+    assert own in run(*arguments).stderr
+    assert own not in run(*arguments, "-sys", "Be.").stderr
+    assert b"of its own" not in run(*arguments[:-1], llama_chat_format.MISTRAL_INSTRUCT_CHAT_TEMPLATE).stderr
 
 
 def test_jinja_is_accepted_with_a_note():
@@ -663,8 +1202,9 @@ def test_a_prompt_on_a_terminal_is_the_first_message():
 
 
 def test_no_conversation_completes_the_prompt_on_a_terminal():
-    expected = output_of("-p", PROMPT, "-n", 10, *ONE_THREAD, "--temp", "0")
-    with terminal("-no-cnv", "-p", PROMPT, "-n", 10, *ONE_THREAD, "--temp", "0", NO_COLOR="1") as program:
+    arguments = ["-p", PROMPT, "-n", 10, *ONE_THREAD, "--temp", "0", "--no-skip"]
+    expected = output_of(*arguments)
+    with terminal("-no-cnv", *arguments, NO_COLOR="1") as program:
         assert program.read_until(None).decode().startswith(expected.replace("\n", "\r\n"))
         assert program.wait() == 0
 

@@ -260,8 +260,8 @@ def test_a_value_that_does_not_fit_the_model_is_refused_and_the_old_one_stays(ll
 
 
 def test_defaults_are_those_of_the_paper_scaled_to_the_model(llm):
-    llm.skip = "auto"
-    resolved = dict(llm._controller.resolved)
+    llm.skip = SkipConfig()
+    resolved = dict(llm.resolved)
     assert resolved.pop("sim_threshold") == pytest.approx(0.9)
     assert resolved == {"policy": "ffn_skip", "cold_s": 1, "cold_e": 8, "warm_up_index": 30, "max_skip": 2}
 

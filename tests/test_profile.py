@@ -71,7 +71,7 @@ def test_a_profile_skips_as_the_settings_did_that_it_was_made_from(model_file, s
     for skip in (KEPT[policy], profile, str(profile), read_profile(profile).config):
         with ours(path, skip) as llm:
             logits = llm.forward(TOKENS)
-            runs.append((logits.tobytes(), llm.stats.ffn_skipped, llm.stats.checks, dict(llm._controller.resolved)))
+            runs.append((logits.tobytes(), llm.stats.ffn_skipped, llm.stats.checks, dict(llm.resolved)))
     assert runs[0][1] > 0 and all(run == runs[0] for run in runs)
     for key, value in ALL_KEYS[policy].items():
         assert getattr(read_profile(profile).config, key) == value
@@ -114,7 +114,7 @@ def test_a_profile_survives_the_failure_to_write_another(saved):
 def test_a_quantised_file_is_the_same_model_and_another_seed_is_not(model_file, tmp_path):
     def fingerprint(path):
         with ours(path, None) as llm:
-            return llm._controller.fingerprint
+            return llm.fingerprint
 
     path = model_file("llama")
     assert fingerprint(path) == fingerprint(quantize(path, tmp_path / "q8_0.gguf", "q8_0"))
@@ -133,7 +133,7 @@ def test_settings_that_do_not_fit_the_model_are_refused_with_the_name_of_the_fil
     profile = tmp_path / "a.gguf"
     with ours(model_file("llama"), None) as llm:
         resolved = {"cold_s": 2, "cold_e": 14, "max_skip": 13}
-        write_profile(profile, llm._controller.fingerprint, KEPT["ffn_skip"], resolved)
+        write_profile(profile, llm.fingerprint, KEPT["ffn_skip"], resolved)
     with pytest.raises(ValueError, match=rf"profile {profile}: max_skip: 13 is too many"):
         with ours(model_file("llama"), profile):
             pass

@@ -183,7 +183,7 @@ dropped skip_ratio, kl, candidates, measured with the settings before
     dropped = {key: value for key, value in before.items() if key not in ("skip_ratio", "kl", "candidates")}
     assert profile_keys(path) == {**dropped, "sim_threshold": 0.75, "max_skip": 3}
     with ours(model, "auto") as llm:
-        assert (llm.skip.sim_threshold, llm._controller.resolved["max_skip"]) == (0.75, 3)
+        assert (llm.skip.sim_threshold, llm.resolved["max_skip"]) == (0.75, 3)
 
 
 def test_set_to_what_is_there_keeps_what_was_measured(command, write):

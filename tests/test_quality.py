@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import quality
-from ffnskip_cpp.quality import Quality, compare, kl_divergence, negative_log_likelihood, top1_agreement
+from ffnskip_cpp.quality import Quality, Reference, compare, kl_divergence, negative_log_likelihood, top1_agreement
 
 ROUNDING = 1e-12  # of float64 sums over some hundred terms
 
@@ -47,6 +47,25 @@ def test_measures_agree_with_sums_written_out(monkeypatch, n_rows, block_element
     assert rows.same_top1.tolist() == same
     np.testing.assert_array_equal(kl_divergence(dense, other), rows.kl)
     np.testing.assert_array_equal(top1_agreement(dense, other), rows.same_top1)
+
+
+@pytest.mark.parametrize("scale", [0.1, 5.0, 40.0])
+@pytest.mark.parametrize("n_vocab", [2, 50, 50_000])
+def test_a_kept_reference_says_the_same_within_1e_5(n_vocab, scale):
+    dense, other, targets = random_logits(8, n_vocab, scale)
+    exact, kept = compare(dense, other, targets), Reference(dense, targets).compare(other)
+    assert kept.same_top1.tolist() == exact.same_top1.tolist()
+    for name in ("kl", "nll", "nll_dense"):
+        np.testing.assert_allclose(getattr(kept, name), getattr(exact, name), atol=1e-5, rtol=1e-6, err_msg=name)
+    assert (Reference(dense, targets).compare(dense).kl < 1e-5).all()
+
+
+def test_logits_that_are_not_finite_cost_everything_and_make_no_reference():
+    dense, other, targets = random_logits(3, 10)
+    other[1, 3], other[2, 0] = np.nan, np.inf
+    assert np.isinf(Reference(dense, targets).compare(other).kl).tolist() == [False, True, True]
+    with pytest.raises(ValueError, match="the dense model's logits are not finite"):
+        Reference(other, targets)
 
 
 def test_a_case_by_hand():

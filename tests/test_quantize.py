@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ffnskip_cpp.quantize as quantizer
+from ffnskip_cpp.gguf_header import read_header
 from ffnskip_cpp.imatrix import read_imatrix
 from tiny_models import write_llama
 
@@ -45,6 +46,15 @@ def test_known_types_are_those_of_the_installed_llama_cpp():
     assert known["q4_k_m"] == llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
     ftypes = {value for name, value in vars(llama_cpp).items() if name.startswith("LLAMA_FTYPE_")}
     assert set(known.values()) == ftypes - {llama_cpp.LLAMA_FTYPE_GUESSED}
+
+
+def test_a_type_that_the_gguf_package_does_not_know_is_read(model, out):
+    """llama.cpp is ahead of it now and then; what it knows itself is enough."""
+    quantizer.quantize(model, out, "q2_0", threads=1, pure=True)
+    header = read_header(out)
+    assert {t.type_name for t in header.tensors if t.name.endswith("ffn_up.weight")} == {"q2_0"}
+    with_padding = sum(-(-t.n_bytes // 32) * 32 for t in header.tensors)
+    assert header.data_offset + with_padding == out.stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,9 @@ WARM_UP = 5
 # Rows decoded together differ from rows decoded alone in the order of sums. A decision closer than this may go the
 # other way (a difference of 1e-6 or so was seen).
 CLOSE_CALL = 2e-5
+
+# The second kind of batch of newer versions.
+EXT = pytest.param("ext", marks=pytest.mark.skipif(not running.HAVE_LLAMA_PROCESS, reason="no llama_process"))
 
 ALWAYS_TRIPS = ["--sim-threshold", "-1", "--warm-up", str(WARM_UP)]
 
@@ -61,12 +66,38 @@ def expected(path: Path, seq: int, n: int, config: SkipConfig) -> tuple[list[int
 @pytest.mark.parametrize(
     "options", [["--no-skip"], ["--sim-threshold", "1.5", "--warm-up", "0"], ["--warm-up", "9999"]]
 )
-@pytest.mark.parametrize("arguments", [("greedy", 60), ("greedy", 60, "ext"), ("callback", 60)])
-def test_output_is_that_of_the_program_alone(client, model, options, arguments):
-    name, *rest = arguments
-    alone = run(client(name), model, *rest)
+@pytest.mark.parametrize("api", ["decode", EXT, "callback"])
+def test_output_is_that_of_the_program_alone(client, model, options, api):
+    program = [client("callback"), model, 60] if api == "callback" else [client("greedy"), model, 60, api]
+    alone = run(*program)
     assert alone.returncode == 0 and alone.stdout
-    assert under_ffnskip(options, client(name), model, *rest).stdout == alone.stdout
+    assert under_ffnskip(options, *program).stdout == alone.stdout
+
+
+NO_PROFILE = (
+    'ffnskip: no skip profile for this model: nothing is skipped; "ffnskip calibrate MODEL --text FILE" makes one, '
+    '"ffnskip try MODEL" says what skipping would cost\n'
+)
+UNCALIBRATED = 'ffnskip: these values are not calibrated for this model; "ffnskip try MODEL" says what they cost\n'
+
+
+@pytest.mark.parametrize("name", ["greedy", "callback", "contexts"])
+def test_without_a_profile_or_an_option_the_program_runs_as_if_alone(client, model, name):
+    """Its contexts have no callback but the program's own; it says once why nothing is skipped."""
+    result = under_ffnskip([], client(name), model, 30)
+    assert (result.returncode, result.stderr) == (0, NO_PROFILE)
+    assert result.stdout == run(client(name), model, 30).stdout
+    strict = under_ffnskip(["--strict"], client(name), model, 30)
+    assert (strict.returncode, strict.stdout) == (2, "")
+    assert strict.stderr == NO_PROFILE.replace("\n", "; stopped (--strict)\n")
+
+
+def test_settings_without_a_profile_are_said_to_be_uncalibrated(client, model):
+    for options in (["--skip-ratio", "0.3"], ["--skip-layers", "3,4"], ["--policy", "random"], ["--warm-up", "3"]):
+        result = under_ffnskip(options, client("contexts"), model, 30)
+        assert result.returncode == 0 and result.stderr.startswith(UNCALIBRATED)
+        assert result.stderr.count("not calibrated") == 1
+    assert under_ffnskip(["--no-skip"], client("contexts"), model, 30).stderr == ""
 
 
 def test_recurrent_models_are_left_alone(client, model_file):
@@ -80,10 +111,10 @@ def test_recurrent_models_are_left_alone(client, model_file):
 
 
 # A context of a model that was never allocated must not be decoded with: every program on llama.cpp's common makes one.
-@pytest.mark.parametrize("api", [(), ("ext",), ("fit",)])
+@pytest.mark.parametrize("api", ["decode", EXT, "fit"])
 def test_tokens_are_those_of_the_python_class(client, model, api):
     tokens, trace = expected(model, 0, N_TOKENS, SkipConfig(sim_threshold=-1, warm_up_index=WARM_UP))
-    result = under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, N_TOKENS, *api)
+    result = under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, N_TOKENS, api)
     assert tokens_of(result) == [tokens]
     assert f"{trace.skipped.sum()} of {trace.skipped.size}" in result.stderr
 
@@ -98,7 +129,7 @@ def test_a_callback_of_the_programs_own_goes_on_seeing_everything(client, model)
 
 def test_programs_started_by_the_program_skip_too(client, model):
     result = under_ffnskip(ALWAYS_TRIPS, "sh", "-c", f"{client('greedy')} {model} 20; true")
-    assert result.stderr.startswith("ffnskip: 19 generated tokens") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(UNCALIBRATED + "ffnskip: 19 generated tokens") and result.stderr.count("\n") == 2
 
 
 # --- many sequences at once ------------------------------------------------------------------------------------------
@@ -133,7 +164,7 @@ def test_sequences_together_get_the_tokens_they_get_alone(client, model, alone, 
     options = ["--sim-threshold", repr(sim_threshold), "--warm-up", WARM_UP, "--stats-file", tmp_path / "stats.json"]
     together = under_ffnskip(options, client("parallel"), model, N_TOKENS, cache, n_ubatch, *range(n_sequences))
     assert tokens_of(together) == [tokens for tokens, _ in results[:n_sequences]]
-    assert together.stderr == ""
+    assert together.stderr == UNCALIBRATED
 
     skipped = np.sum([trace.skipped.sum(axis=0) for _, trace in results[:n_sequences]], axis=0)
     checks = sum(np.isfinite(trace.similarity).sum() for _, trace in results[:n_sequences])
@@ -199,16 +230,159 @@ def test_a_program_on_another_llama_cpp_runs_dense(tmp_path):
     """)
     (tmp_path / "program.cpp").write_text("""
         #include <cstdio>
+        #include <cstdlib>
         extern "C" int llama_decode();
-        int main(int argc, char ** argv) { std::printf("%d %s\\n", llama_decode(), argv[argc - 1]); return 3; }
+        int main(int argc, char ** argv) {
+            const char * preloaded = std::getenv("LD_PRELOAD");
+            std::printf("%d %s %s\\n", llama_decode(), argv[argc - 1], preloaded == nullptr ? "(null)" : preloaded);
+            return 3;
+        }
     """)
     library, program = tmp_path / "libllama.so", tmp_path / "program"
     subprocess.run(["c++", "-shared", "-fPIC", tmp_path / "llama.cpp", "-o", library], check=True)
     link = [f"-L{tmp_path}", "-lllama", f"-Wl,-rpath,{tmp_path}"]
     subprocess.run(["c++", tmp_path / "program.cpp", "-o", program, *link], check=True)
 
+    preloaded = tmp_path / "libother.so"
+    (tmp_path / "other.cpp").write_text("")
+    subprocess.run(["c++", "-shared", "-fPIC", tmp_path / "other.cpp", "-o", preloaded], check=True)
+    result = under_ffnskip([], program, "a b", env={**os.environ, "LD_PRELOAD": str(preloaded)})
+    assert (result.returncode, result.stdout) == (3, f"7 a b {preloaded}\n")
     result = under_ffnskip([], program, "a b")
-    assert (result.returncode, result.stdout) == (3, "7 a b\n")
+    assert (result.returncode, result.stdout) == (3, "7 a b (null)\n")
     assert "0.4.0 (ggml 0.20.0); it runs dense" in result.stderr and result.stderr.count("\n") == 1
     strict = under_ffnskip(["--strict"], program, "a b")
     assert (strict.returncode, strict.stdout) == (2, "") and "not started" in strict.stderr
+
+
+# --- libllama comes later --------------------------------------------------------------------------------------------
+
+
+def python_program(model):
+    """It says something before it loads the model, and the text after."""
+    lines = (
+        "import llama_cpp; print('begin', flush=True)",
+        f"llm = llama_cpp.Llama({str(model)!r}, n_ctx=64, verbose=False)",
+        "print(list(zip(range(4), llm.generate([1, 2, 3], temp=0.0))))",
+    )
+    return [sys.executable, "-c", "\n".join(lines)]
+
+
+def test_a_program_that_asks_libllama_for_functions_by_name_is_told_that_it_cannot_be_reached(model):
+    """It ran dense with exit status 0, --strict or not."""
+    program = python_program(model)
+    result = under_ffnskip([], *program)
+    assert (result.returncode, result.stdout) == (0, run(*program).stdout)
+    assert "opened libllama by itself" in result.stderr and "ffnskip_cpp.Llama" in result.stderr
+    assert result.stderr.count("\n") == 1
+    strict = under_ffnskip(["--strict"], *program)
+    assert (strict.returncode, strict.stdout) == (2, "begin\n")  # before it has generated anything
+    assert "opened libllama by itself" in strict.stderr and strict.stderr.count("\n") == 1
+
+
+def test_ffnskip_cpp_skips_by_itself_under_ffnskip_run_too(model):
+    program = [sys.executable, "-c", "import ffnskip_cpp\n" + python_program(model)[2]]
+    result = under_ffnskip(["--strict"], *program)
+    assert (result.returncode, result.stdout, result.stderr) == (0, run(*program).stdout, "")
+
+
+def test_a_plug_in_that_is_linked_with_libllama_skips(client, model, tmp_path):
+    source = Path(__file__).parent / "cpp" / "clients" / "greedy.cpp"
+    plug_in = running.build_program(source, tmp_path / "greedy.so", ["-shared", "-fPIC"])
+    (tmp_path / "host.cpp").write_text("""
+        #include <dlfcn.h>
+        int main(int argc, char ** argv) {
+            void * plug_in = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+            return reinterpret_cast<int (*)(int, char **)>(dlsym(plug_in, "main"))(argc - 1, argv + 1);
+        }
+    """)
+    host = tmp_path / "host"
+    subprocess.run(["c++", tmp_path / "host.cpp", "-o", host, "-ldl"], check=True)
+    result = under_ffnskip([*ALWAYS_TRIPS, "--strict"], host, plug_in, model, N_TOKENS)
+    assert tokens_of(result) == tokens_of(under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, N_TOKENS))
+    assert f"{N_TOKENS - 1} generated tokens" in result.stderr
+
+
+# --- the statistics --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_statistics(client, model):
+    """with_statistics(file, **options): the program, with its statistics in `file`."""
+
+    def start(file, *program, **options):
+        words = [*ALWAYS_TRIPS, "--stats-file", file]
+        return under_ffnskip(words, *(program or (client("greedy"), model, 20)), **options)
+
+    return start
+
+
+def test_statistics_follow_links_and_replace_nothing_but_files(with_statistics, tmp_path):
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    link.symlink_to("target.json")
+    for _ in range(2):  # what the link leads to is not there yet, and then it is
+        assert with_statistics(link).returncode == 0
+        assert link.is_symlink() and json.loads(target.read_text())["tokens"] == 19
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "target.json"]
+
+
+def test_statistics_are_written_into_devices_and_pipes(with_statistics, tmp_path):
+    """The device was replaced by a file."""
+    null = tmp_path / "null"
+    null.symlink_to("/dev/null")
+    before = os.stat("/dev/null")
+    assert with_statistics(null).returncode == 0 and null.is_symlink()
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and os.stat("/dev/null").st_ino == before.st_ino
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    assert with_statistics(pipe).returncode == 0
+    assert json.loads(reader.communicate(timeout=60)[0])["tokens"] == 19
+
+
+def test_statistics_are_not_written_over_an_input(with_statistics, client, model, tmp_path):
+    copy, link = tmp_path / "m.gguf", tmp_path / "link.json"
+    copy.write_bytes(model.read_bytes())
+    link.symlink_to(copy)
+    for file, program in (
+        (copy, (client("greedy"), copy, 20)),
+        (link, (client("greedy"), copy, 20)),
+        (link, (client("greedy"), model, 20)),  # a model of another program
+        (tmp_path / "text", ("sh", "-c", "true", f"--file={tmp_path / 'text'}")),
+    ):
+        (tmp_path / "text").write_text("abc")
+        result = with_statistics(file, *program)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert str(file) in result.stderr
+    assert copy.read_bytes() == model.read_bytes() and (tmp_path / "text").read_text() == "abc"
+
+    # Where the command line does not show it, the program's end does.
+    result = with_statistics(
+        tmp_path / "new.gguf", "sh", "-c", f"cp {model} {tmp_path}/new.gguf; {client('greedy')} {model} 20"
+    )
+    assert "is a GGUF file" in result.stderr and (tmp_path / "new.gguf").read_bytes() == model.read_bytes()
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(with_statistics, tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f".s.json.{gone.pid}.part"
+    others = [
+        tmp_path / f".s.json.{os.getpid()}.part",
+        tmp_path / ".s.json.x.part",
+        tmp_path / f".t.json.{gone.pid}.part",
+    ]
+    for path in (left, *others):
+        path.write_text("half")
+    assert with_statistics(tmp_path / "s.json").returncode == 0
+    assert not left.exists() and all(path.read_text() == "half" for path in others)
+
+
+def test_reuse_is_refused_where_it_is_unknown(client, model):
+    refused = under_ffnskip(["--reuse", "some"], client("greedy"), model, 5)
+    assert refused.returncode == 2 and "some" in refused.stderr
+    environment = {**os.environ, "FFNSKIP_REUSE": "some"}
+    dense = under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, 20, env=environment)
+    assert "reuse: 'some' is unknown; known are all, full" in dense.stderr
+    assert dense.stdout == run(client("greedy"), model, 20).stdout

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from ffnskip_cpp.text import MIN_TOKENS, chunks_of_tokens, read_texts
+from ffnskip_cpp.chat import PROMPT, Chat, tokens_of_chat
+from ffnskip_cpp.text import MIN_TOKENS, chunks_of_text, chunks_of_tokens, read_texts
 from running import ours
 
 LONG = "".join(f"Sentence number {i} of a text. " for i in range(60))
@@ -53,7 +54,14 @@ def test_a_plain_file_is_one_text_and_a_jsonl_file_one_per_line(tmp_path):
         ("blank.txt", " \n\t\n", r"blank\.txt: there is no text in it"),
         ("blank.jsonl", '{"text": ""}\n\n', r"blank\.jsonl: there is no text in it"),
         ("model.gguf", b"GGUF\x03\0\0\0", r"model\.gguf: a binary file, not text \(byte 5 is zero\)"),
-        ("latin1.txt", "Brücke".encode("latin-1"), r"latin1\.txt: not text in UTF-8 \(byte 2 is 0xfc\)"),
+        ("latin1.txt", "Brücke".encode("latin-1"), r"latin1\.txt:1: not text in UTF-8 \(byte 2 is 0xfc\)"),
+        ("marked.txt", b"\xef\xbb\xbfone\r\ntwo\r\n\xff", r"marked\.txt:3: not text in UTF-8 \(byte 13 is 0xff\)"),
+        ("wide.txt", "text".encode("utf-16"), r"wide\.txt: in UTF-16; save it in UTF-8"),
+        ("role.jsonl", '{"messages": [{"content": "x"}]}', r'role\.jsonl:1: a message without a "role"'),
+        ("none.jsonl", '{"messages": []}', r'none\.jsonl:1: "messages" is not a list of at least one'),
+        ("null.jsonl", '{"messages": [{"role": "user", "content": null}]}', r'null\.jsonl:1: "content" holds what is'),
+        ("turns.jsonl", '{"turns": ["a", 2]}', r'turns\.jsonl:1: "turns" holds what is no string'),
+        ("pair.jsonl", '{"turns": ["\\ud83d"]}', r'pair\.jsonl:1: "turns" holds half a surrogate pair'),
         ("cut.jsonl", '{"text": "a"}\n{"text": "b', r"cut\.jsonl:2: not JSON: "),
         ("list.jsonl", '["text"]', r'list\.jsonl:1: not an object with a string under "text"'),
         ("number.jsonl", '{"text": 1}', r'number\.jsonl:1: not an object with a string under "text"'),
@@ -68,6 +76,15 @@ def test_what_is_no_text_is_refused_by_name(tmp_path, name, content, message):
         read_texts([good, write(tmp_path, name, content)])
 
 
+def test_chats_are_read_in_both_formats(tmp_path):
+    messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "a\r\nb"}]
+    entries = [{"messages": messages, "id": 1}, {"turns": ["one", "two"], "category": "x"}, {"text": "plain"}]
+    first, second, third = read_texts([write(tmp_path, "c.jsonl", "\n".join(map(json.dumps, entries)))])
+    assert (list(first.messages), third) == (messages, "plain")
+    assert list(second.messages) == [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+    assert second.where.endswith("c.jsonl:2")
+
+
 def test_no_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         read_texts([tmp_path / "missing.txt"])
@@ -75,6 +92,60 @@ def test_no_file_and_a_folder_are_refused(tmp_path):
         read_texts([tmp_path])
     with pytest.raises(ValueError, match="no text is given"):
         read_texts([])
+
+
+@pytest.mark.parametrize("text", ["a\0b", "x" * 200_000, "\u2028\ufeff\U0001f600 é", "</s> <s>", " \t lead"])
+def test_what_is_in_a_text_reaches_the_model(bytewise, tmp_path, text):
+    (read,) = read_texts([write(tmp_path, "t.jsonl", json.dumps({"text": text}))])
+    tokens = [token for chunk in chunks_of_tokens(bytewise, [read, LONG], 300, min_tokens=1) for token in chunk]
+    assert bytewise.detokenize(tokens).startswith(text.encode())
+
+
+# ---- chats ----
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+QUESTION, ANSWER = {"role": "user", "content": "Why is it so? Yes."}, {"role": "assistant", "content": " Yes. "}
+
+
+@pytest.fixture
+def chatting(bytewise):
+    bytewise.metadata["tokenizer.chat_template"] = TEMPLATE
+    yield bytewise
+    del bytewise.metadata["tokenizer.chat_template"]
+
+
+def test_of_a_chat_what_the_assistant_says_is_generated(chatting):
+    """Also where the user has said the same before."""
+    tokens, generated = tokens_of_chat(chatting, Chat((QUESTION, ANSWER, QUESTION, ANSWER), "here"))
+    answers = "".join(chatting.detokenize([t]).decode() for t, i in zip(tokens, generated) if i >= 0)
+    assert answers == "Yes.Yes." and max(generated) == 3
+    rest = b"".join(chatting.detokenize([t]) for t, i in zip(tokens, generated) if i == PROMPT)
+    assert rest.decode().count("<user>Why is it so? Yes.<assistant>") == 2
+
+
+def test_a_chat_longer_than_a_context_goes_on_in_the_next(chatting):
+    answer = {"role": "assistant", "content": "y" * 150}
+    first, second, third = chunks_of_text(chatting, [Chat((QUESTION, answer, answer), "here")], 150)
+    assert [len(first), len(second)] == [150, 150] and len(third) >= MIN_TOKENS
+    n = first.generated.count(PROMPT)
+    assert first.generated[n:] == list(range(150 - n)) and first.eligible(10).index(True) == n + 10
+    assert second.generated[0] == 0 and second.eligible(10).index(True) == 10  # nothing led to it in its context
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system') }}", "here: the model's chat template can't render it: no system"),
+        ("{% for %}", "here: the model's chat template can't render it"),
+    ],
+)
+def test_a_template_that_fails_is_named_with_the_chat(chatting, template, message):
+    chatting.metadata["tokenizer.chat_template"] = template
+    with pytest.raises(ValueError, match=message):
+        chunks_of_text(chatting, [Chat((QUESTION,), "here")], 100)
 
 
 # ---- chunks ----

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <limits>
 #include <numeric>
+#include <random>
 #include <sstream>
 #include <stdexcept>
 
@@ -125,6 +126,11 @@ ggml_numa_strategy to_numa(const std::string & value) {
                                                  { GGML_NUMA_STRATEGY_NUMACTL, { "numactl" } } });
 }
 
+ffnskip::Reuse to_reuse(const std::string & value) {
+    using ffnskip::Reuse;
+    return to_named<Reuse>(value, { { Reuse::all, { "all" } }, { Reuse::full, { "full" } } });
+}
+
 int32_t to_gpu_layers(const std::string & value) {
     return value == "auto" || value == "all" ? -1 : to_int(value, -1);
 }
@@ -144,6 +150,11 @@ std::string to_text(const std::string & value) {
         throw Wanted{ "a text with anything in it" };
     }
     return value;
+}
+
+void add_adapter(Arguments & args, const Adapter & adapter) {
+    args.adapters.push_back(adapter);
+    args.files_read.push_back(adapter.path);
 }
 
 // ---- the options ----
@@ -177,9 +188,9 @@ const std::vector<Section> & sections() {
           {
               { "-m, --model", "FILE", "GGUF file (default: the demo model)", [](A a, V v) { a.model = to_text(v); } },
               { "--lora", "FILE", "LoRA adapter; may be repeated",
-                [](A a, V v) { a.adapters.push_back({ v, 1.0f }); } },
+                [](A a, V v) { add_adapter(a, { v, 1.0f }); } },
               { "--lora-scaled", "FILE:SCALE", "LoRA adapter with its weight; may be repeated",
-                [](A a, V v) { a.adapters.push_back(to_scaled_adapter(v)); } },
+                [](A a, V v) { add_adapter(a, to_scaled_adapter(v)); } },
               { "-ngl, --gpu-layers, --n-gpu-layers", "N", "layers on the GPU: a number, auto or all (default: auto)",
                 [](A a, V v) { a.n_gpu_layers = to_gpu_layers(v); } },
               { "--mlock", nullptr, "keep the model in memory", [](A a, V) { a.mlock = true; } },
@@ -211,7 +222,12 @@ const std::vector<Section> & sections() {
           {
               { "-p, --prompt", "TEXT", "the prompt; in a chat the first message (default: what is piped in)",
                 [](A a, V v) { a.prompt = v, a.prompt_file.reset(); } },
-              { "-f, --file", "FILE", "file with the prompt", [](A a, V v) { a.prompt_file = v, a.prompt.reset(); } },
+              { "-f, --file", "FILE", "file with the prompt",
+                [](A a, V v) {
+                    a.prompt_file = v;
+                    a.prompt.reset();
+                    a.files_read.push_back(v);
+                } },
               { "-e, --escape", nullptr, "\\n, \\t and the like stand for what they name (default)",
                 [](A a, V) { a.escape = true; } },
               { "--no-escape", nullptr, "they stand for themselves", [](A a, V) { a.escape = false; } },
@@ -232,11 +248,18 @@ const std::vector<Section> & sections() {
               { "-no-cnv, --no-conversation", nullptr, "complete the prompt as it is",
                 [](A a, V) { a.conversation = Choice::off; } },
               { "-st, --single-turn", nullptr, "chat for one answer", [](A a, V) { a.single_turn = true; } },
-              { "-sys, --system-prompt", "TEXT", "system message", [](A a, V v) { a.system_prompt = v; } },
-              { "--chat-template", "NAME|TEMPLATE", "in place of the model's; a name that libllama knows or a template",
+              { "-sys, --system-prompt", "TEXT",
+                "system message (default: what the chat template says without one)",
+                [](A a, V v) { a.system_prompt = v; } },
+              { "--chat-template", "NAME|TEMPLATE",
+                "in place of the model's; a template, or the name of one that libllama knows",
                 [](A a, V v) { a.chat_template = to_text(v); } },
-              { "--jinja", nullptr, "accepted; libllama's own renderings of known templates are used",
+              { "--jinja", nullptr, "accepted: chat templates are rendered as they stand",
                 [](A a, V) { a.jinja = true; } },
+              { "--reuse", "all|full",
+                "what answers that skipped have left in the context is used as it is for the next one, or computed "
+                "again in full first (default: all)",
+                [](A a, V v) { a.reuse = to_reuse(v); } },
           } },
         { "sampling",
           {
@@ -277,20 +300,23 @@ const std::vector<Section> & sections() {
                 [](A a, V v) { a.sampling.grammar = to_text(v), a.sampling.grammar_source = "--grammar"; } },
               { "--grammar-file", "FILE", "file with the grammar",
                 [](A a, V v) {
-                    a.sampling.grammar        = read_file("--grammar-file", v);
+                    a.sampling.grammar        = read_text_file("--grammar-file", v);
                     a.sampling.grammar_source = "--grammar-file '" + v + "'";
+                    a.files_read.push_back(v);
                 } },
           } },
         { "profile",
           {
-              { "--profile", "FILE", "skip profile (default: the one beside or in the model, unless a skip option is given); skip "
-                                     "options after it change single values",
+              { "--profile", "FILE",
+                "skip profile (default: the one beside or in the model, unless a skip option is given; without one "
+                "nothing is skipped); skip options after it change single values",
                 [](A a, V v) {
                     const ffnskip::Profile profile = ffnskip::read_profile(v);
                     a.profile       = profile.path;
                     a.profile_model = profile.model;
                     a.config        = profile.config;
                     a.config_given  = true;
+                    a.files_read.push_back(v);
                 } },
           } },
         { "reports",
@@ -298,7 +324,9 @@ const std::vector<Section> & sections() {
               { "--stats", nullptr, "print what was skipped in each layer", [](A a, V) { a.stats = true; } },
               { "--trace", "FILE.csv", "write similarity and skipped blocks of every token",
                 [](A a, V v) { a.trace = to_text(v); } },
-              { "--compare", nullptr, "generate with and without skipping; print both texts and the speed-up",
+              { "--compare", nullptr,
+                "generate with and without skipping, token by token in turn; print both texts, the speed-up and its "
+                "spread",
                 [](A a, V) { a.compare = true; } },
           } },
     };
@@ -404,14 +432,16 @@ void unescape_texts(Arguments & args) {
     if (args.prompt) {
         args.prompt = unescape(*args.prompt);
     }
-    args.system_prompt = unescape(args.system_prompt);
+    if (args.system_prompt) {
+        args.system_prompt = unescape(*args.system_prompt);
+    }
     for (std::string & text : args.reverse_prompts) {
         text = unescape(text);
     }
 }
 
 void refuse_contradictions(const Arguments & args) {
-    if (args.conversation == Choice::off && (args.single_turn || !args.system_prompt.empty())) {
+    if (args.conversation == Choice::off && (args.single_turn || args.system_prompt)) {
         throw BadInput(std::string(args.single_turn ? "--single-turn" : "--system-prompt") +
                        ": only a chat has one; leave out --no-conversation");
     }
@@ -450,6 +480,11 @@ std::string help_entry(const std::string & names, const char * value, const std:
 
 }  // namespace
 
+uint32_t random_seed() {
+    std::random_device device;
+    return std::uniform_int_distribution<uint32_t>(0, LLAMA_DEFAULT_SEED - 1)(device);
+}
+
 Arguments parse_arguments(int argc, char ** argv) {
     Arguments args;
     for (int i = 1; i < argc; ++i) {
@@ -477,6 +512,10 @@ Arguments parse_arguments(int argc, char ** argv) {
         unescape_texts(args);
     }
     refuse_contradictions(args);
+    require_utf8("--system-prompt", args.system_prompt.value_or(""));
+    require_utf8("--chat-template", args.chat_template);
+    require_utf8(args.sampling.grammar_source, args.sampling.grammar);
+    require_no_nul(args.sampling.grammar_source, args.sampling.grammar);
     args.config.validate();
     return args;
 }

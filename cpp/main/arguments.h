@@ -39,6 +39,9 @@ struct Sampling {
     bool        ignore_eos         = false;
     std::string grammar;         // GBNF
     std::string grammar_source;  // the option it came from; empty: no grammar
+
+    // Whether another seed may give another text.
+    bool is_random() const { return temp > 0.0f; }
 };
 
 struct Arguments {
@@ -78,29 +81,35 @@ struct Arguments {
     Choice      conversation = Choice::automatic;
     bool        single_turn  = false;
     bool        jinja        = false;
-    std::string system_prompt;
-    std::string chat_template;
+    std::optional<std::string> system_prompt;
+    std::string                chat_template;
 
     Sampling sampling;
 
     // skipping
     ffnskip::Config config;
-    bool            config_given = false;
+    ffnskip::Reuse  reuse        = ffnskip::Reuse::all;
+    bool            config_given = false;  // by options, those of a profile included
     std::string     profile;       // the file that `config` is from
     std::string     profile_model; // fingerprint of the model that it is for
     bool            stats   = false;
     bool            compare = false;
     std::string     trace;
 
+    std::vector<std::string> files_read;  // by options, the model aside
+
     // An option asks for a chat in so many words.
     bool asks_for_chat() const {
-        return conversation == Choice::on || single_turn || !system_prompt.empty() || !chat_template.empty();
+        return conversation == Choice::on || single_turn || system_prompt || !chat_template.empty();
     }
     // An option is of no use with a model that can't skip.
     bool asks_for_skipping() const {
         return compare || !trace.empty() || (config_given && config.policy != ffnskip::Policy::dense);
     }
 };
+
+// What --seed stands for where none is given.
+uint32_t random_seed();
 
 // Throws BadInput, and std::invalid_argument for skip options that contradict each other: the option, its value, and
 // what would be right.

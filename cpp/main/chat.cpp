@@ -1,6 +1,10 @@
 #include "chat.h"
 
 #include "errors.h"
+#include "text.h"
+
+#include <llama.h>
+
 #include <algorithm>
 
 namespace app {
@@ -8,14 +12,35 @@ namespace {
 
 constexpr char k_space[] = " \t\r\n\v\f";
 
+bool stands_at(const std::string & text, size_t at, const std::string & part) {
+    return text.compare(at, part.size(), part) == 0;
+}
+
 std::string own_template(const Model & model) {
     const char * text = llama_model_chat_template(model.get(), nullptr);
     return text != nullptr ? text : "";
 }
 
+// The conversation as libllama renders it, which knows some templates by their marks and by name; nullopt where it does
+// not. It takes contents as C strings.
+std::optional<std::string> render_by_libllama(const std::string &          chat_template,
+                                              const std::vector<Message> & messages) {
+    std::vector<llama_chat_message> list;
+    for (const Message & message : messages) {
+        require_no_nul("the " + message.role + " message", message.content);
+        list.push_back({ message.role.c_str(), message.content.c_str() });
+    }
+    const int32_t length = llama_chat_apply_template(chat_template.c_str(), list.data(), list.size(), true, nullptr, 0);
+    if (length < 0) {
+        return std::nullopt;
+    }
+    std::string text(size_t(length), '\0');
+    llama_chat_apply_template(chat_template.c_str(), list.data(), list.size(), true, text.data(), length);
+    return text;
+}
+
 bool recognised(const std::string & chat_template) {
-    const llama_chat_message message = { "user", "?" };
-    return llama_chat_apply_template(chat_template.c_str(), &message, 1, true, nullptr, 0) >= 0;
+    return render_by_libllama(chat_template, { { "user", "?" } }).has_value();
 }
 
 std::string builtin_names() {
@@ -28,43 +53,124 @@ std::string builtin_names() {
     return list;
 }
 
-bool stands_at(const std::string & text, size_t at, const std::string & part) {
-    return text.compare(at, part.size(), part) == 0;
+// Not a template's name.
+bool is_jinja(const std::string & chat_template) {
+    return chat_template.find("{%") != std::string::npos || chat_template.find("{{") != std::string::npos;
+}
+
+// Two questions and an answer, which show what stands around messages.
+const std::vector<Message> k_sample = { { "user", "QUESTION" }, { "assistant", "ANSWER" }, { "user", "QUESTION" } };
+
+// What a template begins with that is no part of the first message, such as a system message of its own.
+std::string own_beginning(const std::string & rendered, const std::string & bos) {
+    const std::string begin  = rendered.substr(0, rendered.find(k_sample[0].content));
+    const std::string before = rendered.substr(0, rendered.rfind(k_sample[0].content));
+    size_t            common = 0;  // letters at the end of both
+    while (common < begin.size() && begin[begin.size() - 1 - common] == before[before.size() - 1 - common]) {
+        ++common;
+    }
+    const std::string own = begin.substr(0, begin.size() - common);
+    return own == bos ? "" : own;
 }
 
 }  // namespace
 
 Chat::Chat(const Model & model, const Arguments & args)
-    : template_(args.chat_template.empty() ? own_template(model) : args.chat_template) {
-    if (!args.chat_template.empty() && !recognised(template_)) {
-        throw BadInput("--chat-template: '" + template_ +
-                       "' is neither a template that libllama recognises nor one of " + builtin_names());
+    : bos_(model.piece(llama_vocab_bos(model.vocab()), true)),
+      eos_(model.piece(llama_vocab_eos(model.vocab()), true)),
+      template_(args.chat_template.empty() ? own_template(model) : args.chat_template) {
+    if (args.system_prompt) {
+        messages_.push_back({ "system", *args.system_prompt });
     }
-    if (template_.empty() || !recognised(template_)) {
-        const char * reason = template_.empty() ? "the model has no chat template" :
-                                                  "libllama does not recognise the model's chat template";
-        throw BadInput(std::string(reason) + "; name one with --chat-template, or give --no-conversation");
+    const std::string what = args.chat_template.empty() ? "the model's chat template" : "--chat-template";
+    if (template_.empty()) {
+        throw BadInput("the model has no chat template; name one with --chat-template, or give --no-conversation");
     }
-    if (!args.system_prompt.empty()) {
-        messages_.push_back({ "system", args.system_prompt });
+    if (!is_jinja(template_)) {
+        if (!recognised(template_)) {
+            throw BadInput(what + ": '" + template_ + "' is neither a template nor one of " + builtin_names());
+        }
+        return;
+    }
+    std::vector<Message> sample = messages_;
+    sample.insert(sample.end(), k_sample.begin(), k_sample.end());
+    try {
+        const std::string rendered = render_jinja(template_, sample, bos_, eos_);
+        const std::string own      = messages_.empty() ? own_beginning(rendered, bos_) : "";
+        jinja_                     = true;
+        if (!own.empty()) {
+            notes_.push_back(what + " begins with a text of its own: " + own);
+        }
+        if (llama_vocab_get_add_bos(model.vocab()) && !stands_at(rendered, 0, bos_)) {
+            notes_.push_back(what + " writes no start token; it is put first, as the model asks for one");
+        }
+    } catch (const TemplateError & error) {
+        if (!recognised(template_)) {
+            throw BadInput(what + " can't be rendered: " + error.what() + "; name one with --chat-template, or give "
+                           "--no-conversation");
+        }
+        notes_.push_back(what + " can't be rendered as it stands: " + error.what() + "; libllama's rendering of such "
+                         "templates is used");
     }
 }
 
 bool Chat::is_possible(const Model & model) {
-    const std::string text = own_template(model);
-    return !text.empty() && recognised(text);
+    Arguments none;
+    try {
+        Chat(model, none);
+        return true;
+    } catch (const BadInput &) {
+        return false;
+    }
+}
+
+std::string Chat::render() const {
+    try {
+        if (jinja_) {
+            return render_jinja(template_, messages_, bos_, eos_);
+        }
+    } catch (const TemplateError & error) {
+        throw BadInput(std::string("the chat template can't render the conversation: ") + error.what());
+    }
+    const std::optional<std::string> text = render_by_libllama(template_, messages_);
+    if (!text) {
+        throw BadInput("libllama can't render the conversation with this chat template");
+    }
+    return *text;
 }
 
 Turn Chat::ask(const std::string & message) {
     messages_.push_back({ "user", message });
-    const std::string           whole = render();
-    const std::optional<size_t> known = end_of_answer(whole);
-    fed_                              = whole;
-    return { whole.substr(known.value_or(0)), !known };
+    try {
+        asked_ = render();
+    } catch (...) {
+        take_back();
+        throw;
+    }
+    const std::optional<size_t> known = end_of_answer(asked_);
+    return { asked_.substr(known.value_or(0)), !known };
+}
+
+Tokens Chat::tokenize_beginning(const Model & model, const std::string & text) const {
+    Tokens            tokens = model.tokenize(text, true);
+    const llama_token bos    = llama_vocab_bos(model.vocab());
+    if (tokens.size() >= 2 && tokens[0] == bos && tokens[1] == bos) {
+        tokens.erase(tokens.begin());
+    }
+    return tokens;
+}
+
+void Chat::take_back() {
+    messages_.pop_back();
 }
 
 void Chat::answered(const std::string & text) {
     messages_.push_back({ "assistant", text });
+    std::string & content = messages_.back().content;
+    if (!jinja_) {  // libllama takes C strings
+        content.erase(std::remove(content.begin(), content.end(), '\0'), content.end());
+    }
+    fed_    = asked_;
     answer_ = text;
 }
 
@@ -84,21 +190,6 @@ std::optional<size_t> Chat::end_of_answer(const std::string & whole) const {
     const size_t      end  = begin + core.size();
     const std::string rest = answer_.substr(first + core.size());
     return stands_at(whole, end, rest) ? end + rest.size() : end;
-}
-
-std::string Chat::render() const {
-    std::vector<llama_chat_message> messages;
-    for (const Message & message : messages_) {
-        messages.push_back({ message.role, message.content.c_str() });
-    }
-    const int32_t length =
-        llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true, nullptr, 0);
-    if (length < 0) {
-        throw BadInput("libllama can't render the conversation with this chat template");
-    }
-    std::string text(size_t(length), '\0');
-    llama_chat_apply_template(template_.c_str(), messages.data(), messages.size(), true, text.data(), length);
-    return text;
 }
 
 }  // namespace app

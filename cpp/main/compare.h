@@ -7,8 +7,8 @@
 
 namespace app {
 
-// Generates dense, then as `args.config` says, with the same seed; prints both texts, their speed and how far they
-// agree. Returns how the last one ended.
+// Generates dense, in a context without ffnskip, and as `engine` does, token by token in turn, with the same seed;
+// prints both texts, their speed and how far they agree. Returns how the skipping one ended.
 Ending compare(Engine & engine, const Arguments & args, const Tokens & prompt, Output & output);
 
 }  // namespace app

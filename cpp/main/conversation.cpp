@@ -2,6 +2,9 @@
 
 #include "errors.h"
 #include "input.h"
+#include "report.h"
+
+#include <utility>
 
 namespace app {
 namespace {
@@ -23,16 +26,35 @@ void show_message(const std::string & message, Output & output) {
     output.set(Colour::plain);
 }
 
-// What the context lacks for the answer to `message`.
-Tokens next_tokens(Engine & engine, Chat & chat, const std::string & message, const Tokens & missing) {
-    const Turn turn = chat.ask(message);
-    if (turn.from_start) {
-        engine.session.clear();
-        return tokenize_beginning(engine.model, turn.text);
-    }
-    Tokens       tokens = missing;
-    const Tokens rest   = engine.model.tokenize(turn.text, false);
+std::string room_needed(const Session & session, size_t n_tokens, int32_t n_free) {
+    return "context full (n_ctx = " + std::to_string(session.n_ctx()) + "): the message takes " +
+           std::to_string(n_tokens) + " tokens, " + std::to_string(n_free) + " are free; --ctx-size gives more";
+}
+
+// What the context lacks for the answer to `message`; nullopt, after a note, where it has no room for that. Throws
+// BadInput for a message that can't be passed on, or is too long to begin with.
+std::optional<Tokens> next_tokens(Engine & engine, Chat & chat, const std::string & message, Tokens missing) {
+    Session &  session = engine.session;
+    const bool begins  = session.n_used() == 0;
+    const Turn turn    = chat.ask(message);
+    Tokens     tokens  = turn.from_start ? Tokens() : std::move(missing);
+    const Tokens rest  = turn.from_start ? chat.tokenize_beginning(engine.model, turn.text) :
+                                           engine.model.tokenize(turn.text, false);
     tokens.insert(tokens.end(), rest.begin(), rest.end());
+
+    const int32_t n_free = session.n_ctx() - (turn.from_start ? 0 : session.n_used());
+    if (tokens.size() > size_t(n_free)) {
+        chat.take_back();
+        const std::string reason = room_needed(session, tokens.size(), n_free);
+        if (begins) {
+            throw BadInput(reason);
+        }
+        note(reason + "; not answered: " + message);
+        return std::nullopt;
+    }
+    if (turn.from_start) {
+        session.clear();
+    }
     return tokens;
 }
 
@@ -46,45 +68,48 @@ std::string text_of(const Model & model, const Tokens & tokens) {
 
 }  // namespace
 
-Tokens tokenize_beginning(const Model & model, const std::string & text) {
-    Tokens            tokens = model.tokenize(text, true);
-    const llama_token bos    = llama_vocab_bos(model.vocab());
-    if (tokens.size() >= 2 && tokens[0] == bos && tokens[1] == bos) {
-        tokens.erase(tokens.begin());
-    }
-    return tokens;
-}
-
 Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first,
                 Output & output) {
     const Limits limits = { args.n_predict, args.reverse_prompts, args.special };
     Messages     messages;
     Tokens       missing;
-    bool         has_answered = false;
-    if (first && args.display_prompt && stdin_is_terminal()) {
+    const bool   on_terminal = stdin_is_terminal();
+    if (first && args.display_prompt && on_terminal) {
         show_message(*first, output);
     }
-    while (const std::optional<std::string> message = first ? first : read_message(messages, output)) {
+    for (;;) {
+        std::optional<Tokens> tokens;
+        try {
+            const auto message = first ? std::exchange(first, std::nullopt) : read_message(messages, output);
+            if (!message) {
+                break;
+            }
+            tokens = next_tokens(engine, chat, *message, missing);
+        } catch (const BadInput & error) {
+            if (!on_terminal) {
+                throw;
+            }
+            note(error.what());
+        }
         const Answering answering;  // before anything is printed, so that whoever sees it can stop it
         output.set(Colour::plain);
-        const Tokens tokens = next_tokens(engine, chat, *message, missing);
-        if (!has_answered) {
-            engine.session.require_room(tokens.size());
+        if (!tokens && on_terminal) {
+            continue;  // with another message; what has been said stays
         }
-        if (!engine.session.has_room(tokens.size())) {
-            return Ending::context_full;
+        if (!tokens) {
+            return Ending::end_of_text;
         }
-        has_answered = true;
         engine.sampler.reset();
-        const Generation made = generate(engine, tokens, limits, output);
-        if (made.ending == Ending::context_full) {
-            return made.ending;
-        }
+        const Generation made = generate(engine, *tokens, limits, output);
         chat.answered(text_of(engine.model, made.tokens));
+        print_notice(engine.session);
         missing = made.last_is_missing() ? Tokens{ made.tokens.back() } : Tokens();
-        first.reset();
+        if (made.ending == Ending::context_full) {
+            note("context full (n_ctx = " + std::to_string(engine.session.n_ctx()) +
+                 "): the answer ends here; --ctx-size gives more room");
+        }
         if (args.single_turn) {
-            return made.ending;
+            return made.ending == Ending::context_full ? Ending::end_of_text : made.ending;
         }
     }
     output.set(Colour::plain);

@@ -11,11 +11,9 @@
 
 namespace app {
 
-// Tokens of a conversation's beginning, with one BOS even where the template has its own.
-Tokens tokenize_beginning(const Model & model, const std::string & text);
-
-// Answers `first`, then what standard input holds, until it ends or the context is full; returns how the last answer
-// ended. Throws BadInput where the first message doesn't fit the context.
+// Answers `first`, then what standard input holds, until it ends; returns how the chat ended. Where the context has no
+// room for a message, a note repeats it: on a terminal the chat then goes on with another, elsewhere it ends. Throws
+// BadInput for a message that can't be passed on or is too long to begin with; on a terminal that is a note too.
 Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first,
                 Output & output);
 

@@ -3,7 +3,6 @@
 #include "terminal.h"
 
 #include <algorithm>
-#include <optional>
 
 namespace app {
 namespace {
@@ -17,51 +16,61 @@ bool meets_reverse_prompt(const std::string & text, size_t n_new, const std::vec
     });
 }
 
-// Why the generation ends after this token, if it does.
-std::optional<Ending> ending_after(const Generation & made, const std::string & text, size_t n_new,
-                                   const Session & session, const Limits & limits) {
-    if (meets_reverse_prompt(text, n_new, limits.reverse_prompts)) {
-        return Ending::reverse_prompt;
-    }
-    if (limits.n_predict > 0 && made.tokens.size() == size_t(limits.n_predict)) {
-        return Ending::limit;
-    }
-    return session.has_room(1) ? std::nullopt : std::optional<Ending>(Ending::context_full);
-}
-
-// Samples until something ends the text.
-Generation continue_text(Engine & engine, const Limits & limits, Output & output) {
-    auto & [model, session, sampler] = engine;
-    Generation  made                 = { {}, Ending::interrupted };
-    std::string text;
-    while (!interrupted()) {
-        const llama_token token = sampler.sample(session.context());
-        const std::string piece = token == LLAMA_TOKEN_NULL ? "" : model.piece(token, limits.special);
-        output.write(piece);
-        if (token == LLAMA_TOKEN_NULL || llama_vocab_is_eog(model.vocab(), token)) {
-            made.ending = Ending::end_of_text;
-            break;
-        }
-        made.tokens.push_back(token);
-        text += piece;
-        if (const auto ending = ending_after(made, text, piece.size(), session, limits)) {
-            made.ending = *ending;
-            break;
-        }
-        session.feed_generated(token);
-    }
-    return made;
-}
-
 }  // namespace
 
-Generation generate(Engine & engine, const Tokens & prompt, const Limits & limits, Output & output) {
+Text::Text(Engine & engine, const Tokens & prompt, const Limits & limits) : engine_(engine), limits_(limits) {
     engine.sampler.accept_prompt(prompt);
     engine.session.feed_prompt(prompt);
-    const Generation made =
-        limits.n_predict == 0 ? Generation{ {}, Ending::limit } : continue_text(engine, limits, output);
+    if (limits.n_predict == 0) {
+        made_.ending = Ending::limit;
+        ended_       = true;
+    }
+}
+
+bool Text::goes_on() const {
+    return !ended_ && !interrupted();
+}
+
+void Text::feed() {
+    if (!made_.tokens.empty()) {
+        engine_.session.feed_generated(made_.tokens.back());
+    }
+}
+
+std::string Text::choose() {
+    const llama_token token = engine_.sampler.sample(engine_.session.context());
+    const std::string piece = engine_.model.piece(token, limits_.special);
+    const bool        ends  = token == LLAMA_TOKEN_NULL || llama_vocab_is_eog(engine_.model.vocab(), token);
+    if (!ends) {
+        made_.tokens.push_back(token);
+        text_ += piece;
+    }
+    if (const auto ending = ends ? std::optional<Ending>(Ending::end_of_text) : ending_after(piece)) {
+        made_.ending = *ending;
+        ended_       = true;
+    }
+    return piece;
+}
+
+// Why the text ends after `piece`, if it does.
+std::optional<Ending> Text::ending_after(const std::string & piece) const {
+    if (meets_reverse_prompt(text_, piece.size(), limits_.reverse_prompts)) {
+        return Ending::reverse_prompt;
+    }
+    if (limits_.n_predict > 0 && made_.tokens.size() == size_t(limits_.n_predict)) {
+        return Ending::limit;
+    }
+    return engine_.session.has_room(1) ? std::nullopt : std::optional<Ending>(Ending::context_full);
+}
+
+Generation generate(Engine & engine, const Tokens & prompt, const Limits & limits, Output & output) {
+    Text text(engine, prompt, limits);
+    while (text.goes_on()) {
+        text.feed();
+        output.write(text.choose());
+    }
     output.end_text();
-    return made;
+    return text.made();
 }
 
 }  // namespace app

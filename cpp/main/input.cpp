@@ -1,28 +1,24 @@
 #include "input.h"
 
 #include "errors.h"
+#include "terminal.h"
 #include "text.h"
 
-#include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <iostream>
+#include <utility>
 
 namespace app {
 namespace {
 
-void require_utf8(const std::string & what, const std::string & text, size_t first_byte = 0) {
-    if (const std::optional<size_t> at = invalid_utf8(text)) {
-        char byte[8];
-        std::snprintf(byte, sizeof(byte), "0x%02x", static_cast<unsigned char>(text[*at]));
-        throw BadInput(what + ": invalid UTF-8 at byte " + std::to_string(first_byte + *at) + " (" + byte + ")");
-    }
-}
+constexpr size_t k_terminal_line = 4096;  // Linux: a terminal keeps no more of a line, its end included
 
 // Editors and echo end a text with a newline that is no part of it.
 std::string without_last_newline(std::string text) {
-    if (!text.empty() && text.back() == '\n') {
-        text.pop_back();
+    for (const char end : { '\n', '\r' }) {  // some end lines with both
+        if (!text.empty() && text.back() == end) {
+            text.pop_back();
+        }
     }
     return text;
 }
@@ -35,7 +31,7 @@ std::optional<std::string> given_prompt(const Arguments & args) {
         return args.prompt;
     }
     if (args.prompt_file) {
-        const std::string text = read_file("--file", *args.prompt_file);
+        const std::string text = read_text_file("--file", *args.prompt_file);
         require_utf8("--file '" + *args.prompt_file + "'", text);
         return without_last_newline(text);
     }
@@ -43,14 +39,7 @@ std::optional<std::string> given_prompt(const Arguments & args) {
 }
 
 std::string piped_prompt() {
-    std::string text;
-    char        block[1 << 16];
-    for (size_t n; (n = std::fread(block, 1, sizeof(block), stdin)) > 0;) {
-        text.append(block, n);
-    }
-    if (std::ferror(stdin) != 0) {
-        throw BadInput(std::string("standard input can't be read: ") + std::strerror(errno));
-    }
+    const std::string text = read_text("standard input", stdin);
     require_utf8("standard input", text);
     return without_last_newline(text);
 }
@@ -60,9 +49,14 @@ std::optional<std::string> Messages::next_line() {
     if (!std::getline(std::cin, line)) {
         return std::nullopt;
     }
-    require_utf8("standard input", line, n_read_);
+    const size_t first_byte = n_read_;
     n_read_ += line.size() + 1;
-    return line;
+    if (stdin_is_terminal() && line.size() + 1 >= k_terminal_line) {
+        throw BadInput("the line has reached the terminal's limit of " + std::to_string(k_terminal_line) +
+                       " bytes, the rest is lost; end lines with \\ sooner, or pipe the text in");
+    }
+    require_utf8("standard input", line, first_byte);
+    return without_last_newline(first_byte == 0 ? without_byte_order_mark(std::move(line)) : std::move(line));
 }
 
 }  // namespace app

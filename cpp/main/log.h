@@ -12,6 +12,10 @@ void keep_log(bool verbose);
 // repeat that something failed. Empty if there was none.
 std::string take_error();
 
+// From here on an assertion that fails in libllama, which ends the process in any case, is one line that begins with
+// `what`, and gives this exit status.
+void explain_aborts(const std::string & what, int status);
+
 // What `run` writes to standard error: libllama's grammar parser prints there instead of logging.
 std::string stderr_of(const std::function<void()> & run);
 

@@ -11,15 +11,21 @@
 #include "generation.h"
 #include "input.h"
 #include "log.h"
+#include "machine.h"
 #include "report.h"
 #include "terminal.h"
 #include "trace_file.h"
+
+#include <ffnskip/version.h>
 
 #include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <new>
+#include <optional>
+#include <string>
+#include <vector>
 
 namespace app {
 namespace {
@@ -33,7 +39,7 @@ double ms_since(Clock::time_point start) {
 }
 
 std::string version_text() {
-    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(llama_version()) + ")\n";
+    return "ffnskip-main " FFNSKIP_VERSION " (llama.cpp " + std::string(ffnskip::loaded_llama_version()) + ")\n";
 }
 
 // The prompt, or a chat's first message; a chat's other messages are read one by one.
@@ -41,6 +47,30 @@ std::optional<std::string> read_prompt(const Arguments & args) {
     const std::optional<std::string> given = given_prompt(args);
     const bool                       chats = args.asks_for_chat() && !args.compare;
     return given || chats || stdin_is_terminal() ? given : piped_prompt();
+}
+
+// What is read, and must not be written over.
+std::vector<std::string> inputs(const Arguments & args) {
+    const std::string        model = args.model.empty() ? demo_model() : args.model;
+    std::vector<std::string> files = model_files(model);
+    files.insert(files.end(), args.files_read.begin(), args.files_read.end());
+    files.push_back(ffnskip::profile_path(model));
+    return files;
+}
+
+// Without options, skips what the model's profile says; without a profile, nothing.
+void settle_skipping(Arguments & args, const Model & model) {
+    if (args.config_given) {
+        return;
+    }
+    const std::optional<ffnskip::Profile> found = ffnskip::find_profile(model.get(), model.path());
+    if (found) {
+        args.profile       = found->path;
+        args.profile_model = found->model;
+        args.config        = found->config;
+    } else {
+        args.config.policy = ffnskip::Policy::dense;
+    }
 }
 
 void start_backends(const Arguments & args) {
@@ -59,7 +89,7 @@ std::optional<Chat> begin_chat(const Model & model, const Arguments & args) {
 }
 
 Tokens prompt_tokens(const Model & model, std::optional<Chat> & chat, const std::string & prompt) {
-    const Tokens tokens = chat ? tokenize_beginning(model, chat->ask(prompt).text) : model.tokenize(prompt, true);
+    const Tokens tokens = chat ? chat->tokenize_beginning(model, chat->ask(prompt).text) : model.tokenize(prompt, true);
     if (tokens.empty()) {
         throw BadInput("the prompt is empty, and the model has no token to begin a text with; give one with -p TEXT");
     }
@@ -74,28 +104,50 @@ int32_t context_size(const Model & model, const Arguments & args, size_t n_promp
     return int32_t(std::max<int64_t>(1, args.n_ctx && *args.n_ctx == 0 ? n_train : args.n_ctx.value_or(default_n_ctx)));
 }
 
+void print_skip_notes(const Arguments & args, const Session & session) {
+    const bool dense = args.config.policy == ffnskip::Policy::dense;
+    if (!session.why_dense().empty()) {
+        note("nothing is skipped: " + session.why_dense());
+    } else if (!args.profile.empty() && !args.config_given) {
+        note("skipping as " + args.profile + " says");
+    } else if (dense && !args.config_given) {
+        note("no skip profile for this model: nothing is skipped; \"ffnskip calibrate MODEL --text FILE\" makes one, "
+             "\"ffnskip try MODEL\" says what skipping would cost");
+    } else if (!dense && args.profile.empty()) {
+        note("these values are not calibrated for this model; \"ffnskip try MODEL\" says what they cost");
+    }
+}
+
 // What the user may not expect.
-void print_notes(const Arguments & args, const Model & model, const Session & session) {
+void print_notes(const Arguments & args, const Model & model, const std::optional<Chat> & chat,
+                 const Session & session) {
     const int32_t n_train = llama_model_n_ctx_train(model.get());
     if (args.n_gpu_layers && !llama_supports_gpu_offload()) {
         note("--gpu-layers has no effect: this libllama was built without a GPU");
     }
     if (args.jinja) {
-        note("--jinja: libllama's own renderings of the chat templates it recognises are used");
+        note("--jinja: chat templates are rendered as they stand in any case");
     }
     const bool has_template = llama_model_chat_template(model.get(), nullptr) != nullptr;
     if (has_template && chat_is_implied(args) && !Chat::is_possible(model)) {
         note("libllama does not recognise the model's chat template; the prompt is completed as it is");
     }
+    for (const std::string & line : chat ? chat->notes() : std::vector<std::string>()) {
+        note(line);
+    }
     if (n_train > 0 && args.n_ctx.value_or(0) > n_train) {
         note("--ctx-size " + std::to_string(*args.n_ctx) + " is more than the " + std::to_string(n_train) +
              " tokens the model was trained for");
     }
-    if (!session.profile().empty()) {
-        note("skipping as " + session.profile() + " says");
-    }
-    if (!session.why_dense().empty() && args.config.policy != ffnskip::Policy::dense) {
-        note("nothing is skipped: " + session.why_dense());
+    print_skip_notes(args, session);
+}
+
+// As libllama's log has it, and llama.cpp's programs do.
+void note_two_start_tokens(const Model & model, const Tokens & tokens) {
+    const llama_token bos = llama_vocab_bos(model.vocab());
+    if (llama_vocab_get_add_bos(model.vocab()) && tokens.size() >= 2 && tokens[0] == bos && tokens[1] == bos) {
+        note("the prompt begins with the start token " + model.piece(bos, true) +
+             ", and the model adds one: the text has two; leave it out of the prompt");
     }
 }
 
@@ -112,31 +164,38 @@ Ending complete(Engine & engine, const Arguments & args, const std::string & pro
 
 int run(int argc, char ** argv) {
     const Clock::time_point start = Clock::now();
+    ffnskip::require_llama_version();
     keep_log(false);
-    const Arguments args = parse_arguments(argc, argv);
-    Output                  output(args.color);
+    Arguments args = parse_arguments(argc, argv);
+    Output    output(args.color);
     if (args.help || args.version) {
         output.write(args.help ? help_text() : version_text());
         return 0;
     }
     std::optional<TraceFile> trace_file;
     if (!args.trace.empty()) {
-        trace_file.emplace(args.trace);
+        trace_file.emplace(args.trace, inputs(args));
     }
     const std::optional<std::string> prompt = read_prompt(args);
 
     keep_log(args.verbose);
     start_backends(args);
-    const Model         model(args);
+    const Model model(args);
+    settle_skipping(args, model);
+    if (args.sampling.seed == LLAMA_DEFAULT_SEED) {
+        args.sampling.seed = random_seed();
+    }
     Sampler             sampler(model, args.sampling);
     std::optional<Chat> chat      = begin_chat(model, args);
     const bool          converses = chat && !args.compare;
     const Tokens        tokens    = converses ? model.tokenize(prompt.value_or(""), true) :
                                                 prompt_tokens(model, chat, prompt.value_or(""));
-    Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict));
+    Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict), false);
     session.require_room(tokens.size());
+    explain_aborts("--model '" + model.path() + "'", 1);
     const double load_ms = ms_since(start);
-    print_notes(args, model, session);
+    print_notes(args, model, chat, session);
+    note_two_start_tokens(model, tokens);
 
     Engine engine = { model, session, sampler };
     Ending ending;
@@ -150,23 +209,21 @@ int run(int argc, char ** argv) {
         note("context full (n_ctx = " + std::to_string(session.n_ctx()) + ")");
     }
 
+    print_notice(session);
     if (trace_file) {
-        trace_file->write(session.controller().stop_trace(), session.generated(), model);
+        trace_file->write(session.controller()->stop_trace(), session.generated(), model);
     }
-    print_summary(session, load_ms, ms_since(start));
+    const std::optional<uint32_t> seed =
+        args.sampling.is_random() ? std::optional<uint32_t>(args.sampling.seed) : std::nullopt;
+    print_summary(session, seed, load_ms, ms_since(start));
     if (args.stats) {
         print_layers(session);
     }
     return ending == Ending::interrupted ? 128 + SIGINT : 0;
 }
 
-// One line, whatever the message quotes.
 int fail(int status, const std::string & message) {
-    std::string line;
-    for (const char c : message) {
-        line += c == '\n' ? std::string("\\n") : std::string(1, c);
-    }
-    std::fprintf(stderr, "ffnskip-main: %s\n", line.c_str());
+    std::fprintf(stderr, "ffnskip-main: %s\n", one_line(message).c_str());
     return status;
 }
 

@@ -5,6 +5,9 @@
 #include "machine.h"
 #include "text.h"
 
+#include <gguf.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <limits>
 #include <stdexcept>
@@ -12,11 +15,17 @@
 namespace app {
 namespace {
 
-llama_load_mode load_mode(const Arguments & args) {
+void set_load_mode(llama_model_params & params, const Arguments & args) {
+#ifdef FFNSKIP_HAVE_LOAD_MODE
     if (args.mlock) {
-        return args.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+        params.load_mode = args.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+    } else {
+        params.load_mode = args.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
     }
-    return args.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
+#else
+    params.use_mmap  = args.mmap;
+    params.use_mlock = args.mlock;
+#endif
 }
 
 void require_gguf(const std::string & path) {
@@ -31,6 +40,41 @@ void require_gguf(const std::string & path) {
     if (!read || std::string(magic, sizeof(magic)) != "GGUF") {
         throw BadInput(what + " '" + path + "': it is no GGUF file");
     }
+}
+
+// The model's number under "ARCHITECTURE.`key`"; nullopt where it has none.
+std::optional<uint64_t> header_number(const gguf_context * header, const char * key) {
+    const int64_t architecture = gguf_find_key(header, "general.architecture");
+    if (architecture < 0 || gguf_get_kv_type(header, architecture) != GGUF_TYPE_STRING) {
+        return std::nullopt;
+    }
+    const std::string name = std::string(gguf_get_val_str(header, architecture)) + "." + key;
+    const int64_t     at   = gguf_find_key(header, name.c_str());
+    if (at < 0 || gguf_get_kv_type(header, at) != GGUF_TYPE_UINT32) {
+        return std::nullopt;  // libllama refuses other types
+    }
+    return gguf_get_val_u32(header, at);
+}
+
+// libllama aborts the process for these.
+void require_layers(const std::string & path) {
+    constexpr uint64_t k_most = 512;  // libllama's LLAMA_MAX_LAYERS
+
+    struct Free {
+        void operator()(gguf_context * header) const { gguf_free(header); }
+    };
+    const std::unique_ptr<gguf_context, Free> header(gguf_init_from_file(path.c_str(), { true, nullptr }));
+    const auto n_layer = header ? header_number(header.get(), "block_count") : std::nullopt;
+    if (n_layer && (*n_layer == 0 || *n_layer > k_most)) {
+        throw BadInput("--model '" + path + "': its header says " + std::to_string(*n_layer) +
+                       " layers (block_count); libllama takes 1 to " + std::to_string(k_most));
+    }
+}
+
+// Whether libllama puts a token after a text.
+bool adds_at_end(const llama_vocab * vocab) {
+    return llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_WPM ? llama_vocab_get_add_sep(vocab) :
+                                                             llama_vocab_get_add_eos(vocab);
 }
 
 // libllama aborts the process, or decodes nonsense, for models that don't generate text token by token.
@@ -50,13 +94,31 @@ void require_generator(const llama_model * model, const std::string & path) {
 
 }  // namespace
 
+std::vector<std::string> model_files(const std::string & path) {
+    int          n_files = 1;
+    const size_t of      = path.rfind("-of-");  // name-00001-of-00003.gguf
+    if (of == std::string::npos || std::sscanf(path.c_str() + of, "-of-%5d.gguf", &n_files) != 1) {
+        return { path };
+    }
+    std::vector<std::string> files;
+    for (int i = 0; i < n_files; ++i) {
+        std::vector<char> file(path.size() + 1);
+        const size_t      number = of - std::min<size_t>(of, 6);
+        llama_split_path(file.data(), file.size(), path.substr(0, number).c_str(), i, n_files);
+        files.push_back(file.data());
+    }
+    return files;
+}
+
 Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() : args.model) {
     require_gguf(path_);
+    require_layers(path_);
 
     llama_model_params params = llama_model_default_params();
-    params.load_mode          = load_mode(args);
+    set_load_mode(params, args);
     params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
     take_error();
+    explain_aborts("--model '" + path_ + "'", 2);
     model_.reset(llama_model_load_from_file(path_.c_str(), params));
     if (model_ == nullptr) {
         throw BadInput("--model '" + path_ + "': libllama can't load it: " + take_error());
@@ -108,10 +170,16 @@ Tokens Model::tokenize(const std::string & text, bool begin) const {
         throw BadInput("the text is too long: " + std::to_string(text.size()) + " bytes");
     }
     tokens.resize(size_t(n_tokens));
+    if (begin && adds_at_end(vocab()) && !tokens.empty()) {
+        tokens.pop_back();
+    }
     return tokens;
 }
 
 std::string Model::piece(llama_token token, bool special) const {
+    if (token == LLAMA_TOKEN_NULL) {
+        return "";
+    }
     std::string text(64, '\0');
     int32_t     length = llama_token_to_piece(vocab(), token, text.data(), int32_t(text.size()), 0, special);
     if (length < 0) {

@@ -13,6 +13,9 @@ namespace app {
 
 using Tokens = std::vector<llama_token>;
 
+// The files of a model that is split, or the one file.
+std::vector<std::string> model_files(const std::string & path);
+
 class Model {
 public:
     // Throws BadInput: which file, and what is wrong with it.
@@ -22,9 +25,11 @@ public:
     const std::string & path() const { return path_; }
     const llama_vocab * vocab() const { return llama_model_get_vocab(model_.get()); }
 
-    // Special tokens are recognised by their text; `begin` adds those that the model wants at the beginning.
+    // Special tokens are recognised by their text; `begin` adds those that the model wants at the beginning. What it
+    // wants at the end is left out: the text goes on.
     Tokens tokenize(const std::string & text, bool begin) const;
-    // Bytes of the token, which need not be whole characters; special tokens have some only if `special`.
+    // Bytes of the token, which need not be whole characters; special tokens have some only if `special`, and
+    // LLAMA_TOKEN_NULL has none.
     std::string piece(llama_token token, bool special) const;
 
     void apply_adapters(llama_context * context) const;

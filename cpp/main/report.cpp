@@ -23,10 +23,25 @@ void print_skipped(const ffnskip::Stats & stats) {
 }  // namespace
 
 void note(const std::string & text) {
-    std::fprintf(stderr, "ffnskip-main: note: %s\n", text.c_str());
+    std::fprintf(stderr, "ffnskip-main: note: %s\n", one_line(text).c_str());
 }
 
-void print_summary(Session & session, double load_ms, double total_ms) {
+void print_notice(Session & session) {
+    const auto notice = session.controller() != nullptr ? session.controller()->take_notice() : std::nullopt;
+    if (notice) {
+        note(*notice);
+    }
+}
+
+std::string one_line(const std::string & text) {
+    std::string line;
+    for (const char c : text) {
+        line += c == '\n' ? std::string("\\n") : c == '\r' ? std::string("\\r") : std::string(1, c);
+    }
+    return line;
+}
+
+void print_summary(Session & session, std::optional<uint32_t> seed, double load_ms, double total_ms) {
     llama_synchronize(session.context());
     const llama_perf_context_data perf = llama_perf_context(session.context());
     std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms\n", "load time", load_ms);
@@ -37,12 +52,21 @@ void print_summary(Session & session, double load_ms, double total_ms) {
         print_rate("eval time", perf.t_eval_ms, perf.n_eval, "runs");
     }
     std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms\n", "total time", total_ms);
-    print_skipped(session.controller().stats());
+    if (seed) {
+        std::fprintf(stderr, "ffnskip-main: %18s = %10" PRIu32 "\n", "seed", *seed);
+    }
+    if (session.controller() != nullptr) {
+        print_skipped(session.controller()->stats());
+    }
 }
 
 void print_layers(Session & session) {
-    const ffnskip::Stats      stats    = session.controller().stats();
-    const ffnskip::Settings & settings = session.controller().settings();
+    if (session.controller() == nullptr) {
+        std::fprintf(stderr, "ffnskip-main: policy dense: nothing is skipped\n");
+        return;
+    }
+    const ffnskip::Stats      stats    = session.controller()->stats();
+    const ffnskip::Settings & settings = session.controller()->settings();
     std::fprintf(stderr, "ffnskip-main: policy %s, %" PRIu64 " tokens, %" PRIu64 " never reached the threshold\n",
                  ffnskip::policy_name(settings.policy), stats.tokens, stats.tokens_never_tripped);
     for (size_t il = 0; il < stats.skipped_per_layer.size(); ++il) {

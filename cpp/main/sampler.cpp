@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <stdexcept>
+#include <type_traits>
 
 namespace app {
 namespace {
@@ -13,14 +14,36 @@ void add(llama_sampler * chain, llama_sampler * sampler) {
     llama_sampler_chain_add(chain, sampler);
 }
 
+// Two functions that older versions of libllama declare otherwise.
+
+template <typename Init> llama_sampler * init_penalties(Init init, int32_t n_vocab, const Sampling & sampling) {
+    const float repeat = sampling.repeat_penalty, frequency = sampling.frequency_penalty, presence = sampling.presence_penalty;
+    if constexpr (std::is_invocable_v<Init, int32_t, int32_t, float, float, float>) {
+        return init(n_vocab, sampling.repeat_last_n, repeat, frequency, presence);
+    } else {
+        return init(sampling.repeat_last_n, repeat, frequency, presence);
+    }
+}
+
+template <typename Init, typename... Rest>
+llama_sampler * init_dry(Init init, const llama_vocab * vocab, int32_t n_ctx_train, Rest... rest) {
+    if constexpr (std::is_invocable_v<Init, const llama_vocab *, Rest...>) {
+        return init(vocab, rest...);
+    } else {
+        return init(vocab, n_ctx_train, rest...);
+    }
+}
+
 // Tokens the model's file says never to generate, and with --ignore-eos those that end a text.
 void add_bias(llama_sampler * chain, const llama_vocab * vocab, const Sampling & sampling) {
     std::vector<llama_logit_bias> never;
-    int32_t                       n_suppressed = 0;
-    const llama_token *           suppressed   = llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
+#ifdef FFNSKIP_HAVE_SUPPRESS_TOKENS
+    int32_t             n_suppressed = 0;
+    const llama_token * suppressed   = llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
     for (int32_t i = 0; i < n_suppressed; ++i) {
         never.push_back({ suppressed[i], -INFINITY });
     }
+#endif
     const int32_t n_vocab = llama_vocab_n_tokens(vocab);
     for (llama_token token = 0; sampling.ignore_eos && token < n_vocab; ++token) {
         if (llama_vocab_is_eog(vocab, token)) {
@@ -41,13 +64,11 @@ void add_mirostat(llama_sampler * chain, int32_t n_vocab, const Sampling & sampl
                                         llama_sampler_init_mirostat_v2(seed, tau, eta));
 }
 
-void add_penalties(llama_sampler * chain, const llama_vocab * vocab, const Sampling & sampling) {
-    add(chain, llama_sampler_init_penalties(llama_vocab_n_tokens(vocab), sampling.repeat_last_n,
-                                            sampling.repeat_penalty, sampling.frequency_penalty,
-                                            sampling.presence_penalty));
+void add_penalties(llama_sampler * chain, const llama_vocab * vocab, int32_t n_ctx_train, const Sampling & sampling) {
+    add(chain, init_penalties(llama_sampler_init_penalties, llama_vocab_n_tokens(vocab), sampling));
     const char * breakers[] = { "\n", ":", "\"", "*" };
-    add(chain, llama_sampler_init_dry(vocab, sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length,
-                                      sampling.dry_penalty_last_n, breakers, std::size(breakers)));
+    add(chain, init_dry(llama_sampler_init_dry, vocab, n_ctx_train, sampling.dry_multiplier, sampling.dry_base,
+                        sampling.dry_allowed_length, sampling.dry_penalty_last_n, &breakers[0], std::size(breakers)));
 }
 
 // At temperature 0 only typical sampling can take the most probable token away, so the others are left out.
@@ -110,7 +131,7 @@ Sampler::Sampler(const Model & model, const Sampling & sampling) {
     if (sampling.mirostat != 0) {
         add_mirostat(chain_.get(), llama_vocab_n_tokens(vocab), sampling);
     } else {
-        add_penalties(chain_.get(), vocab, sampling);
+        add_penalties(chain_.get(), vocab, llama_model_n_ctx_train(model.get()), sampling);
         add_truncation(chain_.get(), sampling);
     }
     if (!sampling.grammar_source.empty()) {

@@ -67,47 +67,54 @@ std::string decode_error(int32_t status) {
 
 }  // namespace
 
-Session::Session(const Model & model, const Arguments & args, int32_t n_ctx) : tracing_(!args.trace.empty()) {
-    llama_context_params params = context_params(args, n_ctx);
+Session::Session(const Model & model, const Arguments & args, int32_t n_ctx, bool dense) {
+    const llama_context_params params = context_params(args, n_ctx);
     require_memory(model.get(), params);
-    controller_.attach(params);
+    if (!dense && (args.config.policy != ffnskip::Policy::dense || args.asks_for_skipping())) {
+        begin_skipping(model, args, params);
+    }
+    if (context_ == nullptr) {
+        make_context(model, params);
+    }
+    batch_.reset(new llama_batch(llama_batch_init(int32_t(llama_n_batch(context_.get())), 0, 1)));
+}
+
+void Session::make_context(const Model & model, llama_context_params params) {
     take_error();
     context_.reset(llama_init_from_model(model.get(), params));
     if (context_ == nullptr) {
-        throw BadInput("libllama can't make a context of " + std::to_string(n_ctx) + " tokens: " + take_error());
+        throw BadInput("libllama can't make a context of " + std::to_string(params.n_ctx) + " tokens: " + take_error());
     }
     if (llama_get_memory(context_.get()) == nullptr) {
         throw BadInput("--model '" + model.path() +
                        "': it keeps no context; a model that generates text token by token is needed");
     }
-    batch_.reset(new llama_batch(llama_batch_init(int32_t(llama_n_batch(context_.get())), 0, 1)));
     model.apply_adapters(context_.get());
+}
+
+void Session::begin_skipping(const Model & model, const Arguments & args, llama_context_params params) {
+    controller_.emplace();
+    controller_->attach(params);
+    make_context(model, params);
     try {
-        controller_.probe(context_.get());
-        set_up_skipping(model, args);
+        controller_->probe(context_.get());
+        if (args.profile.empty()) {
+            controller_->set_config(args.config);
+        } else {
+            controller_->set_profile({ args.profile, args.profile_model, args.config });
+        }
+        controller_->set_reuse(args.reuse);
+        if (!args.trace.empty()) {
+            controller_->start_trace();
+        }
     } catch (const ffnskip::Unsupported & unsupported) {
         why_dense_ = unsupported.what();
         if (args.asks_for_skipping()) {
             throw BadInput("nothing can be skipped: " + why_dense_ + "; leave out the options that ask for it");
         }
+        context_.reset();
+        controller_.reset();
     }
-    if (tracing_) {
-        controller_.start_trace();
-    }
-}
-
-void Session::set_up_skipping(const Model & model, const Arguments & args) {
-    if (!args.profile.empty()) {
-        controller_.set_profile({ args.profile, args.profile_model, args.config });
-        return;
-    }
-    const auto found = args.config_given ? std::nullopt : ffnskip::find_profile(model.get(), model.path());
-    if (!found) {
-        controller_.set_config(args.config);
-        return;
-    }
-    controller_.set_profile(*found);
-    profile_ = found->path;
 }
 
 void Session::require_room(size_t n_tokens) const {
@@ -119,15 +126,14 @@ void Session::require_room(size_t n_tokens) const {
 
 void Session::feed_prompt(const Tokens & tokens) {
     const size_t n_batch = llama_n_batch(context_.get());
-    controller_.replaced(0);  // what follows was not generated, be it one token alone
     for (size_t first = 0; first < tokens.size(); first += n_batch) {
         const size_t n = std::min(n_batch, tokens.size() - first);
-        decode(tokens.data() + first, int32_t(n), first + n == tokens.size());
+        decode(tokens.data() + first, int32_t(n), first + n == tokens.size(), ffnskip::Fed::prompt);
     }
 }
 
 void Session::feed_generated(llama_token token) {
-    decode(&token, 1, true);
+    decode(&token, 1, true, ffnskip::Fed::generated);
     generated_.push_back(token);
 }
 
@@ -136,19 +142,7 @@ void Session::clear() {
     n_used_ = 0;
 }
 
-void Session::restart(const ffnskip::Config & config) {
-    clear();
-    controller_.set_config(config);
-    controller_.reset_stats();
-    if (tracing_) {
-        controller_.stop_trace();
-        controller_.start_trace();
-    }
-    generated_.clear();
-    llama_perf_context_reset(context_.get());
-}
-
-void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output) {
+void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output, ffnskip::Fed fed) {
     llama_batch & batch = *batch_;
     batch.n_tokens      = n_tokens;
     for (int32_t i = 0; i < n_tokens; ++i) {
@@ -159,7 +153,8 @@ void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output) 
         batch.logits[i]    = int8_t(output && i == n_tokens - 1);
     }
     take_error();
-    const int32_t status = controller_.decode(context_.get(), batch);
+    const int32_t status =
+        controller_ ? controller_->decode(context_.get(), batch, fed) : llama_decode(context_.get(), batch);
     if (status != 0) {
         throw std::runtime_error("libllama can't decode: " + decode_error(status) + " " + take_error());
     }

@@ -7,18 +7,20 @@
 #include <ffnskip/ffnskip.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace app {
 
 class Session {
 public:
-    // Room for `n_ctx` tokens at least. Throws BadInput where the context can't be had, or the model can't skip and an
-    // option needs it to.
-    Session(const Model & model, const Arguments & args, int32_t n_ctx);
+    // Room for `n_ctx` tokens at least. Dense, or as `args` say; without a callback where nothing is to be skipped or
+    // looked at. Throws BadInput where the context can't be had, or the model can't skip and an option needs it to.
+    Session(const Model & model, const Arguments & args, int32_t n_ctx, bool dense);
 
-    llama_context *       context() const { return context_.get(); }
-    ffnskip::Controller & controller() { return controller_; }
+    llama_context * context() const { return context_.get(); }
+    // Null where the session runs without.
+    ffnskip::Controller * controller() { return controller_ ? &*controller_ : nullptr; }
 
     int32_t n_ctx() const { return int32_t(llama_n_ctx(context_.get())); }
     int32_t n_used() const { return n_used_; }
@@ -26,11 +28,8 @@ public:
     // Throws BadInput where a prompt does not fit.
     void    require_room(size_t n_tokens) const;
 
-    // Why this model runs dense; empty where it can skip.
+    // Why this model can't skip; empty where it can, or nothing asks for it.
     const std::string & why_dense() const { return why_dense_; }
-
-    // The profile that was found beside or in the model and is used; empty where there is none, or skip options are given.
-    const std::string & profile() const { return profile_; }
 
     // Decode tokens after those in the context; the output of the last one can then be sampled from.
     void feed_prompt(const Tokens & tokens);
@@ -38,10 +37,8 @@ public:
 
     // Empties the context. What was counted so far stays.
     void clear();
-    // The same, and counts and trace begin anew under `config`.
-    void restart(const ffnskip::Config & config);
 
-    // Tokens fed as generated since the beginning or restart(), in order: the rows of the trace.
+    // Tokens fed as generated, in order: the rows of the trace.
     const Tokens & generated() const { return generated_; }
 
 private:
@@ -53,15 +50,14 @@ private:
         }
     };
 
-    void set_up_skipping(const Model & model, const Arguments & args);
-    void decode(const llama_token * tokens, int32_t n_tokens, bool output);
+    void make_context(const Model & model, llama_context_params params);
+    void begin_skipping(const Model & model, const Arguments & args, llama_context_params params);
+    void decode(const llama_token * tokens, int32_t n_tokens, bool output, ffnskip::Fed fed);
 
-    ffnskip::Controller                  controller_;  // outlives the context, which calls it back
+    std::optional<ffnskip::Controller>   controller_;  // outlives the context, which calls it back
     std::unique_ptr<llama_context, Free> context_;
     std::unique_ptr<llama_batch, Free>   batch_;
     std::string                          why_dense_;
-    std::string                          profile_;
-    bool                                 tracing_;
     int32_t                              n_used_ = 0;
     Tokens                               generated_;
 };

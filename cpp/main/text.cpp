@@ -9,8 +9,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <iterator>
+#include <memory>
+#include <utility>
 
 namespace app {
 namespace {
@@ -60,17 +60,19 @@ size_t valid_character(std::string_view text) {
     return length;
 }
 
-std::ifstream open_file(const std::string & what, const std::string & path) {
+struct Close {
+    void operator()(std::FILE * file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, Close>;
+
+File open_file(const std::string & what, const std::string & path) {
     struct stat status;
     const int   found = stat(path.c_str(), &status);
     if (found == 0 && S_ISDIR(status.st_mode)) {
         throw BadInput(what + " '" + path + "': it is a directory, not a file");
     }
-    std::ifstream file;
-    if (found == 0) {
-        file.open(path, std::ios::binary);
-    }
-    if (!file.is_open()) {
+    File file(found == 0 ? std::fopen(path.c_str(), "rb") : nullptr);
+    if (file == nullptr) {
         throw BadInput(what + " '" + path + "': " + std::strerror(errno));
     }
     return file;
@@ -139,9 +141,40 @@ void require_file(const std::string & what, const std::string & path) {
     open_file(what, path);
 }
 
-std::string read_file(const std::string & what, const std::string & path) {
-    std::ifstream file = open_file(what, path);
-    return { std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>() };
+std::string read_text_file(const std::string & what, const std::string & path) {
+    const File file = open_file(what, path);
+    return read_text(what + " '" + path + "'", file.get());
+}
+
+std::string read_text(const std::string & what, std::FILE * file) {
+    std::string text;
+    char        block[1 << 16];
+    for (size_t n; (n = std::fread(block, 1, sizeof(block), file)) > 0;) {
+        text.append(block, n);
+    }
+    if (std::ferror(file) != 0) {
+        throw BadInput(what + ": it can't be read: " + std::strerror(errno));
+    }
+    return without_byte_order_mark(std::move(text));
+}
+
+void require_utf8(const std::string & what, const std::string & text, size_t first_byte) {
+    if (const std::optional<size_t> at = invalid_utf8(text)) {
+        char byte[8];
+        std::snprintf(byte, sizeof(byte), "0x%02x", static_cast<unsigned char>(text[*at]));
+        throw BadInput(what + ": invalid UTF-8 at byte " + std::to_string(first_byte + *at) + " (" + byte + ")");
+    }
+}
+
+void require_no_nul(const std::string & what, const std::string & text) {
+    const size_t at = text.find('\0');
+    if (at != std::string::npos) {
+        throw BadInput(what + ": byte " + std::to_string(at) + " is NUL, which can't be passed on here");
+    }
+}
+
+std::string without_byte_order_mark(std::string text) {
+    return text.compare(0, 3, "\xEF\xBB\xBF") == 0 ? text.substr(3) : std::move(text);
 }
 
 }  // namespace app

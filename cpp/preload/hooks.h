@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+struct llama_batch_ext;  // older versions have none
+
 namespace ffnskip {
 
 // Calls llama.cpp's own function.

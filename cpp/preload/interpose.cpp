@@ -1,11 +1,17 @@
 // The library that `ffnskip run` preloads: stands before libllama's functions in any dynamically linked program.
 //
 // Nothing here knows how skipping works; each function calls llama.cpp's own and tells the overlay.
+#include "ffnskip/version.h"
 #include "hooks.h"
 
 #include <dlfcn.h>
+#include <link.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <ggml-backend.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdarg>
@@ -13,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -21,8 +28,12 @@
 namespace {
 
 const ffnskip::Hooks * g_hooks  = nullptr;
-std::atomic<bool>      g_active{ false };  // some context skips
-std::atomic<bool>      g_used{ false };    // some context was made through here
+bool                   g_linked = false;        // the program, or a library it is linked with, is linked with libllama
+std::atomic<bool>      g_active{ false };       // some context skips
+std::atomic<bool>      g_used{ false };         // some context was made through here
+std::atomic<bool>      g_reached{ false };      // some model was loaded through here
+std::atomic<bool>      g_past{ false };         // some model was loaded past here
+std::atomic<bool>      g_said_past{ false };    // and that was said
 
 [[gnu::format(printf, 1, 2)]] void say(const char * format, ...) {
     va_list arguments;
@@ -64,11 +75,39 @@ template <typename Call> int32_t run(void * call) {
 
 const char * version_of(const char * function) {
     void * found = find(function);
-    return found == nullptr ? "of an unknown version" : reinterpret_cast<const char * (*) ()>(found)();
+    return found == nullptr ? "unknown" : reinterpret_cast<const char * (*) ()>(found)();
 }
 
 bool strict() {
     return std::getenv("FFNSKIP_STRICT") != nullptr;
+}
+
+// With what the program has written so far, since no destructor will run any more.
+[[noreturn]] void stop() {
+    std::fflush(nullptr);
+    std::_Exit(2);
+}
+
+std::string path_of_this_library() {
+    Dl_info self{};
+    dladdr(reinterpret_cast<const void *>(&path_of_this_library), &self);
+    return self.dli_fname;
+}
+
+// LD_PRELOAD as it was before `ffnskip run`: it may be a list, separated by spaces or colons.
+void leave_ld_preload() {
+    const char *      list = std::getenv("LD_PRELOAD");
+    const std::string all = list == nullptr ? "" : list, ours = path_of_this_library();
+    std::string       others;
+    for (size_t begin = 0; begin <= all.size();) {
+        const size_t      end  = std::min(all.find_first_of(" :", begin), all.size());
+        const std::string name = all.substr(begin, end - begin);
+        if (!name.empty() && name != ours) {
+            others += (others.empty() ? "" : " ") + name;
+        }
+        begin = end + 1;
+    }
+    others.empty() ? unsetenv("LD_PRELOAD") : setenv("LD_PRELOAD", others.c_str(), 1);
 }
 
 // The structures that llama.cpp's functions take by value differ between versions, so none may pass through here: the
@@ -84,7 +123,7 @@ bool strict() {
         argv.push_back(word.data());
     }
     argv.push_back(nullptr);
-    unsetenv("LD_PRELOAD");
+    leave_ld_preload();
     execv("/proc/self/exe", argv.data());
     say("can't start over: %s", std::strerror(errno));
     std::_Exit(2);
@@ -96,9 +135,7 @@ bool same_version() {
 }
 
 const ffnskip::Hooks * load_overlay() {
-    Dl_info self{};
-    dladdr(reinterpret_cast<const void *>(&load_overlay), &self);
-    std::string path = self.dli_fname;
+    std::string path = path_of_this_library();
     path             = path.substr(0, path.rfind('/') + 1) + "libffnskip-overlay.so";
     void * overlay   = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (overlay == nullptr) {
@@ -109,14 +146,18 @@ const ffnskip::Hooks * load_overlay() {
     return hooks == nullptr ? nullptr : hooks();
 }
 
+std::string versions() {
+    return std::string("built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION "), but the program uses ") +
+           version_of("llama_version") + " (ggml " + version_of("ggml_version") + "); ";
+}
+
 __attribute__((constructor)) void begin() {
-    if (dlsym(RTLD_NEXT, "llama_decode") == nullptr) {
+    g_linked = dlsym(RTLD_NEXT, "llama_decode") != nullptr;
+    if (!g_linked) {
         return;  // a shell, say, that will start a llama.cpp program
     }
     if (!same_version()) {
-        say("built against llama.cpp %s (ggml %s), but the program uses %s (ggml %s); %s", FFNSKIP_LLAMA_VERSION,
-            FFNSKIP_GGML_VERSION, version_of("llama_version"), version_of("ggml_version"),
-            strict() ? "not started (--strict)" : "it runs dense");
+        say("%s%s", versions().c_str(), strict() ? "not started (--strict)" : "it runs dense");
         if (strict()) {
             std::_Exit(2);
         }
@@ -128,13 +169,89 @@ __attribute__((constructor)) void begin() {
     }
 }
 
+// A library that the program opened later, a plug-in or an extension module, is linked with libllama.
+void begin_late() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        if (g_linked) {
+            return;
+        }
+        if (!same_version()) {  // and it is too late to start over
+            say("%sstopped; start it without ffnskip", versions().c_str());
+            stop();
+        }
+        for (const char * library : { "libllama.so.0", "libllama.so" }) {
+            dlopen(library, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);  // where the overlay finds it
+        }
+        g_hooks = load_overlay();
+        if (g_hooks == nullptr && strict()) {
+            stop();
+        }
+    });
+    g_reached = true;
+}
+
+// ffnskip_cpp skips by itself in what it opens.
+bool is_ffnskip_cpp_loaded() {
+    const auto is_it = [](dl_phdr_info * info, size_t, void *) {
+        return int(std::strstr(info->dlpi_name, "/ffnskip_cpp/_core.") != nullptr);
+    };
+    return dl_iterate_phdr(is_it, nullptr) != 0;
+}
+
+// llama_cpp sends what is said to nobody while it loads a model.
+bool is_stderr_seen() {
+    struct stat error{}, null{};
+    return fstat(STDERR_FILENO, &error) == 0 && stat("/dev/null", &null) == 0 && error.st_rdev != null.st_rdev;
+}
+
+// The program asks libllama for its functions by name (Python's ctypes, say), and so goes past this library.
+void say_past() {
+    if (!g_said_past.exchange(true) && !is_ffnskip_cpp_loaded()) {
+        say("the program opened libllama by itself, where it can't be reached; nothing is skipped%s. In Python, use "
+            "ffnskip_cpp.Llama in place of llama_cpp.Llama", strict() ? "; stopped (--strict)" : "");
+        if (strict()) {
+            stop();
+        }
+    }
+}
+
+// ggml's own function, for a caller that may have opened its ggml where nobody else finds it.
+template <typename Function> Function * of_ggml(Function *, const char * name, void * caller) {
+    void * found = dlsym(RTLD_NEXT, name);
+    Dl_info library{};
+    if (found == nullptr && dladdr(caller, &library) != 0) {
+        void * const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+        found               = handle == nullptr ? nullptr : dlsym(handle, name);
+    }
+    if (found == nullptr) {
+        say("no '%s' was found; run the program without ffnskip", name);
+        std::abort();
+    }
+    return reinterpret_cast<Function *>(found);
+}
+
+bool is_of_libllama(void * address) {
+    Dl_info library{}, decode{};
+    if (dladdr(address, &library) == 0) {
+        return false;
+    }
+    void * const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    return handle != nullptr && dladdr(dlsym(handle, "llama_decode"), &decode) != 0 && decode.dli_fbase == library.dli_fbase;
+}
+
 __attribute__((destructor)) void end() {
-    if (g_active) {
+    if (g_active || (g_hooks != nullptr && g_used && std::getenv("FFNSKIP_STATS_FILE") != nullptr)) {
         g_hooks->report();
         return;
     }
-    if (!g_used && find("llama_decode") != nullptr) {
+    if (g_used || find("llama_decode") == nullptr) {
+        return;
+    }
+    if (g_linked) {
         say("the program made no context of a shared libllama; nothing was skipped");
+    } else {
+        say_past();
     }
 }
 
@@ -146,6 +263,7 @@ llama_model * noted(llama_model * model, const char * path) {
 }
 
 llama_context * make_context(llama_model * model, llama_context_params params) {
+    begin_late();
     g_used          = true;
     void *     held = g_hooks == nullptr ? nullptr : g_hooks->attach(model, &params);
     const auto ctx  = ORIGINAL(llama_init_from_model)(model, params);
@@ -169,10 +287,12 @@ void read_outputs(llama_context * ctx) {
 // ---- models ----
 
 FFNSKIP_INTERPOSED llama_model * llama_model_load_from_file(const char * path, llama_model_params params) {
+    begin_late();
     return noted(ORIGINAL(llama_model_load_from_file)(path, params), path);
 }
 
 FFNSKIP_INTERPOSED llama_model * llama_model_load_from_splits(const char ** paths, size_t n, llama_model_params params) {
+    begin_late();
     return noted(ORIGINAL(llama_model_load_from_splits)(paths, n, params), n > 0 ? paths[0] : "");
 }
 
@@ -196,6 +316,28 @@ FFNSKIP_INTERPOSED void llama_free_model(llama_model * model) {
 }
 
 #pragma GCC diagnostic pop
+
+// ---- what libllama itself asks of ggml comes by here, wherever libllama was opened from ----
+
+// While it loads a model.
+FFNSKIP_INTERPOSED size_t ggml_backend_dev_count() {
+    void * const      caller = __builtin_return_address(0);
+    static const auto found  = of_ggml(&ggml_backend_dev_count, "ggml_backend_dev_count", caller);
+    if (!g_linked && !g_reached && !g_past && is_of_libllama(caller)) {
+        g_past = true;
+    }
+    return found();
+}
+
+// While it loads one, and with every decode.
+FFNSKIP_INTERPOSED int64_t ggml_time_us() {
+    void * const      caller = __builtin_return_address(0);
+    static const auto found  = of_ggml(&ggml_time_us, "ggml_time_us", caller);
+    if (g_past && !g_said_past && is_stderr_seen()) {
+        say_past();
+    }
+    return found();
+}
 
 // ---- contexts ----
 
@@ -222,10 +364,13 @@ FFNSKIP_INTERPOSED int32_t llama_decode(llama_context * ctx, llama_batch batch) 
     return g_active ? g_hooks->decode(ctx, &batch, run<decltype(call)>, &call) : call();
 }
 
+#ifdef FFNSKIP_HAVE_PROCESS
 FFNSKIP_INTERPOSED int32_t llama_process(llama_context * ctx, llama_process_type type, llama_batch_ext * batch) {
     auto call = [&] { return ORIGINAL(llama_process)(ctx, type, batch); };
     return g_active && type == LLAMA_PROCESS_TYPE_DECODE ? g_hooks->process(ctx, batch, run<decltype(call)>, &call) : call();
 }
+
+#endif
 
 // ---- outputs ----
 
@@ -258,6 +403,8 @@ FFNSKIP_INTERPOSED float * llama_get_sampled_logits_ith(llama_context * ctx, int
     read_outputs(ctx);
     return ORIGINAL(llama_get_sampled_logits_ith)(ctx, i);
 }
+
+#ifdef FFNSKIP_HAVE_PROCESS
 
 // ---- the contents of batches ----
 
@@ -346,6 +493,8 @@ FFNSKIP_INTERPOSED bool llama_batch_ext_set_pos(llama_batch_ext * batch, int32_t
     }
     return done;
 }
+
+#endif  // FFNSKIP_HAVE_PROCESS
 
 // ---- what happens to sequences between decodes ----
 

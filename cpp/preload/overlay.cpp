@@ -4,7 +4,7 @@
 #include "hooks.h"
 #include "report.h"
 
-#include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -30,17 +30,22 @@ struct Context {
         dense,    // skipping was given up; the context still needs the callback's owner
     };
 
-    Controller controller;
-    State      state = State::unknown;
-    bool       outputs_read = true;  // of the last decode
+    Controller             controller;
+    State                  state = State::unknown;
+    bool                   outputs_read = true;  // of the last decode
+    std::optional<Profile> profile;              // of the model's own, where that is used
+
+    // Held during a decode, which may lead to another one of its own; so that the report at exit comes between two.
+    std::recursive_timed_mutex mutex;
 };
 
-// Of the process. Contexts are decoded without the lock: each belongs to one thread at a time.
+// Of the process. Contexts are decoded without its lock: each belongs to one thread at a time.
 struct Overlay {
     std::mutex                                                     mutex;
     Config                                                         config;
     bool                                                           config_given = false;
     std::optional<Profile>                                         profile;  // given; `config` is its, options applied
+    Reuse                                                          reuse = Reuse::all;
     std::unordered_map<const llama_model *, std::string>           paths;
     std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
     std::unordered_map<llama_memory_t, Context *>                  by_memory;
@@ -68,12 +73,18 @@ void say_once(const std::string & message) {
     }
 }
 
-void give_up(Context & context, const std::string & why) {
-    context.state = Context::State::dense;
+// Does not come back where the program is not to run dense; writes what it has written so far.
+void stop_if_strict(const std::string & why) {
     if (std::getenv("FFNSKIP_STRICT") != nullptr) {
         say(why + "; stopped (--strict)");
+        std::fflush(nullptr);
         std::_Exit(2);
     }
+}
+
+void give_up(Context & context, const std::string & why) {
+    context.state = Context::State::dense;
+    stop_if_strict(why);
     say(why + "; this context runs dense");
 }
 
@@ -135,27 +146,57 @@ std::optional<Profile> own_profile(const llama_model * model) {
 
 // ---- contexts ----
 
-void set_up(Controller & controller, const llama_model * model) {
-    const Overlay & all = overlay();
+void set_up(Context & context) {
+    const Overlay & all        = overlay();
+    Controller &    controller = context.controller;
+    controller.set_reuse(all.reuse);
     if (all.profile) {
         controller.set_profile(*all.profile);
-    } else if (all.config_given) {
-        controller.set_config(all.config);
-    } else if (const auto found = own_profile(model)) {
-        controller.set_profile(*found);
-        say_once("skipping as " + found->path + " says");
+    } else if (context.profile) {
+        controller.set_profile(*context.profile);
+        say_once("skipping as " + context.profile->path + " says");
     } else {
         controller.set_config(all.config);
     }
+}
+
+// Settings for a context of the model: the profile given, or options, or else the model's own profile. Without any, or with
+// one that can't be read, the context is left alone, and why is said.
+bool find_settings(Context & context, const llama_model * model) {
+    const Overlay & all = overlay();
+    if (all.profile) {
+        return true;
+    }
+    if (all.config_given) {
+        say_once("these values are not calibrated for this model; \"ffnskip try MODEL\" says what they cost");
+        return true;
+    }
+    try {
+        context.profile = own_profile(model);
+    } catch (const std::exception & error) {
+        stop_if_strict(error.what());
+        say_once(error.what() + std::string("; this context runs dense"));
+        return false;
+    }
+    if (!context.profile) {
+        const std::string why = "no skip profile for this model: nothing is skipped; \"ffnskip calibrate MODEL --text FILE\" "
+                                "makes one, \"ffnskip try MODEL\" says what skipping would cost";
+        stop_if_strict(why);
+        say_once(why);
+    }
+    return context.profile.has_value();
 }
 
 void * attach(const llama_model * model, llama_context_params * params) {
     if (overlay().config.policy == Policy::dense || left_alone(model, *params)) {
         return nullptr;
     }
-    auto * context = new Context;
+    auto context = std::make_unique<Context>();
+    if (!find_settings(*context, model)) {
+        return nullptr;
+    }
     context->controller.attach(*params);
-    return context;
+    return context.release();
 }
 
 void created(void * attached, llama_context * ctx) {
@@ -196,7 +237,7 @@ void prepare(Context & context, llama_context * ctx) {
     context.state = Context::State::probing;
     try {
         context.controller.probe(ctx);
-        set_up(context.controller, llama_get_model(ctx));
+        set_up(context);
         context.state = Context::State::skipping;
     } catch (const std::exception & error) {
         give_up(context, error.what());
@@ -210,6 +251,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     if (context == nullptr || rows.n_tokens == 0) {
         return run(call);
     }
+    const std::lock_guard lock(context->mutex);
     prepare(*context, ctx);
     if (context->state != Context::State::skipping) {
         return run(call);
@@ -230,6 +272,9 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
             context->controller.outputs_unread();
         }
         context->controller.decode(ctx, rows, Noted::decode, &noted);
+        if (const auto notice = context->controller.take_notice()) {
+            say_once(*notice);
+        }
     } catch (const std::exception & error) {
         give_up(*context, error.what());
     }
@@ -303,17 +348,34 @@ void replaced(llama_context * ctx, llama_seq_id seq) {
 
 // ---- at exit ----
 
-void report() {
-    Overlay & all = overlay();
-    Stats     sum = all.freed;
+// Other threads may go on decoding while the program ends. A decode is waited for, though not for ever.
+Stats all_stats() {
+    constexpr std::chrono::seconds k_patience(2);
+
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    Stats                 sum = all.freed;
     for (const auto & [ctx, context] : all.contexts) {
-        add(sum, context->controller.stats());
+        const std::unique_lock between_decodes(context->mutex, k_patience);
+        if (between_decodes) {
+            add(sum, context->controller.stats());
+        } else {
+            say("a context is still decoding; the statistics are without it");
+        }
     }
+    return sum;
+}
+
+void report() {
+    const Stats  sum  = all_stats();
     const char * path = std::getenv("FFNSKIP_STATS_FILE");
     if (path == nullptr) {
         say(to_line(sum));
-    } else if (!replace_file(path, to_json(sum))) {
-        say(std::string(path) + ": " + std::strerror(errno) + "; " + to_line(sum));
+        return;
+    }
+    const std::string why_not = write_report(path, to_json(sum));
+    if (!why_not.empty()) {
+        say(std::string(path) + ": " + why_not + "; " + to_line(sum));
     }
 }
 
@@ -332,6 +394,13 @@ void read_environment(Overlay & all) {
             set_option(all.config, option.name, value);
             all.config_given = true;
         }
+    }
+    if (const char * value = std::getenv("FFNSKIP_REUSE")) {
+        const std::string reuse = value;
+        if (reuse != "all" && reuse != "full") {
+            throw std::invalid_argument("reuse: '" + reuse + "' is unknown; known are all, full");
+        }
+        all.reuse = reuse == "full" ? Reuse::full : Reuse::all;
     }
     all.config.validate();
     if (all.profile) {

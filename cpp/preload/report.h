@@ -13,7 +13,8 @@ void add(Stats & sum, const Stats & more);
 std::string to_line(const Stats & stats);
 std::string to_json(const Stats & stats);
 
-// Writes a file by way of a temporary one beside it; false, with errno set, where that fails.
-bool replace_file(const std::string & path, const std::string & text);
+// Writes the report; returns why it can't be, or nothing. A file is written whole or not at all, by way of one beside it; where
+// `path` is a link, what it points to. A device or a pipe is written into. A model or a profile is not overwritten.
+std::string write_report(const std::string & path, const std::string & text);
 
 }  // namespace ffnskip

@@ -177,11 +177,26 @@ private:
     llama_batch                 batch_{};
 };
 
+// On import, since llama_cpp passes structures by value whether a controller is attached or not.
+void require_built_for_llama_cpp() {
+    const std::string mismatch = llama_mismatch();
+    if (mismatch.empty()) {
+        return;
+    }
+    const std::string found = py::str(py::module_::import("llama_cpp").attr("__version__"));
+    const std::string built = FFNSKIP_LLAMA_CPP_PYTHON_VERSION;
+    throw py::import_error("ffnskip_cpp was " + mismatch + " (llama-cpp-python " + found + "). Install what it was built for:\n"
+                           "  pip install llama-cpp-python==" + built + "\n"
+                           "or build it again for what is there, in the folder of its source:\n"
+                           "  pip install --force-reinstall --no-build-isolation --no-deps .");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "FFN-SkipLLM for llama.cpp: the C++ core of ffnskip_cpp.";
-    m.attr("__version__") = FFNSKIP_VERSION;
+    m.attr("__version__") = version();
+    require_built_for_llama_cpp();
 
     py::register_exception<Unsupported>(m, "Unsupported", PyExc_ValueError);
 

@@ -2,6 +2,7 @@
 #include "ffnskip/controller.h"
 
 #include "evaluation.h"
+#include "ffnskip/version.h"
 #include "fingerprint.h"
 #include "policy.h"
 #include "recorder.h"
@@ -143,12 +144,17 @@ struct Controller::Impl {
         return false;
     }
 
-    // What is returned decides whether the evaluation goes on; false ends the split and still reports success.
+    // What is returned decides whether the evaluation goes on; false ends the split and still reports success. Where the
+    // other callback wants that, what follows is no graph to learn from.
     bool observe(ggml_tensor * node) {
         if (we_want) {
             guarded([&] { evaluation.observe(node); });
         }
-        return !next_wants || next(node, false, next_user_data);
+        const bool goes_on = !next_wants || next(node, false, next_user_data);
+        if (!goes_on) {
+            evaluation.abandon();
+        }
+        return goes_on;
     }
 
     // No exception may pass through ggml.
@@ -177,8 +183,13 @@ struct Controller::Impl {
         }
         for (llama_seq_id seq = 0; seq < llama_seq_id(llama_n_seq_max(ctx)); ++seq) {
             if (llama_memory_seq_pos_max(memory, seq) >= 0) {
-                throw std::invalid_argument("probe: the context is in use; its memory must be empty");
+                throw std::invalid_argument("probe: the context is in use (sequence " + std::to_string(seq) +
+                                            "); its memory must be empty");
             }
+        }
+        if ((llama_model_is_hybrid(model) || llama_model_is_recurrent(model)) && llama_n_rs_seq(ctx) > 0) {
+            throw Unsupported("architecture '" + arch + "' with n_rs_seq = " + std::to_string(llama_n_rs_seq(ctx)) +
+                              ": batches are then split in a way that is not known; use n_rs_seq = 0");
         }
         n_layer = llama_model_n_layer(model);
         n_swa   = llama_model_n_swa(model);
@@ -210,6 +221,7 @@ struct Controller::Impl {
         if (status != 0) {
             throw std::runtime_error("probe: llama_decode returned " + std::to_string(status));
         }
+        fingerprint.finish();
         return map;
     }
 
@@ -357,6 +369,7 @@ Controller::Controller() : impl_(std::make_unique<Impl>()) {}
 Controller::~Controller() = default;
 
 void Controller::attach(llama_context_params & params) {
+    require_llama_version();
     if (params.cb_eval != &Impl::callback || params.cb_eval_user_data != impl_.get()) {
         impl_->next           = params.cb_eval;
         impl_->next_user_data = params.cb_eval_user_data;
@@ -412,7 +425,7 @@ const std::vector<FfnBlock> & Controller::ffn_map() const {
 }
 
 std::string Controller::fingerprint() const {
-    return impl_->n_layer == 0 ? std::string() : impl_->fingerprint.text();
+    return impl_->fingerprint.text();
 }
 
 const Config & Controller::config() const {

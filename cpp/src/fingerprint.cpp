@@ -25,6 +25,7 @@ void hash(uint64_t & state, const void * data, size_t size) {
 
 void Fingerprint::begin(const std::string & arch, int n_layer, int n_embd) {
     head_ = arch + "-" + std::to_string(n_layer) + "x" + std::to_string(n_embd);
+    text_.clear();
     vectors_.clear();
 }
 
@@ -36,16 +37,15 @@ void Fingerprint::add(const ggml_tensor * node) {
     }
 }
 
-std::string Fingerprint::text() const {
+void Fingerprint::finish() {
     // By name: graphs of other versions or devices may visit them in another order, or twice.
-    std::vector<const ggml_tensor *> vectors = vectors_;
-    std::sort(vectors.begin(), vectors.end(),
+    std::sort(vectors_.begin(), vectors_.end(),
               [](const ggml_tensor * a, const ggml_tensor * b) { return std::strcmp(a->name, b->name) < 0; });
-    vectors.erase(std::unique(vectors.begin(), vectors.end()), vectors.end());
+    vectors_.erase(std::unique(vectors_.begin(), vectors_.end()), vectors_.end());
 
     uint64_t             state = 0xcbf29ce484222325ull;
     std::vector<uint8_t> bytes;
-    for (const ggml_tensor * vector : vectors) {
+    for (const ggml_tensor * vector : vectors_) {
         bytes.resize(ggml_nbytes(vector));
         ggml_backend_tensor_get(vector, bytes.data(), 0, bytes.size());
         hash(state, vector->name, std::strlen(vector->name));
@@ -53,7 +53,8 @@ std::string Fingerprint::text() const {
     }
     char text[24];
     std::snprintf(text, sizeof(text), "-%016llx", static_cast<unsigned long long>(state));
-    return head_ + text;
+    text_ = head_ + text;
+    vectors_.clear();
 }
 
 }  // namespace ffnskip

@@ -15,12 +15,15 @@ public:
     void begin(const std::string & arch, int n_layer, int n_embd);
     // A node of the probe: its weights are taken note of.
     void add(const ggml_tensor * node);
-    // "llama-32x4096-0123456789abcdef"; reads the vectors.
-    std::string text() const;
+    // Reads them, a megabyte or so. Nothing of the model is needed afterwards.
+    void finish();
+    // "llama-32x4096-0123456789abcdef"; empty before finish().
+    const std::string & text() const { return text_; }
 
 private:
     std::string                      head_;
-    std::vector<const ggml_tensor *> vectors_;  // weights live as long as the model
+    std::string                      text_;
+    std::vector<const ggml_tensor *> vectors_;  // from begin() to finish()
 };
 
 }  // namespace ffnskip

@@ -12,7 +12,7 @@
 namespace ffnskip {
 
 constexpr int32_t k_left_out     = 1 << 28;  // GGML_TENSOR_FLAG_COMPUTE was cleared
-constexpr int32_t k_passes_h     = 1 << 29;  // an ADD became a DUP of its first operand
+constexpr int32_t k_passes_h     = 1 << 29;  // an ADD became a CONT of its first operand
 constexpr int32_t k_swapped      = 1 << 30;  // ... whose operands were exchanged for that
 constexpr int32_t k_edited       = k_left_out | k_passes_h | k_swapped;
 
@@ -21,7 +21,7 @@ inline bool is_view(ggml_op op) {
     return op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
 }
 
-// Every backend passes over a node without the COMPUTE flag. Views compute nothing and stay as they are: ggml's
+// Backends pass over a node without the COMPUTE flag; device_check.h finds those that don't. Views compute nothing and stay as they are: ggml's
 // fusion checks want their flag.
 inline void leave_out(ggml_tensor * node) {
     if (!is_view(node->op) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0) {
@@ -29,7 +29,8 @@ inline void leave_out(ggml_tensor * node) {
     }
 }
 
-// Makes the residual add hand on h, its operand number `h_src`, without the FFN's part.
+// Makes the residual add hand on h, its operand number `h_src`, without the FFN's part. CONT is the same copy as DUP, and the
+// one of the two that every backend has.
 inline void pass_h(ggml_tensor * add, int h_src) {
     if (add->data == add->src[h_src]->data) {
         leave_out(add);  // done in place over h: the result is there already
@@ -39,7 +40,7 @@ inline void pass_h(ggml_tensor * add, int h_src) {
         std::swap(add->src[0], add->src[1]);
         add->flags |= k_swapped;
     }
-    add->op = GGML_OP_DUP;
+    add->op = GGML_OP_CONT;
     add->flags |= k_passes_h;
 }
 

@@ -175,6 +175,10 @@ void GraphLearner::add(const ggml_tensor * node) {
     seen.removable  = !is_view(node->op) && node->view_src == nullptr && (node->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
     seen.activation = node->type == GGML_TYPE_F32 && node->ne[0] == map_.n_embd && ggml_is_contiguous(node);
     seen.name       = node->name;
+    if (const ggml_backend_buffer_t buffer = memory_of(node)->buffer; buffer != nullptr && !is_view(node->op)) {
+        seen.placed = true;
+        seen.device = computing_device(buffer);
+    }
 
     index_[node]         = index;
     by_name_[node->name] = index;
@@ -330,6 +334,20 @@ void GraphLearner::describe(Block & block) const {
     }
 }
 
+// Each device that computes a node of a block has to show that it honours the edits.
+void GraphLearner::try_devices() {
+    for (size_t i = 0; i < seen_.size(); ++i) {
+        const Node & node = map_.nodes[i];
+        if (node.role == Role::none || !seen_[i].placed) {
+            continue;
+        }
+        const std::string & fault = device_fault_(seen_[i].device);
+        if (!fault.empty()) {
+            refuse(node.layer, fault);
+        }
+    }
+}
+
 GraphMap GraphLearner::finish() {
     for (Block & block : map_.blocks) {
         if (block.layer < 0) {
@@ -356,6 +374,7 @@ GraphMap GraphLearner::finish() {
                                     std::to_string(map_.n_tokens) + " tokens");
         }
     }
+    try_devices();
     return std::move(map_);
 }
 

@@ -12,6 +12,8 @@
 //   parallel     attention a and FFN f from x    out = (f + x) + a            h = x + a exists only as out - f
 #pragma once
 
+#include "device_check.h"
+
 #include <ggml.h>
 
 #include <cstdint>
@@ -83,7 +85,11 @@ const ggml_tensor * embedding_weight(const ggml_tensor * node);
 // Learns a GraphMap from the nodes of one evaluation, told in order. Allocates; not for the hot path.
 class GraphLearner {
 public:
-    explicit GraphLearner(int n_layer) : n_layer_(n_layer) {}
+    using DeviceFault = const std::string & (*) (ggml_backend_dev_t device);
+
+    // A block on a device with a fault is refused.
+    explicit GraphLearner(int n_layer, DeviceFault device_fault = edits_fault) :
+        n_layer_(n_layer), device_fault_(device_fault) {}
 
     void add(const ggml_tensor * node);
     GraphMap finish();
@@ -102,6 +108,7 @@ private:
     void    find_parallel_output(Block & block);
     void    take_in_feeders(int layer);
     void    describe(Block & block) const;
+    void    try_devices();
 
     // What is remembered of a node beyond its Node.
     struct Seen {
@@ -111,10 +118,13 @@ private:
         std::vector<const ggml_tensor *> weights;
         bool                 activation = false;  // [n_embd, rows] float32: could be a residual
         bool                 removable  = false;  // leaving it out can't be noticed but by its readers
+        bool                 placed     = false;  // in the memory of `device`
+        ggml_backend_dev_t   device     = nullptr;
         std::string          name;
     };
 
     int                                            n_layer_;
+    DeviceFault                                    device_fault_;
     GraphMap                                       map_;
     std::vector<Seen>                              seen_;
     std::unordered_map<const ggml_tensor *, int32_t> index_;

@@ -12,9 +12,31 @@ DeviceRows device_rows(const ggml_tensor * tensor) {
     return { static_cast<float *>(tensor->data), tensor->ne[0], ggml_nrows(tensor), int64_t(tensor->nb[1]) };
 }
 
-// From the first byte of the first row to the last byte of the last.
-size_t span_of(const ggml_tensor * tensor) {
-    return size_t(ggml_nrows(tensor) - 1) * tensor->nb[1] + size_t(tensor->ne[0]) * sizeof(float);
+// A copy to or from a device takes about as long as this many rows of 4096 floats.
+constexpr int64_t k_gap = 8;
+
+// From the first byte of the first of `n_rows` rows to the last byte of the last.
+size_t span_of(const ggml_tensor * tensor, int64_t n_rows) {
+    return size_t(n_rows - 1) * tensor->nb[1] + size_t(tensor->ne[0]) * sizeof(float);
+}
+
+// The rows that check or skip, in runs: transfer(first, n). Fewer than k_gap other rows between two such travel along.
+template <typename Transfer> void for_runs(const RowTasks & tasks, Transfer transfer) {
+    int64_t first = -1, last = -1;
+    for (int64_t r = 0; r < tasks.n_rows; ++r) {
+        if (!tasks.checks[size_t(r)] && !tasks.skips[size_t(r)]) {
+            continue;
+        }
+        if (first >= 0 && r - last > k_gap) {
+            transfer(first, last - first + 1);
+            first = -1;
+        }
+        first = first < 0 ? r : first;
+        last  = r;
+    }
+    if (first >= 0) {
+        transfer(first, last - first + 1);
+    }
 }
 
 }  // namespace
@@ -29,8 +51,8 @@ const float * Rows::after_add(const ggml_tensor * h, ggml_tensor * out, const Ro
         }
         return kernels->finish();
     }
-    const View before = view(h, scratch_[0]);
-    const View after  = view(out, scratch_[1]);
+    const View before = view(h, scratch_[0], tasks);
+    const View after  = view(out, scratch_[1], tasks);
     const float * similarity = compare(tasks, [&](int64_t r) { return cosine(before.row(r), after.row(r), after.n); });
     if (tasks.any_skips) {
         for (int64_t r = 0; r < tasks.n_rows; ++r) {
@@ -38,7 +60,7 @@ const float * Rows::after_add(const ggml_tensor * h, ggml_tensor * out, const Ro
                 std::memcpy(after.row(r), before.row(r), size_t(after.n) * sizeof(float));
             }
         }
-        write_back(after, out);
+        write_back(after, out, tasks);
     }
     return similarity;
 }
@@ -53,10 +75,10 @@ const float * Rows::before_add(const ggml_tensor * h, ggml_tensor * f, const Row
         }
         return kernels->finish();
     }
-    const View branch = view(f, scratch_[1]);
+    const View branch = view(f, scratch_[1], tasks);
     const float * similarity = nullptr;
     if (tasks.any_checks) {
-        const View before = view(h, scratch_[0]);
+        const View before = view(h, scratch_[0], tasks);
         similarity = compare(tasks, [&](int64_t r) { return cosine_with_sum(before.row(r), branch.row(r), branch.n); });
     }
     zero_skipping(branch, f, tasks);
@@ -75,7 +97,7 @@ void Rows::keep(ggml_tensor * f, const RowTasks & tasks) {
         kept_by_->finish();
         return;
     }
-    const View branch = view(f, scratch_[1]);
+    const View branch = view(f, scratch_[1], tasks);
     kept_.resize(std::max(kept_.size(), size_t(branch.n * tasks.n_rows)));
     for (int64_t r = 0; r < tasks.n_rows; ++r) {
         if (tasks.checks[size_t(r)]) {
@@ -92,10 +114,14 @@ const float * Rows::after_layer(const ggml_tensor * out, const RowTasks & tasks)
             return kept_by_->finish();
         }
         kept_.resize(std::max(kept_.size(), size_t(kept_on_device_.n * kept_on_device_.n_rows)));
-        kept_by_->read(kept_on_device_, kept_.data());
+        for_runs(tasks, [&](int64_t first, int64_t n) {
+            const DeviceRows & all = kept_on_device_;
+            char *             from = reinterpret_cast<char *>(all.data) + first * all.stride;
+            kept_by_->read({ reinterpret_cast<float *>(from), all.n, n, all.stride }, &kept_[size_t(first * all.n)]);
+        });
         kept_by_->finish();
     }
-    const View after = view(out, scratch_[0]);
+    const View after = view(out, scratch_[0], tasks);
     return compare(tasks, [&](int64_t r) {
         return cosine_with_difference(after.row(r), &kept_[size_t(r * after.n)], after.n);
     });
@@ -110,21 +136,25 @@ RowKernels * Rows::shared_kernels(const ggml_tensor * a, const ggml_tensor * b) 
     return kernels == memory_.kernels(b) ? kernels : nullptr;
 }
 
-// The tensor's own rows, or `scratch` filled with all of them.
-Rows::View Rows::view(const ggml_tensor * tensor, std::vector<float> & scratch) {
+// The tensor's own rows, or `scratch`, of the same layout, filled with those that check or skip.
+Rows::View Rows::view(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks) {
     View view{ static_cast<char *>(tensor->data), tensor->ne[0], int64_t(tensor->nb[1]) };
     if (!memory_.on_host(tensor)) {
-        const size_t size = span_of(tensor);
-        scratch.resize(std::max(scratch.size(), size / sizeof(float)));
-        memory_.read(tensor, 0, size, scratch.data());
+        scratch.resize(std::max(scratch.size(), span_of(tensor, tasks.n_rows) / sizeof(float)));
         view.data = reinterpret_cast<char *>(scratch.data());
+        for_runs(tasks, [&](int64_t first, int64_t n) {
+            memory_.read(tensor, size_t(first) * tensor->nb[1], span_of(tensor, n), view.row(first));
+        });
     }
     return view;
 }
 
-void Rows::write_back(const View & view, ggml_tensor * tensor) {
+// What view() gave, changed.
+void Rows::write_back(const View & view, ggml_tensor * tensor, const RowTasks & tasks) {
     if (!memory_.on_host(tensor)) {
-        memory_.write(tensor, 0, span_of(tensor), view.data);
+        for_runs(tasks, [&](int64_t first, int64_t n) {
+            memory_.write(tensor, size_t(first) * tensor->nb[1], span_of(tensor, n), view.row(first));
+        });
     }
 }
 
@@ -137,7 +167,7 @@ void Rows::zero_skipping(const View & f, ggml_tensor * tensor, const RowTasks & 
             std::memset(f.row(r), 0, size_t(f.n) * sizeof(float));
         }
     }
-    write_back(f, tensor);
+    write_back(f, tensor, tasks);
 }
 
 template <typename Cosine> const float * Rows::compare(const RowTasks & tasks, Cosine cosine) {

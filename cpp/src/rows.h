@@ -1,8 +1,8 @@
 // Compares rows of [n_embd, n_rows] float32 activations, and takes the FFN's part out of those that skip, wherever they are.
 //
 // Each tensor is looked up where it lies. Rows on the host are used in place. Rows of one device that has kernels never leave
-// it. Any others, such as h on one device and h + f on the next, come to the host, all rows of a tensor in one read, and go
-// back in one write.
+// it. Any others, such as h on one device and h + f on the next, come to the host and go back, but only the rows that check or
+// skip: a server has one of those among hundreds of rows of a prompt.
 #pragma once
 
 #include "memory.h"
@@ -47,8 +47,8 @@ private:
     };
 
     RowKernels * shared_kernels(const ggml_tensor * a, const ggml_tensor * b);
-    View         view(const ggml_tensor * tensor, std::vector<float> & scratch);
-    void         write_back(const View & view, ggml_tensor * tensor);
+    View         view(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
+    void         write_back(const View & view, ggml_tensor * tensor, const RowTasks & tasks);
     void         zero_skipping(const View & f, ggml_tensor * tensor, const RowTasks & tasks);
 
     template <typename Cosine> const float * compare(const RowTasks & tasks, Cosine cosine);

@@ -8,9 +8,7 @@
 
 from __future__ import annotations
 
-# First of all: llama_cpp loads its libllama, and the extension then binds to that one instead of a copy of its own.
-import llama_cpp as _llama_cpp  # noqa: F401
-
+from . import _loading  # noqa: F401  before anything that needs the extension
 from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
 from .calibration.calibrate import calibrate
 from .demo import demo_model

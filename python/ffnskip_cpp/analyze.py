@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import datetime
 import hashlib
 import os
@@ -26,6 +25,7 @@ import llama_cpp
 import numpy as np
 
 from . import bench
+from . import llama_cpp_internals as internals
 from ._core import Profile, SkipConfig, Unsupported, __version__, find_profile
 from .analysis import draw
 from .analysis.measure import (
@@ -196,15 +196,15 @@ class _Analysis:
         self.options = options
         self.output = Path(options.output)
         self.inputs = (options.model_path, *options.texts)
-        self.n_layer = llm._controller.n_layer
-        self.n_ctx, self.context = _sizes(options, llm._model.n_ctx_train())
+        self.n_layer = llm.n_layer
+        self.n_ctx, self.context = _sizes(options, llm.n_ctx_train)
         self.chunks = chunks_of_tokens(llm, texts, self.n_ctx, max_tokens=options.max_tokens)
         self.n_tokens = sum(map(len, self.chunks))
         self.config = self._base_config()
         self.ratios, self.ratio_notes = self._fitting_ratios()
         self.config = _with_ratio(self.config, self.ratios[(len(self.ratios) - 1) // 2])
         with skipping(llm, self.config):
-            resolved = llm._controller.resolved
+            resolved = llm.resolved
         self.cold = (resolved["cold_s"], resolved["cold_e"])
         self.profile = self._profile()
         self._check_warm_ups()
@@ -215,11 +215,9 @@ class _Analysis:
             return None
         if given != bench.AUTO:
             profile = read_profile(given)
-            before = llm.skip
-            llm.skip = profile.path  # refuses that of another model
-            llm.skip = before
-            return profile
-        profile = find_profile(ctypes.cast(llm.model, ctypes.c_void_p).value or 0, self.options.model_path)
+            with llm.skipping(profile.path):  # refuses that of another model
+                return profile
+        profile = find_profile(internals.model_address(llm), self.options.model_path)
         if profile is None:
             raise ValueError(f"profile: auto, but there is no profile beside or in {self.options.model_path}")
         return profile
@@ -236,7 +234,9 @@ class _Analysis:
 
     def _base_config(self) -> SkipConfig:
         """Algorithm 1 with the values given, or those that the model has by itself."""
-        own, options = self.llm._controller.resolved, self.options
+        options = self.options
+        with skipping(self.llm, self.llm.skip or SkipConfig()):
+            own = self.llm.resolved
 
         def value(name: str) -> Any:
             given = getattr(options, name)
@@ -537,11 +537,11 @@ class _Analysis:
             "Python": platform.python_version(),
         }
         texts = [f"{Path(path).name} (sha256 {_sha256(path)[:16]})" for path in options.texts]
-        trained = llm._model.n_ctx_train()
+        trained = llm.n_ctx_train
         beyond = f"; more than the {trained} the model was trained on" if self.context > trained else ""
         return [
             ("model", f"{Path(options.model_path).name}, {_description(llm)}, {self.n_layer} layers"),
-            ("fingerprint", llm._controller.fingerprint),
+            ("fingerprint", llm.fingerprint),
             ("text", ", ".join(texts)),
             ("tokens", f"{self.n_tokens:,} in {len(self.chunks)} chunks of at most {self.n_ctx}"),
             ("context for generation", f"{self.context}{beyond}"),
@@ -591,7 +591,7 @@ def _with_warm_up(config: SkipConfig, n: int) -> SkipConfig:
 
 def _description(llm: Llama) -> str:
     arch = llm.metadata.get("general.architecture", "unknown architecture")
-    return f"{arch}, {llm._model.n_params() / 1e6:,.1f}M parameters, {file_type(llm._model.model)}"
+    return f"{arch}, {internals.n_params(llm) / 1e6:,.1f}M parameters, {file_type(internals.model_address(llm))}"
 
 
 def _sha256(path: str) -> str:

@@ -77,8 +77,8 @@ def _rendered(llm: llama_cpp.Llama, chat: Chat) -> str:
         llm.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
         for token in (llm.token_bos(), llm.token_eos())
     )
-    formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos, add_generation_prompt=False)
     try:
+        formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos, add_generation_prompt=False)
         return formatter(messages=list(chat.messages)).prompt  # type: ignore[arg-type]
     except Exception as error:  # whatever the template's author, or Jinja, thought fit
         raise ValueError(f"{chat.where}: the model's chat template can't render it: {error}") from error

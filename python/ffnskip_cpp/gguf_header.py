@@ -9,6 +9,7 @@ decoded when asked for: a vocabulary of 262,144 tokens takes a tenth of a second
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
@@ -87,7 +88,7 @@ class Tensor(NamedTuple):
     @property
     def type_name(self) -> str:
         """In lower case: "q4_k"."""
-        return GGMLQuantizationType(self.type).name.lower()
+        return _known_type(self.type)[0]
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,17 @@ def _fixed_part(path: Path, start: bytes) -> tuple[int, int, int]:
     return version, n_tensors, n_entries
 
 
+@functools.lru_cache
+def _known_type(number: int) -> tuple[str, int, int]:
+    """Name of a ggml_type, values in a block of it, bytes of a block; KeyError where neither the gguf package nor the
+    llama.cpp in use knows it."""
+    if number in GGML_QUANT_SIZES:
+        return (GGMLQuantizationType(number).name.lower(), *GGML_QUANT_SIZES[GGMLQuantizationType(number)])
+    from .llama_cpp_internals import ggml_type
+
+    return ggml_type(number)
+
+
 class _Damaged(ValueError):
     pass
 
@@ -243,9 +255,10 @@ class _Walk:
         if n_dims > MAX_DIMS:
             raise _Damaged(f"the tensor {name!r} has {n_dims} dimensions; {MAX_DIMS} at most")
         *dims, type_, offset = self.take(f"{n_dims}QIQ")
-        if type_ not in GGML_QUANT_SIZES:
-            raise _Damaged(f"the tensor {name!r} has type {type_}, of which nothing is known")
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(type_)]
+        try:
+            _, block, block_bytes = _known_type(type_)
+        except KeyError:
+            raise _Damaged(f"the tensor {name!r} has type {type_}, of which nothing is known") from None
         return Tensor(name, tuple(dims), type_, offset, math.prod(dims) // block * block_bytes)
 
     def _since(self, first: int) -> bytes:

@@ -88,13 +88,18 @@ def _pairs(header: Header) -> list[tuple[str, Tensor, Tensor]]:
         if name.endswith(SUMS):
             matrix = name[: -len(SUMS)]
             counts = by_name.get(matrix + COUNTS)
-            fits = counts and {sums.type, counts.type} == {F32} and counts.dims[:1] == (1,)
-            if not fits or counts.n_elements * sums.dims[0] != sums.n_elements:
+            if counts is None or not _fit(sums, counts):
                 raise ValueError(f"imatrix {header.path}: {matrix}: sums and counts of squares don't fit each other")
             pairs.append((matrix, sums, counts))
     if not pairs:
         raise ValueError(f"imatrix {header.path}: there is nothing in it")
     return pairs
+
+
+def _fit(sums: Tensor, counts: Tensor) -> bool:
+    if {sums.type, counts.type} != {F32} or not sums.dims or counts.dims[:1] != (1,):
+        return False
+    return counts.n_elements * sums.dims[0] == sums.n_elements
 
 
 def use_imatrix(params: Any, path: str | Path) -> Any:

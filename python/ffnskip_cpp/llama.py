@@ -48,6 +48,7 @@ NO_PROFILE = (
     'no skip profile for this model: nothing is skipped; "ffnskip calibrate MODEL --text FILE" makes one, '
     '"ffnskip try MODEL" says what skipping would cost'
 )
+NO_GENERATION = "an embedding context does not generate; its FFN blocks always run"
 UNCALIBRATED = 'these values are not calibrated for this model; "ffnskip try MODEL" says what they cost'
 
 
@@ -108,7 +109,7 @@ class Llama(llama_cpp.Llama):
         self._is_told = False  # that its settings are not calibrated
         self._tracing = False
         self._closed = False
-        self._why_dense: str | None = None
+        self._why_dense: str | None = None if self._generates else NO_GENERATION
         if os.path.exists(model_path):  # or the base class says that it does not
             check_header(model_path)
         with explained(quiet=not kwargs.get("verbose", True)):
@@ -209,7 +210,7 @@ class Llama(llama_cpp.Llama):
     def _need_callback(self) -> None:
         """A context that was made dense is made anew, with all that is in it."""
         if not self._generates:
-            raise Unsupported("an embedding context does not generate; its FFN blocks always run")
+            raise Unsupported(NO_GENERATION)
         if self._has_callback:
             return
         state = self.save_state() if self.n_tokens > 0 else None

@@ -16,6 +16,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import _internals
+from llama_cpp._ggml import libggml
 
 __all__ = [
     "BASE_ATTRIBUTES",
@@ -25,6 +26,8 @@ __all__ = [
     "can_go_back",
     "context_address",
     "exact_pieces",
+    "ggml_type",
+    "libggml",
     "logits",
     "lora_is_missing",
     "make_context",
@@ -220,3 +223,13 @@ def _piece(vocab: Any, token: int, special: bool) -> bytes:
 def mark_closed(llm: llama_cpp.Llama, stand_in: Any) -> None:
     """`stand_in` takes the place of what `Llama.close()` freed."""
     llm._ctx = llm._model = llm.tokenizer_ = stand_in
+
+
+def ggml_type(number: int) -> tuple[str, int, int]:
+    """Name of a ggml_type in lower case, values in a block, bytes of a block; KeyError if there is no such type."""
+    n_types = llama_cpp.llama_model_quantize_default_params().token_embedding_type  # GGML_TYPE_COUNT: none is chosen
+    name, block, size = libggml.ggml_type_name, libggml.ggml_blck_size, libggml.ggml_type_size
+    name.restype, block.restype, size.restype = ctypes.c_char_p, ctypes.c_int64, ctypes.c_size_t
+    if not (0 <= number < n_types and size(number)):
+        raise KeyError(number)
+    return name(number).decode().lower(), block(number), size(number)

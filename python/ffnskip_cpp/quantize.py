@@ -79,11 +79,11 @@ def quantize(
         type_name: One of `known_types()`, in any case; q3_k, q4_k and q5_k mean their _m variant.
         allow_requantize: Quantise matrices of `src` that are quantised already, too. Worse than from F16.
         imatrix: An importance matrix of the model, a GGUF file as llama-imatrix writes it: how much each input channel
-            of each matrix counts. The types of 1 and 2 bits need one, and all but q8_0 are better with one.
+            of each matrix counts. iq1_*, iq2_* and q2_k_s need one, and all but q8_0 are better with one.
         leave_output_tensor: Keep the output matrix in the type it has.
         pure: Every matrix in the type itself, none in a larger one (q4_k_m keeps some in q6_k).
         output_tensor_type, token_embedding_type: A tensor type of ggml, "q8_0" say, for the output matrix and for the
-            token embeddings. A model whose output matrix is the embeddings has the latter only.
+            token embeddings. Where these are one matrix, either is for it.
         threads: Worker threads, at least 1. None takes all processors.
         progress: Show a progress bar on stderr.
     Returns:
@@ -152,7 +152,7 @@ def _run_child(src: Path, part: Path, arguments: dict[str, Any], imatrix: str | 
     finally:
         child.kill()  # does nothing to a child that has ended
         child.communicate()
-    if "iostream error" in reason:
+    if status and "iostream error" in reason:
         raise OSError(f"{part}: can't be written")  # whole_file finds out why
     if status:
         raise ValueError(

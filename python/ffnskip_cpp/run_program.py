@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import _core
@@ -22,8 +22,9 @@ __all__ = ["add_arguments", "environment", "run"]
 PRELOAD = Path(_core.__file__).parent / "lib" / "libffnskip-preload.so"
 
 HELP = """\
-Skip options apply to every context that generates token by token; embedding, encoder and recurrent contexts are left
-alone. The statistics go to stderr when the program ends, or to --stats-file as JSON.
+Without a profile or a skip option nothing is skipped. Both apply to every context that generates token by token;
+embedding, encoder and recurrent contexts are left alone. The statistics go to stderr when the program ends, or to
+--stats-file as JSON.
 
 example:
   ffnskip run --skip-ratio 0.3 -- llama-server -m model.gguf --port 8080
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a skip option is given)",
     )
     parser.add_argument(
+        "--reuse",
+        choices=["all", "full"],
+        help="what skipping tokens left in the cache, when a prompt builds on it: used as it is, or computed again in "
+        "full (default: all)",
+    )
+    parser.add_argument(
         "--stats-file", metavar="FILE.json", help="write the statistics there (default: a line on stderr)"
     )
     parser.add_argument(
@@ -93,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name in names if (value := getattr(args, name.replace("-", "_"))) is not None}
     variables = {**os.environ, **environment(given, args.profile)}
     if args.stats_file is not None:
-        _check_writable(args.stats_file)
+        _check_stats_file(args.stats_file, [path, *command[1:], *filter(None, [args.profile])])
         variables["FFNSKIP_STATS_FILE"] = os.path.abspath(args.stats_file)
+    if args.reuse is not None:
+        variables["FFNSKIP_REUSE"] = args.reuse
     if args.strict:
         variables["FFNSKIP_STRICT"] = "1"
     if _carries_llama(path):
@@ -107,10 +116,21 @@ def run(args: argparse.Namespace) -> int:
     os.execve(path, command, variables)
 
 
-def _check_writable(path: str) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.access(folder, os.W_OK):
+def _check_stats_file(path: str, words: Sequence[str]) -> None:
+    """That the program has reason to write there at its end, `words` being what it is given."""
+    target = os.path.realpath(path)
+    regular = os.path.isfile(target) or not os.path.exists(target)
+    if os.path.isdir(target) or not os.access(os.path.dirname(target) if regular else target, os.W_OK):
         raise ValueError(f"run: --stats-file {path}: can't be written")
+    if not os.path.isfile(target):
+        return
+    # Also the file of an option such as --model=m.gguf.
+    named = [part for word in words for part in (word, word.partition("=")[2]) if os.path.exists(part)]
+    if any(os.path.samefile(target, file) for file in named):
+        raise ValueError(f"run: --stats-file {path}: is a file that the program is given; name another")
+    with open(target, "rb") as file:
+        if file.read(4) == b"GGUF":
+            raise ValueError(f"run: --stats-file {path}: is a GGUF file, which is not overwritten")
 
 
 def _carries_llama(path: str) -> bool:

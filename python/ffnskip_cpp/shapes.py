@@ -328,7 +328,7 @@ def _fill(file: BinaryIO, tensor: _Tensor, number: int, tiles: dict[tuple[GGMLTy
 
 
 def _random_rows(type_: GGMLType, row: int, scale: float) -> bytes:
-    from llama_cpp._ggml import libggml  # has a quantiser for every type; gguf has none for q4_k and the like
+    from .llama_cpp_internals import libggml  # has a quantiser for every type; gguf has none for q4_k and the like
 
     data = (np.random.default_rng(row).standard_normal((_TILE_ROWS, row)) * scale).astype(np.float32)
     block, block_size = gguf.GGML_QUANT_SIZES[type_]

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from . import llama_cpp_internals as internals
 from .chat import PROMPT, Chat, tokens_of_chat
 
 if TYPE_CHECKING:
     import llama_cpp
 
-__all__ = ["MIN_TOKENS", "Chunk", "Text", "chunks", "chunks_of_tokens", "read_texts"]
+__all__ = ["MIN_TOKENS", "Chunk", "Text", "chunks_of_text", "chunks_of_tokens", "read_texts"]
 
 MIN_TOKENS = 32
 """Tokens a chunk must have: about the paper's warm-up, before which nothing can be skipped."""
@@ -29,7 +30,6 @@ CHARACTERS_PER_TOKEN = 32  # more than any text has on average: bounds what is t
 PathLike = Union[str, "os.PathLike[str]"]
 Text = Union[str, Chat]
 
-ROLES = ("system", "user", "assistant")
 KINDS = 'a string under "text", "messages" with a "role" and a "content" each, or "turns", the user\'s messages'
 
 
@@ -124,9 +124,12 @@ def _some(entry: dict[str, Any], key: str, where: str) -> list[Any]:
 
 
 def _message(message: Any, where: str) -> dict[str, str]:
-    if not isinstance(message, dict) or message.get("role") not in ROLES:
-        raise ValueError(f'{where}: a message needs a "role", one of {", ".join(ROLES)}')
-    return {"role": message["role"], "content": _encodable(message.get("content"), '"content"', where)}
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(f'{where}: a message without a "role", such as "user" or "assistant"')
+    return {
+        "role": _encodable(message["role"], '"role"', where),
+        "content": _encodable(message.get("content"), '"content"', where),
+    }
 
 
 def _encodable(text: Any, name: str, where: str) -> str:
@@ -150,11 +153,11 @@ def chunks_of_tokens(
     max_tokens: int | None = None,
     min_tokens: int = MIN_TOKENS,
 ) -> list[list[int]]:
-    """The tokens of `chunks`."""
-    return [chunk.tokens for chunk in chunks(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=min_tokens)]
+    """The tokens of `chunks_of_text`."""
+    return [chunk.tokens for chunk in chunks_of_text(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=min_tokens)]
 
 
-def chunks(
+def chunks_of_text(
     llm: llama_cpp.Llama,
     texts: Sequence[Text],
     n_ctx: int,
@@ -206,7 +209,7 @@ def chunks(
 
 
 def _cut(llm: llama_cpp.Llama, text: str, n_ctx: int, wanted: int | None) -> list[Chunk]:
-    start = [llm.token_bos()] if llm._model.add_bos_token() else []
+    start = [llm.token_bos()] if internals.adds_bos(llm) else []
     tokens = _tokenize(llm, text, wanted)
     step = n_ctx - len(start)
     parts = [start + tokens[first : first + step] for first in range(0, len(tokens), step)]

@@ -3,6 +3,7 @@
 #include "expect.h"
 #include "graph_map.h"
 
+#include <ggml-backend.h>
 #include <ggml.h>
 
 #include <cstdint>
@@ -42,13 +43,16 @@ public:
         }
     }
 
-    GraphMap learn() const {
-        GraphLearner learner(1);
+    GraphMap learn(GraphLearner::DeviceFault device_fault = edits_fault) const {
+        GraphLearner learner(1, device_fault);
         for (const ggml_tensor * each : nodes_) {
             learner.add(each);
         }
         return learner.finish();
     }
+
+    // As if the node had been computed in this buffer.
+    void put(const std::string & name, ggml_backend_buffer_t buffer) { nodes_[size_t(index(name))]->buffer = buffer; }
 
     int index(const std::string & name) const {
         for (size_t i = 0; i < nodes_.size(); ++i) {
@@ -126,6 +130,11 @@ void expect_same(const Layer & cut, const Layer & whole, const std::string & wha
     expect(got.bytes == expected.bytes && got.weights.size() == expected.weights.size(), what + ": weights");
 }
 
+const std::string & faulty(ggml_backend_dev_t) {
+    static const std::string fault = "device 'X' computes what is left out";
+    return fault;
+}
+
 }  // namespace
 
 int main() {
@@ -158,5 +167,16 @@ int main() {
     expect(experts.learn().blocks[0].experts && !experts.learn().blocks[0].fetches_experts, "experts where they are");
     const Block fetched = Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn().blocks[0];
     expect(fetched.refusal.empty() && fetched.fetches_experts, "experts fetched for a batch");
+
+    // Every node of a block counts, and no other.
+    const std::unique_ptr<ggml_backend_buffer, void (*)(ggml_backend_buffer_t)> buffer(
+        ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 64), ggml_backend_buffer_free);
+    for (const auto & [name, counts] : std::map<std::string, bool>{
+             { "attn_out-0", false }, { "norm-0", true }, { "up-0", true }, { "ffn_out-0", true }, { "l_out-0", true } }) {
+        Layer layer(Add::f_h, {});
+        layer.put(name, buffer.get());
+        expect(layer.learn().blocks[0].refusal.empty(), "the CPU honours what is asked of " + name);
+        expect(layer.learn(faulty).blocks[0].refusal == (counts ? faulty(nullptr) : ""), name + " on a device with a fault");
+    }
     return result();
 }

@@ -1,5 +1,5 @@
-// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it; whole
-// tensors cross in one read and one write, and where a device has kernels nothing crosses and one call waits.
+// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it; only
+// rows that want something cross, neighbours together, and where a device has kernels none does and one call waits.
 //
 // The devices here are made up: their addresses are never mapped, so whoever follows one crashes.
 #include "expect.h"
@@ -37,9 +37,12 @@ void operator delete(void * memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
-constexpr int64_t k_n = 37, k_rows = 4;
+constexpr int64_t k_n = 37;
 
 using Values = std::vector<float>;
+
+// Few rows of many, as a server's batch has them: eight others stand between its runs, seven in one of them.
+const std::string k_few = "--c" "-------" "ss" "--------" "cc---s" "-----------------" "s---";
 
 // What is at addresses of the devices.
 class DeviceMemory {
@@ -149,11 +152,13 @@ public:
     bool on_host(const ggml_tensor * tensor) const override { return place_.at(tensor) == host; }
     void read(const ggml_tensor * from, size_t offset, size_t size, void * to) override {
         expect(!on_host(from), "no read from the host");
+        n_rows_read += rows_of(from, size);
         std::memcpy(to, reinterpret_cast<char *>(devices.at(from->data)) + offset, size);
         ++n_read;
     }
     void write(ggml_tensor * to, size_t offset, size_t size, const void * from) override {
         expect(!on_host(to), "no write to the host");
+        n_rows_written += rows_of(to, size);
         std::memcpy(reinterpret_cast<char *>(devices.at(to->data)) + offset, from, size);
         ++n_written;
     }
@@ -162,12 +167,13 @@ public:
         return place == device_0 ? &kernels_0 : place == device_1 ? &kernels_1 : nullptr;
     }
 
-    // [k_rows, k_n] in rows of k_n + padding floats.
+    // [n_rows, k_n] in rows of k_n + padding floats.
     ggml_tensor * put(Place place, const Values & values, int64_t padding) {
-        ggml_tensor * tensor = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, k_n, k_rows);
+        const int64_t n_rows = int64_t(values.size()) / k_n;
+        ggml_tensor * tensor = ggml_new_tensor_2d(ctx_.get(), GGML_TYPE_F32, k_n, n_rows);
         tensor->nb[1]        = size_t(k_n + padding) * sizeof(float);
-        Values rows(size_t((k_n + padding) * k_rows), k_untouched);
-        for (int64_t r = 0; r < k_rows; ++r) {
+        Values rows(size_t((k_n + padding) * n_rows), k_untouched);
+        for (int64_t r = 0; r < n_rows; ++r) {
             std::copy_n(&values[size_t(r * k_n)], k_n, &rows[size_t(r * (k_n + padding))]);
         }
         place_[tensor] = place;
@@ -184,7 +190,7 @@ public:
         const float * data   = place_.at(tensor) == host ? static_cast<float *>(tensor->data) : devices.at(tensor->data);
         const int64_t stride = int64_t(tensor->nb[1] / sizeof(float));
         Values        values;
-        for (int64_t r = 0; r < k_rows; ++r) {
+        for (int64_t r = 0; r < ggml_nrows(tensor); ++r) {
             values.insert(values.end(), data + r * stride, data + r * stride + k_n);
             expect(std::all_of(data + r * stride + k_n, data + (r + 1) * stride, [](float x) { return x == k_untouched; }),
                    "what lies between rows is not touched");
@@ -195,8 +201,13 @@ public:
     DeviceMemory devices;
     FakeKernels  kernels_0{ devices }, kernels_1{ devices };
     int          n_read = 0, n_written = 0;
+    int64_t      n_rows_read = 0, n_rows_written = 0;
 
 private:
+    static int64_t rows_of(const ggml_tensor * tensor, size_t size) {
+        return int64_t((size - size_t(k_n) * sizeof(float)) / tensor->nb[1]) + 1;
+    }
+
     static constexpr float k_untouched = 77.0f;
     struct Free {
         void operator()(ggml_context * ctx) const { ggml_free(ctx); }
@@ -206,10 +217,10 @@ private:
     std::vector<std::unique_ptr<Values>> host_;
 };
 
-Values random_rows(uint32_t seed) {
+Values random_rows(uint32_t seed, int64_t n_rows) {
     std::mt19937                    random(seed);
     std::normal_distribution<float> normal;
-    Values                          values(size_t(k_n * k_rows));
+    Values                          values(size_t(k_n * n_rows));
     for (float & value : values) {
         value = normal(random);
     }
@@ -229,7 +240,7 @@ RowTasks tasks_of(const std::string & wants) {  // per row: c checks, s skips, -
 }
 
 void expect_similarity(const float * got, const RowTasks & tasks, const Values & x, const Values & y, const std::string & what) {
-    for (int64_t r = 0; r < k_rows; ++r) {
+    for (int64_t r = 0; r < tasks.n_rows; ++r) {
         const double expected = exact_cosine([&](int64_t i) { return double(x[size_t(r * k_n + i)]); },
                                              [&](int64_t i) { return double(y[size_t(r * k_n + i)]); });
         if (tasks.checks[size_t(r)]) {
@@ -239,7 +250,7 @@ void expect_similarity(const float * got, const RowTasks & tasks, const Values &
 }
 
 Values with_rows(Values values, const RowTasks & tasks, const Values * replacement) {
-    for (int64_t i = 0; i < k_n * k_rows; ++i) {
+    for (int64_t i = 0; i < k_n * tasks.n_rows; ++i) {
         if (tasks.skips[size_t(i / k_n)]) {
             values[size_t(i)] = replacement != nullptr ? (*replacement)[size_t(i)] : 0.0f;
         }
@@ -247,17 +258,36 @@ Values with_rows(Values values, const RowTasks & tasks, const Values * replaceme
     return values;
 }
 
-// Nothing is pending; with kernels nothing has crossed, else each of `n_tensors` once, and back only if rows were changed.
-void expect_crossings(FakeMemory & memory, bool kernels, int n_read, int n_written, const std::string & what) {
+// The rows that want something, in runs that eight or more others stand between.
+struct Runs {
+    explicit Runs(const std::string & wants) {
+        for (size_t i = wants.find_first_not_of('-'), next; i != std::string::npos; i = next) {
+            next            = wants.find_first_not_of('-', i + 1);
+            const bool last = next == std::string::npos || next - i > 8;
+            n += int(last);
+            n_rows += last ? 1 : int64_t(next - i);
+        }
+    }
+    int     n      = 0;
+    int64_t n_rows = 0;
+};
+
+// Nothing is pending; with kernels nothing has crossed, else the runs of `n_read` tensors, and back those of `n_written`.
+void expect_crossings(FakeMemory & memory, bool kernels, int n_read, int n_written, const std::string & wants,
+                      const std::string & what) {
     expect(!memory.kernels_0.pending() && !memory.kernels_1.pending(), what + ": nothing is left pending");
     expect(memory.kernels_0.n_finished + memory.kernels_1.n_finished == int(kernels), what + ": waits once, with kernels alone");
-    expect(memory.n_read == n_read && memory.n_written == n_written,
+    const Runs runs(wants);
+    expect(wants != k_few || (runs.n == 3 && runs.n_rows == 17), "few rows of many");
+    expect(memory.n_read == n_read * runs.n && memory.n_written == n_written * runs.n,
            what + ": " + std::to_string(memory.n_read) + " reads, " + std::to_string(memory.n_written) + " writes");
+    expect(memory.n_rows_read == n_read * runs.n_rows && memory.n_rows_written == n_written * runs.n_rows,
+           what + ": rows that are not wanted stay where they are");
 }
 
 void sequential_and_in_place(Place place_h, Place place_other, const std::string & wants, int64_t padding) {
     const RowTasks    tasks = tasks_of(wants);
-    const Values      h = random_rows(1), f = random_rows(2);
+    const Values      h = random_rows(1, tasks.n_rows), f = random_rows(2, tasks.n_rows);
     Values            sum = h;
     for (size_t i = 0; i < f.size(); ++i) {
         sum[i] += f[i];
@@ -272,7 +302,8 @@ void sequential_and_in_place(Place place_h, Place place_other, const std::string
         ggml_tensor *       out    = memory.put(place_other, sum, 0);
         expect_similarity(rows.after_add(h_rows, out, tasks), tasks, h, sum, what + ", after the add");
         expect(memory.get(out) == with_rows(sum, tasks, &h) && memory.get(h_rows) == h, what + ": h is back in rows that skip");
-        expect_crossings(memory, kernels, fetched_h + fetched_other, fetched_other * tasks.any_skips, what + ", after the add");
+        expect_crossings(memory, kernels, fetched_h + fetched_other, fetched_other * tasks.any_skips, wants,
+                         what + ", after the add");
     }
     {
         FakeMemory          memory;
@@ -282,13 +313,13 @@ void sequential_and_in_place(Place place_h, Place place_other, const std::string
         expect_similarity(rows.before_add(h_rows, branch, tasks), tasks, h, sum, what + ", before the add");
         expect(memory.get(branch) == with_rows(f, tasks, nullptr) && memory.get(h_rows) == h, what + ": f leaves rows that skip");
         expect_crossings(memory, kernels, fetched_h * tasks.any_checks + fetched_other, fetched_other * tasks.any_skips,
-                         what + ", before the add");
+                         wants, what + ", before the add");
     }
 }
 
 void parallel(Place place_f, Place place_out, const std::string & wants, int64_t padding) {
     const RowTasks tasks = tasks_of(wants);
-    const Values   h = random_rows(3), f = random_rows(4);
+    const Values   h = random_rows(3, tasks.n_rows), f = random_rows(4, tasks.n_rows);
     Values         out = h;
     for (size_t i = 0; i < f.size(); ++i) {
         out[i] += f[i];
@@ -300,21 +331,23 @@ void parallel(Place place_f, Place place_out, const std::string & wants, int64_t
     ggml_tensor *       branch = memory.put(place_f, f, padding);
     rows.keep(branch, tasks);
     expect(memory.get(branch) == with_rows(f, tasks, nullptr), what + ": f leaves rows that skip");
-    expect_crossings(memory, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips, what);
+    expect_crossings(memory, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips, wants, what);
     if (!tasks.any_checks) {
         return;
     }
     // By then something else is in the memory f was in.
-    const Values  other       = random_rows(5);
-    for (int64_t r = 0; r < k_rows; ++r) {
+    const Values  other       = random_rows(5, tasks.n_rows);
+    for (int64_t r = 0; r < tasks.n_rows; ++r) {
         float * row = (place_f == host ? static_cast<float *>(branch->data) : memory.devices.at(branch->data)) +
                       r * int64_t(branch->nb[1] / sizeof(float));
         std::copy_n(&other[size_t(r * k_n)], k_n, row);
     }
-    memory.n_read = memory.n_written = memory.kernels_0.n_finished = memory.kernels_1.n_finished = 0;
+    memory.n_read = memory.n_written = 0;
+    memory.n_rows_read = memory.n_rows_written = memory.kernels_0.n_finished = memory.kernels_1.n_finished = 0;
     const ggml_tensor * sum = memory.put(place_out, out, 0);
     expect_similarity(rows.after_layer(sum, tasks), tasks, h, out, what);
-    expect_crossings(memory, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host, 0, what);
+    expect_crossings(memory, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host, 0, wants,
+                     what);
 }
 
 // On the host a check costs arithmetic, and nothing else.
@@ -322,8 +355,8 @@ void no_allocation_on_the_host() {
     const RowTasks tasks = tasks_of("csc-");
     FakeMemory     memory;
     Rows           rows(memory);
-    ggml_tensor *  h = memory.put(host, random_rows(6), 0);
-    ggml_tensor *  f = memory.put(host, random_rows(7), 0);
+    ggml_tensor *  h = memory.put(host, random_rows(6, tasks.n_rows), 0);
+    ggml_tensor *  f = memory.put(host, random_rows(7, tasks.n_rows), 0);
     const auto     all = [&] {
         rows.after_add(h, f, tasks);
         rows.before_add(h, f, tasks);
@@ -342,7 +375,7 @@ void no_allocation_on_the_host() {
 int main() {
     for (const Place first : k_places) {
         for (const Place second : k_places) {
-            for (const char * wants : { "cccc", "ssss", "csc-", "--s-", "c---", "sccs" }) {
+            for (const char * wants : { "cccc", "ssss", "csc-", "--s-", "c---", "sccs", k_few.c_str() }) {
                 for (const int64_t padding : { 0, 3 }) {
                     sequential_and_in_place(first, second, wants, padding);
                     parallel(first, second, wants, padding);

@@ -66,7 +66,8 @@ public:
     Controller & operator=(const Controller &) = delete;
 
     // Sets cb_eval and cb_eval_user_data of `params`. A callback that is there already goes on being asked and shown
-    // every node, after ours: what it sees of a skipped block is memory that was not computed.
+    // every node, after ours: what it sees of a skipped block is memory that was not computed. Throws Unsupported where
+    // the llama.cpp in this process is not the one this was built for (require_llama_version()).
     void attach(llama_context_params & params);
 
     // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory
@@ -81,7 +82,7 @@ public:
     // One entry per layer that has an FFN block, in order. Filled by probe(), also where it throws Unsupported.
     const std::vector<FfnBlock> & ffn_map() const;
     // What tells this model from others, whatever type its matrices are quantised to: architecture, size, and a hash of
-    // the vectors of its blocks, which stay in float32. Empty before probe(); reads a megabyte or so of weights.
+    // the vectors of its blocks, which stay in float32. Empty before probe().
     std::string fingerprint() const;
 
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()

@@ -7,3 +7,4 @@
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
+#include "ffnskip/version.h"

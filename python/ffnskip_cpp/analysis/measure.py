@@ -108,7 +108,7 @@ def measure_similarity(
         ValueError: The model has no FFN block to check.
     """
     values = []
-    with skipping(llm, check_everything(llm._controller.n_layer)):
+    with skipping(llm, check_everything(llm.n_layer)):
         for chunk in chunks:
             with llm.trace() as trace:
                 llm.forward(chunk, [i > 0 for i in range(len(chunk))])
@@ -261,7 +261,7 @@ def measure_generation(
     """
     tokens, similarity, skipped = _generate(llm, prompt, n_generated, config, progress)
     eligible = [False] * len(prompt) + [True] * len(tokens)
-    with skipping(llm, check_everything(llm._controller.n_layer)), llm.trace() as trace:
+    with skipping(llm, check_everything(llm.n_layer)), llm.trace() as trace:
         llm.forward([*prompt, *tokens], eligible)
     progress(len(eligible))
     pieces = [llm.detokenize([token], special=True).decode("utf-8", "replace") for token in tokens]

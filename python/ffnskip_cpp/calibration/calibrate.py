@@ -30,7 +30,7 @@ from ..gguf_header import read_header
 from ..llama import Llama
 from ..lora import as_adapter
 from ..profile import PathLike, embed_profile, profile_keys, profile_path, write_profile
-from ..text import MIN_TOKENS, Chunk, Text, chunks, read_texts
+from ..text import MIN_TOKENS, Chunk, Text, chunks_of_text, read_texts
 from .choice import Row
 from .effort import EFFORTS
 from .evaluation import Evaluator
@@ -142,7 +142,7 @@ def calibrate(
             raise Unsupported(llm.why_dense)
         if max_kl is None:
             check_reachable(llm, skip_ratio or SKIP_RATIO)
-        length = n_ctx or min(n_ctx_wanted, llm._model.n_ctx_train())
+        length = n_ctx or min(n_ctx_wanted, llm.n_ctx_train)
         learnt_of_adapter = {} if adapter is None else adapter.facts()
         journal_path = path.with_name(path.name + ".progress")
         subject = _subject(llm, n_gpu_layers, learnt_of_adapter)
@@ -257,7 +257,7 @@ def _chunks(llm: Llama, texts: Sequence[Text], n_ctx: int, max_tokens: int, warm
     """Those in which a token may skip and predict a known one."""
     if max_tokens < n_ctx:
         raise ValueError(f"max-tokens: {max_tokens} is less than the {n_ctx} of one chunk (n-ctx)")
-    cut = chunks(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=max(MIN_TOKENS, warm_up_index + 2))
+    cut = chunks_of_text(llm, texts, n_ctx, max_tokens=max_tokens, min_tokens=max(MIN_TOKENS, warm_up_index + 2))
     useful = [chunk for chunk in cut if n_compared(chunk, warm_up_index) > 0]
     n_tokens = sum(map(len, useful))
     if len(useful) < len(cut) and len(useful) < 2:
@@ -277,7 +277,7 @@ def _chunks(llm: Llama, texts: Sequence[Text], n_ctx: int, max_tokens: int, warm
 def _subject(llm: Llama, n_gpu_layers: int, adapter: dict[str, Any]) -> str:
     """What decides the outcome of an evaluation, besides setting and tokens."""
     file = os.stat(llm.model_path)
-    model = (llm._controller.fingerprint, file.st_size, file.st_mtime_ns)
+    model = (llm.fingerprint, file.st_size, file.st_mtime_ns)
     return repr((model, n_gpu_layers, sorted(adapter.items()), _versions()))
 
 
@@ -326,11 +326,11 @@ def _summary(row: Row) -> dict[str, Any]:
 def _write(llm: Llama, calibration: Calibration, learnt: dict[str, Any], embed: bool) -> None:
     config = calibration.chosen.config
     with skipping(llm, config):
-        resolved = llm._controller.resolved
+        resolved = llm.resolved
     if not embed:
-        write_profile(calibration.path, llm._controller.fingerprint, config, resolved, learnt)
+        write_profile(calibration.path, llm.fingerprint, config, resolved, learnt)
         return
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "profile.gguf"
-        write_profile(profile, llm._controller.fingerprint, config, resolved, learnt)
+        write_profile(profile, llm.fingerprint, config, resolved, learnt)
         embed_profile(calibration.path, profile)

@@ -108,7 +108,7 @@ class Evaluator:
 
     def similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
         """float32 [n_rows, n_layer]: of the dense model, at every layer but the last."""
-        config = check_everything(self._llm._controller.n_layer, self._warm_up_index)
+        config = check_everything(self._llm.n_layer, self._warm_up_index)
         key = ("similarity", config, self._digest(chunk))
         found = self._find(key, chunk)
         if found is None:

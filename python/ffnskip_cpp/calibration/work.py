@@ -100,7 +100,7 @@ def check_reachable(llm: Llama, skip_ratio: float) -> None:
 
 
 def _skippable(llm: Llama) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(llm._controller.skippable)
+    return np.flatnonzero(llm.skippable)
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,7 @@ class Work:
         similarity = np.concatenate([evaluator.similarity(chunk) for chunk in recorded])
         self.similarity = _statistics(similarity)
         self.cold_regions = cold_regions(self.similarity[:, 0])
-        self._model = Model(
-            llm._controller.n_layer, len(llm.ffn_map), tuple(skippable), self.cold_regions, warm_up_index
-        )
+        self._model = Model(llm.n_layer, len(llm.ffn_map), tuple(skippable), self.cold_regions, warm_up_index)
 
         def search(level: Effort) -> Search:
             race = Race(evaluator, parts.searched(level.searched_rows, warm_up_index), level.first_chunks)

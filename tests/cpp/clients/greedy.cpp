@@ -10,7 +10,13 @@ int32_t decode(llama_context * ctx, std::vector<llama_token> & tokens) {
     return llama_decode(ctx, llama_batch_get_one(tokens.data(), int32_t(tokens.size())));
 }
 
-int32_t process(llama_context * ctx, llama_batch_ext * batch, const std::vector<llama_token> & tokens, llama_pos pos) {
+#ifdef HAVE_LLAMA_PROCESS
+int32_t process(llama_context * ctx, const std::vector<llama_token> & tokens, llama_pos pos) {
+    struct FreeBatch {
+        void operator()(llama_batch_ext * batch) const { llama_batch_ext_free(batch); }
+    };
+    static const std::unique_ptr<llama_batch_ext, FreeBatch> owned(llama_batch_ext_init(ctx));
+    llama_batch_ext * const                                  batch = owned.get();
     llama_batch_ext_clear(batch);
     int32_t row = -1;
     for (const llama_token token : tokens) {
@@ -21,11 +27,20 @@ int32_t process(llama_context * ctx, llama_batch_ext * batch, const std::vector<
     llama_batch_ext_set_output_logits(batch, row, true);
     return llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch);
 }
+#else
+int32_t process(llama_context *, const std::vector<llama_token> &, llama_pos) {
+    return -1;  // this llama.cpp is too old
+}
+#endif
 
 void fit(const char * path) {
     llama_model_params params = llama_model_default_params();
     params.no_alloc           = true;
-    params.load_mode          = LLAMA_LOAD_MODE_NONE;
+#ifdef HAVE_LLAMA_LOAD_MODE
+    params.load_mode = LLAMA_LOAD_MODE_NONE;
+#else
+    params.use_mmap = false;
+#endif
     const Model model(llama_model_load_from_file(path, params));
     require(model != nullptr, "no model to fit");
     make_context(model, exact_params());
@@ -42,16 +57,14 @@ int main(int argc, char ** argv) {
     }
     const Context ctx   = make_context(model, exact_params());
 
-    llama_batch_ext *        batch = llama_batch_ext_init(ctx.get());
     std::vector<llama_token> fed   = prompt_of(model, 0);
     std::vector<llama_token> tokens;
     llama_pos                pos = 0;
     for (int i = 0; i < std::atoi(argv[2]); ++i) {
-        require((ext ? process(ctx.get(), batch, fed, pos) : decode(ctx.get(), fed)) == 0, "decode failed");
+        require((ext ? process(ctx.get(), fed, pos) : decode(ctx.get(), fed)) == 0, "decode failed");
         pos += llama_pos(fed.size());
         tokens.push_back(greedy(model, ctx.get(), -1));
         fed.assign(1, tokens.back());
     }
     print_tokens(tokens);
-    llama_batch_ext_free(batch);
 }
