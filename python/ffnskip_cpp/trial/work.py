@@ -257,7 +257,7 @@ class Work:
     ) -> list[_Subject]:
         if not sizes:
             return []
-        order = self._search(llm, chunks, max(sizes.values()), warm_up_index)
+        order = self._search(llm, chunks, max(sizes.values()))
         found = []
         for ratio, n in sizes.items():
             config = SkipConfig("fixed", layers=sorted(order[:n]), warm_up_index=warm_up_index)
@@ -266,17 +266,17 @@ class Work:
             found += self._of_paper(llm, label, ratio, warm_up_index)
         return found
 
-    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int, warm_up_index: int) -> list[int]:
+    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int) -> list[int]:
         self._progress(f"searching the {n} FFN blocks that cost least")
-        few = some_of(chunks, warm_up_index, 0)
-        order, cost = by_similarity(llm, few, warm_up_index), cost_on(llm, few, warm_up_index)
+        few = some_of(chunks, 0)
+        order, cost = by_similarity(llm, few), cost_on(llm, few)
         start = time.monotonic()
         cost(order[:1])
         tokens_per_second = sum(map(len, few)) / (time.monotonic() - start)
         n_settings = len(order) + MEASURED_AGAIN * n
         n_tokens = int(self._clock.left(SEARCH) * tokens_per_second / n_settings)
         if n_tokens > sum(map(len, few)):
-            cost = cost_on(llm, some_of(chunks, warm_up_index, min(n_tokens, MOST_TOKENS)), warm_up_index)
+            cost = cost_on(llm, some_of(chunks, min(n_tokens, MOST_TOKENS)))
         found, is_complete = grow(order, cost, n, self._clock.is_over(SEARCH))
         if not is_complete:
             self._note(
