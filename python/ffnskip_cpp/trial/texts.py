@@ -16,7 +16,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from ..chat import PROMPT, Chat, answered
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
-from ..text import Chunk, PathLike, Text, chunks, read_texts
+from ..profile import PathLike
+from ..text import Chunk, Text, chunks_of_text, read_texts
 
 __all__ = ["chat_prompt", "is_end", "n_prompt_of", "own_text", "rows_of", "users_text"]
 
@@ -85,7 +86,7 @@ def users_text(
     else:
         length = min(n_ctx, warm_up_index + USERS_LENGTH)
     least = min(warm_up_index + USERS_LENGTH // 4, length)
-    cut = chunks(llm, texts, length, max_tokens=max_tokens, min_tokens=least)
+    cut = chunks_of_text(llm, texts, length, max_tokens=max_tokens, min_tokens=least)
     found = [chunk for chunk in cut if rows_of(chunk, warm_up_index)]
     if len(found) < 2:
         raise ValueError(
