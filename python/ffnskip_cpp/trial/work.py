@@ -30,7 +30,7 @@ from .quality import Measured, measure_quality
 from .rows import Row
 from .search import MEASURED_AGAIN, MOST_TOKENS, by_similarity, cost_on, grow, some_of
 from .speed import Speed, measure_speed
-from .texts import QUESTIONS, chat_prompt, is_end, n_prompt_of, own_text, users_text
+from .texts import BEGINNINGS, QUESTIONS, chat_prompt, is_end, n_prompt_of, own_text, users_text
 from .trial import Trial
 from .verdict import best_settings
 
@@ -144,7 +144,7 @@ class Work:
         self._path = Path(model_path)
         self._text = text
         self._ratios = skip_ratios
-        self._prompt = prompt or QUESTIONS[0]
+        self._prompt = prompt or ""
         self._n_threads = n_threads or os.cpu_count() or 1
         self._n_gpu_layers = n_gpu_layers
         self._progress = progress
@@ -217,6 +217,9 @@ class Work:
         self._change(notes=(*self.trial.notes, note))
 
     def _check_prompt(self, llm: Llama) -> None:
+        """A model without a chat template continues texts."""
+        if not self._prompt:
+            self._prompt = QUESTIONS[0] if llm.metadata.get("tokenizer.chat_template") else BEGINNINGS[2]
         n, most = len(chat_prompt(llm, self._prompt)), N_CTX - EXAMPLE_TOKENS
         if n > most:
             raise ValueError(f"prompt: {n} tokens are too many for a trial; at most {most}")
