@@ -303,7 +303,7 @@ def test_types_that_save_nothing_for_a_model_are_passed_over(tmp_path, monkeypat
         dst.write_bytes(b"y" * sizes[name])
         return dst
 
-    monkeypatch.setattr(smaller, "quantize", quantize)
+    monkeypatch.setattr("ffnskip_cpp.quantize.quantize", quantize)
     found = list(smaller.smaller_files(model, 1000, list(sizes), tmp_path, 1, never))
     assert [name for name, _ in found] == ["q3_k_m", "q2_k"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "q2_k.gguf", "q3_k_m.gguf"]

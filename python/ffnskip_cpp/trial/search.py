@@ -12,6 +12,7 @@ import numpy as np
 
 from .._core import SkipConfig
 from ..analysis.measure import check_everything
+from ..chat import PROMPT
 from ..llama import Llama
 from ..quality import Reference
 from ..text import Chunk
@@ -19,40 +20,44 @@ from .texts import n_prompt_of, rows_of
 
 __all__ = ["by_similarity", "cost_on", "grow", "some_of"]
 
-LEAST_ROWS = 32  # tokens past the warm-up that are searched on
+WARM_UP = 12  # tokens of what is searched on that run in full; a trial measures with more
+LEAST_ROWS = 32  # tokens past them
 MOST_TOKENS = 1024
 MEASURED_AGAIN = 3  # blocks, on average, before one is added to the set
 
 
-def by_similarity(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> list[int]:
+def by_similarity(llm: Llama, chunks: Sequence[Chunk]) -> list[int]:
     """The layers whose FFN block can be skipped, the one that changes the residual least first."""
     parts = []
     with llm.skipping(check_everything(llm.n_layer)):
         for chunk in chunks:
             with llm.trace() as trace:
-                llm.forward(chunk.tokens, chunk.eligible(warm_up_index))
+                llm.forward(chunk.tokens, chunk.eligible(WARM_UP))
             parts.append(trace.similarity)
     mean = np.nan_to_num(np.concatenate(parts).astype(np.float64), nan=-1.0).mean(axis=0)
     return sorted(np.flatnonzero(llm.skippable).tolist(), key=lambda il: -mean[il])
 
 
-def some_of(chunks: Sequence[Chunk], warm_up_index: int, n_tokens: int) -> list[Chunk]:
-    """The first n_tokens, the last chunk cut; one chunk with LEAST_ROWS past its warm-up at least."""
+def some_of(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
+    """About n_tokens of what is generated, LEAST_ROWS past WARM_UP at least; without the prompts, which take time."""
     found: list[Chunk] = []
+    least = WARM_UP + LEAST_ROWS + 1
     for chunk in chunks:
-        least = n_prompt_of(chunk) + warm_up_index + LEAST_ROWS + 1
         if found and n_tokens < least:
             break
-        n = max(n_tokens, least)
-        part = Chunk(chunk.tokens[:n], chunk.generated[:n])
-        found.append(part)
-        n_tokens -= len(part)
+        first, n = max(n_prompt_of(chunk), 1), max(n_tokens, least)
+        tokens = [chunk.tokens[0], *chunk.tokens[first : first + n]]  # the first: a start token, or what stands for one
+        generated = [PROMPT, *chunk.generated[first : first + n]]
+        part = Chunk(tokens, generated)
+        if rows_of(part, WARM_UP):
+            found.append(part)
+            n_tokens -= len(part)
     return found
 
 
-def cost_on(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> Callable[[Sequence[int]], float]:
+def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], float]:
     """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers."""
-    rows = [rows_of(chunk, warm_up_index) for chunk in chunks]
+    rows = [rows_of(chunk, WARM_UP) for chunk in chunks]
     with llm.dense():
         dense = [
             Reference(llm.forward(chunk.tokens)[part], [chunk.tokens[i + 1] for i in part])
@@ -62,7 +67,7 @@ def cost_on(llm: Llama, chunks: Sequence[Chunk], warm_up_index: int) -> Callable
     def cost(layers: Sequence[int]) -> float:
         with llm.skipping(SkipConfig("fixed", layers=sorted(layers))):
             kl = [
-                reference.compare(llm.forward(chunk.tokens, chunk.eligible(warm_up_index))[part]).kl
+                reference.compare(llm.forward(chunk.tokens, chunk.eligible(WARM_UP))[part]).kl
                 for reference, chunk, part in zip(dense, chunks, rows)
             ]
         return float(np.concatenate(kl).mean())

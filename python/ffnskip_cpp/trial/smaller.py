@@ -66,12 +66,12 @@ def smaller_files(
 
     Quantised again from the user's file, of `n_bytes`, which is a little worse than from F16.
     """
+    from ..quantize import quantize  # a command too, imported only when it is used
+
     found = 0
     for name in names:
         if found == MOST_FILES or (found and is_over()):
             return
-        from ..quantize import quantize  # a command too, imported only when it is used
-
         path = quantize(model, folder / f"{name}.gguf", name, threads=threads, allow_requantize=True)
         if path.stat().st_size <= n_bytes * (1 - LEAST_SAVING):
             found += 1

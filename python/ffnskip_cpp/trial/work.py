@@ -30,7 +30,7 @@ from .quality import Measured, measure_quality
 from .rows import Row
 from .search import MEASURED_AGAIN, MOST_TOKENS, by_similarity, cost_on, grow, some_of
 from .speed import Speed, measure_speed
-from .texts import QUESTIONS, chat_prompt, is_end, n_prompt_of, own_text, users_text
+from .texts import BEGINNINGS, QUESTIONS, chat_prompt, is_end, n_prompt_of, own_text, users_text
 from .trial import Trial
 from .verdict import best_settings
 
@@ -144,7 +144,7 @@ class Work:
         self._path = Path(model_path)
         self._text = text
         self._ratios = skip_ratios
-        self._prompt = prompt or QUESTIONS[0]
+        self._prompt = prompt or ""
         self._n_threads = n_threads or os.cpu_count() or 1
         self._n_gpu_layers = n_gpu_layers
         self._progress = progress
@@ -217,6 +217,9 @@ class Work:
         self._change(notes=(*self.trial.notes, note))
 
     def _check_prompt(self, llm: Llama) -> None:
+        """A model without a chat template continues texts."""
+        if not self._prompt:
+            self._prompt = QUESTIONS[0] if llm.metadata.get("tokenizer.chat_template") else BEGINNINGS[2]
         n, most = len(chat_prompt(llm, self._prompt)), N_CTX - EXAMPLE_TOKENS
         if n > most:
             raise ValueError(f"prompt: {n} tokens are too many for a trial; at most {most}")
@@ -257,7 +260,7 @@ class Work:
     ) -> list[_Subject]:
         if not sizes:
             return []
-        order = self._search(llm, chunks, max(sizes.values()), warm_up_index)
+        order = self._search(llm, chunks, max(sizes.values()))
         found = []
         for ratio, n in sizes.items():
             config = SkipConfig("fixed", layers=sorted(order[:n]), warm_up_index=warm_up_index)
@@ -266,17 +269,17 @@ class Work:
             found += self._of_paper(llm, label, ratio, warm_up_index)
         return found
 
-    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int, warm_up_index: int) -> list[int]:
+    def _search(self, llm: Llama, chunks: Sequence[Chunk], n: int) -> list[int]:
         self._progress(f"searching the {n} FFN blocks that cost least")
-        few = some_of(chunks, warm_up_index, 0)
-        order, cost = by_similarity(llm, few, warm_up_index), cost_on(llm, few, warm_up_index)
+        few = some_of(chunks, 0)
+        order, cost = by_similarity(llm, few), cost_on(llm, few)
         start = time.monotonic()
         cost(order[:1])
         tokens_per_second = sum(map(len, few)) / (time.monotonic() - start)
         n_settings = len(order) + MEASURED_AGAIN * n
         n_tokens = int(self._clock.left(SEARCH) * tokens_per_second / n_settings)
         if n_tokens > sum(map(len, few)):
-            cost = cost_on(llm, some_of(chunks, warm_up_index, min(n_tokens, MOST_TOKENS)), warm_up_index)
+            cost = cost_on(llm, some_of(chunks, min(n_tokens, MOST_TOKENS)))
         found, is_complete = grow(order, cost, n, self._clock.is_over(SEARCH))
         if not is_complete:
             self._note(
