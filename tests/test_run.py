@@ -379,6 +379,25 @@ def test_what_a_killed_run_left_is_removed_by_the_next(with_statistics, tmp_path
     assert not left.exists() and all(path.read_text() == "half" for path in others)
 
 
+@pytest.mark.parametrize("reuse", ["all", "full"])
+def test_a_second_prompt_builds_on_what_skipped_or_has_it_computed_again(client, model, reuse):
+    n = 40
+    words = [*ALWAYS_TRIPS, "--reuse", reuse]
+    lines = tokens_of(under_ffnskip(words, client("turns"), model, n))
+    config = SkipConfig(sim_threshold=-1.0, warm_up_index=WARM_UP)
+    with ours(model, config, n_ctx=4096, reuse=reuse, **F32_CACHE) as llm:
+        prompt, expected = prompt_of(0), []
+        for _ in range(2):
+            expected.append(list(llm.generate(prompt, max_tokens=n, temp=0.0, repeat_penalty=1.0)))
+            prompt = [*prompt, *expected[-1], *prompt_of(3)]
+    assert lines == expected
+    with ours(model, config, n_ctx=4096, **F32_CACHE) as fresh:
+        alone = list(
+            fresh.generate([*prompt_of(0), *lines[0], *prompt_of(3)], max_tokens=n, temp=0.0, repeat_penalty=1.0)
+        )
+    assert (lines[1] == alone) == (reuse == "full")
+
+
 def test_reuse_is_refused_where_it_is_unknown(client, model):
     refused = under_ffnskip(["--reuse", "some"], client("greedy"), model, 5)
     assert refused.returncode == 2 and "some" in refused.stderr

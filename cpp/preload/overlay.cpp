@@ -33,6 +33,7 @@ struct Context {
     Controller             controller;
     State                  state = State::unknown;
     bool                   outputs_read = true;  // of the last decode
+    bool                   decoding     = false; // what the controller itself decodes meanwhile comes by here too
     std::optional<Profile> profile;              // of the model's own, where that is used
 
     // Held during a decode, which may lead to another one of its own; so that the report at exit comes between two.
@@ -253,7 +254,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     }
     const std::lock_guard lock(context->mutex);
     prepare(*context, ctx);
-    if (context->state != Context::State::skipping) {
+    if (context->state != Context::State::skipping || context->decoding) {
         return run(call);
     }
     struct Noted {
@@ -266,6 +267,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
             return noted.status = noted.run(noted.call);
         }
     } noted{ run, call };
+    context->decoding = true;
     try {
         // A program that feeds a prompt token by token, each with an output, does not look at them.
         if (!std::exchange(context->outputs_read, false)) {
@@ -278,6 +280,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     } catch (const std::exception & error) {
         give_up(*context, error.what());
     }
+    context->decoding = false;
     return noted.status;
 }
 
