@@ -1,4 +1,4 @@
-"""A model without a profile, untouched by any option: every way in gives what llama.cpp gives, and says why it runs dense.
+"""A model without a profile and untouched by any option: every way in gives what llama.cpp gives, and says why.
 
 FFNSKIP_MODELS names models of yours to try it on as well, separated as in PATH.
 """
