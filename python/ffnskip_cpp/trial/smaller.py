@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..quantize import quantize
-
 __all__ = ["MOST_BYTES", "QUOTED", "SOURCE", "Quoted", "candidates", "quoted", "smaller_files"]
 
 MOST_BYTES = 2_000_000_000  # of a file that is quantised for a trial: larger ones take minutes
@@ -72,6 +70,8 @@ def smaller_files(
     for name in names:
         if found == MOST_FILES or (found and is_over()):
             return
+        from ..quantize import quantize  # a command too, imported only when it is used
+
         path = quantize(model, folder / f"{name}.gguf", name, threads=threads, allow_requantize=True)
         if path.stat().st_size <= n_bytes * (1 - LEAST_SAVING):
             found += 1
