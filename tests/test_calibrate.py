@@ -410,7 +410,7 @@ def test_an_output_that_is_something_else_is_left_as_it_is(model, tmp_path, name
     text.write_text(json.dumps({"text": "some text"}), encoding="utf-8")
     (tmp_path / "notes.txt").write_text("mine")
     before = (tmp_path / name).read_bytes()
-    with pytest.raises(ValueError, match=f"{name}: exists and is no skip profile"):
+    with pytest.raises(ValueError, match=f"{name}: is no skip profile, and is left as it is"):
         calibrate(model, [text], output=tmp_path / name, **OPTIONS)
     assert (tmp_path / name).read_bytes() == before
 

@@ -26,10 +26,9 @@ import numpy.typing as npt
 from .._core import Unsupported, __version__
 from ..analysis.measure import skipping
 from ..chat import Chat, answered, tokens_of_chat
-from ..gguf_header import read_header
 from ..llama import Llama
 from ..lora import as_adapter
-from ..profile import PathLike, embed_profile, profile_keys, profile_path, write_profile
+from ..profile import PathLike, check_profile_output, embed_profile, profile_path, write_profile
 from ..text import MIN_TOKENS, Chunk, Text, chunks_of_text, read_texts
 from .choice import Row
 from .effort import EFFORTS
@@ -206,10 +205,8 @@ def _destination(model: Path, output: PathLike | None, embed: bool) -> tuple[Pat
     """Where the profile goes, and what to say about that. Checked before there is anything to lose."""
     usual = profile_path(model)
     path = Path(output) if output is not None else usual
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
-    if path.exists() and not _is_profile(path):
-        raise ValueError(f"{path}: exists and is no skip profile; it is left as it is, give another name")
+    if path.exists():
+        check_profile_output(path)
     if _can_write(path):
         hides = embed and usual.exists()
         return path, [f"{usual} goes before what is in the model; remove it"] if hides else []
@@ -219,14 +216,6 @@ def _destination(model: Path, output: PathLike | None, embed: bool) -> tuple[Pat
             "name it with --profile or skip=, or choose a place with -o"
         ]
     raise PermissionError(f"{path}: can't be written" + ("" if embed or output else "; choose a place with -o"))
-
-
-def _is_profile(path: Path) -> bool:
-    try:
-        profile_keys(path)
-    except (ValueError, OSError):
-        return False
-    return read_header(path).n_tensors == 0  # or else a model with one inside
 
 
 def _can_write(path: Path) -> bool:

@@ -29,7 +29,7 @@ class Effort:
 
 
 EFFORTS = {
-    "quick": Effort(1, SEARCHED_ROWS, n_blocks=5, n_ranked=6, n_swaps=0, compared_tokens=4096),
+    "quick": Effort(1, SEARCHED_ROWS, n_blocks=4, n_ranked=4, n_swaps=0, compared_tokens=2048),
     "normal": Effort(1, SEARCHED_ROWS, n_blocks=8, n_ranked=12, n_swaps=1, compared_tokens=4096),
     "thorough": Effort(4, 2 * SEARCHED_ROWS, n_blocks=16, n_ranked=24, n_swaps=3, compared_tokens=16384, wide=True),
 }
