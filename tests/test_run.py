@@ -326,6 +326,13 @@ def test_statistics_follow_links_and_replace_nothing_but_files(with_statistics, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "target.json"]
 
 
+def test_statistics_keep_the_permissions_of_what_they_replace(with_statistics, tmp_path):
+    (tmp_path / "stats.json").touch(0o640)
+    (tmp_path / "stats.json").chmod(0o640)
+    with_statistics(tmp_path / "stats.json")
+    assert stat.S_IMODE((tmp_path / "stats.json").stat().st_mode) == 0o640 and (tmp_path / "stats.json").read_text()
+
+
 def test_statistics_are_written_into_devices_and_pipes(with_statistics, tmp_path):
     """The device was replaced by a file."""
     null = tmp_path / "null"
