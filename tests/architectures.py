@@ -328,9 +328,9 @@ def write_metadata(path: Path, arch: str, values: dict[str, Any]) -> None:
 class Decoder:
     """A context of a model, and its logits: through plain llama.cpp, or through a controller."""
 
-    def __init__(self, model: int, controller: Controller | None = None):
+    def __init__(self, model: int, controller: Controller | None = None, *, n_rs_seq: int = 0):
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = 64
+        params.n_ctx, params.n_rs_seq = 64, n_rs_seq
         params.n_threads = params.n_threads_batch = 1
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         if controller is not None:

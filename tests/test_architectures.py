@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import architectures
+from ffnskip_cpp._core import Controller
 
 DOCS = Path(__file__).parents[1] / "docs" / "architectures.md"
 
@@ -48,6 +49,19 @@ def test_architecture_skips_exactly_or_is_refused_by_name(outcomes, arch, moe):
     else:
         assert outcome.status == "exact", outcome.message
         assert len(outcome.skippable) > 1
+
+
+def test_snapshots_of_recurrent_state_are_refused():
+    """With them llama.cpp splits batches in a way of its own."""
+    model = architectures.make_model("lfm2", False)
+    for n_rs_seq in (0, 2):
+        controller = Controller()
+        decoder = architectures.Decoder(model, controller, n_rs_seq=n_rs_seq)
+        if n_rs_seq == 0:
+            controller.probe(decoder.address)
+        else:
+            with pytest.raises(ValueError, match=r"architecture 'lfm2' with n_rs_seq = 2: .*; use n_rs_seq = 0"):
+                controller.probe(decoder.address)
 
 
 def test_documented_table_is_what_was_found(outcomes):

@@ -985,6 +985,7 @@ def test_trace_of_a_chat_has_the_generated_tokens_only(n_batch, tmp_path):
 CHATML = llama_chat_format.CHATML_CHAT_TEMPLATE
 TEMPLATES = {
     "chatml": CHATML,
+    "chatml with a part that is not understood": "{% if tools %}{{ 2 ** 3 < 9.5 < 10 }}{% endif %}~" + CHATML,
     "chatml with a system message of its own": """\
 {% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\nIt\\'s "own".<|im_end|>
 ' }}{% endif %}{{ '<|im_start|>' + m.role + '\\n' ~ m.content }}<|im_end|>

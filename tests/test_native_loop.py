@@ -535,3 +535,12 @@ def test_text_can_be_left_in_the_middle(open_model):
         assert piece == expected[0]
         break
     assert list(llm.generate(PROMPT, temp=0.0, max_tokens=20)) == expected
+
+
+def test_going_back_in_a_recurrent_memory_is_refused_by_name(open_model):
+    llm = open_model(None, kind="mamba", n_layer=4)
+    generation = llm.generate([1, 2, 3, 4], temp=0.0)
+    take(generation, 3)
+    llm.n_tokens -= 2
+    with pytest.raises(RuntimeError, match="can't go back to position 4; reset"):
+        next(generation)

@@ -326,6 +326,13 @@ def test_statistics_follow_links_and_replace_nothing_but_files(with_statistics, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "target.json"]
 
 
+def test_statistics_keep_the_permissions_of_what_they_replace(with_statistics, tmp_path):
+    (tmp_path / "stats.json").touch(0o640)
+    (tmp_path / "stats.json").chmod(0o640)
+    with_statistics(tmp_path / "stats.json")
+    assert stat.S_IMODE((tmp_path / "stats.json").stat().st_mode) == 0o640 and (tmp_path / "stats.json").read_text()
+
+
 def test_statistics_are_written_into_devices_and_pipes(with_statistics, tmp_path):
     """The device was replaced by a file."""
     null = tmp_path / "null"
@@ -379,23 +386,44 @@ def test_what_a_killed_run_left_is_removed_by_the_next(with_statistics, tmp_path
     assert not left.exists() and all(path.read_text() == "half" for path in others)
 
 
+@pytest.mark.parametrize("sequences", [[0], [0, 1, 5]], ids=len)
 @pytest.mark.parametrize("reuse", ["all", "full"])
-def test_a_second_prompt_builds_on_what_skipped_or_has_it_computed_again(client, model, reuse):
+def test_a_second_prompt_builds_on_what_skipped_or_has_it_computed_again(client, model, reuse, sequences):
     n = 40
     words = [*ALWAYS_TRIPS, "--reuse", reuse]
-    lines = tokens_of(under_ffnskip(words, client("turns"), model, n))
+    lines = tokens_of(under_ffnskip(words, client("turns"), model, n, *sequences))
     config = SkipConfig(sim_threshold=-1.0, warm_up_index=WARM_UP)
-    with ours(model, config, n_ctx=4096, reuse=reuse, **F32_CACHE) as llm:
-        prompt, expected = prompt_of(0), []
-        for _ in range(2):
-            expected.append(list(llm.generate(prompt, max_tokens=n, temp=0.0, repeat_penalty=1.0)))
-            prompt = [*prompt, *expected[-1], *prompt_of(3)]
-    assert lines == expected
-    with ours(model, config, n_ctx=4096, **F32_CACHE) as fresh:
-        alone = list(
-            fresh.generate([*prompt_of(0), *lines[0], *prompt_of(3)], max_tokens=n, temp=0.0, repeat_penalty=1.0)
-        )
-    assert (lines[1] == alone) == (reuse == "full")
+    for seq, first_turn, second_turn in zip(sequences, lines[::2], lines[1::2]):
+        with ours(model, config, n_ctx=4096, reuse=reuse, **F32_CACHE) as llm:
+            prompt, expected = prompt_of(seq), []
+            for _ in range(2):
+                expected.append(list(llm.generate(prompt, max_tokens=n, temp=0.0, repeat_penalty=1.0)))
+                prompt = [*prompt, *expected[-1], *prompt_of(3)]
+        assert [first_turn, second_turn] == expected
+        with ours(model, config, n_ctx=4096, **F32_CACHE) as fresh:
+            prompt = [*prompt_of(seq), *first_turn, *prompt_of(3)]
+            alone = list(fresh.generate(prompt, max_tokens=n, temp=0.0, repeat_penalty=1.0))
+        assert (second_turn == alone) == (reuse == "full")
+
+
+def test_what_cannot_be_computed_again_is_decoded_dense(client, model):
+    """The decode that was asked for was left out, with status 0."""
+    program = [client("turns"), model, 40, "shift", 0]
+    built_on = tokens_of(under_ffnskip([*ALWAYS_TRIPS, "--reuse", "all"], *program))
+    dense = under_ffnskip([*ALWAYS_TRIPS, "--reuse", "full"], *program)
+    assert "can't be computed again: their tokens are not known; this context runs dense" in dense.stderr
+    n_in_full = 1 + WARM_UP  # tokens of the second turn that come from the same memory, in full
+    lines = tokens_of(dense)
+    assert lines[0] == built_on[0] and lines[1][:n_in_full] == built_on[1][:n_in_full]
+
+
+def test_a_token_decoded_again_after_its_batch_was_refused_counts_as_generated(client, model, tmp_path):
+    """As servers do when the cache is full: nobody reads outputs in between."""
+    n = 40
+    options = [*ALWAYS_TRIPS, "--stats-file", tmp_path / "stats.json"]
+    retried = under_ffnskip(options, client("retry"), model, n)
+    assert tokens_of(retried) == tokens_of(under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, n))
+    assert json.loads((tmp_path / "stats.json").read_text())["tokens"] == n - 1
 
 
 def test_reuse_is_refused_where_it_is_unknown(client, model):

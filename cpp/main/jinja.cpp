@@ -89,12 +89,17 @@ private:
         return nodes;
     }
 
+    // One that is not understood fails where it is evaluated, which most conversations never come to.
     static Expression whole(ExpressionReader & tag) {
-        const Expression value = tag.expression();
-        if (!tag.at_end()) {
-            fail("'" + tag.next().is + "' is not understood");
+        try {
+            const Expression value = tag.expression();
+            if (!tag.at_end()) {
+                fail("'" + tag.next().is + "' is not understood");
+            }
+            return value;
+        } catch (const TemplateError & error) {
+            return [error](Scopes &) -> Value { throw error; };
         }
-        return value;
     }
 
     Node statement(const std::string & word, ExpressionReader & tag) {

@@ -1,6 +1,7 @@
 #include "trace_file.h"
 
 #include "errors.h"
+#include "part_file.h"
 #include "text.h"
 
 #include <sys/stat.h>
@@ -8,7 +9,6 @@
 
 #include <cerrno>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -17,10 +17,6 @@
 
 namespace app {
 namespace {
-
-namespace fs = std::filesystem;
-
-constexpr char k_part[] = ".part";
 
 std::string quoted(const std::string & text) {
     std::string out = "\"";
@@ -59,15 +55,6 @@ std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piec
     return line;
 }
 
-// The file that `path` leads to, there or not.
-fs::path behind_links(fs::path path) {
-    constexpr int k_most = 40;  // as the system follows
-    for (int i = 0; i < k_most && fs::is_symlink(fs::symlink_status(path)); ++i) {
-        path = path.parent_path() / fs::read_symlink(path);
-    }
-    return path;
-}
-
 template <typename Stat> bool is_same(const struct stat & file, Stat stat_other) {
     struct stat other;
     return stat_other(&other) == 0 && other.st_dev == file.st_dev && other.st_ino == file.st_ino;
@@ -75,23 +62,6 @@ template <typename Stat> bool is_same(const struct stat & file, Stat stat_other)
 
 bool is_stream(const struct stat & file, int stream) {
     return is_same(file, [&](struct stat * of) { return fstat(stream, of); });
-}
-
-// What runs that were killed have left of `file`.
-void remove_left_over(const fs::path & file) {
-    const std::string before = "." + file.filename().string() + ".";
-    const fs::path    folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
-    std::error_code   error;
-    for (const fs::directory_entry & entry : fs::directory_iterator(folder, error)) {
-        const std::string name = entry.path().filename().string();
-        int               pid  = 0;
-        int               end  = 0;
-        if (name.compare(0, before.size(), before) == 0 &&
-            std::sscanf(name.c_str() + before.size(), "%d.part%n", &pid, &end) == 1 && pid > 0 &&
-            before.size() + size_t(end) == name.size() && kill(pid, 0) != 0 && errno == ESRCH) {
-            fs::remove(entry.path(), error);
-        }
-    }
 }
 
 }  // namespace
@@ -118,10 +88,9 @@ TraceFile::TraceFile(const std::string & path, const std::vector<std::string> & 
     if (exists && (!S_ISREG(status.st_mode) || is_stream(status, STDOUT_FILENO) || is_stream(status, STDERR_FILENO))) {
         return;
     }
-    const fs::path file = behind_links(path);
-    remove_left_over(file);
-    path_ = file.string();
-    part_ = (file.parent_path() / ("." + file.filename().string() + "." + std::to_string(getpid()) + k_part)).string();
+    const std::filesystem::path file = ffnskip::behind_links(path);
+    path_                            = file.string();
+    part_                            = ffnskip::begin_part(file).string();
     if (!std::ofstream(part_)) {
         throw BadInput(what + " can't be written: " + std::strerror(errno));
     }
@@ -139,11 +108,7 @@ void TraceFile::write(const ffnskip::Trace & trace, const Tokens & tokens, const
         file << row(trace, i, model.piece(tokens[i], true)) << '\n';
     }
     file.close();
-    struct stat old;
-    if (file && !part_.empty() && stat(path_.c_str(), &old) == 0) {
-        chmod(part_.c_str(), old.st_mode & 07777);
-    }
-    if (!file || (!part_.empty() && std::rename(part_.c_str(), path_.c_str()) != 0)) {
+    if (!file || (!part_.empty() && !ffnskip::end_part(part_, path_))) {
         const std::string reason = std::strerror(errno);
         if (!part_.empty()) {
             std::remove(part_.c_str());

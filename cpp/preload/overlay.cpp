@@ -4,7 +4,6 @@
 #include "hooks.h"
 #include "report.h"
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -35,9 +34,6 @@ struct Context {
     bool                   outputs_read = true;  // of the last decode
     bool                   decoding     = false; // what the controller itself decodes meanwhile comes by here too
     std::optional<Profile> profile;              // of the model's own, where that is used
-
-    // Held during a decode, which may lead to another one of its own; so that the report at exit comes between two.
-    std::recursive_timed_mutex mutex;
 };
 
 // Of the process. Contexts are decoded without its lock: each belongs to one thread at a time.
@@ -252,28 +248,31 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     if (context == nullptr || rows.n_tokens == 0) {
         return run(call);
     }
-    const std::lock_guard lock(context->mutex);
     prepare(*context, ctx);
     if (context->state != Context::State::skipping || context->decoding) {
         return run(call);
     }
     struct Noted {
-        Run     run;
-        void *  call;
-        int32_t status = 0;
+        Run                    run;
+        void *                 call;
+        std::optional<int32_t> status;  // of the last try, if there was one
 
         static int32_t decode(void * self) {
             auto & noted = *static_cast<Noted *>(self);
-            return noted.status = noted.run(noted.call);
+            noted.status = noted.run(noted.call);
+            return *noted.status;
         }
-    } noted{ run, call };
+    } noted{ run, call, std::nullopt };
     context->decoding = true;
     try {
         // A program that feeds a prompt token by token, each with an output, does not look at them.
-        if (!std::exchange(context->outputs_read, false)) {
+        if (!context->outputs_read) {
             context->controller.outputs_unread();
         }
-        context->controller.decode(ctx, rows, Noted::decode, &noted);
+        // A batch that was refused left the outputs of the one before it.
+        if (context->controller.decode(ctx, rows, Noted::decode, &noted) == 0) {
+            context->outputs_read = false;
+        }
         if (const auto notice = context->controller.take_notice()) {
             say_once(*notice);
         }
@@ -281,7 +280,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
         give_up(*context, error.what());
     }
     context->decoding = false;
-    return noted.status;
+    return noted.status ? *noted.status : run(call);  // the controller may have given up before it
 }
 
 int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
@@ -351,20 +350,13 @@ void replaced(llama_context * ctx, llama_seq_id seq) {
 
 // ---- at exit ----
 
-// Other threads may go on decoding while the program ends. A decode is waited for, though not for ever.
+// Other threads may go on decoding while the program ends.
 Stats all_stats() {
-    constexpr std::chrono::seconds k_patience(2);
-
     Overlay &             all = overlay();
     const std::lock_guard lock(all.mutex);
     Stats                 sum = all.freed;
     for (const auto & [ctx, context] : all.contexts) {
-        const std::unique_lock between_decodes(context->mutex, k_patience);
-        if (between_decodes) {
-            add(sum, context->controller.stats());
-        } else {
-            say("a context is still decoding; the statistics are without it");
-        }
+        add(sum, context->controller.stats());
     }
     return sum;
 }
@@ -416,6 +408,7 @@ void read_environment(Overlay & all) {
 
 extern "C" __attribute__((visibility("default"))) const ffnskip::Hooks * ffnskip_hooks() {
     try {
+        ffnskip::require_llama_version();  // here, and not where attach() is called from C
         ffnskip::read_environment(ffnskip::overlay());
         return &ffnskip::k_hooks;
     } catch (const std::exception & error) {

@@ -1,12 +1,10 @@
 #include "report.h"
 
-#include <signal.h>
-#include <unistd.h>
+#include "part_file.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -28,43 +26,10 @@ std::string write(const fs::path & path, const std::string & text) {
     return written && closed ? "" : std::strerror(errno);
 }
 
-// Where a link leads, even if nothing is there yet.
-fs::path followed(fs::path path) {
-    constexpr int   k_most_links = 40;
-    std::error_code error;
-    for (int i = 0; i < k_most_links && fs::is_symlink(path, error); ++i) {
-        path = path.parent_path() / fs::read_symlink(path, error);
-    }
-    return path;
-}
-
 bool is_gguf(const fs::path & path) {
     char          magic[4] = {};
     std::ifstream file(path, std::ios::binary);
     return file.read(magic, sizeof(magic)) && std::memcmp(magic, "GGUF", sizeof(magic)) == 0;
-}
-
-// What the process writes before it gets the name of `target`.
-fs::path part_of(const fs::path & target, const std::string & process) {
-    return target.parent_path() / ("." + target.filename().string() + "." + process + ".part");
-}
-
-// Parts of processes that were killed.
-void remove_left_behind(const fs::path & target) {
-    const std::string begin = "." + target.filename().string() + ".", end = ".part";
-    std::error_code   error;
-    for (const auto & entry : fs::directory_iterator(target.has_parent_path() ? target.parent_path() : ".", error)) {
-        const std::string name = entry.path().filename().string();
-        if (name.size() <= begin.size() + end.size() || name.compare(0, begin.size(), begin) != 0) {
-            continue;
-        }
-        const std::string process = name.substr(begin.size(), name.size() - begin.size() - end.size());
-        const bool        number  = process.find_first_not_of("0123456789") == std::string::npos;
-        if (number && part_of(target, process).filename() == name && kill(pid_t(std::atoi(process.c_str())), 0) != 0 &&
-            errno == ESRCH) {
-            fs::remove(entry.path(), error);
-        }
-    }
 }
 
 }  // namespace
@@ -109,17 +74,16 @@ std::string to_json(const Stats & stats) {
 
 std::string write_report(const std::string & path, const std::string & text) {
     std::error_code error;
-    const fs::path  target = followed(path);
+    const fs::path  target = behind_links(path);
     if (fs::exists(target, error) && !fs::is_regular_file(target, error)) {
         return write(target.string(), text);
     }
     if (is_gguf(target)) {
         return "is a GGUF file, which is not overwritten";
     }
-    remove_left_behind(target);
-    const fs::path part = part_of(target, std::to_string(getpid()));
+    const fs::path part = begin_part(target);
     std::string    why  = write(part, text);
-    if (why.empty() && std::rename(part.c_str(), target.c_str()) != 0) {
+    if (why.empty() && !end_part(part, target)) {
         why = std::strerror(errno);
     }
     if (!why.empty()) {

@@ -126,7 +126,7 @@ public:
         const RowKind * rows = row_kinds(kinds, tokens.size());
         fill(tokens, position, all_logits);
         py::gil_scoped_release unlocked;
-        llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1);
+        go_back(ctx, position);
         check_status(rows == nullptr ? controller.decode(ctx, batch_, Fed::prompt) : controller.decode(ctx, batch_, rows));
     }
 
@@ -146,12 +146,19 @@ public:
         py::gil_scoped_release unlocked;
         tokens_.assign(1, token);
         fill(tokens_, position, false);
-        llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1);
+        go_back(ctx, position);
         check_status(controller.decode(ctx, batch_, Fed::generated));
         return llama_sampler_sample(sampler, ctx, -1);
     }
 
 private:
+    static void go_back(llama_context * ctx, int32_t position) {
+        if (!llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1)) {
+            throw std::runtime_error("the memory of this model can't go back to position " + std::to_string(position) +
+                                     "; reset() it and evaluate the text again");
+        }
+    }
+
     void fill(const std::vector<llama_token> & tokens, int32_t position, bool all_logits) {
         const size_t n = tokens.size();
         if (&tokens != &tokens_) {

@@ -6,7 +6,6 @@
 #include "fingerprint.h"
 #include "policy.h"
 #include "recorder.h"
-#include "rewind.h"
 #include "sequences.h"
 #include "ubatches.h"
 
@@ -84,6 +83,12 @@ Split usual_split(const llama_context * ctx) {
     return unified ? Split::simple : Split::equal_sequential;
 }
 
+// Whether the memory holds all that a token at position `from` of `seq` attends to. Layers with a sliding window of
+// `n_swa` positions (0: none) forget what lies before it; the positions that they still have begin at pos_min.
+bool window_is_there(llama_memory_t memory, llama_seq_id seq, llama_pos from, int32_t n_swa) {
+    return n_swa <= 0 || llama_memory_seq_pos_min(memory, seq) <= std::max(0, from - n_swa + 1);
+}
+
 // llama_decode as a `run` of Controller::decode().
 struct Decode {
     llama_context *     ctx;
@@ -109,7 +114,6 @@ struct Controller::Impl {
     Sequences            sequences;
     Reuse                reuse = Reuse::all;
     uint64_t             key   = 0;      // of the settings
-    Ends                 ends;
     int32_t              n_swa = 0;
     bool                 inside = false;  // a decode; llama_decode may be a library's that leads back here
     std::exception_ptr   error;  // thrown in the callback, kept until llama_decode has returned
@@ -258,10 +262,7 @@ struct Controller::Impl {
         if (memory == nullptr || inside) {
             return run(data);
         }
-        const Inside guard(*this);
-        if (evaluation.take_unknown_decode()) {
-            sequences.forget();
-        }
+        const Inside    guard(*this);
         const RowKind * kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
         repeat_skipped(ctx, memory);
         return decode(ctx, memory, rows, kinds, run, data);
@@ -283,9 +284,6 @@ struct Controller::Impl {
         if (rows.token == nullptr) {
             kinds = nullptr;
         }
-        if (kinds != nullptr) {
-            ends.note(memory, rows);
-        }
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
             evaluation.begin_decode(rows, kinds);
             const int32_t status = run(data);
@@ -298,11 +296,21 @@ struct Controller::Impl {
                 return status;
             }
             llama_synchronize(ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
-            if (!ends.go_back(memory, n_swa)) {
+            if (!go_back(memory)) {
                 throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
             }
         }
         throw Unsupported("the graph of this model changes from one evaluation to the next");
+    }
+
+    // To where the sequences of the running batch ended before it. False where the memory can't, or has already
+    // overwritten what the batch attends to.
+    bool go_back(llama_memory_t memory) const {
+        const auto & parts = sequences.parts();
+        return std::all_of(parts.begin(), parts.end(), [&](const Sequences::Part & part) {
+            return window_is_there(memory, part.seq, part.next, n_swa) &&
+                   llama_memory_seq_rm(memory, part.seq, part.next, -1);
+        });
     }
 
     // Computes again what prompts of the running batch must not build on.
@@ -349,10 +357,15 @@ struct Controller::Impl {
         }
     }
 
-    // A decode is going on. However it ends, the evaluation forgets its batch.
+    // A decode is going on. What was decoded past it is not known; however it ends, the evaluation forgets its batch.
     class Inside {
     public:
-        explicit Inside(Impl & impl) : impl_(impl) { impl_.inside = true; }
+        explicit Inside(Impl & impl) : impl_(impl) {
+            impl_.inside = true;
+            if (impl_.evaluation.take_unknown_decode()) {
+                impl_.sequences.forget();
+            }
+        }
         ~Inside() {
             impl_.inside = false;
             impl_.evaluation.abandon();

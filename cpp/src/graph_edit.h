@@ -21,8 +21,8 @@ inline bool is_view(ggml_op op) {
     return op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
 }
 
-// Backends pass over a node without the COMPUTE flag; device_check.h finds those that don't. Views compute nothing and stay as they are: ggml's
-// fusion checks want their flag.
+// Backends pass over a node without the COMPUTE flag; device_check.h finds those that don't. Views compute nothing and stay
+// as they are: ggml's fusion checks want their flag.
 inline void leave_out(ggml_tensor * node) {
     if (!is_view(node->op) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0) {
         node->flags = (node->flags & ~int32_t(GGML_TENSOR_FLAG_COMPUTE)) | k_left_out;

@@ -94,7 +94,7 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
         part.generated = is_generated(part, fed);
         if (part.generated) {
             const Sequence * before = known(part.seq);
-            const int64_t    undone = before == nullptr ? 0 : before->last - (part.first - 1);
+            const int64_t    undone = before == nullptr ? 0 : std::max(0, before->last - (part.first - 1));
             part.n_before           = before == nullptr ? 0 : std::max<int64_t>(0, before->generated - undone);
             any                     = true;
         }
@@ -214,6 +214,10 @@ void Sequences::copied(llama_seq_id from, llama_seq_id to) {
 }
 
 void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta) {
+    p0 = std::max(0, p0);
+    if (p1 >= 0 && p1 <= p0) {
+        return;
+    }
     const auto within = [&](llama_pos pos) { return pos >= p0 && (p1 < 0 || pos < p1); };
     for (size_t id = 0; id < sequences_.size(); ++id) {
         Sequence & sequence = sequences_[id];
@@ -224,18 +228,19 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
             sequence.last += delta;
         }
         if (sequence.first_skipped != k_none && within(sequence.first_skipped)) {
-            sequence.first_skipped = std::max(p0 + delta, sequence.first_skipped + delta);
+            sequence.first_skipped += delta;
         } else if (sequence.first_skipped != k_none && sequence.first_skipped >= p0 + delta && sequence.first_skipped < p0) {
             sequence.first_skipped = p0 + delta;  // it was taken out; what follows it may have skipped too
         }
-        // A context that drops [p0 + delta, p0) and moves up all that follows keeps the rest of its text.
+        // A context that drops [p0 + delta, p0) and moves up what follows keeps the rest of its text, up to p1.
         const llama_pos end = sequence.first_token + llama_pos(sequence.tokens.size());
         if (p0 >= end) {
             continue;
         }
-        if (delta < 0 && p0 + delta >= sequence.first_token && (p1 < 0 || p1 >= end)) {
-            const auto begin = sequence.tokens.begin() - sequence.first_token;
-            sequence.tokens.erase(begin + (p0 + delta), begin + p0);
+        if (delta < 0 && p0 + delta >= sequence.first_token) {
+            const auto at = [&](llama_pos pos) { return sequence.tokens.begin() + (pos - sequence.first_token); };
+            sequence.tokens.erase(at(p1 < 0 ? end : std::min(p1, end)), sequence.tokens.end());
+            sequence.tokens.erase(at(p0 + delta), at(p0));
         } else {
             sequence.tokens.clear();
             sequence.first_token = sequence.last + 1;

@@ -189,7 +189,7 @@ class Llama(llama_cpp.Llama):
         """Raises ValueError where it does not fit the model; what was set before stays."""
         if wanted == "auto":
             wanted = self._profile
-            if wanted is not None:
+            if wanted is not None and warn:
                 self._log(f"skip='auto': as {wanted.path} says")
         if is_dense(wanted):
             self._controller.config = DENSE

@@ -27,13 +27,14 @@ size_t g_allocations = 0;
 
 }  // namespace
 
-void * operator new(size_t size) {
+// Not inline: GCC warns of a pair of which it has inlined one.
+[[gnu::noinline]] void * operator new(size_t size) {
     ++g_allocations;
     void * memory = std::malloc(size);
     return memory != nullptr ? memory : throw std::bad_alloc();
 }
-void operator delete(void * memory) noexcept { std::free(memory); }
-void operator delete(void * memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void * memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void * memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 

@@ -63,6 +63,21 @@ struct Skipping {
 
 const std::pair<bool, bool> k_prompt = { false, false }, k_warm_up = { true, false }, k_skips = { true, true };
 
+// Largest difference of two models' outputs, relative to the largest output.
+double difference(const std::vector<float> & a, const std::vector<float> & b) {
+    double most = 0, scale = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        most  = std::max(most, std::abs(double(a[i]) - double(b[i])));
+        scale = std::max(scale, std::abs(double(b[i])));
+    }
+    return most / scale;
+}
+
+std::vector<float> last_logits(Skipping & s) {
+    const float * logits = llama_get_logits_ith(s.ctx.get(), -1);
+    return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(s.ctx.get()))) };
+}
+
 void prompts_and_warm_up(const Model & model) {
     Skipping s(model, 2);
     s.feed(0, 0, { 5, 6, 7 }, false);
@@ -116,6 +131,32 @@ void shifts(const Model & model) {
     expect(s.kind_of(0, 3, 12) == k_prompt, "a shift not told of begins with a prompt token");
 }
 
+// Two tokens that skipped are taken out and others move up: all that follow, or two of them, after which the text ends.
+void shifts_and_reuse(const Model & model) {
+    for (const llama_pos end : { -1, 9 }) {
+        Skipping s(model, 0);
+        s.controller.set_reuse(Reuse::full);
+        s.feed(0, 0, { 5, 6, 7, 8, 9 });
+        for (llama_token i = 0; i < 6; ++i) {
+            s.feed(0, 5 + i, { 10 + i });
+        }
+        expect(s.controller.first_to_repeat(0, 11) == 5, "skips from the first token on");
+        llama_memory_seq_rm(s.memory(), 0, 5, 7);
+        llama_memory_seq_add(s.memory(), 0, 7, end, -2);
+        s.controller.shifted(0, 7, end, -2);
+        std::vector<llama_token> text = { 5, 6, 7, 8, 9, 12, 13, 14, 15 };
+        if (end > 0) {
+            llama_memory_seq_rm(s.memory(), 0, end - 2, -1);
+            text.resize(size_t(end - 2));
+        }
+        s.feed(0, llama_pos(text.size()), { 20, 21, 22 });
+        text.insert(text.end(), { 20, 21, 22 });
+        Skipping fresh(model, 0);
+        fresh.feed(0, 0, text);
+        expect(difference(last_logits(s), last_logits(fresh)) < 1e-3, "what is left of the text is computed again in full");
+    }
+}
+
 void states_loaded(const Model & model) {
     Skipping s(model, 0);
     s.feed(0, 0, { 5, 6, 7 });
@@ -127,6 +168,15 @@ void states_loaded(const Model & model) {
     expect(llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 0) > 0, "state loaded");
     s.controller.replaced(0);
     expect(s.kind_of(0, 3, 8) == k_prompt, "nothing is known of a sequence loaded from elsewhere");
+
+    Skipping          warming(model, 2);
+    llama_token       token = 9;
+    const llama_batch one   = llama_batch_get_one(&token, 1);
+    warming.feed(0, 0, { 5, 6, 7 });
+    warming.controller.replaced(0);
+    expect(warming.controller.decode(warming.ctx.get(), one, Fed::generated) == 0, "decode");
+    expect(warming.controller.stats().tokens == 1 && warming.controller.stats().ffn_skipped == 0,
+           "a token declared there is the first of its generation");
 }
 
 void refused_batches(const Model & model) {
@@ -135,16 +185,6 @@ void refused_batches(const Model & model) {
     expect(s.feed(99, 0, { 5 }) == -1, "a sequence that does not exist");
     expect(s.feed(0, 9, { 5 }) == -1, "a position that does not follow");
     expect(s.kind_of(0, 3, 8) == k_skips, "and generation goes on");
-}
-
-// Largest difference of two models' outputs, relative to the largest output.
-double difference(const std::vector<float> & a, const std::vector<float> & b) {
-    double most = 0, scale = 0;
-    for (size_t i = 0; i < a.size(); ++i) {
-        most  = std::max(most, std::abs(double(a[i]) - double(b[i])));
-        scale = std::max(scale, std::abs(double(b[i])));
-    }
-    return most / scale;
 }
 
 // A token and a draft of what follows, all with outputs, as a server verifies it.
@@ -192,11 +232,6 @@ void declared(const Model & model) {
     s.controller.outputs_unread();
     s.controller.decode(s.ctx.get(), one);
     expect(s.controller.stats().tokens == 3, "nothing was sampled from outputs that nobody read");
-}
-
-std::vector<float> last_logits(Skipping & s) {
-    const float * logits = llama_get_logits_ith(s.ctx.get(), -1);
-    return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(s.ctx.get()))) };
 }
 
 // Logits after a prompt that follows an answer which skipped; `plain`: the same text without anything skipped.
@@ -287,6 +322,9 @@ void exceptions(const Model & model) {
     expect(llama_decode(s.ctx.get(), batch) == 0 && s.controller.stats().tokens == 0, "llama_decode itself runs in full");
     expect(s.kind_of(0, 4, 9) == k_prompt, "and makes the account forget");
     expect(s.kind_of(0, 5, 10) == k_skips, "until it knows again");
+    const RowKind kind = RowKind::skippable;
+    expect(llama_decode(s.ctx.get(), batch) == 0 && s.controller.decode(s.ctx.get(), batch, &kind) == 0, "decode");
+    expect(s.kind_of(0, 8, 11) == k_skips, "as it does of a row whose kind it is told");
 }
 
 // What each of three sequences gets: fed these tokens after its prompt, alone or all in one batch.
@@ -350,6 +388,7 @@ int main(int argc, char ** argv) {
     rows_taken_back(model);
     copies(model);
     shifts(model);
+    shifts_and_reuse(model);
     states_loaded(model);
     refused_batches(model);
     drafts(model);
