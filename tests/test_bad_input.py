@@ -297,7 +297,15 @@ def test_negative_max_tokens_are_refused(llm, works, max_tokens):
     assert works()
 
 
-@pytest.mark.parametrize("prompt", [None, 7, [1.5, "a"], [None]], ids=str)
+@pytest.mark.parametrize("max_tokens", [float("nan"), float("inf"), 2.5, "3"])
+def test_max_tokens_that_are_no_whole_number_are_refused(llm, works, max_tokens):
+    for prompt in ("text", PROMPT):
+        with pytest.raises(TypeError, match=f"max_tokens: {max_tokens!r} is no whole number"):
+            llm.generate(prompt, max_tokens=max_tokens)
+    assert works()
+
+
+@pytest.mark.parametrize("prompt", [None, 7, [1.5], ["1", "2"], [b"1"], [None]], ids=str)
 def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(llm, works, prompt):
     with pytest.raises((TypeError, ValueError)):
         llm.generate(prompt)

@@ -562,6 +562,24 @@ def test_settings_that_are_not_calibrated_warn_once(path, skip):
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
+def test_warnings_point_at_the_line_of_the_caller(path):
+    class Kind(Llama):
+        pass
+
+    def change(llm):
+        llm.skip = SkipConfig(sim_threshold=-1.0, warm_up_index=0)  # this line
+
+    line = change.__code__.co_firstlineno + 1
+    with closing(Kind(path, skip=None, **OPTIONS)) as llm, pytest.warns(UserWarning) as caught:
+        change(llm)
+        take(llm.generate("the", max_tokens=140, temp=0.0), 140)
+        for token in range(10):
+            llm.eval([token])
+    assert {warning.filename for warning in caught} == {__file__}
+    assert [str(warning.message)[:5] for warning in caught] == ["skip:", "100 o", "token"]
+    assert caught[0].lineno == line
+
+
 def test_settings_of_the_models_own_profile_do_not_warn(open_models, model_file, tmp_path, recwarn):
     file = tmp_path / "m.gguf"
     file.write_bytes(Path(model_file("llama", n_layer=12)).read_bytes())

@@ -36,6 +36,7 @@ __all__ = [
     "n_context",
     "n_ctx_train",
     "n_params",
+    "n_rows",
     "needs_eval",
     "on_look",
     "redirect_decode",
@@ -96,6 +97,11 @@ def model_address(llm: llama_cpp.Llama) -> int:
 def batch_address(batch: Any) -> int:
     """Of the llama_batch of a LlamaBatch."""
     return ctypes.addressof(batch.batch)
+
+
+def n_rows(batch: Any) -> int:
+    """Of a LlamaBatch."""
+    return batch.batch.n_tokens
 
 
 def redirect_decode(llm: llama_cpp.Llama, decode: Callable[[Any], None]) -> None:
