@@ -279,6 +279,9 @@ def test_a_generation_ends_where_another_one_began(open_model, options):
         next(one)
     fresh = open_model(ALWAYS, **options)
     assert expected + take(two, 5) == take(fresh.generate(llm.tokenize(b"a"), **GREEDY), 8)
+    llm.forward([1, 2, 3])
+    with pytest.raises(RuntimeError, match="forward"):
+        next(two)
 
 
 # --- arguments that were meant for something else --------------------------------------------------------------------

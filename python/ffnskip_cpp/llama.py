@@ -573,6 +573,7 @@ class Llama(llama_cpp.Llama):
         """Decodes tokens into an emptied context; `rows`, [n_tokens, n_vocab], gets the logits where it is given."""
         with self._at_work():
             self.reset()
+            self._generation = None
             for begin in range(0, len(ids), self.n_batch):
                 chunk = ids[begin : begin + self.n_batch]
                 self._controller.decode(
@@ -704,7 +705,7 @@ class Llama(llama_cpp.Llama):
         with contextlib.closing(steps):
             while True:
                 if self._generation is not generation:
-                    raise RuntimeError("another generation began on this Llama; open one for each")
+                    raise RuntimeError("another generation, or forward(), began on this Llama; open one for each")
                 try:
                     token = steps.send(sent)
                 except StopIteration:
