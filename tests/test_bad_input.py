@@ -319,6 +319,13 @@ def test_a_token_id_out_of_range_is_refused(llm, works, token):
     assert works()
 
 
+@pytest.mark.parametrize("token", [-1, tiny_models.N_VOCAB, 2**40])
+def test_no_text_is_made_of_what_is_no_token(llm, works, token):
+    with pytest.raises(ValueError, match=f"got {token}"):
+        llm.detokenize([97, token])
+    assert works()
+
+
 def test_a_full_context_is_named_and_the_object_works_on(llm, works):
     llm.eval([97] * 250)
     with pytest.raises(RuntimeError, match=r"the context is full.*n_ctx=256"):

@@ -22,7 +22,7 @@ import pytest
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 import tiny_models
-from ffnskip_cpp import Llama, SkipConfig, SkipStats, Trace, Unsupported
+from ffnskip_cpp import Llama, SkipConfig, SkipStats, Trace, Unsupported, read_profile
 
 PROMPT = "the weather in the north"
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the weather?"}]
@@ -796,6 +796,13 @@ def test_pickling_keeps_settings_and_skip(open_models, skip):
     with closing(pickle.loads(pickle.dumps(llm))) as copy:
         assert (copy.skip, copy.n_ctx(), copy.n_batch, copy.model_path) == (llm.skip, 256, 32, llm.model_path)
         assert take(copy.generate(tokens_of(copy)), 20) == take(llm.generate(tokens_of(llm)), 20)
+
+
+def test_pickling_keeps_a_profile(open_models, tmp_path):
+    open_models(skip=EAGER).save_profile(tmp_path / "p.gguf")
+    llm = open_models(skip=read_profile(tmp_path / "p.gguf"))
+    with closing(pickle.loads(pickle.dumps(llm))) as copy:
+        assert copy.skip == llm.skip == EAGER
 
 
 def test_pickling_keeps_the_skip_set_last(open_models):

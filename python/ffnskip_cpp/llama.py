@@ -752,7 +752,8 @@ class Llama(llama_cpp.Llama):
     # ---- lifetime ----
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "skip": self._skip_argument, "reuse": self._reuse}
+        skip = self._skip_argument.path if isinstance(self._skip_argument, Profile) else self._skip_argument
+        return {**super().__getstate__(), "skip": skip, "reuse": self._reuse}
 
     def __repr__(self) -> str:
         if self._closed:

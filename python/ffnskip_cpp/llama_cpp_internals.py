@@ -202,13 +202,17 @@ def lora_is_missing(llm: llama_cpp.Llama) -> bool:
 
 
 def exact_pieces(model: Any) -> None:
-    """Tokens of more than the 32 bytes that llama_cpp has room for give their text."""
+    """Tokens of more than the 32 bytes that llama_cpp has room for give their text. What is no token is a ValueError,
+    where llama.cpp would end the process."""
+    n_vocab = llama_cpp.llama_vocab_n_tokens(model.vocab)
 
     def token_to_piece(token: int, special: bool = False) -> bytes:
+        if not 0 <= token < n_vocab:
+            raise ValueError(f"tokens: ids must be in [0, {n_vocab}); got {token}")
         return _piece(model.vocab, token, special)
 
     def detokenize(tokens: list[int], special: bool = False) -> bytes:
-        output = b"".join([_piece(model.vocab, token, special) for token in tokens])
+        output = b"".join([token_to_piece(token, special) for token in tokens])
         begins = len(tokens) > 0 and tokens[0] == model.token_bos() and output[:1] == b" "
         return output[1:] if begins else output  # the space that some vocabularies put before a text
 
