@@ -121,4 +121,5 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not text in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})") from error
+        at = error.start
+        raise ValueError(f"{path}: not text in UTF-8 (byte {at} is 0x{error.object[at]:02x})") from error
