@@ -297,7 +297,15 @@ def test_negative_max_tokens_are_refused(llm, works, max_tokens):
     assert works()
 
 
-@pytest.mark.parametrize("prompt", [None, 7, [1.5, "a"], [None]], ids=str)
+@pytest.mark.parametrize("max_tokens", [float("nan"), float("inf"), 2.5, "3"])
+def test_max_tokens_that_are_no_whole_number_are_refused(llm, works, max_tokens):
+    for prompt in ("text", PROMPT):
+        with pytest.raises(TypeError, match=f"max_tokens: {max_tokens!r} is no whole number"):
+            llm.generate(prompt, max_tokens=max_tokens)
+    assert works()
+
+
+@pytest.mark.parametrize("prompt", [None, 7, [1.5], ["1", "2"], [b"1"], [None]], ids=str)
 def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(llm, works, prompt):
     with pytest.raises((TypeError, ValueError)):
         llm.generate(prompt)
@@ -308,6 +316,13 @@ def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(llm, works, prompt)
 def test_a_token_id_out_of_range_is_refused(llm, works, token):
     with pytest.raises(RuntimeError, match="llama_decode returned -1: the batch is invalid"):
         next(llm.generate([97, token]))
+    assert works()
+
+
+@pytest.mark.parametrize("token", [-1, tiny_models.N_VOCAB, 2**40])
+def test_no_text_is_made_of_what_is_no_token(llm, works, token):
+    with pytest.raises(ValueError, match=f"got {token}"):
+        llm.detokenize([97, token])
     assert works()
 
 

@@ -357,6 +357,7 @@ def test_a_bad_adapter_is_refused(model, text, lora, message):
         ({"max_tokens": 200}, "max-tokens: 200 is less than the 256 of one chunk"),
         ({"seed": -1}, "seed: -1 is outside"),
         ({"n_threads": 0}, "threads: 0"),
+        ({"n_threads": 100_000}, "threads: 100000 can't compute anything; 1 to 512"),
         ({"warm_up_index": -1}, "warm-up: -1 is negative"),
         ({"embed": True, "output": "x.gguf"}, "embed and output"),
     ],

@@ -197,6 +197,37 @@ def test_a_context_made_dense_keeps_its_text_when_skip_is_set(open_model):
     assert llm.stats.ffn_skipped == other.stats.ffn_skipped > 0
 
 
+def test_a_context_made_dense_keeps_its_outputs_when_skip_is_set(open_model):
+    llm, other = open_model(None), open_model(NEVER)
+    for model in (llm, other):
+        model.eval(model.tokenize(b"the weather in the north"))
+    llm.skip = NEVER
+    assert llm.sample(**GREEDY) == other.sample(**GREEDY)
+
+
+def test_skip_set_between_the_tokens_of_a_draft_changes_none_of_them(open_model):
+    prompt = [5, 6, 7, 8]
+    expected = take(open_model("plain").generate(prompt, **GREEDY), 12)
+
+    def draft(ids, **_):
+        return np.array(expected[len(ids) - len(prompt) :][:4], dtype=np.intc)
+
+    for at in range(1, 8):
+        llm = open_model(None, draft_model=draft)
+        tokens = llm.generate(prompt, **GREEDY)
+        found = take(tokens, at)
+        llm.skip = NEVER
+        assert found + take(tokens, 12 - at) == expected
+
+
+def test_nothing_of_llama_cpps_log_is_printed_where_it_is_not_wanted(open_model, model_file, capfd):
+    llm = open_model(None, file=model_file("post_norm", n_layer=12))  # llama.cpp has a word on its sliding window
+    assert llm.fingerprint
+    llm.skip = ALWAYS
+    list(llm.generate("<s>two start tokens", max_tokens=2))
+    assert capfd.readouterr().err == ""
+
+
 def test_skip_set_within_dense_holds_afterwards(open_model):
     llm = open_model(ALWAYS)
     with llm.dense():
@@ -248,6 +279,9 @@ def test_a_generation_ends_where_another_one_began(open_model, options):
         next(one)
     fresh = open_model(ALWAYS, **options)
     assert expected + take(two, 5) == take(fresh.generate(llm.tokenize(b"a"), **GREEDY), 8)
+    llm.forward([1, 2, 3])
+    with pytest.raises(RuntimeError, match="forward"):
+        next(two)
 
 
 # --- arguments that were meant for something else --------------------------------------------------------------------
@@ -289,10 +323,11 @@ def test_text_in_place_of_token_ids_is_refused(open_model):
             act(b"text")
 
 
+@pytest.mark.parametrize("number", [float, np.float32, np.float64])
 @pytest.mark.parametrize("name", ["temp", "top_p", "repeat_penalty"])
-def test_nan_is_no_number_to_sample_with(open_model, name):
+def test_nan_is_no_number_to_sample_with(open_model, name, number):
     with pytest.raises(ValueError, match=name):
-        next(open_model(None).generate("x", **{name: float("nan")}))
+        next(open_model(None).generate("x", **{name: number("nan")}))
     with pytest.raises(ValueError, match="temp"):
         open_model(None)("x", temperature=float("nan"), max_tokens=1)
 
@@ -329,3 +364,14 @@ def test_a_replaced_method_of_one_object_is_called(open_model):
 def test_an_embedding_context_cannot_skip(open_model):
     with pytest.raises(Unsupported, match="embedding"):
         open_model(None, embedding=True).skip = 0.25
+
+
+def test_a_profile_leaves_an_embedding_context_alone(open_model, path, tmp_path):
+    file = tmp_path / "m.gguf"
+    file.symlink_to(path)
+    open_model(ALWAYS).save_profile(tmp_path / "m.ffnskip.gguf")
+    llm = open_model("auto", file=file, embedding=True)
+    with llm.dense():
+        expected = llm.embed("text")
+    llm.skip = "auto"
+    assert llm.skip is None and llm.embed("text") == expected

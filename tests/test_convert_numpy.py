@@ -137,3 +137,18 @@ def test_a_token_that_is_no_text_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json: not valid JSON .*surrogates not allowed"):
         convert(model_dir, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("template", [3, True, {"x": 1}, ["x"], [[]], [{"name": "default", "template": 1}]], ids=str)
+def test_a_chat_template_that_is_none_is_refused(tmp_path, template):
+    model_dir = write_checkpoint(tmp_path / "hf")
+    (model_dir / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|stop|>", "chat_template": template}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: chat_template is neither"):
+        convert(model_dir, tmp_path / "m.gguf")
+
+
+def test_a_chat_template_file_that_is_no_text_is_named(tmp_path):
+    model_dir = write_checkpoint(tmp_path / "hf")
+    (model_dir / "chat_template.jinja").write_bytes(b"{{ x }}\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja: not text in UTF-8 \(byte 7 is 0xff\)"):
+        convert(model_dir, tmp_path / "m.gguf")

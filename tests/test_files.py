@@ -16,6 +16,7 @@ import pytest
 from ffnskip_cpp import SkipConfig, cli
 from ffnskip_cpp.files import PART, check_output, whole_file
 from ffnskip_cpp.profile import has_profile
+from ffnskip_cpp.quantize import quantize
 from running import ours
 
 
@@ -231,3 +232,10 @@ def test_quantize_into_a_device(model, capsys):
     assert Path("/dev/null").is_char_device()
     assert cli.main(["quantize", str(model), "/dev/full", "q8_0", "--no-progress"]) == 2
     assert capsys.readouterr().err == "ffnskip quantize: /dev/full: the disk is full; nothing was written\n"
+
+
+def test_quantize_into_a_pipe_writes_the_model_alone(model, tmp_path):
+    command = [sys.executable, "-m", "ffnskip_cpp.cli", "quantize", str(model), "/dev/stdout", "q8_0", "--no-progress"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120)
+    quantize(model, tmp_path / "q.gguf", "q8_0")
+    assert result.stdout == (tmp_path / "q.gguf").read_bytes()

@@ -22,7 +22,7 @@ import pytest
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 import tiny_models
-from ffnskip_cpp import Llama, SkipConfig, SkipStats, Trace, Unsupported
+from ffnskip_cpp import Llama, SkipConfig, SkipStats, Trace, Unsupported, read_profile
 
 PROMPT = "the weather in the north"
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the weather?"}]
@@ -562,6 +562,24 @@ def test_settings_that_are_not_calibrated_warn_once(path, skip):
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
+def test_warnings_point_at_the_line_of_the_caller(path):
+    class Kind(Llama):
+        pass
+
+    def change(llm):
+        llm.skip = SkipConfig(sim_threshold=-1.0, warm_up_index=0)  # this line
+
+    line = change.__code__.co_firstlineno + 1
+    with closing(Kind(path, skip=None, **OPTIONS)) as llm, pytest.warns(UserWarning) as caught:
+        change(llm)
+        take(llm.generate("the", max_tokens=140, temp=0.0), 140)
+        for token in range(10):
+            llm.eval([token])
+    assert {warning.filename for warning in caught} == {__file__}
+    assert [str(warning.message)[:5] for warning in caught] == ["skip:", "100 o", "token"]
+    assert caught[0].lineno == line
+
+
 def test_settings_of_the_models_own_profile_do_not_warn(open_models, model_file, tmp_path, recwarn):
     file = tmp_path / "m.gguf"
     file.write_bytes(Path(model_file("llama", n_layer=12)).read_bytes())
@@ -778,6 +796,13 @@ def test_pickling_keeps_settings_and_skip(open_models, skip):
     with closing(pickle.loads(pickle.dumps(llm))) as copy:
         assert (copy.skip, copy.n_ctx(), copy.n_batch, copy.model_path) == (llm.skip, 256, 32, llm.model_path)
         assert take(copy.generate(tokens_of(copy)), 20) == take(llm.generate(tokens_of(llm)), 20)
+
+
+def test_pickling_keeps_a_profile(open_models, tmp_path):
+    open_models(skip=EAGER).save_profile(tmp_path / "p.gguf")
+    llm = open_models(skip=read_profile(tmp_path / "p.gguf"))
+    with closing(pickle.loads(pickle.dumps(llm))) as copy:
+        assert copy.skip == llm.skip
 
 
 def test_pickling_keeps_the_skip_set_last(open_models):

@@ -196,6 +196,7 @@ def test_bad_usage_names_what_is_wrong(client, model, tmp_path):
         (["--policy", "none"], program, "policy: 'none' is unknown"),
         (["--stats-file", tmp_path / "no" / "x.json"], program, "can't be written"),
         ([], ["no-such-program"], "no-such-program: no such program"),
+        ([], [model], "is not executable"),
         ([], [], "give a program"),
     ):
         result = under_ffnskip(options, *command)

@@ -131,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("ffnskip convert: interrupted; nothing was written", file=sys.stderr)
         return 130
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    if out.is_file():  # into a pipe goes the model alone
+        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

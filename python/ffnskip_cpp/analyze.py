@@ -46,6 +46,7 @@ from .llama import Llama
 from .lora import LORA_HELP, as_adapter
 from .profile import read_profile
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
+from .threads import check_threads
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,6 @@ class Options:
     def check(self) -> None:
         """Raises ValueError (field, value, range), and FileNotFoundError for the model."""
         for name, values, least in (
-            ("threads", (self.threads,), 1),
             ("n-ctx", () if self.n_ctx is None else (self.n_ctx,), MIN_TOKENS),
             ("max-tokens", (self.max_tokens,), MIN_TOKENS),
             ("warm-ups", self.warm_ups, 0),
@@ -101,6 +101,9 @@ class Options:
             for value in values:
                 if value < least:
                     raise ValueError(f"{name}: {value} is too few; at least {least}")
+        check_threads(self.threads)
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"skip-seed: {self.seed} is outside [0, 2**64)")
         for ratio in self.skip_ratios or ():
             if not 0 < ratio <= 1:
                 raise ValueError(f"skip-ratio: {ratio:g} is outside (0, 1]")

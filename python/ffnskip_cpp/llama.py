@@ -12,7 +12,10 @@ import codecs
 import contextlib
 import ctypes
 import logging
+import numbers
+import operator
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -189,7 +192,11 @@ class Llama(llama_cpp.Llama):
         """Raises ValueError where it does not fit the model; what was set before stays."""
         if wanted == "auto":
             wanted = self._profile
-            if wanted is not None and warn:
+            if wanted is not None and self._why_dense is not None:
+                if warn:
+                    self._log(f"skip='auto': nothing is skipped: {self._why_dense}")
+                wanted = None
+            elif wanted is not None and warn:
                 self._log(f"skip='auto': as {wanted.path} says")
         if is_dense(wanted):
             self._controller.config = DENSE
@@ -201,7 +208,7 @@ class Llama(llama_cpp.Llama):
         self._controller.config = wanted
         if warn and not self._is_told and not self._is_own_profiles(wanted):
             self._is_told = True
-            warnings.warn(f"skip: {_values(self._controller.resolved)}: {UNCALIBRATED}", stacklevel=4)
+            _warn(f"skip: {_values(self._controller.resolved)}: {UNCALIBRATED}")
 
     def _is_own_profiles(self, config: SkipConfig) -> bool:
         profile = self._profile or _core.find_profile(internals.model_address(self), self.model_path)
@@ -213,10 +220,11 @@ class Llama(llama_cpp.Llama):
             raise Unsupported(NO_GENERATION)
         if self._has_callback:
             return
+        has_outputs = not internals.needs_eval(self)
         state = self.save_state() if self.n_tokens > 0 else None
         params = type(self._context_params).from_buffer_copy(self._context_params)
         self._add_callback(params)
-        context = internals.make_context(self, params)
+        context = self._make_context(params)
         try:
             self._probe(context.ctx)
         except ValueError as error:
@@ -228,6 +236,20 @@ class Llama(llama_cpp.Llama):
         self._use_context()
         if state is not None:
             self.load_state(state)
+            if has_outputs:
+                self._compute_outputs_again(state)
+
+    def _compute_outputs_again(self, state: llama_cpp.LlamaState) -> None:
+        """A state has none, and the user may sample from them."""
+        n = min(self._decoder.n_rows, self.n_tokens) if internals.wants_all_logits(self) else 1
+        ids = self.input_ids[self.n_tokens - n : self.n_tokens].tolist()
+        self.n_tokens -= n
+        super().eval(ids)
+        self._controller.restore(state.account)
+
+    def _make_context(self, params: Any) -> Any:
+        with explained(quiet=not self.verbose):
+            return internals.make_context(self, params)
 
     def _learn(self) -> None:
         """Finds the FFN blocks, in a context for that alone if this one has no callback."""
@@ -238,7 +260,7 @@ class Llama(llama_cpp.Llama):
         params.n_ctx, params.n_seq_max = min(params.n_ctx, 64), 1
         params.n_batch = params.n_ubatch = min(params.n_batch, params.n_ctx)
         self._add_callback(params)
-        context = internals.make_context(self, params)
+        context = self._make_context(params)
         account = self._controller.account()
         try:
             self._probe(context.ctx)
@@ -458,16 +480,15 @@ class Llama(llama_cpp.Llama):
             return False
         self._single_evals += 0 if self._decoder.looked_at or is_dense(self._controller.config) else 1
         if self._single_evals == SINGLE_EVALS:
-            warnings.warn(
+            _warn(
                 "tokens evaluated one by one run in full, as a prompt does, unless they were sampled here; "
-                "eval(tokens, generated=True) lets them skip",
-                stacklevel=4,
+                "eval(tokens, generated=True) lets them skip"
             )
         return None if self._decoder.looked_at else False
 
     def _say_notice(self) -> None:
         if notice := self._controller.take_notice():
-            warnings.warn(notice, stacklevel=4)
+            _warn(notice)
 
     def _check_room(self, n_tokens: int) -> None:
         room = self._n_ctx - self.n_tokens
@@ -478,7 +499,7 @@ class Llama(llama_cpp.Llama):
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
         for name, value in kwargs.items():
-            if isinstance(value, float) and np.isnan(value):
+            if isinstance(value, numbers.Real) and np.isnan(value):
                 raise ValueError(f"{name}: nan is no number to sample with")
         sampler = super()._init_sampler(*args, **kwargs)
         n = llama_cpp.llama_sampler_chain_n(sampler.sampler)
@@ -552,6 +573,7 @@ class Llama(llama_cpp.Llama):
         """Decodes tokens into an emptied context; `rows`, [n_tokens, n_vocab], gets the logits where it is given."""
         with self._at_work():
             self.reset()
+            self._generation = None
             for begin in range(0, len(ids), self.n_batch):
                 chunk = ids[begin : begin + self.n_batch]
                 self._controller.decode(
@@ -617,6 +639,7 @@ class Llama(llama_cpp.Llama):
         Raises:
             ValueError: The prompt is empty or does not fit the context.
         """
+        max_tokens = None if max_tokens is None else _whole("max_tokens", max_tokens)
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"max_tokens: {max_tokens} is negative")
         options = sampling_options(args, kwargs)
@@ -632,7 +655,8 @@ class Llama(llama_cpp.Llama):
 
     def _prompt_tokens(self, text: str, *, goes_on: bool) -> list[int]:
         """With what the vocabulary asks to be added; one start token, and none where the text goes on."""
-        ids = self.tokenize(text.encode("utf-8"), add_bos=True, special=True)
+        with explained(quiet=not self.verbose):  # llama.cpp warns of the second start token, which is taken out here
+            ids = self.tokenize(text.encode("utf-8"), add_bos=True, special=True)
         begins = internals.adds_bos(self) and ids[:1] == [self.token_bos()]
         return ids[1:] if begins and (goes_on or ids[:2] == [self.token_bos()] * 2) else ids
 
@@ -681,7 +705,7 @@ class Llama(llama_cpp.Llama):
         with contextlib.closing(steps):
             while True:
                 if self._generation is not generation:
-                    raise RuntimeError("another generation began on this Llama; open one for each")
+                    raise RuntimeError("another generation, or forward(), began on this Llama; open one for each")
                 try:
                     token = steps.send(sent)
                 except StopIteration:
@@ -728,7 +752,8 @@ class Llama(llama_cpp.Llama):
     # ---- lifetime ----
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "skip": self._skip_argument, "reuse": self._reuse}
+        skip = self._skip_argument.path if isinstance(self._skip_argument, Profile) else self._skip_argument
+        return {**super().__getstate__(), "skip": skip, "reuse": self._reuse}
 
     def __repr__(self) -> str:
         if self._closed:
@@ -758,6 +783,7 @@ class _Decoder:
     def __init__(self, controller: Controller):
         self.generated: bool | None = False  # the rows of the next batch; None: for the controller to see
         self.looked_at = False  # the outputs of the last one
+        self.n_rows = 0  # of the last one
         self.context_address = 0
         self._controller = controller
 
@@ -765,6 +791,7 @@ class _Decoder:
         self.looked_at = True
 
     def __call__(self, batch: Any) -> None:
+        self.n_rows = internals.n_rows(batch)
         self._controller.decode_batch(self.context_address, internals.batch_address(batch), self.generated)
 
 
@@ -778,7 +805,22 @@ class _Closed:
 def _token_ids(tokens: Sequence[int]) -> list[int]:
     if isinstance(tokens, (str, bytes, bytearray)):
         raise TypeError(f"tokens: {tokens[:20]!r} is text; llm.tokenize(text) gives its token ids")
-    return [int(token) for token in tokens]
+    return [_whole("tokens", token) for token in tokens]
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: {value!r} is no whole number") from error
+
+
+def _warn(message: str) -> None:
+    """Points at the line of the user's, however many calls of this package and of llama_cpp lead here from it."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("ffnskip_cpp", "llama_cpp"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _values(resolved: ResolvedConfig) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "n_context",
     "n_ctx_train",
     "n_params",
+    "n_rows",
     "needs_eval",
     "on_look",
     "redirect_decode",
@@ -96,6 +97,11 @@ def model_address(llm: llama_cpp.Llama) -> int:
 def batch_address(batch: Any) -> int:
     """Of the llama_batch of a LlamaBatch."""
     return ctypes.addressof(batch.batch)
+
+
+def n_rows(batch: Any) -> int:
+    """Of a LlamaBatch."""
+    return batch.batch.n_tokens
 
 
 def redirect_decode(llm: llama_cpp.Llama, decode: Callable[[Any], None]) -> None:
@@ -196,13 +202,17 @@ def lora_is_missing(llm: llama_cpp.Llama) -> bool:
 
 
 def exact_pieces(model: Any) -> None:
-    """Tokens of more than the 32 bytes that llama_cpp has room for give their text."""
+    """Tokens of more than the 32 bytes that llama_cpp has room for give their text. What is no token is a ValueError,
+    where llama.cpp would end the process."""
+    n_vocab = llama_cpp.llama_vocab_n_tokens(model.vocab)
 
     def token_to_piece(token: int, special: bool = False) -> bytes:
+        if not 0 <= token < n_vocab:
+            raise ValueError(f"tokens: ids must be in [0, {n_vocab}); got {token}")
         return _piece(model.vocab, token, special)
 
     def detokenize(tokens: list[int], special: bool = False) -> bytes:
-        output = b"".join([_piece(model.vocab, token, special) for token in tokens])
+        output = b"".join([token_to_piece(token, special) for token in tokens])
         begins = len(tokens) > 0 and tokens[0] == model.token_bos() and output[:1] == b" "
         return output[1:] if begins else output  # the space that some vocabularies put before a text
 

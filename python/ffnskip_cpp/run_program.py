@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     if command[0].startswith("-"):
         raise ValueError(f"run: {command[0]} is no option of ffnskip run; the program's own come after it")
     path = shutil.which(command[0])
+    if path is None and os.path.isfile(command[0]):
+        raise ValueError(f"run: {command[0]}: is not executable; chmod +x, or name the program that reads it")
     if path is None:
         raise ValueError(f"run: {command[0]}: no such program")
     if not sys.platform.startswith("linux") or not PRELOAD.exists():
@@ -107,7 +109,11 @@ def run(args: argparse.Namespace) -> int:
     if args.strict:
         variables["FFNSKIP_STRICT"] = "1"
     if _carries_llama(path):
-        print(f"ffnskip run: llama.cpp is linked into {path} itself, where it can't be reached", file=sys.stderr)
+        print(
+            f"ffnskip run: llama.cpp is linked into {path} itself, or opened by it by name, where it can't be reached; "
+            "nothing is skipped",
+            file=sys.stderr,
+        )
         if args.strict:
             return 2
     else:

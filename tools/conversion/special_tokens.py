@@ -95,10 +95,31 @@ def read_chat_template(model_dir: Path, settings: Json) -> Any:
     """chat_template.jinja, with named ones beside it, comes before tokenizer_config.json, as in transformers."""
     file = model_dir / "chat_template.jinja"
     if not file.is_file():
-        return settings.get("chat_template")
-    template = file.read_text(encoding="utf-8")
+        template = settings.get("chat_template")
+        if not (template is None or isinstance(template, str) or _are_named(template)):
+            raise ValueError(
+                f"{model_dir / 'tokenizer_config.json'}: chat_template is neither a string nor a list of objects with "
+                "a name and a template"
+            )
+        return template
+    template = _read_text(file)
     more = sorted((model_dir / "additional_chat_templates").glob("*.jinja"))
     if not more:
         return template
-    named = [{"name": path.stem, "template": path.read_text(encoding="utf-8")} for path in more]
+    named = [{"name": path.stem, "template": _read_text(path)} for path in more]
     return [{"name": "default", "template": template}, *named]
+
+
+def _are_named(templates: Any) -> bool:
+    return isinstance(templates, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        for entry in templates
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        at = error.start
+        raise ValueError(f"{path}: not text in UTF-8 (byte {at} is 0x{error.object[at]:02x})") from error

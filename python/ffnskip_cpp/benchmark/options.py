@@ -9,6 +9,7 @@ from pathlib import Path
 from .._core import Profile, SkipConfig
 from ..lora import as_adapter
 from ..shapes import find_shape, find_type
+from ..threads import MAX_THREADS
 
 __all__ = ["AUTO", "RATIO_POLICIES", "Options", "Setting", "Test", "settings_of"]
 
@@ -16,7 +17,6 @@ RATIO_POLICIES = ("ffn_skip", "random", "random_adaptive_region")
 AUTO = "auto"  # in place of a profile: the model's own
 ALWAYS_TRIPS = -2.0  # a cosine is never below -1
 NEVER_TRIPS = 2.0
-MAX_THREADS = 512  # GGML_MAX_N_THREADS; ggml does not check
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
 

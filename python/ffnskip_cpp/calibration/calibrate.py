@@ -30,6 +30,7 @@ from ..llama import Llama
 from ..lora import as_adapter
 from ..profile import PathLike, check_profile_output, embed_profile, profile_path, write_profile
 from ..text import MIN_TOKENS, Chunk, Text, chunks_of_text, read_texts
+from ..threads import check_threads
 from .choice import Row
 from .effort import EFFORTS
 from .evaluation import Evaluator
@@ -193,8 +194,7 @@ def _check(
         raise ValueError(f"warm-up: {warm_up_index} is negative; it counts generated tokens, 0 or more")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: {seed} is outside [0, 2**32)")
-    if n_threads is not None and n_threads < 1:
-        raise ValueError(f"threads: {n_threads} can't compute anything; 1 or more")
+    check_threads(n_threads)
     least = warm_up_index + 2
     for name, value in (("n-ctx", n_ctx), ("max-tokens", max_tokens)):
         if value is not None and value < least:

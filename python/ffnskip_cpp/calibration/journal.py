@@ -46,21 +46,30 @@ class Journal:
         with self._database:  # a transaction: whole, or not there
             self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?)", (self._name(key), file.getvalue()))
 
+    def is_empty(self) -> bool:
+        return self._database.execute("SELECT 1 FROM entries LIMIT 1").fetchone() is None
+
     def _name(self, key: tuple[object, ...]) -> str:
         return hashlib.sha256(repr((self._subject, *key)).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def open_journal(path: Path, subject: str) -> Iterator[Journal]:
-    """A journal in a file that is removed when the block ends without an error, and kept otherwise. One process at a
-    time has it.
+    """A journal in a file that is removed when the block ends without an error, and kept otherwise if there is anything
+    in it. One process at a time has it.
 
     Raises:
         OSError: The file can't be written, is damaged or something else, or another process has it.
     """
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=0)) as database:
-            yield Journal(database, subject)
+            journal = Journal(database, subject)
+            try:
+                yield journal
+            except BaseException:
+                if journal.is_empty():
+                    path.unlink(missing_ok=True)
+                raise
             path.unlink(missing_ok=True)  # while no other has it
     except sqlite3.Error as error:
         raise OSError(f"{path}: {_advice(error)}") from error

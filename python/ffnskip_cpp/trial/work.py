@@ -25,6 +25,7 @@ from ..llama import Llama
 from ..llama_cpp_internals import model_address
 from ..profile import PathLike
 from ..text import Chunk
+from ..threads import check_threads
 from . import smaller
 from .quality import Measured, measure_quality
 from .rows import Row
@@ -404,8 +405,7 @@ def _check(
         raise ValueError("prompt: it is empty")
     if not 1 <= seconds < math.inf:
         raise ValueError(f"time: {seconds:g} seconds; give 1 or more")
-    if n_threads is not None and n_threads < 1:
-        raise ValueError(f"threads: {n_threads} can't compute anything; 1 or more")
+    check_threads(n_threads)
 
 
 def _sizes(llm: Llama, ratios: Sequence[float], *, given: bool) -> dict[float, int]:
