@@ -121,6 +121,16 @@ def test_a_profile_beside_or_else_in_the_model_is_used_and_named(model, profiles
     assert made not in [way_in(model, options)[0] for name, options in OPTIONS.items() if name != used.stem]
 
 
+def test_a_profile_is_not_named_again_where_skipping_goes_on(model, profiles, caplog):
+    shutil.copy(profiles["beside"], profile_path(model))
+    with caplog.at_level(logging.INFO, logger="ffnskip_cpp"), ours(model, "auto") as llm:
+        for context in (llm.dense(), llm.skipping(0.5)):
+            with context:
+                pass
+        assert llm.resolved["max_skip"] == 3
+    assert caplog.text.count("says") == 1
+
+
 @pytest.mark.parametrize("name", ["per_layer", "both"])
 def test_every_policy_comes_out_as_it_went_in(model, profiles, way_in, name):
     shutil.copy(profiles[name], profile_path(model))

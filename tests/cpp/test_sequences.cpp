@@ -39,12 +39,7 @@ struct Skipping {
     int32_t feed(llama_seq_id seq, llama_pos pos, std::vector<llama_token> tokens, bool output = true) {
         llama_batch batch = llama_batch_init(int32_t(tokens.size()), 0, 1);
         for (size_t i = 0; i < tokens.size(); ++i) {
-            const int32_t row    = batch.n_tokens++;
-            batch.token[row]     = tokens[i];
-            batch.pos[row]       = pos + llama_pos(i);
-            batch.n_seq_id[row]  = 1;
-            batch.seq_id[row][0] = seq;
-            batch.logits[row]    = output && i + 1 == tokens.size();
+            add_row(batch, seq, pos + llama_pos(i), tokens[i], output && i + 1 == tokens.size());
         }
         const int32_t status = controller.decode(ctx.get(), batch);
         llama_batch_free(batch);
@@ -191,12 +186,7 @@ void refused_batches(const Model & model) {
 int32_t feed_draft(Skipping & s, llama_pos pos, const std::vector<llama_token> & tokens) {
     llama_batch batch = llama_batch_init(int32_t(tokens.size()), 0, 1);
     for (size_t i = 0; i < tokens.size(); ++i) {
-        const int32_t row    = batch.n_tokens++;
-        batch.token[row]     = tokens[i];
-        batch.pos[row]       = pos + llama_pos(i);
-        batch.n_seq_id[row]  = 1;
-        batch.seq_id[row][0] = 0;
-        batch.logits[row]    = 1;
+        add_row(batch, 0, pos + llama_pos(i), tokens[i], true);
     }
     const int32_t status = s.controller.decode(s.ctx.get(), batch);
     llama_batch_free(batch);
@@ -339,12 +329,7 @@ std::vector<float> logits(const Model & model, const std::vector<llama_seq_id> &
     for (int step = 0; step < 12; ++step) {
         batch.n_tokens = 0;
         for (const llama_seq_id seq : seqs) {
-            const int32_t row    = batch.n_tokens++;
-            batch.token[row]     = llama_token(step + 31 * seq);
-            batch.pos[row]       = llama_pos(prompt_of(model, seq).size()) + step;
-            batch.n_seq_id[row]  = 1;
-            batch.seq_id[row][0] = seq;
-            batch.logits[row]    = 1;
+            add_row(batch, seq, llama_pos(prompt_of(model, seq).size()) + step, llama_token(step + 31 * seq), true);
         }
         expect(s.controller.decode(s.ctx.get(), batch) == 0, "decode");
         for (int32_t row = 0; row < batch.n_tokens; ++row) {

@@ -71,7 +71,8 @@ public:
     void attach(llama_context_params & params);
 
     // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory
-    // must be empty; it is empty again afterwards. Throws Unsupported, naming the architecture and what was found.
+    // must be empty (std::invalid_argument names the sequence in use); it is empty again afterwards. Throws Unsupported,
+    // naming the architecture and what was found.
     void probe(llama_context * ctx);
 
     // Layers of the model; 0 before probe().
@@ -100,10 +101,12 @@ public:
 
     // llama_decode with skipping; returns its status. The outcome of a row does not depend on the rest of the batch.
     // Throws Unsupported where llama.cpp does something this version does not know (the tokens have been decoded then),
-    // and where a memory can't go back to compute again what has to be.
+    // and where what has to be computed again can't be: its tokens are not known, or the memory can't go back (nothing has
+    // been decoded then); std::runtime_error where llama_decode fails at that.
     int32_t decode(llama_context * ctx, const llama_batch & batch, Fed fed = Fed::recognise);
     // The same around a call of the caller's own, such as llama_process, which returns llama_decode's status; `rows`
-    // says what is in its batch. What `run` throws is passed on.
+    // says what is in its batch. What `run` throws is passed on. It is called again where the batch has to be decoded again,
+    // and not at all where nothing has been decoded.
     int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data);
     // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
@@ -111,9 +114,10 @@ public:
     // The kind of the i-th generated token of a sequence (i = 0, 1, ...): it may skip if i >= warm_up_index.
     RowKind row_kind(int64_t generated_index) const;
 
-    // Sequence `to` is now what `from` is: llama_memory_seq_cp of all its positions.
+    // Sequence `to` is now what `from` is: llama_memory_seq_cp of its positions from the first one on.
     void copied(llama_seq_id from, llama_seq_id to);
-    // Positions [p0, p1) of `seq` moved by `delta`, as llama_memory_seq_add takes them.
+    // Positions [p0, p1) of `seq` moved by `delta`, as llama_memory_seq_add takes them. Where they moved down, what stood in
+    // their way was removed before.
     void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
     // `seq` was loaded from elsewhere (a saved state, say); all of them if negative.
     void replaced(llama_seq_id seq);

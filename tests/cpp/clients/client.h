@@ -60,6 +60,17 @@ inline std::vector<llama_token> prompt_of(const Model & model, int seq) {
     return tokens;
 }
 
+// A row more; returns its number.
+inline int32_t add_row(llama_batch & batch, llama_seq_id seq, llama_pos pos, llama_token token, bool output) {
+    const int32_t row    = batch.n_tokens++;
+    batch.token[row]     = token;
+    batch.pos[row]       = pos;
+    batch.n_seq_id[row]  = 1;
+    batch.seq_id[row][0] = seq;
+    batch.logits[row]    = output;
+    return row;
+}
+
 inline llama_token greedy(const Model & model, llama_context * ctx, int32_t row) {
     const float * logits = llama_get_logits_ith(ctx, row);
     return llama_token(std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get()))) - logits);

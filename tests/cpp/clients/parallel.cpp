@@ -22,13 +22,7 @@ struct Sequence {
 
 void add_rows(llama_batch & batch, Sequence & sequence) {
     for (size_t i = 0; i < sequence.fed.size(); ++i) {
-        const int32_t row    = batch.n_tokens++;
-        batch.token[row]     = sequence.fed[i];
-        batch.pos[row]       = sequence.pos++;
-        batch.n_seq_id[row]  = 1;
-        batch.seq_id[row][0] = sequence.slot;
-        batch.logits[row]    = i + 1 == sequence.fed.size();
-        sequence.row         = row;
+        sequence.row = add_row(batch, sequence.slot, sequence.pos++, sequence.fed[i], i + 1 == sequence.fed.size());
     }
 }
 

@@ -5,15 +5,9 @@
 namespace {
 
 void add(llama_batch & batch, llama_seq_id seq, llama_pos pos, const std::vector<llama_token> & tokens, bool output) {
-    for (const llama_token token : tokens) {
-        const int32_t row    = batch.n_tokens++;
-        batch.token[row]     = token;
-        batch.pos[row]       = pos++;
-        batch.n_seq_id[row]  = 1;
-        batch.seq_id[row][0] = seq;
-        batch.logits[row]    = 0;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        add_row(batch, seq, pos++, tokens[i], output && i + 1 == tokens.size());
     }
-    batch.logits[batch.n_tokens - 1] = output;
 }
 
 }  // namespace

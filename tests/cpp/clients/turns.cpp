@@ -18,15 +18,9 @@ struct Sequence {
 };
 
 void add_rows(llama_batch & batch, Sequence & sequence) {
-    for (const llama_token token : sequence.fed) {
-        sequence.row                  = batch.n_tokens++;
-        batch.token[sequence.row]     = token;
-        batch.pos[sequence.row]       = sequence.pos++;
-        batch.n_seq_id[sequence.row]  = 1;
-        batch.seq_id[sequence.row][0] = sequence.seq;
-        batch.logits[sequence.row]    = 0;
+    for (size_t i = 0; i < sequence.fed.size(); ++i) {
+        sequence.row = add_row(batch, sequence.seq, sequence.pos++, sequence.fed[i], i + 1 == sequence.fed.size());
     }
-    batch.logits[sequence.row] = 1;
 }
 
 }  // namespace
