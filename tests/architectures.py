@@ -353,7 +353,7 @@ class Decoder:
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = TOKENS[first + i], first + i, 1
                 batch.seq_id[i][0], batch.logits[i] = 0, 1
             if self.controller is not None:
-                self.controller.decode_batch(self.address, ctypes.addressof(batch), [2] * step)
+                self.controller.decode_batch(self.address, ctypes.addressof(batch), True)
             elif llama_cpp.llama_decode(self.ctx, batch) != 0:
                 raise RuntimeError("llama_decode failed")
             rows.append(np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(step, N_VOCAB)).copy())

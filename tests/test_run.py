@@ -349,6 +349,16 @@ def test_statistics_are_written_into_devices_and_pipes(with_statistics, tmp_path
     assert json.loads(reader.communicate(timeout=60)[0])["tokens"] == 19
 
 
+@pytest.mark.parametrize("into", ["pipe", "file"])
+def test_statistics_follow_the_output_of_the_program(client, model, tmp_path, into):
+    command = [sys.executable, "-m", "ffnskip_cpp.cli", "run", *ALWAYS_TRIPS, "--stats-file", "/dev/stdout"]
+    command += ["--", str(client("greedy")), str(model), "20"]
+    with open(tmp_path / "out", "wb") as file:
+        result = subprocess.run(command, stdout=file if into == "file" else subprocess.PIPE, check=True, timeout=300)
+    tokens, _, statistics = (result.stdout or (tmp_path / "out").read_bytes()).partition(b"{")
+    assert len(tokens.split()) == 20 and json.loads(b"{" + statistics)["tokens"] == 19
+
+
 def test_statistics_are_not_written_over_an_input(with_statistics, client, model, tmp_path):
     copy, link = tmp_path / "m.gguf", tmp_path / "link.json"
     copy.write_bytes(model.read_bytes())

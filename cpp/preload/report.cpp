@@ -2,6 +2,9 @@
 
 #include "part_file.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -9,21 +12,33 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
-#include <system_error>
 
 namespace ffnskip {
 namespace {
 
 namespace fs = std::filesystem;
 
-std::string write(const fs::path & path, const std::string & text) {
-    std::FILE * file = std::fopen(path.c_str(), "w");
+std::string write(const fs::path & path, const std::string & text, const char * mode) {
+    std::FILE * file = std::fopen(path.c_str(), mode);
     if (file == nullptr) {
         return std::strerror(errno);
     }
     const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
     const bool closed  = std::fclose(file) == 0;
     return written && closed ? "" : std::strerror(errno);
+}
+
+// What is no file, and the files that the program's own output goes to: /dev/stdout may be either.
+bool is_written_into(const std::string & path) {
+    struct stat named, stream;
+    if (stat(path.c_str(), &named) != 0) {
+        return false;
+    }
+    bool is_output = false;
+    for (const int descriptor : { STDOUT_FILENO, STDERR_FILENO }) {
+        is_output |= fstat(descriptor, &stream) == 0 && stream.st_dev == named.st_dev && stream.st_ino == named.st_ino;
+    }
+    return is_output || !S_ISREG(named.st_mode);
 }
 
 bool is_gguf(const fs::path & path) {
@@ -73,16 +88,16 @@ std::string to_json(const Stats & stats) {
 }
 
 std::string write_report(const std::string & path, const std::string & text) {
-    std::error_code error;
-    const fs::path  target = behind_links(path);
-    if (fs::exists(target, error) && !fs::is_regular_file(target, error)) {
-        return write(target.string(), text);
+    if (is_written_into(path)) {
+        std::fflush(nullptr);  // what the program said comes first
+        return write(path, text, "a");
     }
+    const fs::path target = behind_links(path);
     if (is_gguf(target)) {
         return "is a GGUF file, which is not overwritten";
     }
     const fs::path part = begin_part(target);
-    std::string    why  = write(part, text);
+    std::string    why  = write(part, text, "w");
     if (why.empty() && !end_part(part, target)) {
         why = std::strerror(errno);
     }
