@@ -277,11 +277,12 @@ def test_cold_regions_of_nothing_are_refused():
 def test_logits_of_one_chunk_and_one_setting_are_held_at_a_time(model, chunks, monkeypatch):
     monkeypatch.setattr(quality, "BLOCK_ELEMENTS", 1)  # row by row, so that nothing else takes memory
     configs = [SkipConfig(skip_ratio=ratio, warm_up_index=0) for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    with ours(model, None) as llm:
-        of_one = 80 * llm.n_vocab() * 4
+    long = [*chunks[0], *chunks[1], *chunks[0]][:200]  # so that its logits are most of what is held
+    with ours(model, SkipConfig("dense")) as llm:
+        of_one = len(long) * llm.n_vocab() * 4
         tracemalloc.start()
         try:
-            measure_quality(llm, chunks[:2] * 3, configs)
+            measure_quality(llm, [long] * 6, configs)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

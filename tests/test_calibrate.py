@@ -241,8 +241,12 @@ def test_what_is_measured_to_the_end_is_measured_on_2048_tokens(tmp_path):
     assert not any("give more of it" in note for note in calibration.notes)
 
 
-def test_little_text_is_said_to_be_little(calibrated):
-    assert any("tokens to search with" in note for note in calibrated(0.3).notes)
+def test_little_text_is_said_to_be_little(calibrated, tmp_path):
+    path = tmp_path / "little.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in registers("little", 4)), encoding="utf-8")
+    little = calibrate(demo_model(), [path], skip_ratio=0.3, output=tmp_path / "p.gguf", **OPTIONS)
+    assert any("tokens to search with" in note for note in little.notes)
+    assert not any("tokens to search with" in note for note in calibrated(0.3).notes)
 
 
 def test_effort_in_seconds_takes_what_fits_and_refuses_what_does_not(text, tmp_path):
