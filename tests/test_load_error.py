@@ -23,9 +23,7 @@ from ffnskip_cpp.load_error import explained
 from ffnskip_cpp.quantize import quantize
 
 # What llama.cpp itself says of a file, or aborts on; an older release was seen to differ.
-of_this_release = pytest.mark.skipif(
-    not running.HAVE_LLAMA_PROCESS, reason="written for a newer llama.cpp"
-)
+of_this_release = pytest.mark.skipif(not running.HAVE_LLAMA_PROCESS, reason="written for a newer llama.cpp")
 
 FORMATS = {4: "<I", 5: "<i", 6: "<f", 10: "<Q"}
 
