@@ -89,7 +89,7 @@ class Llama(llama_cpp.Llama):
     """
 
     def __init__(self, model_path: str, *, skip: Skip = "auto", reuse: Literal["all", "full"] = "all", **kwargs: Any):
-        self._stack = contextlib.ExitStack()  # the base class closes it, however early construction fails
+        internals.prepare(self)
         self._wanted: Wanted = as_wanted(skip)
         if reuse not in ("all", "full"):
             raise ValueError(f"reuse: {reuse!r} is not known; 'all' or 'full'")
@@ -120,7 +120,7 @@ class Llama(llama_cpp.Llama):
             if internals.lora_is_missing(self):
                 self.close()
                 raise RuntimeError(f"Failed to initialize LoRA adapter from lora path: {self.lora_path}")
-        internals.exact_pieces(self._model)
+        internals.exact_pieces(self)
         self._use_context()
         self._cover_context()
         self._set_up_skipping()
@@ -129,16 +129,16 @@ class Llama(llama_cpp.Llama):
         """Decode through the controller in the context that there is now."""
         self._decoder.context_address = internals.context_address(self)
         internals.redirect_decode(self, self._decoder)
-        internals.on_look(self._ctx, self._decoder.look)
-        if n_swa := llama_cpp.llama_model_n_swa(self._model.model):
-            internals.can_go_back(self._ctx, n_swa)
+        internals.on_look(self, self._decoder.look)
+        if n_swa := llama_cpp.llama_model_n_swa(self.model):
+            internals.can_go_back(self, n_swa)
 
     def _cover_context(self) -> None:
         """llama.cpp rounds n_ctx up, and a draft model wants logits: the base class's arrays may be too short."""
         n_ctx = internals.n_context(self)
         self.input_ids = np.pad(self.input_ids, (0, max(0, n_ctx - len(self.input_ids))))
         if internals.wants_all_logits(self) and len(self._all_scores) < n_ctx:
-            self.scores = np.zeros((n_ctx, self._n_vocab), np.single)
+            self.scores = np.zeros((n_ctx, self.n_vocab()), np.single)
 
     # ---- what is skipped ----
 
@@ -146,7 +146,7 @@ class Llama(llama_cpp.Llama):
     # there: the moment to decide whether the context is to have a callback.
     @property
     def context_params(self) -> Any:
-        if self._wanted == "auto" and self._profile is None and "_model" in vars(self) and not vars(self).get("_ctx"):
+        if self._wanted == "auto" and self._profile is None and internals.makes_context(self):
             self._profile = _core.find_profile(internals.model_address(self), self.model_path)
         wants_callback = self._profile is not None if self._wanted == "auto" else self._wanted is not None
         if wants_callback and self._generates and not self._has_callback:
@@ -304,7 +304,7 @@ class Llama(llama_cpp.Llama):
     @property
     def n_layer(self) -> int:
         """Layers of the model."""
-        return llama_cpp.llama_model_n_layer(self._model.model)
+        return llama_cpp.llama_model_n_layer(self.model)
 
     @property
     def n_ctx_train(self) -> int:
@@ -491,10 +491,11 @@ class Llama(llama_cpp.Llama):
             _warn(notice)
 
     def _check_room(self, n_tokens: int) -> None:
-        room = self._n_ctx - self.n_tokens
+        n_ctx = internals.n_context(self)
+        room = n_ctx - self.n_tokens
         if n_tokens > room:
             raise RuntimeError(
-                f"the context is full: {n_tokens} more tokens do not fit, {room} of n_ctx={self._n_ctx} are free"
+                f"the context is full: {n_tokens} more tokens do not fit, {room} of n_ctx={n_ctx} are free"
             )
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -563,7 +564,7 @@ class Llama(llama_cpp.Llama):
             kinds = [self._controller.row_kind(i) for i in range(len(ids))]
         else:
             kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in eligible]
-        rows = np.empty((len(ids), self._n_vocab), np.float32)
+        rows = np.empty((len(ids), self.n_vocab()), np.float32)
         self._evaluate(ids, kinds, rows)
         if internals.wants_all_logits(self):
             self._all_scores[: len(ids)] = rows
@@ -590,10 +591,10 @@ class Llama(llama_cpp.Llama):
             internals.require_eval(self, False)
 
     def _check_forward(self, ids: list[int], eligible: Sequence[bool] | None) -> None:
-        if not 1 <= len(ids) <= self._n_ctx:
-            raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={self._n_ctx} can be evaluated")
-        if min(ids) < 0 or max(ids) >= self._n_vocab:
-            raise ValueError(f"tokens: ids must be in [0, {self._n_vocab}); got {min(ids)} to {max(ids)}")
+        if not 1 <= len(ids) <= internals.n_context(self):
+            raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={internals.n_context(self)} can be evaluated")
+        if min(ids) < 0 or max(ids) >= self.n_vocab():
+            raise ValueError(f"tokens: ids must be in [0, {self.n_vocab()}); got {min(ids)} to {max(ids)}")
         if eligible is not None and len(eligible) != len(ids):
             raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
 
@@ -612,7 +613,7 @@ class Llama(llama_cpp.Llama):
     def _require_vocabulary(self) -> None:
         """llama.cpp aborts the process otherwise."""
         own = isinstance(self.tokenizer_, LlamaTokenizer)  # or else one of the caller's
-        if own and llama_cpp.llama_vocab_type(self._model.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+        if own and llama_cpp.llama_vocab_type(internals.vocab(self)) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
             raise ValueError("the model has no vocabulary, so text means nothing to it; give token ids")
 
     # ---- generation ----
@@ -663,17 +664,17 @@ class Llama(llama_cpp.Llama):
     def _check_prompt(self, tokens: list[int], options: dict[str, Any]) -> None:
         if not tokens and (options.get("reset", True) or internals.needs_eval(self)):
             raise ValueError("the prompt is empty: it has no tokens")
-        if len(tokens) > self._n_ctx:
-            raise ValueError(f"the prompt has {len(tokens)} tokens, more than n_ctx={self._n_ctx}")
+        if len(tokens) > internals.n_context(self):
+            raise ValueError(f"the prompt has {len(tokens)} tokens, more than n_ctx={internals.n_context(self)}")
 
     def _generate_text(self, tokens: list[int], max_tokens: int | None, options: dict[str, Any]) -> Iterator[str]:
         kept = 0 if options.get("reset", True) else self.n_tokens
-        room = self._n_ctx - kept - len(tokens) + 1  # the last token generated need not fit
+        room = internals.n_context(self) - kept - len(tokens) + 1  # the last token generated need not fit
         limit = room if max_tokens is None else min(max_tokens, room)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         last = tokens[-1:]
         for token in first(self._generate_tokens(tokens, options), limit):
-            if llama_cpp.llama_vocab_is_eog(self._model.vocab, token):
+            if llama_cpp.llama_vocab_is_eog(internals.vocab(self), token):
                 break
             piece = decoder.decode(self.detokenize([token], prev_tokens=last))
             last = [token]
@@ -730,12 +731,12 @@ class Llama(llama_cpp.Llama):
         """Continues `steps`, llama_cpp's generation, from its first token on, with the same sampler chain."""
         token = next(steps)
         steps.close()
-        sampler = self._sampler
+        sampler = internals.sampler(self)
         sampler_address = ctypes.cast(sampler.sampler, ctypes.c_void_p).value or 0
         while True:
             sent = yield token
             if sent is not None or self._sampled != token:  # the caller added tokens, or used this object meanwhile
-                self._sampler = sampler
+                internals.set_sampler(self, sampler)
                 self.eval([token, *(sent or ())])
                 token = self.sample()
                 continue

@@ -31,6 +31,7 @@ __all__ = [
     "logits",
     "lora_is_missing",
     "make_context",
+    "makes_context",
     "mark_closed",
     "model_address",
     "n_context",
@@ -39,8 +40,12 @@ __all__ = [
     "n_rows",
     "needs_eval",
     "on_look",
+    "prepare",
     "redirect_decode",
     "require_eval",
+    "sampler",
+    "set_sampler",
+    "vocab",
     "wants_all_logits",
 ]
 
@@ -125,9 +130,10 @@ def adopt_context(llm: llama_cpp.Llama, context: Any) -> None:
     llm._ctx = llm._stack.enter_context(contextlib.closing(context))
 
 
-def can_go_back(context: Any, n_swa: int) -> None:
+def can_go_back(llm: llama_cpp.Llama, n_swa: int) -> None:
     """Refuses to take positions out of the memory where layers with a sliding window have forgotten what the next ones
     attend to: llama_cpp then evaluates the prompt from its beginning."""
+    context = llm._ctx
     remove = context.kv_cache_seq_rm
 
     def guarded(seq_id: int, p0: int, p1: int) -> bool:
@@ -140,10 +146,10 @@ def can_go_back(context: Any, n_swa: int) -> None:
     context.kv_cache_seq_rm = guarded
 
 
-def on_look(context: Any, looked: Callable[[], None]) -> None:
+def on_look(llm: llama_cpp.Llama, looked: Callable[[], None]) -> None:
     """`looked` is called whenever outputs are read through the context."""
     for name in ("get_logits", "get_logits_ith"):
-        setattr(context, name, _then(looked, getattr(context, name)))
+        setattr(llm._ctx, name, _then(looked, getattr(llm._ctx, name)))
 
 
 def _then(before: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,6 +163,16 @@ def _then(before: Callable[[], None], function: Callable[..., Any]) -> Callable[
 def logits(llm: llama_cpp.Llama, n_rows: int) -> npt.NDArray[np.float32]:
     """float32 [n_rows, n_vocab]: of the outputs of the last decode; a view."""
     return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(n_rows, llm._n_vocab))
+
+
+def prepare(llm: llama_cpp.Llama) -> None:
+    """Before the base class constructs it: what it closes, however early that fails."""
+    llm._stack = contextlib.ExitStack()
+
+
+def makes_context(llm: llama_cpp.Llama) -> bool:
+    """Whether the base class has loaded the model, and is about to make the context."""
+    return "_model" in vars(llm) and not vars(llm).get("_ctx")
 
 
 # ---- what is in it ----
@@ -183,6 +199,20 @@ def require_eval(llm: llama_cpp.Llama, value: bool = True) -> None:
 # ---- the model ----
 
 
+def vocab(llm: llama_cpp.Llama) -> Any:
+    """The llama_vocab."""
+    return llm._model.vocab
+
+
+def sampler(llm: llama_cpp.Llama) -> Any:
+    """The LlamaSampler of the generation that began last."""
+    return llm._sampler
+
+
+def set_sampler(llm: llama_cpp.Llama, sampler: Any) -> None:
+    llm._sampler = sampler
+
+
 def n_ctx_train(llm: llama_cpp.Llama) -> int:
     return llm._model.n_ctx_train()
 
@@ -201,9 +231,10 @@ def lora_is_missing(llm: llama_cpp.Llama) -> bool:
     return bool(llm.lora_path) and not llm._lora_adapter
 
 
-def exact_pieces(model: Any) -> None:
+def exact_pieces(llm: llama_cpp.Llama) -> None:
     """Tokens of more than the 32 bytes that llama_cpp has room for give their text. What is no token is a ValueError,
     where llama.cpp would end the process."""
+    model = llm._model
     n_vocab = llama_cpp.llama_vocab_n_tokens(model.vocab)
 
     def token_to_piece(token: int, special: bool = False) -> bytes:
