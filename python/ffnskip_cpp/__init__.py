@@ -9,22 +9,36 @@
 from __future__ import annotations
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
+from ._core import Profile, SkipStats, __version__
 from .calibration.calibrate import calibrate
 from .demo import demo_model
+from .errors import (
+    DecodeError,
+    FfnSkipError,
+    ProfileMismatchError,
+    TargetUnreachableError,
+    Unsupported,
+    UnsupportedModelError,
+)
 from .llama import Llama, Trace
 from .profile import read_profile
+from .skip_config import SkipConfig
 from .trial.trial import Trial
 from .trial.work import try_model
 
 __all__ = [
+    "DecodeError",
+    "FfnSkipError",
     "Llama",
     "Profile",
+    "ProfileMismatchError",
     "SkipConfig",
     "SkipStats",
+    "TargetUnreachableError",
     "Trace",
     "Trial",
     "Unsupported",
+    "UnsupportedModelError",
     "__version__",
     "calibrate",
     "demo_model",

@@ -26,11 +26,10 @@ import numpy as np
 
 from . import bench
 from . import llama_cpp_internals as internals
-from ._core import Profile, SkipConfig, Unsupported, __version__, find_profile
+from ._core import Profile, __version__, find_profile
 from .analysis import draw
 from .analysis.measure import (
     QualityPoint,
-    changed,
     measure_generation,
     measure_never_tripped,
     measure_quality,
@@ -39,12 +38,14 @@ from .analysis.measure import (
 )
 from .analysis.report import Column, Section, Table, decimals, page, percent, write_csv
 from .command_line import list_of
+from .errors import Unsupported
 from .file_type import file_type
 from .files import check_output, whole_file
 from .gguf_header import read_header
 from .llama import Llama
 from .lora import LORA_HELP, as_adapter
 from .profile import read_profile
+from .skip_config import SkipConfig
 from .text import MIN_TOKENS, chunks_of_tokens, read_texts
 from .threads import check_threads
 
@@ -233,7 +234,7 @@ class _Analysis:
     def _shown_setting(self) -> str:
         if self.profile is None:
             return f"Algorithm 1 at a skip ratio of {self.config.skip_ratio:g}"
-        return f"the setting of {Path(self.profile.path).name} ({self.profile.config.policy})"
+        return f"the setting of {Path(self.profile.path).name} ({self.profile.config.label})"
 
     def _base_config(self) -> SkipConfig:
         """Algorithm 1 with the values given, or those that the model has by itself."""
@@ -553,7 +554,7 @@ class _Analysis:
                 f"sim_threshold {config.sim_threshold:g}, layers [{self.cold[0]}, {self.cold[1]}), warm_up_index "
                 f"{config.warm_up_index}; skip ratio {config.skip_ratio:g} where a picture shows a single one",
             ),
-            *([("profile", f"{self.profile.path}, {self.profile.config.policy}")] if self.profile else []),
+            *([("profile", f"{self.profile.path}, {self.profile.config.label}")] if self.profile else []),
             *([("LoRA adapter", options.lora)] if options.lora else []),
             ("seeds", f"random policies {config.seed}; tokens of the speed test 0; generation is greedy and has none"),
             ("threads", str(options.threads)),
@@ -585,11 +586,11 @@ def _quality_columns(suffix: str) -> list[Column]:
 
 
 def _with_ratio(config: SkipConfig, ratio: float, policy: Any = "ffn_skip") -> SkipConfig:
-    return changed(config, policy=policy, skip_ratio=ratio, max_skip=None)
+    return config.replace(policy=policy, skip_ratio=ratio, max_skip=None)
 
 
 def _with_warm_up(config: SkipConfig, n: int) -> SkipConfig:
-    return changed(config, warm_up_index=n)
+    return config.replace(warm_up_index=n)
 
 
 def _description(llm: Llama) -> str:

@@ -23,9 +23,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from .._core import Unsupported, __version__
+from .._core import __version__
 from ..analysis.measure import skipping
 from ..chat import Chat, answered, tokens_of_chat
+from ..errors import Unsupported
 from ..llama import Llama
 from ..lora import as_adapter
 from ..profile import PathLike, check_profile_output, embed_profile, profile_path, write_profile

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
+from ..skip_config import SkipConfig
 from ..text import Chunk
 from .evaluation import Evaluator, Score
 

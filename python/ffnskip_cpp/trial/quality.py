@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..calibration.evaluation import standard_error
 from ..llama import Llama
 from ..quality import Quality, Reference
+from ..skip_config import SkipConfig
 from ..text import Chunk
 from .texts import rows_of
 

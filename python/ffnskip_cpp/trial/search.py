@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .._core import SkipConfig
 from ..analysis.measure import check_everything
 from ..chat import PROMPT
 from ..llama import Llama
 from ..quality import Reference
+from ..skip_config import SkipConfig
 from ..text import Chunk
 from .texts import n_prompt_of, rows_of
 
