@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))
 from demo_world import ATTRIBUTES, World
 from ffnskip_cpp import Llama, SkipConfig, demo_model, read_profile
-from ffnskip_cpp.analysis.measure import changed
+from ffnskip_cpp.measure.similarity import changed
 
 POLICIES = ("ffn_skip", "random_adaptive_region", "random")
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)

@@ -23,7 +23,7 @@ import gguf
 from . import _core
 from ._core import Profile, SkipConfig
 from .files import check_output, whole_file
-from .gguf_header import Entry, Header, read_header
+from .gguf_file.header import Entry, Header, read_header
 
 if TYPE_CHECKING:
     from ._core import ResolvedConfig

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
-from ..text import Chunk
+from ..measure.text import Chunk
 from .evaluation import Evaluator, Score
 
 __all__ = ["Cost", "Race", "cost", "rounds"]

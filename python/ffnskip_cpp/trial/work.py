@@ -19,12 +19,12 @@ from typing import Any
 
 from .. import _core
 from .._core import SkipConfig, Unsupported
-from ..file_type import file_type
-from ..gguf_header import Header, read_headers
+from ..gguf_file.file_type import file_type
+from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
+from ..measure.text import Chunk
 from ..profile import PathLike
-from ..text import Chunk
 from ..threads import check_threads
 from . import smaller
 from .quality import Measured, measure_quality
