@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        Its exit status: 0; 1 where it failed, 2 where the options are wrong (SystemExit(2) where argparse sees it), both
+        Its exit status: 0; 1 where it failed, 2 where the options are wrong (SystemExit(2) if argparse sees it), both
         with one line on stderr; 130 where it was interrupted; 141 where nobody reads its output any more.
     """
     argv = sys.argv[1:] if argv is None else argv
