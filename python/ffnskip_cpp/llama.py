@@ -32,7 +32,7 @@ from . import llama_cpp_internals as internals
 from ._core import Controller, FfnBlock, Profile, RowKind, SkipStats
 from .errors import Unsupported
 from .generation import GuardedProcessors, exclusively, first, sampling_options
-from .header_check import check_header
+from .gguf_file.header_check import check_header
 from .load_error import explained
 from .profile import write_profile
 from .skip_argument import DENSE, Skip, Wanted, as_wanted, check_keywords, is_dense

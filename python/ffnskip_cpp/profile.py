@@ -23,7 +23,7 @@ import gguf
 from . import _core
 from ._core import Profile
 from .files import check_output, whole_file
-from .gguf_header import Entry, Header, read_header
+from .gguf_file.header import Entry, Header, read_header
 from .skip_config import ResolvedConfig, SkipConfig
 
 __all__ = [

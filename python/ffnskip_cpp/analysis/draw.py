@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..quality import Quality
-from .measure import Generation, LayerSimilarity, NeverTripped, QualityPoint
+from ..measure.quality import Quality
+from ..measure.similarity import Generation, LayerSimilarity, NeverTripped, QualityPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

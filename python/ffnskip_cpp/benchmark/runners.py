@@ -14,10 +14,10 @@ from typing import Any
 import llama_cpp
 
 from .._core import Controller, Profile, RowKind
-from ..header_check import check_header
+from ..gguf_file.header_check import check_header
+from ..gguf_file.shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
 from ..load_error import explained
 from ..lora import Adapter, as_adapter
-from ..shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
 from ..skip_config import SkipConfig
 from .options import Options, Setting, Test
 

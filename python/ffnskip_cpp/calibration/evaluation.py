@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import RowKind
-from ..analysis.measure import check_everything, skipping
+from ..gguf_file.shapes import available_memory
 from ..llama import Llama
-from ..quality import Comparison, Quality, Reference
-from ..shapes import available_memory
+from ..measure.quality import Comparison, Quality, Reference
+from ..measure.similarity import check_everything, skipping
+from ..measure.text import Chunk
 from ..skip_config import SkipConfig
-from ..text import Chunk
 from .journal import Arrays, Journal
 
 __all__ = ["Evaluator", "Progress", "Score", "standard_error"]

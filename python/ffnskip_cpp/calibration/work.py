@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..analysis.measure import QUANTILES, cold_regions, skipping
 from ..llama import Llama
+from ..measure.similarity import QUANTILES, cold_regions, skipping
+from ..measure.text import Chunk
 from ..skip_config import SkipConfig
-from ..text import Chunk
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
 from .evaluation import Evaluator, Progress

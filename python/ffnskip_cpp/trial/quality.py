@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from ..calibration.evaluation import standard_error
 from ..llama import Llama
-from ..quality import Quality, Reference
+from ..measure.quality import Quality, Reference
+from ..measure.text import Chunk
 from ..skip_config import SkipConfig
-from ..text import Chunk
 from .texts import rows_of
 
 __all__ = ["Measured", "measure_quality"]

@@ -19,13 +19,13 @@ from typing import Any
 
 from .. import _core
 from ..errors import Unsupported
-from ..file_type import file_type
-from ..gguf_header import Header, read_headers
+from ..gguf_file.file_type import file_type
+from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
+from ..measure.text import Chunk
 from ..profile import PathLike
 from ..skip_config import SkipConfig
-from ..text import Chunk
 from ..threads import check_threads
 from . import smaller
 from .quality import Measured, measure_quality
