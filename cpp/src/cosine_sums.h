@@ -14,8 +14,7 @@ namespace ffnskip {
 
 // Which two vectors two tensors a and b stand for.
 enum class Pair {
-    given,       // a, b
-    sum,         // a, a + b     h and f, before they are added over h
+    sum,         // a, a + b     h and f, before they are added
     difference,  // a - b, a     out and f, where h never exists on its own
 };
 
@@ -24,7 +23,7 @@ template <Pair pair> FFNSKIP_HOST_DEVICE inline float first_of(float a, float b)
 }
 
 template <Pair pair> FFNSKIP_HOST_DEVICE inline float second_of(float a, float b) {
-    return pair == Pair::given ? b : pair == Pair::sum ? a + b : a;
+    return pair == Pair::sum ? a + b : a;
 }
 
 struct CosineSums {

@@ -3,16 +3,12 @@
 #include <ggml-backend.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 
 namespace ffnskip {
 namespace {
-
-bool is_block_vector(const ggml_tensor * tensor) {
-    return tensor->op == GGML_OP_NONE && tensor->type == GGML_TYPE_F32 && ggml_nrows(tensor) == 1 &&
-           std::strncmp(tensor->name, "blk.", 4) == 0 && tensor->buffer != nullptr;
-}
 
 // FNV-1a, 64 bits.
 void hash(uint64_t & state, const void * data, size_t size) {
@@ -23,29 +19,24 @@ void hash(uint64_t & state, const void * data, size_t size) {
 
 }  // namespace
 
-void Fingerprint::begin(const std::string & arch, int n_layer, int n_embd) {
-    head_ = arch + "-" + std::to_string(n_layer) + "x" + std::to_string(n_embd);
-    text_.clear();
-    vectors_.clear();
-}
-
-void Fingerprint::add(const ggml_tensor * node) {
+void add_block_vectors(const ggml_tensor * node, std::vector<const ggml_tensor *> & vectors) {
     for (const ggml_tensor * src : node->src) {
-        if (src != nullptr && is_block_vector(src)) {
-            vectors_.push_back(src);
+        if (src != nullptr && src->op == GGML_OP_NONE && src->type == GGML_TYPE_F32 && ggml_nrows(src) == 1 &&
+            std::strncmp(src->name, "blk.", 4) == 0 && src->buffer != nullptr) {
+            vectors.push_back(src);
         }
     }
 }
 
-void Fingerprint::finish() {
+std::string fingerprint(const std::string & head, std::vector<const ggml_tensor *> vectors) {
     // By name: graphs of other versions or devices may visit them in another order, or twice.
-    std::sort(vectors_.begin(), vectors_.end(),
+    std::sort(vectors.begin(), vectors.end(),
               [](const ggml_tensor * a, const ggml_tensor * b) { return std::strcmp(a->name, b->name) < 0; });
-    vectors_.erase(std::unique(vectors_.begin(), vectors_.end()), vectors_.end());
+    vectors.erase(std::unique(vectors.begin(), vectors.end()), vectors.end());
 
     uint64_t             state = 0xcbf29ce484222325ull;
     std::vector<uint8_t> bytes;
-    for (const ggml_tensor * vector : vectors_) {
+    for (const ggml_tensor * vector : vectors) {
         bytes.resize(ggml_nbytes(vector));
         ggml_backend_tensor_get(vector, bytes.data(), 0, bytes.size());
         hash(state, vector->name, std::strlen(vector->name));
@@ -53,8 +44,7 @@ void Fingerprint::finish() {
     }
     char text[24];
     std::snprintf(text, sizeof(text), "-%016llx", static_cast<unsigned long long>(state));
-    text_ = head_ + text;
-    vectors_.clear();
+    return head + text;
 }
 
 }  // namespace ffnskip

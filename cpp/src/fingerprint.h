@@ -4,26 +4,15 @@
 
 #include <ggml.h>
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace ffnskip {
 
-class Fingerprint {
-public:
-    void begin(const std::string & arch, int n_layer, int n_embd);
-    // A node of the probe: its weights are taken note of.
-    void add(const ggml_tensor * node);
-    // Reads them, a megabyte or so. Nothing of the model is needed afterwards.
-    void finish();
-    // "llama-32x4096-0123456789abcdef"; empty before finish().
-    const std::string & text() const { return text_; }
+// Adds those of the vectors that the node reads.
+void add_block_vectors(const ggml_tensor * node, std::vector<const ggml_tensor *> & vectors);
 
-private:
-    std::string                      head_;
-    std::string                      text_;
-    std::vector<const ggml_tensor *> vectors_;  // from begin() to finish()
-};
+// `head` and a hash of the vectors, which are read, a megabyte or so: "llama-32x4096-0123456789abcdef".
+std::string fingerprint(const std::string & head, std::vector<const ggml_tensor *> vectors);
 
 }  // namespace ffnskip

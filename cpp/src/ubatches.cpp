@@ -12,6 +12,15 @@ llama_seq_id first_sequence(const llama_batch & batch, int32_t row) {
 
 }  // namespace
 
+Split usual_split(const llama_context * ctx) {
+    const bool unified = llama_n_ctx_seq(ctx) == llama_n_ctx(ctx);  // one memory, shared by all sequences
+    const bool hybrid  = llama_model_is_hybrid(llama_get_model(ctx));
+    if (llama_n_seq_max(ctx) == 1 || (unified && !hybrid)) {
+        return Split::simple;
+    }
+    return unified ? Split::equal : Split::equal_sequential;
+}
+
 void Ubatches::configure(Split split, int32_t n_ubatch) {
     usual_    = split;
     n_ubatch_ = std::max(1, n_ubatch);

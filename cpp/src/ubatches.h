@@ -19,6 +19,9 @@ enum class Split : uint8_t {
     by_sequence,       // one sequence at a time: hybrid models where every row has output
 };
 
+// How a context cuts its batches, as a rule.
+Split usual_split(const llama_context * ctx);
+
 class Ubatches {
 public:
     static constexpr size_t k_max_sequences = 1024;  // llama.cpp itself stops at 256

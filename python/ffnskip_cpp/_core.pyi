@@ -236,8 +236,8 @@ class Controller:
     def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
 
-def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Cosine similarity of two float32 vectors, as the policies compute it; NaN where an element is not finite."""
+def similarity(h: npt.ArrayLike, f: npt.ArrayLike) -> float:
+    """Cosine of the float32 vectors h and h + f, as the policies compute it; NaN where an element is not finite."""
 
 def options() -> list[tuple[str, str | None, str]]:
     """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""

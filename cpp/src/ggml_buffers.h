@@ -1,8 +1,8 @@
-// The memory of ggml's tensors, told apart by ggml's public interface alone: each tensor by the buffer it is in, so that
+// The buffers of ggml's tensors, told apart by ggml's public interface alone: each tensor by the buffer it is in, so that
 // one graph may be spread over the host and any number of devices.
 #pragma once
 
-#include "memory.h"
+#include "buffers.h"
 
 #include <ggml-backend.h>
 
@@ -12,7 +12,7 @@
 
 namespace ffnskip {
 
-class GgmlMemory final : public Memory {
+class GgmlBuffers final : public Buffers {
 public:
     bool         on_host(const ggml_tensor * tensor) const override;
     void         read(const ggml_tensor * from, size_t offset, size_t size, void * to) override;

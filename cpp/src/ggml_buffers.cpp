@@ -1,7 +1,7 @@
-#include "ggml_memory.h"
+#include "ggml_buffers.h"
 
 #ifdef FFNSKIP_CUDA
-#include "similarity_cuda.h"
+#include "rows_cuda.h"
 #endif
 
 #include <cstring>
@@ -27,19 +27,19 @@ std::unique_ptr<RowKernels> make_kernels(ggml_backend_dev_t device, const ggml_t
 
 }  // namespace
 
-bool GgmlMemory::on_host(const ggml_tensor * tensor) const {
+bool GgmlBuffers::on_host(const ggml_tensor * tensor) const {
     return ggml_backend_buffer_is_host(buffer_of(tensor));
 }
 
-void GgmlMemory::read(const ggml_tensor * from, size_t offset, size_t size, void * to) {
+void GgmlBuffers::read(const ggml_tensor * from, size_t offset, size_t size, void * to) {
     ggml_backend_tensor_get(from, to, offset, size);
 }
 
-void GgmlMemory::write(ggml_tensor * to, size_t offset, size_t size, const void * from) {
+void GgmlBuffers::write(ggml_tensor * to, size_t offset, size_t size, const void * from) {
     ggml_backend_tensor_set(to, from, offset, size);
 }
 
-RowKernels * GgmlMemory::kernels(const ggml_tensor * tensor) {
+RowKernels * GgmlBuffers::kernels(const ggml_tensor * tensor) {
     const ggml_backend_dev_t device = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer_of(tensor)));
     for (const auto & known : devices_) {
         if (known.first == device) {
