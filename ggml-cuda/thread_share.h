@@ -1,7 +1,7 @@
 // A thread's share of the work on a row: plain C++, so that tests without a GPU add up the shares of all threads.
 #pragma once
 
-#include "cosine_sums.h"
+#include "similarity.h"
 
 #include <cstdint>
 
@@ -19,7 +19,12 @@ FFNSKIP_HOST_DEVICE inline bool in_fours(const void * a, const void * b) {
 // The sums of every n_threads-th group of elements of a row, from group t on.
 template <Pair pair>
 FFNSKIP_HOST_DEVICE inline CosineSums share_of_cosine(const float * a, const float * b, int64_t n, int t, int n_threads) {
-    CosineSums    sums;
+    CosineSums sums;
+    const auto add = [&](float a_i, float b_i) {
+        float x, y;
+        elements<pair>(a_i, b_i, x, y);
+        sums.add(x, y);
+    };
     const int64_t n_fours = in_fours(a, b) ? n / 4 : 0;
 #ifdef __CUDA_ARCH__
 #pragma unroll 4  // several loads under way before the first is needed
@@ -28,11 +33,11 @@ FFNSKIP_HOST_DEVICE inline CosineSums share_of_cosine(const float * a, const flo
         const Four four_a = reinterpret_cast<const Four *>(a)[i];
         const Four four_b = reinterpret_cast<const Four *>(b)[i];
         for (int k = 0; k < 4; ++k) {
-            sums.add(first_of<pair>(four_a.at[k], four_b.at[k]), second_of<pair>(four_a.at[k], four_b.at[k]));
+            add(four_a.at[k], four_b.at[k]);
         }
     }
     for (int64_t i = n_fours * 4 + t; i < n; i += n_threads) {
-        sums.add(first_of<pair>(a[i], b[i]), second_of<pair>(a[i], b[i]));
+        add(a[i], b[i]);
     }
     return sums;
 }

@@ -359,6 +359,6 @@ PYBIND11_MODULE(_core, m) {
         if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
             throw py::value_error("similarity: two vectors of one length are needed");
         }
-        return cosine(Pair::sum, h.data(), f.data(), h.shape(0));
+        return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
     }, py::arg("h"), py::arg("f"));
 }

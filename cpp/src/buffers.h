@@ -6,6 +6,7 @@
 #include <ggml.h>
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 namespace ffnskip {
@@ -24,6 +25,10 @@ public:
     // The kernels of the device whose memory the tensor is in, one object per device; null where there are none.
     virtual RowKernels * kernels(const ggml_tensor * tensor) = 0;
 };
+
+// Those of ggml's tensors, by ggml's public interface alone: each tensor is told apart by the buffer it is in, so that one graph
+// may be spread over the host and any number of devices.
+std::unique_ptr<Buffers> ggml_buffers();
 
 // The token ids of a graph, a vector of int32: in place, or `scratch` filled with them.
 inline const int32_t * read_ids(Buffers & buffers, const ggml_tensor * ids, std::vector<int32_t> & scratch) {

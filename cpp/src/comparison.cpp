@@ -52,7 +52,7 @@ const float * Comparison::before_add(const ggml_tensor * h, ggml_tensor * f, con
     }
     const Rows branch = on_host(f, scratch_[1], tasks);
     if (tasks.any_checks) {
-        compare(Pair::sum, on_host(h, scratch_[0], tasks), branch, tasks);
+        compare<Pair::sum>(on_host(h, scratch_[0], tasks), branch, tasks);
     }
     zero_skipping(branch, f, tasks);
     return similarity_.data();
@@ -88,7 +88,7 @@ const float * Comparison::after_add(const ggml_tensor * out, const RowTasks & ta
         kept_by_->finish();
         kept_ = host;
     }
-    return compare(Pair::difference, on_host(out, scratch_[0], tasks), kept_, tasks);
+    return compare<Pair::difference>(on_host(out, scratch_[0], tasks), kept_, tasks);
 }
 
 // Kernels of the one device that both lie on, if they do.
@@ -133,11 +133,11 @@ void Comparison::zero_skipping(const Rows & f, ggml_tensor * tensor, const RowTa
     }
 }
 
-const float * Comparison::compare(Pair pair, const Rows & a, const Rows & b, const RowTasks & tasks) {
+template <Pair pair> const float * Comparison::compare(const Rows & a, const Rows & b, const RowTasks & tasks) {
     similarity_.resize(std::max(similarity_.size(), size_t(tasks.n_rows)));
     for (int64_t r = 0; r < tasks.n_rows; ++r) {
         if (tasks.checks[size_t(r)]) {
-            similarity_[size_t(r)] = cosine(pair, a.row(r), b.row(r), a.n);
+            similarity_[size_t(r)] = cosine<pair>(a.row(r), b.row(r), a.n);
         }
     }
     return similarity_.data();

@@ -39,7 +39,7 @@ private:
     Rows          copy(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
     Rows          on_host(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
     void          zero_skipping(const Rows & f, ggml_tensor * tensor, const RowTasks & tasks);
-    const float * compare(Pair pair, const Rows & a, const Rows & b, const RowTasks & tasks);
+    template <Pair pair> const float * compare(const Rows & a, const Rows & b, const RowTasks & tasks);
 
     Buffers &          buffers_;
     std::vector<float> scratch_[2];

@@ -87,52 +87,28 @@ struct Controller::Impl {
         recorder.judge(settings);
     }
 
-    // A decode is going on. What was decoded past it is not known; however it ends, the evaluation forgets its batch.
-    class Inside {
-    public:
-        explicit Inside(Impl & impl) : impl_(impl) {
-            impl_.inside = true;
-            if (impl_.evaluation.take_unknown_decode()) {
-                impl_.sequences.forget();
-            }
-        }
+    // A decode is going on. However it ends, the evaluation forgets its batch.
+    struct Inside {
+        Impl & impl;
+        explicit Inside(Impl & impl) : impl(impl) { impl.inside = true; }
         ~Inside() {
-            impl_.inside = false;
-            impl_.evaluation.abandon();
+            impl.inside = false;
+            impl.evaluation.abandon();
         }
-        Inside(const Inside &)             = delete;
-        Inside & operator=(const Inside &) = delete;
-
-    private:
-        Impl & impl_;
     };
 
-    using Run = int32_t (*)(void * data);
-
-    int32_t decode(llama_context * ctx, const llama_batch & rows, Fed fed, Run run, void * data) {
+    // `run` has llama_decode called for these rows, whose kinds are those that classify(memory) gives.
+    template <typename Classify>
+    int32_t decode_rows(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void *), void * data, Classify classify) {
         const llama_memory_t memory = llama_get_memory(ctx);
         if (memory == nullptr || inside) {
             return run(data);
         }
-        const Inside    guard(*this);
-        const RowKind * kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
-        repeat_skipped(ctx);
-        return decode(ctx, memory, rows, kinds, run, data);
-    }
-
-    int32_t decode(llama_context * ctx, const llama_batch & rows, const RowKind * kinds) {
-        Decode               call{ ctx, rows };
-        const llama_memory_t memory = llama_get_memory(ctx);
-        if (memory == nullptr || inside) {
-            return Decode::run(&call);
-        }
         const Inside guard(*this);
-        sequences.note(memory, rows);
-        return decode(ctx, memory, rows, kinds, Decode::run, &call);
-    }
-
-    int32_t decode(llama_context * ctx, llama_memory_t memory, const llama_batch & rows, const RowKind * kinds, Run run,
-                   void * data) {
+        if (evaluation.take_unknown_decode()) {
+            sequences.forget();
+        }
+        const RowKind * kinds = classify(memory);
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
             evaluation.begin_decode(rows, rows.token == nullptr ? nullptr : kinds);
             const int32_t status = run(data);
@@ -150,6 +126,15 @@ struct Controller::Impl {
             }
         }
         throw Unsupported("the graph of this model changes from one evaluation to the next");
+    }
+
+    // The same for rows whose kinds are seen from the batch.
+    int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void *), void * data, Fed fed) {
+        return decode_rows(ctx, rows, run, data, [&](llama_memory_t memory) {
+            const RowKind * kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
+            repeat_skipped(ctx);
+            return kinds;
+        });
     }
 
     // Computes again what prompts of the running batch must not build on.
@@ -205,15 +190,19 @@ void Controller::set_profile(const Profile & profile) {
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, Fed fed) {
     Decode call{ ctx, batch };
-    return impl_->decode(ctx, batch, fed, Decode::run, &call);
+    return impl_->decode(ctx, batch, Decode::run, &call, fed);
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data) {
-    return impl_->decode(ctx, rows, Fed::recognise, run, data);
+    return impl_->decode(ctx, rows, run, data, Fed::recognise);
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds) {
-    return impl_->decode(ctx, batch, kinds);
+    Decode call{ ctx, batch };
+    return impl_->decode_rows(ctx, batch, Decode::run, &call, [&](llama_memory_t memory) {
+        impl_->sequences.note(memory, batch);
+        return kinds;
+    });
 }
 
 RowKind Controller::row_kind(int64_t generated_index) const {

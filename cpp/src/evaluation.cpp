@@ -90,7 +90,7 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
         return;
     }
     n_rows_ = int32_t(token_ids->ne[0]);
-    ubatch_ = ubatches_.next(read_ids(buffers_, token_ids, token_ids_), n_rows_);
+    ubatch_ = ubatches_.next(read_ids(*buffers_, token_ids, token_ids_), n_rows_);
     if (ubatch_ == nullptr) {
         throw Unsupported("llama.cpp split a batch of " + std::to_string(skipped_.size()) + " tokens in a way that is not known");
     }

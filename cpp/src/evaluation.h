@@ -5,9 +5,9 @@
 // embeddings.
 #pragma once
 
+#include "buffers.h"
 #include "comparison.h"
 #include "ffnskip/controller.h"
-#include "ggml_buffers.h"
 #include "graph_follower.h"
 #include "policy.h"
 #include "recorder.h"
@@ -16,6 +16,7 @@
 #include <llama.h>
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -85,8 +86,8 @@ private:
     bool     drop_  = false;  // every row skips it
     RowTasks tasks_;          // where it is computed: who checks it, and who skips it none the less
 
-    GgmlBuffers buffers_;
-    Comparison  comparison_{ buffers_ };
+    std::unique_ptr<Buffers> buffers_ = ggml_buffers();
+    Comparison               comparison_{ *buffers_ };
 };
 
 }  // namespace ffnskip

@@ -157,9 +157,9 @@ void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> &
         int from = op.node >= 0 ? seen_[size_t(op.node)].layer : -1;
         if (op.weight) {
             const auto [of_layer, part] = weight_name(op.tensor->name);
-            if (part == WeightName::Part::ffn && of_layer < int(map_.blocks.size())) {
+            if (part == Part::ffn && of_layer < int(map_.blocks.size())) {
                 from = of_layer;
-            } else if (part == WeightName::Part::other) {
+            } else if (part == Part::other) {
                 foreign = op.tensor->name;
             }
         }

@@ -1,16 +1,49 @@
 #include "probe.h"
 
 #include "ffnskip/controller.h"
-#include "fingerprint.h"
 #include "graph_edit.h"
 #include "policy.h"
 #include "ubatches.h"
 
+#include <ggml-backend.h>
+
 #include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <iterator>
 #include <stdexcept>
 
 namespace ffnskip {
 namespace {
+
+// FNV-1a, 64 bits.
+void hash(uint64_t & state, const void * data, size_t size) {
+    for (size_t i = 0; i < size; ++i) {
+        state = (state ^ static_cast<const uint8_t *>(data)[i]) * 0x100000001b3ull;
+    }
+}
+
+// Of the vectors by name: graphs of other versions or devices may visit them in another order, or twice.
+uint64_t hash(std::vector<const ggml_tensor *> vectors) {
+    std::sort(vectors.begin(), vectors.end(),
+              [](const ggml_tensor * a, const ggml_tensor * b) { return std::strcmp(a->name, b->name) < 0; });
+    vectors.erase(std::unique(vectors.begin(), vectors.end()), vectors.end());
+
+    uint64_t             state = 0xcbf29ce484222325ull;
+    std::vector<uint8_t> bytes;
+    for (const ggml_tensor * vector : vectors) {
+        bytes.resize(ggml_nbytes(vector));
+        ggml_backend_tensor_get(vector, bytes.data(), 0, bytes.size());
+        hash(state, vector->name, std::strlen(vector->name));
+        hash(state, bytes.data(), bytes.size());
+    }
+    return state;
+}
+
+bool is_block_vector(const ggml_tensor * tensor) {
+    return tensor != nullptr && tensor->op == GGML_OP_NONE && tensor->type == GGML_TYPE_F32 && ggml_nrows(tensor) == 1 &&
+           std::strncmp(tensor->name, "blk.", 4) == 0 && tensor->buffer != nullptr;
+}
 
 std::string architecture(const llama_model * model) {
     char text[64] = "?";
@@ -71,9 +104,11 @@ void Probe::finish(int32_t status) {
     if (status != 0) {
         throw std::runtime_error("probe: llama_decode returned " + std::to_string(status));
     }
-    const int n_embd = llama_model_n_embd(llama_get_model(ctx_));
-    fingerprint      = ffnskip::fingerprint(arch + "-" + std::to_string(n_layer) + "x" + std::to_string(n_embd), vectors_);
-    map              = learner_.finish();
+    char size_and_hash[64];
+    std::snprintf(size_and_hash, sizeof(size_and_hash), "-%dx%d-%016llx", n_layer, llama_model_n_embd(llama_get_model(ctx_)),
+                  static_cast<unsigned long long>(hash(vectors_)));
+    fingerprint = arch + size_and_hash;
+    map         = learner_.finish();
 }
 
 void Probe::see(ggml_tensor * node) {
@@ -83,7 +118,7 @@ void Probe::see(ggml_tensor * node) {
     }
     if (embedding != nullptr) {
         learner_.add(node);
-        add_block_vectors(node, vectors_);
+        std::copy_if(std::begin(node->src), std::end(node->src), std::back_inserter(vectors_), is_block_vector);
         leave_out(node);
     }
 }

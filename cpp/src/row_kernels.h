@@ -2,7 +2,7 @@
 // one there is; this header knows neither CUDA nor ggml.
 #pragma once
 
-#include "cosine_sums.h"
+#include "similarity.h"
 
 #include <cstdint>
 

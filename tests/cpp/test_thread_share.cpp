@@ -74,9 +74,9 @@ void compare_with_float64(int64_t n, int offset_a, int offset_b) {
                                                                    std::to_string(expected));
         expect(std::fabs(double(got) - double(host)) < 2e-5, what + where + ": as on the host");
     };
-    near(block_cosine<Pair::sum>(row_a, row_b, n), exact_cosine(given, sum), cosine(Pair::sum, row_a, row_b, n), "a, a + b");
+    near(block_cosine<Pair::sum>(row_a, row_b, n), exact_cosine(given, sum), cosine<Pair::sum>(row_a, row_b, n), "a, a + b");
     near(block_cosine<Pair::difference>(row_a, row_b, n), exact_cosine(difference, given),
-         cosine(Pair::difference, row_a, row_b, n), "a - b, a");
+         cosine<Pair::difference>(row_a, row_b, n), "a - b, a");
 }
 
 void edges() {

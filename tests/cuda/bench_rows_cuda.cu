@@ -81,7 +81,7 @@ int main() {
         GPU(cudaStreamSynchronize(cudaStreamPerThread));
         GPU(cudaMemcpyAsync(host_b.data(), rows(b, i % k_sets, 1).data, bytes, cudaMemcpyDeviceToHost, cudaStreamPerThread));
         GPU(cudaStreamSynchronize(cudaStreamPerThread));
-        sink = cosine(Pair::sum, host_a.data(), host_b.data(), k_n);
+        sink = cosine<Pair::sum>(host_a.data(), host_b.data(), k_n);
     });
 
     const double bytes   = 2.0 * double(k_rows) * double(stride);  // read by a cosine; read and written by a copy
