@@ -5,6 +5,7 @@
 
 #include <ggml-backend.h>
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
@@ -23,8 +24,7 @@ ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
 // Each device of a tensor-parallel model computes nodes of its own, which know nothing of what is left out of ours.
 bool is_spread(const ggml_tensor * weight) {
     const ggml_backend_buffer_t buffer = buffer_of(weight);
-    const ggml_backend_dev_t    device =
-        buffer == nullptr ? nullptr : ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+    const ggml_backend_dev_t    device = buffer == nullptr ? nullptr : computing_device(buffer);
     return device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META;
 }
 
@@ -111,7 +111,6 @@ void GraphLearner::add(const ggml_tensor * node) {
             entry.weight = k == 0 ? src : entry.weight;
             seen.weights.push_back({ src->name, ggml_type_name(src->type), uint64_t(ggml_nelements(src)), ggml_nbytes(src) });
             seen.bytes += bytes_read(node, src);
-            seen.spread = seen.spread || is_spread(src);
         }
     }
     // An operation in place, or one that writes a cache, is in the memory of another tensor.
@@ -152,10 +151,12 @@ void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> &
     const int         index = int(seen_.size()) - 1;
     const std::string name  = "node '" + std::string(node->name) + "' ";
     int               layer = -1;
+    bool              spread = false;
     std::string_view  foreign;  // a weight that has no business in an FFN block
     for (const Operand & op : operands) {
         int from = op.node >= 0 ? seen_[size_t(op.node)].layer : -1;
         if (op.weight) {
+            spread = spread || is_spread(op.tensor);
             const auto [of_layer, part] = weight_name(op.tensor->name);
             if (part == Part::ffn && of_layer < int(map_.blocks.size())) {
                 from = of_layer;
@@ -201,6 +202,9 @@ void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> &
     mark(index, Role::body, layer);
     seen_.back().layer    = layer;
     block.fetches_experts = block.fetches_experts || (node->op == GGML_OP_MUL_MAT_ID && is_copy(node->src[0]->name));
+    if (spread) {
+        refuse(layer, "its weights are spread over devices (split mode 'tensor')");
+    }
     if (!foreign.empty()) {
         refuse(layer, name + "of the FFN block reads '" + std::string(foreign) + "'");
     }
@@ -215,21 +219,19 @@ void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> &
 
 // Parallel attention and FFN: the sum of f and one part of the residual is read by nothing but another such add.
 void GraphLearner::find_output(Block & block) {
-    int reader = -1, n_readers = 0;
+    std::vector<size_t> readers;
     for (size_t i = size_t(block.residual_add) + 1; i < seen_.size(); ++i) {
-        for (const int32_t operand : seen_[i].operands) {
-            reader = operand == block.residual_add ? int(i) : reader;
-            n_readers += operand == block.residual_add;
-        }
+        const auto & operands = seen_[i].operands;
+        readers.insert(readers.end(), size_t(std::count(operands.begin(), operands.end(), block.residual_add)), i);
     }
-    if (n_readers != 1 || map_.nodes[size_t(reader)].op != GGML_OP_ADD || !seen_[size_t(reader)].activation) {
+    if (readers.size() != 1 || map_.nodes[readers[0]].op != GGML_OP_ADD || !seen_[readers[0]].activation) {
         return;
     }
-    const auto & operands = seen_[size_t(reader)].operands;
+    const auto & operands = seen_[readers[0]].operands;
     if (operands.size() == 2 && seen_[size_t(operands[0])].activation && seen_[size_t(operands[1])].activation) {
-        mark(reader, Role::layer_output, block.layer);
+        mark(int(readers[0]), Role::layer_output, block.layer);
         block.residual = "parallel";
-        block.output   = reader;
+        block.output   = int(readers[0]);
     }
 }
 
@@ -266,9 +268,6 @@ void GraphLearner::describe(Block & block) {
         }
         if (node.role != Role::body) {
             continue;
-        }
-        if (seen.spread) {
-            refuse(block.layer, "its weights are spread over devices (split mode 'tensor')");
         }
         gated   = gated || node.op == GGML_OP_GLU;
         experts = experts || node.op == GGML_OP_MUL_MAT_ID;

@@ -98,7 +98,6 @@ private:
         std::vector<FfnWeight> weights;         // that it reads
         uint64_t               bytes  = 0;      // of these, for one token
         int                    layer  = -1;     // derived from this layer's FFN weights
-        bool                   spread     = false;  // a weight is in the memory of several devices
         bool                   activation = false;  // [n_embd, rows] float32: could be a residual
         bool                   removable  = false;  // leaving it out can't be noticed but by its readers
         bool                   placed     = false;  // in the memory of `device`
