@@ -177,8 +177,8 @@ void Controller::set_config(const Config & config) {
 
 void Controller::set_profile(const Profile & profile) {
     if (profile.model != impl_->fingerprint) {
-        throw std::invalid_argument("profile " + profile.path + ": it is for model '" + profile.model + "', but this is '" +
-                                    impl_->fingerprint + "'");
+        throw ProfileMismatch("profile " + profile.path + ": it is for model '" + profile.model + "', but this is '" +
+                              impl_->fingerprint + "'");
     }
     try {
         set_config(profile.config);

@@ -52,7 +52,7 @@ bool Evaluation::end_decode(bool succeeded) {
     if (!succeeded || repeat_ || kinds == nullptr) {
         return succeeded && repeat_;
     }
-    recorder_.commit(rows_, kinds, int32_t(skipped_.size()), settings_.policy);
+    recorder_.commit(rows_, kinds, int32_t(skipped_.size()));
     for (size_t i = 0; i < skipped_.size(); ++i) {
         skipped_[i]  = uint8_t(rows_[i].skips_any());
         any_skipped_ = any_skipped_ || skipped_[i] != 0;

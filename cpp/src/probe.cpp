@@ -102,7 +102,7 @@ int32_t Probe::decode() {
 
 void Probe::finish(int32_t status) {
     if (status != 0) {
-        throw std::runtime_error("probe: llama_decode returned " + std::to_string(status));
+        throw DecodeError(status);
     }
     char size_and_hash[64];
     std::snprintf(size_and_hash, sizeof(size_and_hash), "-%dx%d-%016llx", n_layer, llama_model_n_embd(llama_get_model(ctx_)),

@@ -18,7 +18,7 @@ public:
     // Decodes two tokens, and clears the memory; llama_decode's status. see() must be told of every node.
     int32_t decode();
     void    see(ggml_tensor * node);
-    // Throws std::runtime_error where the status is none of success.
+    // Throws DecodeError where the status is none of success.
     void    finish(int32_t status);
 
     const std::string arch;

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,7 +28,7 @@ inline bool go_back(llama_memory_t memory, const std::vector<Sequences::Part> & 
 }
 
 // Decodes positions [from, end) of a sequence in full; more of them where the memory of its sliding windows has gone on.
-// Throws Unsupported where that can't be done, and then nothing has been; std::runtime_error where llama_decode fails.
+// Throws Unsupported where that can't be done, and then nothing has been; DecodeError where llama_decode fails.
 inline void repeat(llama_context * ctx, Evaluation & evaluation, const Sequences & sequences, llama_seq_id seq, llama_pos from,
             llama_pos end) {
     const llama_memory_t memory = llama_get_memory(ctx);
@@ -55,7 +54,7 @@ inline void repeat(llama_context * ctx, Evaluation & evaluation, const Sequences
         const int32_t status = llama_decode(ctx, batch);
         evaluation.end_decode(status == 0);
         if (status != 0) {
-            throw std::runtime_error("llama_decode returned " + std::to_string(status) + " for tokens to be computed again");
+            throw DecodeError(status);
         }
     }
 }
