@@ -1,10 +1,10 @@
 // Similarity of rows in the memory of a CUDA device, without copying them to the host.
 //
-// cos(x, y) = sum(x * y) / sqrt(sum(x * x) * sum(y * y)) for every row of [n_rows, n] float32, in one launch: a block owns a
-// row, a thread every 256th group of four elements of it. Sums are float32, added thread by thread, then by warp shuffles, in
-// an order that depends on n and on the alignment of the row alone, so the result is deterministic and that of a row does
-// not depend on the others. Rows are read 16 bytes at a time where both are aligned to that, else 4. What is not finite,
-// zero or rounded beyond 1 comes out as in cpp/src/similarity.h.
+// cos(x, y) = sum(x * y) / sqrt(sum(x * x) * sum(y * y)) for every row of [n_rows, n] float32, in one launch: a block
+// owns a row, a thread every 256th group of four elements of it. Sums are float32, added thread by thread, then by warp
+// shuffles, in an order that depends on n and on the alignment of the row alone, so the result is deterministic and
+// that of a row does not depend on the others. Rows are read 16 bytes at a time where both are aligned to that, else 4.
+// What is not finite, zero or rounded beyond 1 comes out as in cpp/src/similarity.h.
 //
 // All work is done on a non-blocking stream of its own; results arrive in mapped pinned host memory.
 #pragma once

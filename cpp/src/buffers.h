@@ -26,8 +26,8 @@ public:
     virtual RowKernels * kernels(const ggml_tensor * tensor) = 0;
 };
 
-// Those of ggml's tensors, by ggml's public interface alone: each tensor is told apart by the buffer it is in, so that one graph
-// may be spread over the host and any number of devices.
+// Those of ggml's tensors, by ggml's public interface alone: each tensor is told apart by the buffer it is in, so that
+// one graph may be spread over the host and any number of devices.
 std::unique_ptr<Buffers> ggml_buffers();
 
 // The token ids of a graph, a vector of int32: in place, or `scratch` filled with them.

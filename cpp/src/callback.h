@@ -8,6 +8,7 @@
 #include <llama.h>
 
 #include <exception>
+#include <stdexcept>
 #include <utility>
 
 namespace ffnskip {
@@ -18,8 +19,13 @@ public:
 
     void attach(llama_context_params & params) {
         if (params.cb_eval != &call || params.cb_eval_user_data != this) {
+            if (attached_ && (params.cb_eval != next_ || params.cb_eval_user_data != next_user_data_)) {
+                throw std::invalid_argument("attach: the controller is attached already, to context parameters with another "
+                                            "cb_eval; a controller serves one context");
+            }
             next_           = params.cb_eval;
             next_user_data_ = params.cb_eval_user_data;
+            attached_       = true;
         }
         params.cb_eval           = &call;
         params.cb_eval_user_data = this;
@@ -59,8 +65,8 @@ private:
         return we_want_ || next_wants_;
     }
 
-    // What is returned decides whether the evaluation goes on; false ends the split and still reports success. Where the
-    // other callback wants that, what follows is no graph to learn from.
+    // What is returned decides whether the evaluation goes on; false ends the split and still reports success. Where
+    // the other callback wants that, what follows is no graph to learn from.
     bool observe(ggml_tensor * node) {
         if (we_want_) {
             guarded([&] { evaluation_.observe(node); });
@@ -88,6 +94,7 @@ private:
 
     ggml_backend_sched_eval_callback next_           = nullptr;
     void *                           next_user_data_ = nullptr;
+    bool                             attached_       = false;
     bool                             we_want_        = false;  // to see the node in work
     bool                             next_wants_     = false;
 };

@@ -1,8 +1,9 @@
-// Compares rows of [n_embd, n_rows] float32 activations, and takes the FFN's part out of those that skip, wherever they are.
+// Compares rows of [n_embd, n_rows] float32 activations, and takes the FFN's part out of those that skip, wherever they
+// are.
 //
-// Each tensor is looked up where it lies. Rows on the host are used in place. Rows of one device that has kernels never leave
-// it. Any others, such as h on one device and f on the next, come to the host and go back, but only the rows that check or
-// skip: a server has one of those among hundreds of rows of a prompt.
+// Each tensor is looked up where it lies. Rows on the host are used in place. Rows of one device that has kernels never
+// leave it. Any others, such as h on one device and f on the next, come to the host and go back, but only the rows that
+// check or skip: a server has one of those among hundreds of rows of a prompt.
 #pragma once
 
 #include "buffers.h"
@@ -21,8 +22,8 @@ struct RowTasks {
     bool                 any_skips  = false;
 };
 
-// f, the FFN's part, is seen before it is added to h, and becomes zero in the rows that skip. The similarity is that of h and
-// h + f: [n_rows], valid for the rows that check, until the next call.
+// f, the FFN's part, is seen before it is added to h, and becomes zero in the rows that skip. The similarity is that of
+// h and h + f: [n_rows], valid for the rows that check, until the next call.
 class Comparison {
 public:
     explicit Comparison(Buffers & buffers) : buffers_(buffers) {}

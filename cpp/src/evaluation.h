@@ -1,8 +1,8 @@
-// Carries out what the rows of a batch want while its graphs are evaluated: asks the rows' policies, edits the nodes of FFN
-// blocks, and shows the rows what they wanted to see. Where in a graph it is, the GraphFollower knows.
+// Carries out what the rows of a batch want while its graphs are evaluated: asks the rows' policies, edits the nodes of
+// FFN blocks, and shows the rows what they wanted to see. Where in a graph it is, the GraphFollower knows.
 //
-// One decode is one or more evaluations, one per ubatch; nothing announces one but its first node, which reads the token
-// embeddings.
+// One decode is one or more evaluations, one per ubatch; nothing announces one but its first node, which reads the
+// token embeddings.
 #pragma once
 
 #include "buffers.h"
@@ -74,9 +74,8 @@ private:
     Ubatches                ubatches_;
     std::vector<int32_t>    token_ids_;          // [n_rows] of an ubatch whose ids are in a device's memory
 
-    // ---- the running evaluation ----
-    // Blocks are skipped and checked, as far as the structure of the graph is known; if not, the batch will be repeated. Else
-    // edits of earlier evaluations are undone, nothing else.
+    // ---- the running evaluation ---- Blocks are skipped and checked, as far as the structure of the graph is known;
+    // if not, the batch will be repeated. Else edits of earlier evaluations are undone, nothing else.
     bool            following_ = false;
     const int32_t * ubatch_    = nullptr;  // [n_rows] its rows, as numbers in the batch
     int32_t         n_rows_    = 0;

@@ -1,5 +1,5 @@
-// Knows where an evaluation is: which node of which known graph structure comes next. A graph of unknown structure is learnt
-// while it goes by.
+// Knows where an evaluation is: which node of which known graph structure comes next. A graph of unknown structure is
+// learnt while it goes by.
 #pragma once
 
 #include "graph_map.h"
@@ -15,8 +15,8 @@ public:
 
     // An evaluation begins.
     void begin();
-    // Its next node, unedited; null where no known structure goes on with it. From then on this evaluation is learnt, and what was
-    // edited of it has been restored.
+    // Its next node, unedited; null where no known structure goes on with it. From then on this evaluation is learnt,
+    // and what was edited of it has been restored.
     const Node * next(ggml_tensor * node);
 
     bool learning() const { return learning_; }

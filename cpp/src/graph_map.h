@@ -52,11 +52,11 @@ struct Block : FfnBlock {
     int  residual_add = -1;
     int  h_src        = -1;  // operand number of h in the residual add
     int  h            = -1;  // node index of that operand, or of what it is a copy of from another device
-    // The node that is h + f, where h is not there yet, or no longer, when f is computed: in parallel blocks, and where h was
-    // copied to another device early. Else -1.
+    // The node that is h + f, where h is not there yet, or no longer, when f is computed: in parallel blocks, and where
+    // h was copied to another device early. Else -1.
     int  output       = -1;
-    // Weights of experts come to the device as needed (batches of many rows), and ggml reads which are needed before it asks
-    // about the node that needs them. Such a block has to be computed, even if every row skips it.
+    // Weights of experts come to the device as needed (batches of many rows), and ggml reads which are needed before it
+    // asks about the node that needs them. Such a block has to be computed, even if every row skips it.
     bool fetches_experts = false;
 };
 
@@ -65,7 +65,8 @@ struct GraphMap {
     std::vector<Block> blocks;  // [n_layer]
 };
 
-// True if `node` has the structure of `expected` in an evaluation whose earlier nodes are `seen`. `node` must be unedited.
+// True if `node` has the structure of `expected` in an evaluation whose earlier nodes are `seen`. `node` must be
+// unedited.
 bool matches(const Node & expected, const ggml_tensor * node, ggml_tensor * const * seen);
 
 // Whether this node reads the token embeddings: the first of every evaluation.

@@ -26,9 +26,9 @@ public:
     // After finish().
     const ggml_tensor * embedding = nullptr;  // weight read by the first node of every evaluation
     GraphMap            map;                  // empty where no evaluation of a decoder was seen
-    // Tells this model from others by weights that quantisation leaves alone: the float32 vectors of its blocks, most of them
-    // norms. Fine-tunes of a model differ in them, files of one model in several types do not.
-    // "llama-32x4096-0123456789abcdef"
+    // "llama-32x4096-0123456789abcdef": tells this model from others by weights that quantisation leaves alone, the
+    // float32 vectors of its blocks, most of them norms. Fine-tunes of a model differ in them, files of one model in
+    // several types do not.
     std::string         fingerprint;
 
     // Throws Unsupported, with what was found, where there is a block that can't be skipped, or none.

@@ -27,10 +27,10 @@ inline bool go_back(llama_memory_t memory, const std::vector<Sequences::Part> & 
     });
 }
 
-// Decodes positions [from, end) of a sequence in full; more of them where the memory of its sliding windows has gone on.
-// Throws Unsupported where that can't be done, and then nothing has been; DecodeError where llama_decode fails.
-inline void repeat(llama_context * ctx, Evaluation & evaluation, const Sequences & sequences, llama_seq_id seq, llama_pos from,
-            llama_pos end) {
+// Decodes positions [from, end) of a sequence in full; more of them where the memory of its sliding windows has gone
+// on. Throws Unsupported where that can't be done, and then nothing has been; DecodeError where llama_decode fails.
+inline void repeat(llama_context * ctx, Evaluation & evaluation, const Sequences & sequences, llama_seq_id seq,
+                   llama_pos from, llama_pos end) {
     const llama_memory_t memory = llama_get_memory(ctx);
     const int32_t        n_swa  = llama_model_n_swa(llama_get_model(ctx));
     const llama_pos      begin  = window_is_there(memory, seq, from, n_swa) ? from : 0;

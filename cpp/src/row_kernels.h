@@ -1,5 +1,5 @@
-// What a device does with rows of activations in its own memory, so that no row has to come to the host. ggml-cuda/ has the
-// one there is; this header knows neither CUDA nor ggml.
+// What a device does with rows of activations in its own memory, so that no row has to come to the host. ggml-cuda/ has
+// the one there is; this header knows neither CUDA nor ggml.
 #pragma once
 
 #include "similarity.h"
@@ -21,8 +21,8 @@ struct Rows {
 };
 
 // Work is enqueued, and done in the order of the calls by the time finish() returns. Whoever calls makes sure that the
-// rows are ready before, and leaves none of its own work unfinished. Memory for the results grows with n_rows, up to the
-// largest seen. Throws std::runtime_error where the device fails.
+// rows are ready before, and leaves none of its own work unfinished. Memory for the results grows with n_rows, up to
+// the largest seen. Throws std::runtime_error where the device fails.
 class RowKernels {
 public:
     virtual ~RowKernels() = default;

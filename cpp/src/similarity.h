@@ -51,8 +51,8 @@ struct CosineSums {
     }
 };
 
-// On the host: the cosine of the pair of two float32 vectors of n elements, accumulated in float32. No threshold is ever reached
-// by NaN.
+// On the host: the cosine of the pair of two float32 vectors of n elements, accumulated in float32. No threshold is
+// ever reached by NaN.
 template <Pair pair> float cosine(const float * a, const float * b, int64_t n) {
     constexpr int k_lanes = 16;  // independent sums: one AVX-512 or four NEON registers, vectorised without -ffast-math
     float         xy[k_lanes] = {}, xx[k_lanes] = {}, yy[k_lanes] = {};

@@ -1,5 +1,6 @@
-// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it; only
-// rows that want something cross, neighbours together, and where a device has kernels none does and one call waits.
+// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it;
+// only rows that want something cross, neighbours together, and where a device has kernels none does and one call
+// waits.
 //
 // The devices here are made up: their addresses are never mapped, so whoever follows one crashes.
 #include "comparison.h"
@@ -268,7 +269,8 @@ struct Runs {
     int64_t n_rows = 0;
 };
 
-// Nothing is pending; with kernels nothing has crossed, else the runs of `n_read` tensors, and back those of `n_written`.
+// Nothing is pending; with kernels nothing has crossed, else the runs of `n_read` tensors, and back those of
+// `n_written`.
 void expect_crossings(FakeBuffers & buffers, bool kernels, int n_read, int n_written, const std::string & wants,
                       const std::string & what) {
     expect(!buffers.kernels_0.pending() && !buffers.kernels_1.pending(), what + ": nothing is left pending");

@@ -1,5 +1,6 @@
-// Property: rows in buffers of ggml's real devices are compared and put back as rows on the host are, by the kernels where
-// the device is one of CUDA and this build has them. Needs a device that is no CPU; says so by 77 where there is none.
+// Property: rows in buffers of ggml's real devices are compared and put back as rows on the host are, by the kernels
+// where the device is one of CUDA and this build has them. Needs a device that is no CPU; says so by 77 where there is
+// none.
 #include "comparison.h"
 #include "expect.h"
 #include "similarity.h"

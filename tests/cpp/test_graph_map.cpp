@@ -1,5 +1,5 @@
-// Property: the FFN block is found in graphs that the scheduler has spread over devices, where it puts copies in place of
-// operands. Each graph is built by hand, cut as the scheduler cuts it, and compared with the same graph uncut.
+// Property: the FFN block is found in graphs that the scheduler has spread over devices, where it puts copies in place
+// of operands. Each graph is built by hand, cut as the scheduler cuts it, and compared with the same graph uncut.
 #include "expect.h"
 #include "graph_map.h"
 

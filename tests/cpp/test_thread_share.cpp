@@ -1,5 +1,5 @@
-// Property: the shares that the threads of a CUDA block have of a row add up to the cosine in float64. Run on the host, with
-// the tree of a block's warp shuffles written out; the kernel itself is tested on a GPU, by tests/cuda.
+// Property: the shares that the threads of a CUDA block have of a row add up to the cosine in float64. Run on the host,
+// with the tree of a block's warp shuffles written out; the kernel itself is tested on a GPU, by tests/cuda.
 #include "expect.h"
 #include "similarity.h"
 #include "thread_share.h"

@@ -1,5 +1,5 @@
-// How long a check takes on a GPU, next to what it can't be shorter than. Prints one JSON object; all times in microseconds,
-// medians.
+// How long a check takes on a GPU, next to what it can't be shorter than. Prints one JSON object; all times in
+// microseconds, medians.
 //
 //   one_row     what a check of one token costs, waiting included; its floor is a kernel that does nothing, waited for
 //   fetched     the same without the kernel: both rows copied to the host and compared there
