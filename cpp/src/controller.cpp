@@ -205,10 +205,6 @@ int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, const
     });
 }
 
-RowKind Controller::row_kind(int64_t generated_index) const {
-    return generated_index >= impl_->settings.warm_up_index ? RowKind::skippable : RowKind::warm_up;
-}
-
 void Controller::restore(llama_seq_id seq, const std::string & account) {
     if (!impl_->sequences.load(seq, account)) {
         throw std::invalid_argument("restore: these are not the bytes of an account of a sequence");
