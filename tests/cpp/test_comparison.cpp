@@ -1,9 +1,10 @@
-// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it; only
-// rows that want something cross, neighbours together, and where a device has kernels none does and one call waits.
+// Property: wherever the rows of a check lie, the host or devices that it can't look into, the same comes out of it;
+// only rows that want something cross, neighbours together, and where a device has kernels none does and one call
+// waits.
 //
 // The devices here are made up: their addresses are never mapped, so whoever follows one crashes.
+#include "comparison.h"
 #include "expect.h"
-#include "rows.h"
 
 #include <ggml.h>
 
@@ -79,36 +80,28 @@ class FakeKernels final : public RowKernels {
 public:
     explicit FakeKernels(DeviceMemory & memory) : memory_(memory) {}
 
-    void cosine(Pair pair, const DeviceRows & a, const DeviceRows & b) override {
+    void cosine(Pair pair, const Rows & a, const Rows & b) override {
         enqueue([this, pair, a, b] {
             cosines_.assign(size_t(a.n_rows), 0.0f);
             for (int64_t r = 0; r < a.n_rows; ++r) {
                 const float * x = row(a, r);
                 const float * y = row(b, r);
-                const auto first    = [&](int64_t i) { return double(x[i]) - (pair == Pair::difference ? double(y[i]) : 0.0); };
-                const auto second   = [&](int64_t i) {
-                    return pair == Pair::given ? double(y[i]) : double(x[i]) + (pair == Pair::sum ? double(y[i]) : 0.0);
-                };
-                cosines_[size_t(r)] = float(exact_cosine(first, second));
+                const double sign = pair == Pair::sum ? 1.0 : -1.0;
+                const auto   own  = [&](int64_t i) { return double(x[i]); };
+                const auto   both = [&](int64_t i) { return double(x[i]) + sign * double(y[i]); };
+                cosines_[size_t(r)] = float(exact_cosine(own, both));
             }
         });
     }
-    void copy_rows(const DeviceRows & from, const DeviceRows & to, const uint8_t * mask) override {
-        for (int64_t r = 0; r < to.n_rows; ++r) {
-            if (mask[r] != 0) {
-                enqueue([this, from, to, r] { std::copy_n(row(from, r), to.n, row(to, r)); });
-            }
-        }
-    }
-    void zero_rows(const DeviceRows & to, const uint8_t * mask) override {
+    void zero(const Rows & to, const uint8_t * mask) override {
         for (int64_t r = 0; r < to.n_rows; ++r) {
             if (mask[r] != 0) {
                 enqueue([this, to, r] { std::fill_n(row(to, r), to.n, 0.0f); });
             }
         }
     }
-    DeviceRows keep(const DeviceRows & rows) override {
-        const DeviceRows kept{ memory_.store(Values(size_t(rows.n * rows.n_rows))), rows.n, rows.n_rows, rows.n * 4 };
+    Rows keep(const Rows & rows) override {
+        const Rows kept{ memory_.store(Values(size_t(rows.n * rows.n_rows))), rows.n, rows.n_rows, rows.n * 4 };
         enqueue([this, rows, kept] {
             for (int64_t r = 0; r < rows.n_rows; ++r) {
                 std::copy_n(row(rows, r), rows.n, row(kept, r));
@@ -116,7 +109,7 @@ public:
         });
         return kept;
     }
-    void read(const DeviceRows & rows, float * to) override {
+    void read(const Rows & rows, float * to) override {
         enqueue([this, rows, to] {
             for (int64_t r = 0; r < rows.n_rows; ++r) {
                 std::copy_n(row(rows, r), rows.n, to + r * rows.n);
@@ -136,7 +129,7 @@ public:
     int  n_finished = 0;
 
 private:
-    float * row(const DeviceRows & rows, int64_t r) { return memory_.at(rows.data) + r * rows.stride / 4; }
+    float * row(const Rows & rows, int64_t r) { return memory_.at(rows.data) + r * rows.stride / 4; }
     void    enqueue(std::function<void()> work) { work_.push_back(std::move(work)); }
 
     DeviceMemory &                     memory_;
@@ -148,11 +141,14 @@ enum Place { host, plain_device, device_0, device_1 };  // the last two have ker
 constexpr Place       k_places[] = { host, plain_device, device_0, device_1 };
 constexpr const char * k_names[] = { "the host", "a device without kernels", "device 0", "device 1" };
 
-class FakeMemory final : public Memory {
+class FakeBuffers final : public Buffers {
 public:
     bool on_host(const ggml_tensor * tensor) const override { return place_.at(tensor) == host; }
     void read(const ggml_tensor * from, size_t offset, size_t size, void * to) override {
-        expect(!on_host(from), "no read from the host");
+        if (on_host(from)) {
+            std::memcpy(to, static_cast<char *>(from->data) + offset, size);
+            return;
+        }
         n_rows_read += rows_of(from, size);
         std::memcpy(to, reinterpret_cast<char *>(devices.at(from->data)) + offset, size);
         ++n_read;
@@ -250,10 +246,10 @@ void expect_similarity(const float * got, const RowTasks & tasks, const Values &
     }
 }
 
-Values with_rows(Values values, const RowTasks & tasks, const Values * replacement) {
+Values without_skipping(Values values, const RowTasks & tasks) {
     for (int64_t i = 0; i < k_n * tasks.n_rows; ++i) {
         if (tasks.skips[size_t(i / k_n)]) {
-            values[size_t(i)] = replacement != nullptr ? (*replacement)[size_t(i)] : 0.0f;
+            values[size_t(i)] = 0.0f;
         }
     }
     return values;
@@ -273,96 +269,84 @@ struct Runs {
     int64_t n_rows = 0;
 };
 
-// Nothing is pending; with kernels nothing has crossed, else the runs of `n_read` tensors, and back those of `n_written`.
-void expect_crossings(FakeMemory & memory, bool kernels, int n_read, int n_written, const std::string & wants,
+// Nothing is pending; with kernels nothing has crossed, else the runs of `n_read` tensors, and back those of
+// `n_written`.
+void expect_crossings(FakeBuffers & buffers, bool kernels, int n_read, int n_written, const std::string & wants,
                       const std::string & what) {
-    expect(!memory.kernels_0.pending() && !memory.kernels_1.pending(), what + ": nothing is left pending");
-    expect(memory.kernels_0.n_finished + memory.kernels_1.n_finished == int(kernels), what + ": waits once, with kernels alone");
+    expect(!buffers.kernels_0.pending() && !buffers.kernels_1.pending(), what + ": nothing is left pending");
+    expect(buffers.kernels_0.n_finished + buffers.kernels_1.n_finished == int(kernels), what + ": waits once, with kernels alone");
     const Runs runs(wants);
     expect(wants != k_few || (runs.n == 3 && runs.n_rows == 17), "few rows of many");
-    expect(memory.n_read == n_read * runs.n && memory.n_written == n_written * runs.n,
-           what + ": " + std::to_string(memory.n_read) + " reads, " + std::to_string(memory.n_written) + " writes");
-    expect(memory.n_rows_read == n_read * runs.n_rows && memory.n_rows_written == n_written * runs.n_rows,
+    expect(buffers.n_read == n_read * runs.n && buffers.n_written == n_written * runs.n,
+           what + ": " + std::to_string(buffers.n_read) + " reads, " + std::to_string(buffers.n_written) + " writes");
+    expect(buffers.n_rows_read == n_read * runs.n_rows && buffers.n_rows_written == n_written * runs.n_rows,
            what + ": rows that are not wanted stay where they are");
 }
 
-void sequential_and_in_place(Place place_h, Place place_other, const std::string & wants, int64_t padding) {
-    const RowTasks    tasks = tasks_of(wants);
-    const Values      h = random_rows(1, tasks.n_rows), f = random_rows(2, tasks.n_rows);
-    Values            sum = h;
+Values sum_of(const Values & h, const Values & f) {
+    Values sum = h;
     for (size_t i = 0; i < f.size(); ++i) {
         sum[i] += f[i];
     }
-    const bool        kernels = place_h == place_other && place_h >= device_0;
-    const int         fetched_h = !kernels && place_h != host, fetched_other = !kernels && place_other != host;
-    const std::string what = std::string("h on ") + k_names[place_h] + ", the other on " + k_names[place_other] + ", " + wants;
-    {
-        FakeMemory          memory;
-        Rows                rows(memory);
-        const ggml_tensor * h_rows = memory.put(place_h, h, padding);
-        ggml_tensor *       out    = memory.put(place_other, sum, 0);
-        expect_similarity(rows.after_add(h_rows, out, tasks), tasks, h, sum, what + ", after the add");
-        expect(memory.get(out) == with_rows(sum, tasks, &h) && memory.get(h_rows) == h, what + ": h is back in rows that skip");
-        expect_crossings(memory, kernels, fetched_h + fetched_other, fetched_other * tasks.any_skips, wants,
-                         what + ", after the add");
-    }
-    {
-        FakeMemory          memory;
-        Rows                rows(memory);
-        const ggml_tensor * h_rows = memory.put(place_h, h, 0);
-        ggml_tensor *       branch = memory.put(place_other, f, padding);
-        expect_similarity(rows.before_add(h_rows, branch, tasks), tasks, h, sum, what + ", before the add");
-        expect(memory.get(branch) == with_rows(f, tasks, nullptr) && memory.get(h_rows) == h, what + ": f leaves rows that skip");
-        expect_crossings(memory, kernels, fetched_h * tasks.any_checks + fetched_other, fetched_other * tasks.any_skips,
-                         wants, what + ", before the add");
-    }
+    return sum;
 }
 
-void parallel(Place place_f, Place place_out, const std::string & wants, int64_t padding) {
+void before_add(Place place_h, Place place_f, const std::string & wants, int64_t padding) {
+    const RowTasks      tasks = tasks_of(wants);
+    const Values        h = random_rows(1, tasks.n_rows), f = random_rows(2, tasks.n_rows);
+    const bool          kernels = place_h == place_f && place_h >= device_0;
+    const int           fetched_h = !kernels && place_h != host, fetched_f = !kernels && place_f != host;
+    const std::string   what = std::string("h on ") + k_names[place_h] + ", f on " + k_names[place_f] + ", " + wants;
+    FakeBuffers         buffers;
+    Comparison          comparison(buffers);
+    const ggml_tensor * h_rows = buffers.put(place_h, h, 3 - padding);
+    ggml_tensor *       f_rows = buffers.put(place_f, f, padding);
+    expect_similarity(comparison.before_add(h_rows, f_rows, tasks), tasks, h, sum_of(h, f), what);
+    expect(buffers.get(f_rows) == without_skipping(f, tasks) && buffers.get(h_rows) == h, what + ": f leaves rows that skip");
+    expect_crossings(buffers, kernels, fetched_h * tasks.any_checks + fetched_f, fetched_f * tasks.any_skips, wants, what);
+}
+
+void after_add(Place place_f, Place place_out, const std::string & wants, int64_t padding) {
     const RowTasks tasks = tasks_of(wants);
     const Values   h = random_rows(3, tasks.n_rows), f = random_rows(4, tasks.n_rows);
-    Values         out = h;
-    for (size_t i = 0; i < f.size(); ++i) {
-        out[i] += f[i];
-    }
+    const Values   out = sum_of(h, f);
     const std::string   what =
-        std::string("parallel, f on ") + k_names[place_f] + ", out on " + k_names[place_out] + ", " + wants;
-    FakeMemory          memory;
-    Rows                rows(memory);
-    ggml_tensor *       branch = memory.put(place_f, f, padding);
-    rows.keep(branch, tasks);
-    expect(memory.get(branch) == with_rows(f, tasks, nullptr), what + ": f leaves rows that skip");
-    expect_crossings(memory, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips, wants, what);
+        std::string("f kept, f on ") + k_names[place_f] + ", out on " + k_names[place_out] + ", " + wants;
+    FakeBuffers         buffers;
+    Comparison          comparison(buffers);
+    ggml_tensor *       branch = buffers.put(place_f, f, padding);
+    comparison.keep(branch, tasks);
+    expect(buffers.get(branch) == without_skipping(f, tasks), what + ": f leaves rows that skip");
+    expect_crossings(buffers, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips, wants, what);
     if (!tasks.any_checks) {
         return;
     }
     // By then something else is in the memory f was in.
     const Values  other       = random_rows(5, tasks.n_rows);
     for (int64_t r = 0; r < tasks.n_rows; ++r) {
-        float * row = (place_f == host ? static_cast<float *>(branch->data) : memory.devices.at(branch->data)) +
+        float * row = (place_f == host ? static_cast<float *>(branch->data) : buffers.devices.at(branch->data)) +
                       r * int64_t(branch->nb[1] / sizeof(float));
         std::copy_n(&other[size_t(r * k_n)], k_n, row);
     }
-    memory.n_read = memory.n_written = 0;
-    memory.n_rows_read = memory.n_rows_written = memory.kernels_0.n_finished = memory.kernels_1.n_finished = 0;
-    const ggml_tensor * sum = memory.put(place_out, out, 0);
-    expect_similarity(rows.after_layer(sum, tasks), tasks, h, out, what);
-    expect_crossings(memory, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host, 0, wants,
+    buffers.n_read = buffers.n_written = 0;
+    buffers.n_rows_read = buffers.n_rows_written = buffers.kernels_0.n_finished = buffers.kernels_1.n_finished = 0;
+    const ggml_tensor * sum = buffers.put(place_out, out, 0);
+    expect_similarity(comparison.after_add(sum, tasks), tasks, h, out, what);
+    expect_crossings(buffers, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host, 0, wants,
                      what);
 }
 
 // On the host a check costs arithmetic, and nothing else.
 void no_allocation_on_the_host() {
     const RowTasks tasks = tasks_of("csc-");
-    FakeMemory     memory;
-    Rows           rows(memory);
-    ggml_tensor *  h = memory.put(host, random_rows(6, tasks.n_rows), 0);
-    ggml_tensor *  f = memory.put(host, random_rows(7, tasks.n_rows), 0);
+    FakeBuffers    buffers;
+    Comparison     comparison(buffers);
+    ggml_tensor *  h = buffers.put(host, random_rows(6, tasks.n_rows), 0);
+    ggml_tensor *  f = buffers.put(host, random_rows(7, tasks.n_rows), 0);
     const auto     all = [&] {
-        rows.after_add(h, f, tasks);
-        rows.before_add(h, f, tasks);
-        rows.keep(f, tasks);
-        rows.after_layer(h, tasks);
+        comparison.before_add(h, f, tasks);
+        comparison.keep(f, tasks);
+        comparison.after_add(h, tasks);
     };
     all();
     const size_t before = g_allocations;
@@ -378,8 +362,8 @@ int main() {
         for (const Place second : k_places) {
             for (const char * wants : { "cccc", "ssss", "csc-", "--s-", "c---", "sccs", k_few.c_str() }) {
                 for (const int64_t padding : { 0, 3 }) {
-                    sequential_and_in_place(first, second, wants, padding);
-                    parallel(first, second, wants, padding);
+                    before_add(first, second, wants, padding);
+                    after_add(first, second, wants, padding);
                 }
             }
         }

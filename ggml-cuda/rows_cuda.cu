@@ -1,6 +1,6 @@
-#include "similarity_cuda.h"
+#include "rows_cuda.h"
 
-#include "row_share.h"
+#include "thread_share.h"
 
 #include <cuda_runtime.h>
 
@@ -52,22 +52,18 @@ __device__ CosineSums sum_of_block(CosineSums sums) {
     return sums;  // in thread 0
 }
 
-__device__ float * row_of(const DeviceRows & rows) {
-    return reinterpret_cast<float *>(reinterpret_cast<char *>(rows.data) + int64_t(blockIdx.x) * rows.stride);
-}
-
 template <Pair pair>
-__global__ void __launch_bounds__(k_threads) cosine_of_rows(DeviceRows a, DeviceRows b, float * cosines) {
-    const CosineSums share = share_of_cosine<pair>(row_of(a), row_of(b), a.n, int(threadIdx.x), k_threads);
+__global__ void __launch_bounds__(k_threads) cosine_of_rows(Rows a, Rows b, float * cosines) {
+    const CosineSums share = share_of_cosine<pair>(a.row(blockIdx.x), b.row(blockIdx.x), a.n, int(threadIdx.x), k_threads);
     const CosineSums sums  = sum_of_block(share);
     if (threadIdx.x == 0) {
         cosines[blockIdx.x] = sums.cosine();
     }
 }
 
-__global__ void __launch_bounds__(k_threads) copy_masked_rows(DeviceRows from, DeviceRows to, const uint8_t * mask) {
+__global__ void __launch_bounds__(k_threads) zero_masked_rows(Rows rows, const uint8_t * mask) {
     if (mask[blockIdx.x] != 0) {
-        share_of_copy(from.data == nullptr ? nullptr : row_of(from), row_of(to), to.n, int(threadIdx.x), k_threads);
+        share_of_zeros(rows.row(blockIdx.x), rows.n, int(threadIdx.x), k_threads);
     }
 }
 
@@ -146,37 +142,23 @@ public:
         cudaStreamDestroy(stream_);
     }
 
-    void cosine(Pair pair, const DeviceRows & a, const DeviceRows & b) override {
+    void cosine(Pair pair, const Rows & a, const Rows & b) override {
         const Device current(device_);
         cosines_.reserve(a.n_rows);
-        const unsigned n_blocks = unsigned(a.n_rows);
-        switch (pair) {
-            case Pair::given:
-                cosine_of_rows<Pair::given><<<n_blocks, k_threads, 0, stream_>>>(a, b, cosines_.device());
-                break;
-            case Pair::sum:
-                cosine_of_rows<Pair::sum><<<n_blocks, k_threads, 0, stream_>>>(a, b, cosines_.device());
-                break;
-            case Pair::difference:
-                cosine_of_rows<Pair::difference><<<n_blocks, k_threads, 0, stream_>>>(a, b, cosines_.device());
-                break;
-        }
+        const auto kernel = pair == Pair::sum ? cosine_of_rows<Pair::sum> : cosine_of_rows<Pair::difference>;
+        kernel<<<unsigned(a.n_rows), k_threads, 0, stream_>>>(a, b, cosines_.device());
         check(cudaGetLastError(), "launch of cosine_of_rows");
     }
 
-    void copy_rows(const DeviceRows & from, const DeviceRows & to, const uint8_t * mask) override {
+    void zero(const Rows & rows, const uint8_t * mask) override {
         const Device current(device_);
-        mask_.reserve(to.n_rows);
-        std::memcpy(mask_.host(), mask, size_t(to.n_rows));
-        copy_masked_rows<<<unsigned(to.n_rows), k_threads, 0, stream_>>>(from, to, mask_.device());
-        check(cudaGetLastError(), "launch of copy_masked_rows");
+        mask_.reserve(rows.n_rows);
+        std::memcpy(mask_.host(), mask, size_t(rows.n_rows));
+        zero_masked_rows<<<unsigned(rows.n_rows), k_threads, 0, stream_>>>(rows, mask_.device());
+        check(cudaGetLastError(), "launch of zero_masked_rows");
     }
 
-    void zero_rows(const DeviceRows & to, const uint8_t * mask) override {
-        copy_rows({ nullptr, to.n, to.n_rows, 0 }, to, mask);
-    }
-
-    DeviceRows keep(const DeviceRows & rows) override {
+    Rows keep(const Rows & rows) override {
         const Device  current(device_);
         const int64_t row  = rows.n * int64_t(sizeof(float));
         const int64_t size = row * rows.n_rows;
@@ -192,7 +174,7 @@ public:
         return { kept_, rows.n, rows.n_rows, row };
     }
 
-    void read(const DeviceRows & rows, float * to) override {
+    void read(const Rows & rows, float * to) override {
         const Device current(device_);
         const size_t row = size_t(rows.n) * sizeof(float);
         FFNSKIP_CUDA_CHECK(cudaMemcpy2DAsync(to, row, rows.data, size_t(rows.stride), row, size_t(rows.n_rows),

@@ -1,12 +1,12 @@
-// How long a check takes on a GPU, next to what it can't be shorter than. Prints one JSON object; all times in microseconds,
-// medians.
+// How long a check takes on a GPU, next to what it can't be shorter than. Prints one JSON object; all times in
+// microseconds, medians.
 //
 //   one_row     what a check of one token costs, waiting included; its floor is a kernel that does nothing, waited for
 //   fetched     the same without the kernel: both rows copied to the host and compared there
 //   many_rows   2 GiB of rows, where memory bandwidth decides; the floor is the bytes over the bandwidth of a copy
 #include "gpu.h"
 #include "similarity.h"
-#include "similarity_cuda.h"
+#include "rows_cuda.h"
 
 #include <algorithm>
 #include <chrono>
@@ -61,7 +61,7 @@ int main() {
     }
     const int64_t stride = k_n * int64_t(sizeof(float));
     const auto    rows   = [&](const GpuFloats & from, int64_t first, int64_t n) {
-        return DeviceRows{ from.data() + first * k_n, k_n, n, stride };
+        return Rows{ from.data() + first * k_n, k_n, n, stride };
     };
     const auto kernels = make_cuda_kernels(a.data());
 
@@ -70,7 +70,7 @@ int main() {
         GPU(cudaStreamSynchronize(stream));
     });
     const double one_row_us = median_us(2000, [&](int i) {
-        kernels->cosine(Pair::given, rows(a, i % k_sets, 1), rows(b, i % k_sets, 1));
+        kernels->cosine(Pair::sum, rows(a, i % k_sets, 1), rows(b, i % k_sets, 1));
         kernels->finish();
     });
     std::vector<float> host_a(k_n), host_b(k_n);
@@ -81,7 +81,7 @@ int main() {
         GPU(cudaStreamSynchronize(cudaStreamPerThread));
         GPU(cudaMemcpyAsync(host_b.data(), rows(b, i % k_sets, 1).data, bytes, cudaMemcpyDeviceToHost, cudaStreamPerThread));
         GPU(cudaStreamSynchronize(cudaStreamPerThread));
-        sink = cosine(host_a.data(), host_b.data(), k_n);
+        sink = cosine<Pair::sum>(host_a.data(), host_b.data(), k_n);
     });
 
     const double bytes   = 2.0 * double(k_rows) * double(stride);  // read by a cosine; read and written by a copy
@@ -90,18 +90,18 @@ int main() {
         GPU(cudaStreamSynchronize(stream));
     });
     const double many_rows_us = median_us(20, [&](int) {
-        kernels->cosine(Pair::given, rows(a, 0, k_rows), rows(b, 0, k_rows));
+        kernels->cosine(Pair::sum, rows(a, 0, k_rows), rows(b, 0, k_rows));
         kernels->finish();
     });
     const std::vector<uint8_t> mask(size_t(k_rows), 1);
-    const double               masked_copy_us = median_us(20, [&](int) {
-        kernels->copy_rows(rows(a, 0, k_rows), rows(b, 0, k_rows), mask.data());
+    const double               masked_zero_us = median_us(20, [&](int) {
+        kernels->zero(rows(b, 0, k_rows), mask.data());
         kernels->finish();
     });
     std::printf("{\"device\": \"%s\", \"n\": %d, \"one_row_us\": %.2f, \"one_row_floor_us\": %.2f, \"fetched_us\": %.2f, "
-                "\"many_rows\": %d, \"many_rows_us\": %.1f, \"masked_copy_us\": %.1f, \"copy_floor_us\": %.1f, "
+                "\"many_rows\": %d, \"many_rows_us\": %.1f, \"masked_zero_us\": %.1f, \"copy_floor_us\": %.1f, "
                 "\"copy_gb_per_s\": %.0f}\n",
-                device.name, int(k_n), one_row_us, floor_us, fetched_us, int(k_rows), many_rows_us, masked_copy_us, copy_us,
+                device.name, int(k_n), one_row_us, floor_us, fetched_us, int(k_rows), many_rows_us, masked_zero_us, copy_us,
                 bytes / copy_us * 1e-3);
     return 0;
 }
