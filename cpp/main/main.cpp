@@ -24,6 +24,7 @@
 #include <cstdio>
 #include <new>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -73,14 +74,9 @@ void settle_skipping(Arguments & args, const Model & model) {
     }
 }
 
-void start_backends(const Arguments & args) {
-    llama_backend_init();
-    llama_numa_init(args.numa);
-}
-
 // Where no option decides, a terminal gets a chat.
 bool chat_is_implied(const Arguments & args) {
-    return args.conversation == Choice::automatic && !args.asks_for_chat() && !args.compare && stdin_is_terminal();
+    return !args.conversation && !args.asks_for_chat() && !args.compare && stdin_is_terminal();
 }
 
 std::optional<Chat> begin_chat(const Model & model, const Arguments & args) {
@@ -125,9 +121,6 @@ void print_notes(const Arguments & args, const Model & model, const std::optiona
     if (args.n_gpu_layers && !llama_supports_gpu_offload()) {
         note("--gpu-layers has no effect: this libllama was built without a GPU");
     }
-    if (args.jinja) {
-        note("--jinja: chat templates are rendered as they stand in any case");
-    }
     const bool has_template = llama_model_chat_template(model.get(), nullptr) != nullptr;
     if (has_template && chat_is_implied(args) && !Chat::is_possible(model)) {
         note("libllama does not recognise the model's chat template; the prompt is completed as it is");
@@ -154,12 +147,10 @@ void note_two_start_tokens(const Model & model, const Tokens & tokens) {
 Ending complete(Engine & engine, const Arguments & args, const std::string & prompt, const Tokens & tokens,
                 Output & output) {
     if (args.display_prompt) {
-        output.set(Colour::prompt);
         output.write(prompt);
-        output.set(Colour::plain);
     }
     const Answering answering;
-    return generate(engine, tokens, { args.n_predict, args.reverse_prompts, args.special }, output).ending;
+    return generate(engine, tokens, { args.n_predict, args.reverse_prompts }, output).ending;
 }
 
 int run(int argc, char ** argv) {
@@ -167,7 +158,7 @@ int run(int argc, char ** argv) {
     ffnskip::require_llama_version();
     keep_log(false);
     Arguments args = parse_arguments(argc, argv);
-    Output    output(args.color);
+    Output    output;
     if (args.help || args.version) {
         output.write(args.help ? help_text() : version_text());
         return 0;
@@ -179,13 +170,14 @@ int run(int argc, char ** argv) {
     const std::optional<std::string> prompt = read_prompt(args);
 
     keep_log(args.verbose);
-    start_backends(args);
+    llama_backend_init();
     const Model model(args);
     settle_skipping(args, model);
-    if (args.sampling.seed == LLAMA_DEFAULT_SEED) {
-        args.sampling.seed = random_seed();
+    if (args.seed == LLAMA_DEFAULT_SEED) {
+        std::random_device device;
+        args.seed = std::uniform_int_distribution<uint32_t>(0, LLAMA_DEFAULT_SEED - 1)(device);
     }
-    Sampler             sampler(model, args.sampling);
+    Sampler             sampler(model, args);
     std::optional<Chat> chat      = begin_chat(model, args);
     const bool          converses = chat && !args.compare;
     const Tokens        tokens    = converses ? model.tokenize(prompt.value_or(""), true) :
@@ -214,7 +206,7 @@ int run(int argc, char ** argv) {
         trace_file->write(session.controller()->stop_trace(), session.generated(), model);
     }
     const std::optional<uint32_t> seed =
-        args.sampling.is_random() ? std::optional<uint32_t>(args.sampling.seed) : std::nullopt;
+        args.is_random() ? std::optional<uint32_t>(args.seed) : std::nullopt;
     print_summary(session, seed, load_ms, ms_since(start));
     if (args.stats) {
         print_layers(session);
