@@ -100,6 +100,13 @@ int32_t context_size(const Model & model, const Arguments & args, size_t n_promp
     return int32_t(std::max<int64_t>(1, args.n_ctx && *args.n_ctx == 0 ? n_train : args.n_ctx.value_or(default_n_ctx)));
 }
 
+void require_room(const Session & session, size_t n_tokens) {
+    if (!session.has_room(n_tokens)) {
+        throw BadInput("the prompt has " + std::to_string(n_tokens) + " tokens, the context " +
+                       std::to_string(session.n_ctx()) + "; give a shorter one, or more with --ctx-size");
+    }
+}
+
 void print_skip_notes(const Arguments & args, const Session & session) {
     const bool dense = args.config.policy == ffnskip::Policy::dense;
     if (!session.why_dense().empty()) {
@@ -163,9 +170,8 @@ int run(int argc, char ** argv) {
         output.write(args.help ? help_text() : version_text());
         return 0;
     }
-    std::optional<TraceFile> trace_file;
     if (!args.trace.empty()) {
-        trace_file.emplace(args.trace, inputs(args));
+        require_trace_file(args.trace, inputs(args));
     }
     const std::optional<std::string> prompt = read_prompt(args);
 
@@ -183,7 +189,7 @@ int run(int argc, char ** argv) {
     const Tokens        tokens    = converses ? model.tokenize(prompt.value_or(""), true) :
                                                 prompt_tokens(model, chat, prompt.value_or(""));
     Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict), false);
-    session.require_room(tokens.size());
+    require_room(session, tokens.size());
     explain_aborts("--model '" + model.path() + "'", 1);
     const double load_ms = ms_since(start);
     print_notes(args, model, chat, session);
@@ -202,8 +208,8 @@ int run(int argc, char ** argv) {
     }
 
     print_notice(session);
-    if (trace_file) {
-        trace_file->write(session.controller()->stop_trace(), session.generated(), model);
+    if (!args.trace.empty()) {
+        write_trace(args.trace, session.controller()->stop_trace(), session.generated(), model);
     }
     const std::optional<uint32_t> seed =
         args.is_random() ? std::optional<uint32_t>(args.seed) : std::nullopt;

@@ -6,8 +6,6 @@
 #include "machine.h"
 #include "text.h"
 
-#include <gguf.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <limits>
@@ -15,28 +13,6 @@
 
 namespace app {
 namespace {
-
-// libllama aborts the process for a number of layers that it does not take.
-void require_layers(const std::string & path, const std::string & what) {
-    constexpr uint32_t k_most = 512;  // libllama's LLAMA_MAX_LAYERS
-
-    struct Free {
-        void operator()(gguf_context * header) const { gguf_free(header); }
-    };
-    const std::unique_ptr<gguf_context, Free> header(gguf_init_from_file(path.c_str(), { true, nullptr }));
-    const auto find = [&](const std::string & key, gguf_type type) {
-        const int64_t at = header ? gguf_find_key(header.get(), key.c_str()) : -1;
-        return at >= 0 && gguf_get_kv_type(header.get(), at) == type ? at : -1;
-    };
-    const int64_t     named = find("general.architecture", GGUF_TYPE_STRING);
-    const std::string name  = named < 0 ? "" : gguf_get_val_str(header.get(), named);
-    const int64_t     at    = find(name + ".block_count", GGUF_TYPE_UINT32);
-    const uint32_t    n     = at < 0 ? 1 : gguf_get_val_u32(header.get(), at);
-    if (n == 0 || n > k_most) {
-        throw BadInput(what + ": its header says " + std::to_string(n) +
-                       " layers (block_count); libllama takes 1 to " + std::to_string(k_most));
-    }
-}
 
 // Whether libllama puts a token after a text.
 bool adds_at_end(const llama_vocab * vocab) {
@@ -83,7 +59,6 @@ Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() :
     if (!ffnskip::is_gguf(path_)) {
         throw BadInput(what + ": it is no GGUF file");
     }
-    require_layers(path_, what);
 
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
