@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from ffnskip_cpp import Llama, SkipConfig, demo_model
-from ffnskip_cpp.quality import Quality, compare
+from ffnskip_cpp.measure.quality import Quality, compare
 from ffnskip_cpp.trial.search import grow
 
 RATIO = 0.25

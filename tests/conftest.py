@@ -16,19 +16,9 @@ from typing import Any
 import pytest
 
 import ffnskip_cpp
-import running
-import tiny_models
+from support import running, tiny_models
 
 CLIENTS = Path(__file__).parent / "cpp" / "clients"
-
-WRITERS = {
-    **tiny_models.SKIPPABLE,
-    "gptneox_sequential": lambda path, **options: tiny_models.write_gptneox(path, parallel=False, **options),
-    "llama_q8_0": lambda path, **options: tiny_models.write_llama(path, qtype=tiny_models.Q8_0, **options),
-    "bert": tiny_models.write_bert,
-    "mamba": tiny_models.write_mamba,
-}
-
 
 # Modules that train, convert, calibrate or start many programs; the rest runs with -m "not slow".
 SLOW = {
@@ -83,7 +73,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     written: dict[tuple[Any, ...], Path] = {}
 
     def write(kind: str, **options: Any) -> Path:
-        return once((kind, *sorted(options.items())), lambda to: WRITERS[kind](to, **options))
+        return once((kind, *sorted(options.items())), lambda to: tiny_models.WRITERS[kind](to, **options))
 
     def demo(kind: str, zero_ffn_layers: tuple[int, ...] = ()) -> Path:
         try:

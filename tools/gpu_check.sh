@@ -79,7 +79,7 @@ must package_has_kernels 10 bash -c has_kernels
 "$python" -c '
 import pathlib, sys
 sys.path.insert(0, "tests")
-import tiny_models
+from support import tiny_models
 tiny_models.write_llama(pathlib.Path(sys.argv[1]))' "$work/tiny.gguf"
 llama_site=$("$python" -c 'import llama_cpp, pathlib; print(pathlib.Path(llama_cpp.__file__).parent.parent)')
 # shellcheck disable=SC2086  # two options

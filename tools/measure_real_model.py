@@ -19,8 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ffnskip_cpp import Llama, SkipConfig, calibrate, read_profile
-from ffnskip_cpp.quantize import quantize
-from ffnskip_cpp.text import read_texts
+from ffnskip_cpp.gguf_file.quantization import quantize
+from ffnskip_cpp.measure.text import read_texts
 from ffnskip_cpp.trial.quality import Measured, measure_quality
 from ffnskip_cpp.trial.speed import Speed, measure_speed
 from ffnskip_cpp.trial.texts import users_text
@@ -141,7 +141,7 @@ def row(name: str, measured: Measured, speed: Speed, n_ffn: int) -> str:
 
 
 def settings(config: SkipConfig) -> str:
-    if config.policy == "fixed":
+    if config.label == "fixed layers":
         return f"layers {', '.join(map(str, config.layers or ()))}"
     return str(config)
 

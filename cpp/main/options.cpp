@@ -24,7 +24,7 @@ constexpr float   k_unbounded = std::numeric_limits<float>::max();
 // ---- values ----
 
 template <typename Number> Number to_number(V value, const char * kind, Number low, Number high, Number unbounded) {
-    const std::optional<Number> number = ffnskip::to_number<Number>(value);
+    const std::optional<Number> number = ffnskip::parse_number<Number>(value);
     if (number && *number >= low && *number <= high) {
         return *number;
     }
@@ -49,7 +49,7 @@ float to_float(V value, float low, float high = k_unbounded) {
 
 // A penalty is also divided by.
 float to_penalty(V value) {
-    const std::optional<float> number = ffnskip::to_number<float>(value);
+    const std::optional<float> number = ffnskip::parse_number<float>(value);
     if (!number || !(*number > 0.0f) || !std::isfinite(*number) || !std::isfinite(1.0f / *number)) {
         throw Wanted{ "a number above 0" };
     }

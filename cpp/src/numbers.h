@@ -12,7 +12,7 @@
 namespace ffnskip {
 
 // What all of `text` says; nullopt where that is no Number, or too large for one.
-template <typename Number> std::optional<Number> to_number(const std::string & text) {
+template <typename Number> std::optional<Number> parse_number(const std::string & text) {
     Number             number{};
     const char * const end = text.data() + text.size();
     if constexpr (std::is_integral_v<Number>) {

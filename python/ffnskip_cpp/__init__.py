@@ -8,26 +8,77 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
-from .calibration.calibrate import calibrate
+from ._core import Profile, SkipStats, __version__
 from .demo import demo_model
+from .errors import (
+    DecodeError,
+    FfnSkipError,
+    ProfileMismatchError,
+    TargetUnreachableError,
+    Unsupported,
+    UnsupportedModelError,
+)
 from .llama import Llama, Trace
 from .profile import read_profile
-from .trial.trial import Trial
-from .trial.work import try_model
+from .skip_config import SkipConfig
+
+if TYPE_CHECKING:
+    from .analysis.analysis import analyze
+    from .benchmark.benchmark import bench
+    from .calibration.calibration import calibrate
+    from .conversion.conversion import convert
+    from .gguf_file.quantization import quantize
+    from .inspection.inspection import inspect
+    from .trial.trial import Trial
+    from .trial.work import try_model
 
 __all__ = [
+    "DecodeError",
+    "FfnSkipError",
     "Llama",
     "Profile",
+    "ProfileMismatchError",
     "SkipConfig",
     "SkipStats",
+    "TargetUnreachableError",
     "Trace",
     "Trial",
     "Unsupported",
+    "UnsupportedModelError",
     "__version__",
+    "analyze",
+    "bench",
     "calibrate",
+    "convert",
     "demo_model",
+    "inspect",
+    "quantize",
     "read_profile",
     "try_model",
 ]
+
+# What a program that only generates does not wait for: imported when it is asked for.
+_LAZY = {
+    "Trial": "trial.trial",
+    "analyze": "analysis.analysis",
+    "bench": "benchmark.benchmark",
+    "calibrate": "calibration.calibration",
+    "convert": "conversion.conversion",
+    "inspect": "inspection.inspection",
+    "quantize": "gguf_file.quantization",
+    "try_model": "trial.work",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
@@ -29,21 +29,19 @@ from llama_cpp import LlamaTokenizer
 
 from . import _core
 from . import llama_cpp_internals as internals
-from ._core import Controller, FfnBlock, Profile, SkipConfig, SkipStats, Unsupported
+from ._core import Controller, FfnBlock, Profile, RowKind, Session, SkipStats
+from .errors import Unsupported
 from .generation import GuardedProcessors, exclusively, first, sampling_options
-from .header_check import check_header
+from .gguf_file.header_check import check_header
 from .load_error import explained
 from .profile import write_profile
 from .skip_argument import DENSE, Skip, Wanted, as_wanted, check_keywords, is_dense
-
-if TYPE_CHECKING:
-    from ._core import ResolvedConfig
+from .skip_config import ResolvedConfig, SkipConfig
 
 __all__ = ["Llama", "Trace"]
 
 logger = logging.getLogger("ffnskip_cpp")
 
-SKIPPABLE_ROW = 2  # ffnskip::RowKind
 NOTICE_EVERY = 32  # tokens of the native loop between two looks for something to tell the user
 SINGLE_EVALS = 8  # tokens evaluated one by one, none of them sampled here, after which the user is told
 
@@ -98,7 +96,7 @@ class Llama(llama_cpp.Llama):
         self._reuse = reuse
         self._controller = Controller()
         self._controller.set_reuse(reuse == "full")
-        self._decoder = _Decoder(self._controller)
+        self._decoder = _Decoder()
         self._lock = threading.RLock()
         self._generation: object | None = None  # the one that has the context
         self._generates = not kwargs.get("embedding", False)
@@ -127,7 +125,7 @@ class Llama(llama_cpp.Llama):
 
     def _use_context(self) -> None:
         """Decode through the controller in the context that there is now."""
-        self._decoder.context_address = internals.context_address(self)
+        self._session = self._decoder.session = Session(internals.context_address(self), self._controller)
         internals.redirect_decode(self, self._decoder)
         internals.on_look(self, self._decoder.look)
         if n_swa := llama_cpp.llama_model_n_swa(self.model):
@@ -208,7 +206,7 @@ class Llama(llama_cpp.Llama):
         self._controller.config = wanted
         if warn and not self._is_told and not self._is_own_profiles(wanted):
             self._is_told = True
-            _warn(f"skip: {_values(self._controller.resolved)}: {UNCALIBRATED}")
+            _warn(f"skip: {_values(wanted, self._controller.resolved)}: {UNCALIBRATED}")
 
     def _is_own_profiles(self, config: SkipConfig) -> bool:
         profile = self._profile or _core.find_profile(internals.model_address(self), self.model_path)
@@ -560,35 +558,26 @@ class Llama(llama_cpp.Llama):
         """
         ids = _token_ids(tokens)
         self._check_forward(ids, eligible)
-        if eligible is None:
-            kinds = [self._controller.row_kind(i) for i in range(len(ids))]
-        else:
-            kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in eligible]
-        rows = np.empty((len(ids), self.n_vocab()), np.float32)
-        self._evaluate(ids, kinds, rows)
+        rows = self._evaluate(ids, eligible, range(len(ids)))
         if internals.wants_all_logits(self):
             self._all_scores[: len(ids)] = rows
         return rows
 
-    def _evaluate(self, ids: list[int], kinds: list[int], rows: npt.NDArray[np.float32] | None = None) -> None:
-        """Decodes tokens into an emptied context; `rows`, [n_tokens, n_vocab], gets the logits where it is given."""
+    def _evaluate(
+        self, ids: list[int], eligible: Sequence[bool] | None, rows: Sequence[int] = ()
+    ) -> npt.NDArray[np.float32]:
+        """Decodes tokens into an emptied context; float32 [len(rows), n_vocab], the logits of these rows."""
+        kinds = None
+        if eligible is not None:
+            kinds = [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
         with self._at_work():
             self.reset()
             self._generation = None
-            for begin in range(0, len(ids), self.n_batch):
-                chunk = ids[begin : begin + self.n_batch]
-                self._controller.decode(
-                    internals.context_address(self),
-                    chunk,
-                    begin,
-                    kinds[begin : begin + len(chunk)],
-                    all_logits=rows is not None,
-                )
-                if rows is not None:
-                    rows[begin : begin + len(chunk)] = internals.logits(self, len(chunk))
+            logits = self._session.forward(ids, 0, kinds, rows)
             self.input_ids[: len(ids)] = ids
             self.n_tokens = len(ids)
             internals.require_eval(self, False)
+        return logits
 
     def _check_forward(self, ids: list[int], eligible: Sequence[bool] | None) -> None:
         if not 1 <= len(ids) <= internals.n_context(self):
@@ -742,7 +731,7 @@ class Llama(llama_cpp.Llama):
                 continue
             self._check_room(1)
             position = self.n_tokens
-            following = self._controller.step(internals.context_address(self), sampler_address, token, position)
+            following = self._session.step(sampler_address, token, position)
             self.input_ids[position] = token
             self.n_tokens = position + 1
             internals.require_eval(self, False)
@@ -781,19 +770,19 @@ class Llama(llama_cpp.Llama):
 class _Decoder:
     """Stands in for `LlamaContext.decode`. Knows no Llama, so that no reference cycle keeps a model alive."""
 
-    def __init__(self, controller: Controller):
+    session: Session
+
+    def __init__(self) -> None:
         self.generated: bool | None = False  # the rows of the next batch; None: for the controller to see
         self.looked_at = False  # the outputs of the last one
         self.n_rows = 0  # of the last one
-        self.context_address = 0
-        self._controller = controller
 
     def look(self) -> None:
         self.looked_at = True
 
     def __call__(self, batch: Any) -> None:
         self.n_rows = internals.n_rows(batch)
-        self._controller.decode_batch(self.context_address, internals.batch_address(batch), self.generated)
+        self.session.decode_batch(internals.batch_address(batch), self.generated)
 
 
 class _Closed:
@@ -824,7 +813,9 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def _values(resolved: ResolvedConfig) -> str:
+def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
+    if config.layers is not None and config.max_skip == 0:
+        return f"layers {list(config.layers)} (warm_up_index={config.warm_up_index})"
     return (
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "
         f"{resolved['cold_e']}), max_skip={resolved['max_skip']}, warm_up_index={resolved['warm_up_index']})"

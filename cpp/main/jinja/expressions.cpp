@@ -17,7 +17,7 @@ constexpr size_t k_comparison = 2;
 const Expression k_nothing = [](Scopes &) { return Value(); };
 
 int64_t number(const std::string & text) {
-    const std::optional<int64_t> value = ffnskip::to_number<int64_t>(text);
+    const std::optional<int64_t> value = ffnskip::parse_number<int64_t>(text);
     if (!value) {
         fail("'" + text + "' is no number");
     }

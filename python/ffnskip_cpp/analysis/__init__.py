@@ -1,1 +1,1 @@
-"""What `ffnskip analyze` is made of: `measure` takes the numbers, `draw` makes pictures of them, `report` a page."""
+"""What `ffnskip analyze` is made of: `analysis` takes the numbers, `draw` makes pictures of them, `report` a page."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..flops import ffn_flops
-from ..shapes import WeightBytes
+from ..gguf_file.shapes import WeightBytes
+from ..measure.flops import ffn_flops
 from .options import Setting, Test
 from .runners import Runner, SkippingRunner
 

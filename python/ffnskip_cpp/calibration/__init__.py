@@ -1,1 +1,1 @@
-"""How settings are found for a model: recorded, simulated, measured, searched. `calibrate.py` is the way in."""
+"""How settings are found for a model: recorded, simulated, measured, searched. `calibration.py` is the way in."""

@@ -66,7 +66,7 @@ def smaller_files(
 
     Quantised again from the user's file, of `n_bytes`, which is a little worse than from F16.
     """
-    from ..quantize import quantize  # a command too, imported only when it is used
+    from ..gguf_file.quantization import quantize  # a command too, imported only when it is used
 
     found = 0
     for name in names:

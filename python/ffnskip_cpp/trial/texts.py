@@ -13,11 +13,11 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from ..chat import PROMPT, Chat, answered
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
+from ..measure.chat import PROMPT, Chat, answered
+from ..measure.text import Chunk, Text, chunks_of_text, read_texts
 from ..profile import PathLike
-from ..text import Chunk, Text, chunks_of_text, read_texts
 
 __all__ = ["chat_prompt", "is_end", "n_prompt_of", "own_text", "rows_of", "users_text"]
 

@@ -1,0 +1,71 @@
+"""What the commands' options have in common: names, spellings, and how values are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+__all__ = ["UsageError", "add_model", "add_text", "add_threads", "explain", "list_of", "ranges", "take_model"]
+
+
+class UsageError(Exception):
+    """The options make no sense together; exit status 2, as argparse's own."""
+
+
+def explain(parser: argparse.ArgumentParser, text: str) -> None:
+    """`text` stands below the options, as it is; it ends with worked examples."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = text
+
+
+def add_model(parser: argparse.ArgumentParser, what: str, *, required: bool = True) -> None:
+    """The model by its place, as in `ffnskip COMMAND model.gguf`, or by -m as in llama.cpp's programs."""
+    parser.add_argument("model", metavar="MODEL.gguf", nargs="?", help=f"{what}; the first part, if it is split")
+    parser.add_argument("-m", "--model", dest="model_option", metavar="MODEL.gguf", help="the same")
+    parser.set_defaults(needs_model=required)
+
+
+def take_model(args: argparse.Namespace) -> None:
+    """Raises UsageError where the model of add_model() is missing, or there are two."""
+    if not hasattr(args, "model_option"):
+        return
+    if args.model is not None and args.model_option is not None:
+        raise UsageError(f"two models: {args.model} and {args.model_option}")
+    args.model = args.model_option if args.model is None else args.model
+    if args.model is None and args.needs_model:
+        raise UsageError("the following arguments are required: MODEL.gguf")
+
+
+def add_text(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+    """--text FILE, once for each file."""
+    parser.add_argument("--text", action="append", required=required, metavar="FILE", help=f"{what}; may be repeated")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """The processors, and the GPU's layers, as llama.cpp's programs name them."""
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument(
+        "-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all (default)"
+    )
+
+
+def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """A `type=` for values with commas between them: "1,2" is (1, 2) for `list_of(int)`."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(convert(part) for part in text.split(","))
+
+    parse.__name__ = f"list of {convert.__name__}"  # argparse puts it into its message
+    return parse
+
+
+def ranges(layers: Iterable[int]) -> str:
+    """ "3,5-7" of 3, 5, 6, 7, as --skip-layers takes it."""
+    runs: list[list[int]] = []
+    for il in sorted(set(layers)):
+        if runs and runs[-1][1] == il - 1:
+            runs[-1][1] = il
+        else:
+            runs.append([il, il])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

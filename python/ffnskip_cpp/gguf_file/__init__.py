@@ -1,0 +1,1 @@
+"""GGUF files: their heads, their weights, other types for them."""

@@ -1,0 +1,1 @@
+"""What there is to skip in a model."""

@@ -1,0 +1,1 @@
+"""What the other parts measure with: similarity, quality, texts."""

@@ -1,0 +1,35 @@
+"""Progress of what takes its time: one kind of bar, on stderr, for all of the package."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["progress_bar"]
+
+
+@contextlib.contextmanager
+def progress_bar(
+    description: str, total: float | None = None, *, unit: str = "", show: bool | None = None
+) -> Iterator[tqdm[None]]:
+    """
+    Args:
+        total: What `update()` adds up to; None: not known yet (`bar.total` takes it later).
+        unit: "B" counts bytes, with their multiples.
+        show: None: where stderr is a terminal.
+    """
+    from tqdm import tqdm  # not before it is used: it takes a while to load
+
+    with tqdm(
+        total=total,
+        desc=description,
+        unit=unit if unit == "B" else f" {unit}",
+        unit_scale=unit == "B",
+        leave=False,
+        disable=None if show is None else not show,
+    ) as bar:
+        yield bar

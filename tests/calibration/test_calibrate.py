@@ -1,0 +1,440 @@
+"""`ffnskip calibrate` finds settings that skip what was asked for and cost less than the paper's values, on text it has
+never seen; and what can't be calibrated is refused before there is anything to lose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import demo_world
+from ffnskip_cpp import Llama, SkipConfig, Unsupported, calibrate, demo_model, read_profile
+from ffnskip_cpp.calibration import calibration as calibration_module
+from ffnskip_cpp.calibration.progress import Bar
+from ffnskip_cpp.cli.calibrate import report
+from ffnskip_cpp.profile import profile_keys, profile_path
+from support import tiny_models
+
+N_CTX = 256
+OPTIONS = {"n_ctx": N_CTX, "n_threads": 2, "n_gpu_layers": 0, "effort": "quick"}
+
+
+def registers(seed, n):
+    world, rng = demo_world.World(0), random.Random(seed)
+    return [world.register_document(rng)[0].text for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "registers.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in registers("calibrate", 24)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fresh_tokens():
+    """Text that no calibration here has seen."""
+    with Llama(demo_model(), n_ctx=N_CTX, skip=None, verbose=False) as llm:
+        return [llm.tokenize(text.encode())[:N_CTX] for text in registers("fresh", 12)]
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.symlink_to(demo_model())
+    return path
+
+
+def log_softmax(logits):
+    logits = logits.astype(np.float64)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def kl_and_ratio(skip, chunks):
+    """Not by measure.quality: KL(dense || skipping) and the share of FFN blocks skipped, past the warm-up."""
+    kl, skipped = [], []
+    with Llama(demo_model(), n_ctx=N_CTX, skip=skip, verbose=False) as llm:
+        for tokens in chunks:
+            with llm.trace() as trace:
+                q = log_softmax(llm.forward(tokens)[30:])
+            with llm.dense():
+                p = log_softmax(llm.forward(tokens)[30:])
+            kl.append((np.exp(p) * (p - q)).sum(axis=1))
+            skipped.append(trace.skipped[30:])
+    return float(np.concatenate(kl).mean()), float(np.concatenate(skipped).mean())
+
+
+@pytest.fixture(scope="module")
+def calibrated(text, tmp_path_factory):
+    found = {}
+
+    def at(ratio):
+        if ratio not in found:
+            output = tmp_path_factory.mktemp("profile") / "demo.ffnskip.gguf"
+            found[ratio] = calibrate(demo_model(), [text], skip_ratio=ratio, output=output, **OPTIONS)
+        return found[ratio]
+
+    return at
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3])
+def test_as_much_is_skipped_as_was_asked_for_and_nearly_so_on_other_text(calibrated, fresh_tokens, ratio):
+    calibration = calibrated(ratio)
+    assert calibration.chosen.skip_ratio >= ratio - 0.01
+    _, achieved = kl_and_ratio(read_profile(calibration.path).config, fresh_tokens)
+    assert achieved == pytest.approx(calibration.chosen.skip_ratio, abs=0.03)
+
+
+def test_it_costs_less_than_the_papers_values_at_the_same_ratio(calibrated, fresh_tokens):
+    calibration = calibrated(0.3)
+    kl, _ = kl_and_ratio(read_profile(calibration.path).config, fresh_tokens)
+    paper, _ = kl_and_ratio(SkipConfig(skip_ratio=0.3), fresh_tokens)
+    assert kl < paper / 2
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3])
+def test_no_row_of_the_table_beats_the_chosen_one(calibrated, ratio):
+    """By the figures in the table alone: two rows whose errors overlap are as good."""
+    calibration = calibrated(ratio)
+    chosen = calibration.chosen
+    for row in calibration.candidates:
+        better = row.kl + row.kl_error < chosen.kl - chosen.kl_error
+        assert not (better and row.skip_ratio >= chosen.skip_ratio), row
+    assert chosen in calibration.candidates
+
+
+def test_the_error_of_a_divergence_is_that_of_its_mean_over_chunks(calibrated):
+    for row in calibrated(0.3).candidates:
+        of_chunks = [row.kl_of_rows[row.chunk == i] for i in np.unique(row.chunk)]
+        sizes = np.array([len(kl) for kl in of_chunks])
+        assert row.kl == pytest.approx(np.concatenate(of_chunks).mean(), rel=1e-6) and len(of_chunks) > 3
+        resampled = [
+            np.concatenate(
+                [of_chunks[i] for i in np.random.default_rng(n).integers(len(sizes), size=len(sizes))]
+            ).mean()
+            for n in range(400)
+        ]
+        assert row.kl_error == pytest.approx(np.std(resampled), rel=0.35)
+
+
+def test_the_table_has_every_policy_and_what_they_are_compared_with(calibrated):
+    policies = [row.policy for row in calibrated(0.3).candidates]
+    assert policies == [
+        *("fixed", "ffn_skip", "fixed_plus_ffn_skip"),
+        *("ffn_skip, uncalibrated", "random_adaptive_region", "random"),
+    ]
+    lines = report(calibrated(0.3))
+    assert all(f"| {policy}" in lines for policy in policies)
+    assert f"chosen: {calibrated(0.3).chosen.policy}, " in lines and " ± " in lines
+
+
+def test_the_profile_has_what_was_learnt(calibrated, fresh_tokens):
+    keys = profile_keys(calibrated(0.3).path)
+    assert keys["skip_ratio"] == pytest.approx(calibrated(0.3).chosen.skip_ratio)
+    for name in ("similarity_mean", "similarity_low", "similarity_high", "block_influence", "block_kl"):
+        assert len(keys[name]) == 16, name
+        assert np.isfinite(keys[name][:15]).all() and np.isnan(keys[name][15]), name
+    every = SkipConfig(sim_threshold=2, cold_s=0, cold_e=15, max_skip=1)
+    with Llama(demo_model(), n_ctx=N_CTX, skip=every, verbose=False) as llm, llm.trace() as trace:
+        for tokens in fresh_tokens:
+            llm.forward(tokens)
+    mean = np.nanmean(trace.similarity[:, 1:15], axis=0)
+    assert np.allclose(keys["similarity_mean"][1:15], mean, atol=0.02)
+    assert np.allclose(keys["block_influence"][1:15], 1 - mean, atol=0.02)
+    assert [entry["policy"] for entry in json.loads(keys["candidates"])][:2] == ["fixed", "ffn_skip"]
+
+
+def test_an_automatic_llama_uses_the_profile(model, text):
+    calibration = calibrate(model, [text], skip_ratio=0.25, **OPTIONS)
+    assert calibration.path == profile_path(model)
+    with Llama(str(model), n_ctx=N_CTX, verbose=False) as llm:
+        assert llm.skip == read_profile(calibration.path).config
+        assert llm.skip.policy == calibration.chosen.policy
+
+
+def test_most_is_skipped_within_a_divergence(text, tmp_path):
+    at = {
+        limit: calibrate(demo_model(), [text], max_kl=limit, output=tmp_path / "p.gguf", **OPTIONS).chosen
+        for limit in (0.005, 0.05)
+    }
+    assert at[0.005].kl <= 0.005 and at[0.05].kl <= 0.05
+    assert 0.01 < at[0.005].skip_ratio < at[0.05].skip_ratio
+
+
+def test_embedding_leaves_one_file(model, text, tmp_path):
+    model.unlink()
+    model.write_bytes(Path(demo_model()).read_bytes())
+    calibration = calibrate(model, [text], embed=True, **OPTIONS)
+    assert calibration.path == model and os.listdir(tmp_path) == ["model.gguf"]
+    with Llama(str(model), n_ctx=N_CTX, verbose=False) as llm:
+        assert llm.skip.policy == calibration.chosen.policy
+
+
+# ---- the same again, and interrupted ----
+
+
+def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, monkeypatch):
+    whole = calibrate(demo_model(), [text], output=tmp_path / "whole.gguf", **OPTIONS)
+    n_tokens, told = [0], Bar.__call__
+
+    def interrupted(bar, n):
+        n_tokens[0] += n
+        if n_tokens[0] > 6000:
+            raise KeyboardInterrupt
+        told(bar, n)
+
+    monkeypatch.setattr(Bar, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
+    assert sorted(os.listdir(tmp_path)) == ["again.gguf.progress", "whole.gguf"]
+    monkeypatch.setattr(Bar, "__call__", told)
+
+    evaluated = [0]
+    evaluate = Llama._evaluate
+
+    def counted(llm, ids, *args):
+        evaluated[0] += len(ids)
+        return evaluate(llm, ids, *args)
+
+    monkeypatch.setattr(Llama, "_evaluate", counted)
+    again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
+    resumed, evaluated[0] = evaluated[0], 0
+    calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **OPTIONS)
+    assert resumed < evaluated[0] - 4000
+    files = [(tmp_path / f"{name}.gguf").read_bytes() for name in ("whole", "again", "third")]
+    assert files[0] == files[1] == files[2]
+    assert again.chosen == whole.chosen and not list(tmp_path.glob("*.progress"))
+
+
+def test_another_seed_holds_out_other_text_and_finds_as_good_a_setting(text, tmp_path):
+    one, other = (
+        calibrate(demo_model(), [text], skip_ratio=0.5, seed=seed, output=tmp_path / "p.gguf", **OPTIONS).chosen
+        for seed in (1, 2)
+    )
+    assert one.kl != other.kl
+    assert abs(one.kl - other.kl) < 3 * np.hypot(one.kl_error, other.kl_error)
+
+
+# ---- rounds and effort ----
+
+
+def test_what_is_measured_to_the_end_is_measured_on_2048_tokens(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(registers("long", 40)), encoding="utf-8")
+    calibration = calibrate(demo_model(), [path], output=tmp_path / "p.gguf", **OPTIONS)
+    n_tokens = [row.n_tokens for row in calibration.tried]
+    assert max(n_tokens) >= 2048
+    alone = [row for row in calibration.tried if row.policy == "fixed" and len(row.config.layers) == 1]
+    assert len(alone) == 15 and min(row.n_tokens for row in alone) < 300
+    for policy, least in (("fixed", 4), ("ffn_skip", 2)):
+        assert sum(row.policy == policy and row.n_tokens == max(n_tokens) for row in calibration.tried) >= least
+    assert not any("give more of it" in note for note in calibration.notes)
+
+
+def test_little_text_is_said_to_be_little(calibrated, tmp_path):
+    path = tmp_path / "little.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in registers("little", 4)), encoding="utf-8")
+    little = calibrate(demo_model(), [path], skip_ratio=0.3, output=tmp_path / "p.gguf", **OPTIONS)
+    assert any("tokens to search with" in note for note in little.notes)
+    assert not any("tokens to search with" in note for note in calibrated(0.3).notes)
+
+
+def test_effort_in_seconds_takes_what_fits_and_refuses_what_does_not(text, tmp_path):
+    options = {**OPTIONS, "output": tmp_path / "p.gguf"}
+    calibration = calibrate(demo_model(), [text], **{**options, "effort": 1e6})
+    assert "effort: thorough, which fits 1e+06 seconds" in calibration.notes
+    with pytest.raises(ValueError, match=r"effort: 0\.001 seconds are too few here; the least takes about \d+"):
+        calibrate(demo_model(), [text], **{**options, "effort": 0.001})
+
+
+# ---- chats and adapters ----
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chat") / "chat.gguf"
+    words = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", demo_model(), path, "--chat-template", TEMPLATE]
+    subprocess.run(list(map(str, words)), check=True, capture_output=True)
+    return path
+
+
+def chats(n, **extra):
+    turns = [("user", "Tell me about them."), ("assistant", "{}"), ("user", "And?"), ("assistant", "{}")]
+    texts = iter(registers("chats", 2 * n))
+    return [
+        {"messages": [{"role": r, "content": next(texts)[:600] if c == "{}" else c} for r, c in turns], **extra}
+        for _ in range(n)
+    ]
+
+
+def lines(path, entries):
+    path.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    return path
+
+
+def test_of_a_chat_the_answers_count_as_generated(chat_model, tmp_path):
+    calibration = calibrate(chat_model, [lines(tmp_path / "c.jsonl", chats(16))], output=tmp_path / "p.gguf", **OPTIONS)
+    assert calibration.chosen.skip_ratio >= 0.24
+    every = sum(len(chat["messages"][i]["content"]) for chat in chats(16) for i in (1, 3)) / 3  # tokens, and more
+    assert 0 < calibration.chosen.n_tokens < 0.35 * every
+
+
+def test_what_the_user_says_is_answered_by_the_model_and_only_once(chat_model, tmp_path, monkeypatch):
+    asked, complete = [], Llama.create_chat_completion
+
+    def counted(llm, messages, **options):
+        asked.append(len(messages))
+        return complete(llm, messages, **options)
+
+    monkeypatch.setattr(Llama, "create_chat_completion", counted)
+    text = lines(
+        tmp_path / "mt.jsonl", [{"turns": [f"Who is number {i}?", "And then?"], "category": "x"} for i in range(8)]
+    )
+    calibrate(chat_model, [text], output=tmp_path / "p.gguf", **{**OPTIONS, "n_ctx": 1024})
+    assert asked == [1, 3] * 8
+
+
+def test_chats_are_refused_where_the_model_has_no_template(model_file, tmp_path):
+    text = lines(tmp_path / "c.jsonl", chats(4))
+    with pytest.raises(ValueError, match=r"c\.jsonl:1: a chat, and the model has no chat template"):
+        calibrate(model_file("llama"), [text], output=tmp_path / "p.gguf", **OPTIONS)
+
+
+def test_a_profile_says_which_adapter_it_was_made_with(model_file, tmp_path):
+    model = model_file("llama", n_layer=12)
+    adapter = tiny_models.write_lora(tmp_path / "style.gguf", n_layer=12)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(registers("lora", 2)), encoding="utf-8")
+    options = {**OPTIONS, "max_tokens": 2000, "output": tmp_path / "p.gguf"}
+    plain = calibrate(model, [text], **options)
+    assert "lora" not in profile_keys(plain.path)
+    found = {}
+    for lora, scale in ((adapter, 1.0), (f"{adapter}:0", 0.0)):
+        calibration = calibrate(model, [text], lora=lora, **options)
+        keys = profile_keys(calibration.path)
+        assert (keys["lora"], keys["lora_scale"]) == ("style.gguf", scale)
+        assert keys["lora_sha256"] == hashlib.sha256(adapter.read_bytes()).hexdigest()
+        found[scale] = calibration.similarity[:-1, 0]
+    assert np.allclose(found[0.0], plain.similarity[:-1, 0], atol=1e-6)
+    assert not np.allclose(found[1.0], plain.similarity[:-1, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"), [("none.gguf", "none.gguf: no such file"), ("{model}:x", "'x' in .* is no scale")]
+)
+def test_a_bad_adapter_is_refused(model, text, lora, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        calibrate(model, [text], lora=lora.format(model=model), **OPTIONS)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"skip_ratio": 0}, r"skip-ratio: 0 is outside \(0, 1\)"),
+        ({"skip_ratio": 1.5}, "skip-ratio: 1.5"),
+        ({"skip_ratio": 0.97}, "skip-ratio: 0.97 can't be reached; at most 0.938"),
+        ({"effort": "much"}, "effort: 'much' is neither of quick, normal, thorough nor a number of seconds above 0"),
+        ({"effort": 0}, "effort: 0 is neither"),
+        ({"max_kl": 0}, "max-kl: 0"),
+        ({"max_kl": 1e-9}, r"max-kl: 1e-09 can't be reached; skipping [0-9.]+% of the FFN blocks costs"),
+        ({"max_kl": 0.1, "skip_ratio": 0.2}, "give one of the two"),
+        ({"n_ctx": 16}, "n-ctx: 16 is too few"),
+        ({"max_tokens": 1}, "max-tokens: 1 is too few"),
+        ({"max_tokens": 200}, "max-tokens: 200 is less than the 256 of one chunk"),
+        ({"seed": -1}, "seed: -1 is outside"),
+        ({"n_threads": 0}, "threads: 0"),
+        ({"n_threads": 100_000}, "threads: 100000 can't compute anything; 1 to 512"),
+        ({"warm_up_index": -1}, "warm-up: -1 is negative"),
+        ({"embed": True, "output": "x.gguf"}, "embed and output"),
+    ],
+)
+def test_a_bad_value_is_refused(model, text, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        calibrate(model, [text], **{**OPTIONS, **arguments})
+    assert not profile_path(model).exists()
+
+
+def test_text_that_is_too_short_empty_or_binary_is_refused(model, tmp_path):
+    for content, message in (
+        (b"Herno Jotsen was born in Stunburg. " * 8, "too short"),
+        (b" \n", "no text in it"),
+        (b"a\0b", "binary"),
+    ):
+        path = tmp_path / "text.txt"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            calibrate(model, [path], **OPTIONS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "text.txt"]
+
+
+def test_missing_files_and_models_that_cannot_skip_are_refused(model, text, tmp_path, model_file):
+    with pytest.raises(FileNotFoundError, match=r"none\.gguf: no such file"):
+        calibrate(tmp_path / "none.gguf", [text])
+    with pytest.raises(FileNotFoundError, match=r"none\.txt"):
+        calibrate(model, [tmp_path / "none.txt"])
+    with pytest.raises(Unsupported, match="mamba"):
+        calibrate(model_file("mamba"), [text], output=tmp_path / "p.gguf")
+
+
+def test_a_folder_that_cannot_be_written_is_left_for_the_working_one(model, text, tmp_path, monkeypatch):
+    working = tmp_path / "working"
+    working.mkdir()
+    monkeypatch.chdir(working)
+    monkeypatch.setattr(calibration_module.os, "access", lambda path, mode: os.path.basename(path) == "working")
+    calibration = calibrate(model, [text], skip_ratio=0.2, **OPTIONS)
+    assert (working / "model.ffnskip.gguf").is_file() and calibration.path.resolve().parent == working
+    assert any(f"{tmp_path} can't be written" in note and "--profile" in note for note in calibration.notes)
+    with pytest.raises(PermissionError, match="can't be written"):
+        calibrate(model, [text], output=tmp_path / "p.gguf", **OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "text.jsonl", "notes.txt"])
+def test_an_output_that_is_something_else_is_left_as_it_is(model, tmp_path, name):
+    model.unlink()
+    model.write_bytes(Path(demo_model()).read_bytes())
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "some text"}), encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match=f"{name}: is no skip profile, and is left as it is"):
+        calibrate(model, [text], output=tmp_path / name, **OPTIONS)
+    assert (tmp_path / name).read_bytes() == before
+
+
+# ---- the command ----
+
+
+def command(*arguments):
+    words = [sys.executable, "-m", "ffnskip_cpp", "calibrate", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_its_tables_and_writes_the_profile(model, text):
+    done = command(model, "--text", text, "--skip-ratio", "0.2", "--n-ctx", N_CTX, "-ngl", "0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "held-out text" in done.stdout and f"written to {profile_path(model)}" in done.stdout
+    assert read_profile(profile_path(model)).config.warm_up_index == 30
+
+
+@pytest.mark.parametrize("options", [["--skip-ratio", "0.99"], ["--n-ctx", "3"], ["--text", "none.txt"]])
+def test_the_command_refuses_in_one_line(model, text, options):
+    done = command(model, *(() if "--text" in options else ("--text", text)), *options)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("ffnskip calibrate: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,369 @@
+"""FFN-SkipLLM (arXiv:2404.03865, Algorithm 1) on a LLaMA model in plain NumPy: the oracle of the overlay's tests.
+
+    from support.reference import ReferenceLlama
+    model = ReferenceLlama("model.gguf")
+    result = model.generate_greedy(prompt, 64, sim_threshold=0.9, cold_s=2, cold_e=14, max_skip=4, warm_up_index=8)
+    result.tokens, result.trace.trip_layer, result.trace.skipped
+
+Written from the paper and the GGUF file alone; nothing of the overlay or of llama.cpp is called. Where the pseudocode
+and the text disagree the text holds: a computed FFN updates the state, a skipped one passes h on.
+
+Two options follow llama.cpp's CPU arithmetic, so that a decision near the threshold falls on the same side:
+`round_activations` (a product with Q8_0, Q4_0 or F16 weights first rounds the activations to Q8_0 or F16) and `kv_f16`
+(keys, values and what they are multiplied with are F16). Both off is exact arithmetic in `dtype`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+
+QType = gguf.GGMLQuantizationType
+Q8_0_BLOCK = 32
+NOT_TRIPPED = -1
+
+
+# --- Algorithm 1 -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SkipSettings:
+    """The paper's parameters; `max_skip` is its k. Layers [cold_s, cold_e) form the adaptive region.
+
+    Beyond the paper: a threshold for each layer, infinite where it is not checked; `layers` that are always skipped and
+    not counted; and checks in every `check_stride`-th of the other layers of the region only."""
+
+    sim_threshold: float | Sequence[float]
+    cold_s: int
+    cold_e: int
+    max_skip: int
+    layers: Sequence[int] = ()
+    check_stride: int = 1
+
+    def is_checked(self, il: int) -> bool:
+        unchecked = not np.isscalar(self.sim_threshold) and self.sim_threshold[il] == np.inf
+        return il in self.free_layers(self.cold_s)[:: self.check_stride] and not unchecked
+
+    def threshold(self, il: int) -> float:
+        return self.sim_threshold if np.isscalar(self.sim_threshold) else self.sim_threshold[il]
+
+    def skipped_after(self, trip: int) -> list[int]:
+        return self.free_layers(trip + 1)[: self.max_skip]
+
+    def free_layers(self, first: int) -> list[int]:
+        return [il for il in range(first, self.cold_e) if il not in self.layers]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was measured and decided, one row per evaluated token."""
+
+    similarity: np.ndarray  # (n_tokens, n_layer) float64, NaN where nothing was checked
+    skipped: np.ndarray  # (n_tokens, n_layer) bool
+    trip_layer: np.ndarray  # (n_tokens,) int64, NOT_TRIPPED where the threshold was not reached
+
+    @classmethod
+    def empty(cls, n_tokens: int, n_layer: int) -> Trace:
+        return cls(
+            similarity=np.full((n_tokens, n_layer), np.nan),
+            skipped=np.zeros((n_tokens, n_layer), dtype=bool),
+            trip_layer=np.full(n_tokens, NOT_TRIPPED, dtype=np.int64),
+        )
+
+    @classmethod
+    def joined(cls, traces: Sequence[Trace]) -> Trace:
+        return cls(
+            similarity=np.concatenate([trace.similarity for trace in traces]),
+            skipped=np.concatenate([trace.skipped for trace in traces]),
+            trip_layer=np.concatenate([trace.trip_layer for trace in traces]),
+        )
+
+    def closest_call(self, sim_threshold: float | Sequence[float]) -> float:
+        """Distance of the nearest check to the threshold: decisions are only comparable if it exceeds rounding."""
+        distance = np.abs(self.similarity - sim_threshold)
+        return float(np.nanmin(distance)) if np.isfinite(distance).any() else np.inf
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine similarity across the embedding dimension, (..., n_embd) twice to (...), in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def feed_forward_or_skip(
+    il: int,
+    h: np.ndarray,
+    feed_forward: Callable[[np.ndarray], np.ndarray],
+    settings: SkipSettings | None,
+    may_skip: np.ndarray,
+    trace: Trace,
+) -> np.ndarray:
+    """One layer's second half for rows h, (n_tokens, n_embd); `trace` holds the state of every row.
+
+    Example, k = 2, a row that trips in layer 5:   layer  3  4  5     6     7     8  ...
+                                                   FFN    x  x  trip  skip  skip  x  (unchecked from here on)
+    """
+    state = h.copy()
+    trip = trace.trip_layer
+    if settings is not None:
+        after_trip = [t != NOT_TRIPPED and il in settings.skipped_after(t) for t in trip]
+        trace.skipped[:, il] = may_skip if il in settings.layers else after_trip
+    run = ~trace.skipped[:, il]
+    if run.any():
+        state[run] = h[run] + feed_forward(h[run])
+    if settings is not None and settings.is_checked(il):
+        checked = may_skip & (trip == NOT_TRIPPED)
+        trace.similarity[checked, il] = cosine(h[checked], state[checked])
+        trip[checked & (trace.similarity[:, il] >= settings.threshold(il))] = il
+    return state
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps)) * weight
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def rope(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Rotates the neighbours (2i, 2i + 1): x (n_tokens, n_head, head_dim), angles (n_tokens, n_rot / 2)."""
+    n_rot = 2 * angles.shape[-1]
+    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    even, odd = x[..., 0:n_rot:2], x[..., 1:n_rot:2]
+    out = x.copy()
+    out[..., 0:n_rot:2] = even * cos - odd * sin
+    out[..., 1:n_rot:2] = even * sin + odd * cos
+    return out
+
+
+def as_is(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def to_f16(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float16).astype(x.dtype)
+
+
+def to_q8_0(x: np.ndarray) -> np.ndarray:
+    """Rounds to blocks of 32 signed bytes with a scale d = max|x| / 127; the scale is stored as F16 afterwards."""
+    blocks = x.reshape(-1, Q8_0_BLOCK).astype(np.float32)
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    scale = (largest / np.float32(127)).astype(np.float16)
+    return (np.rint(blocks * inverse) * scale.astype(x.dtype)).astype(x.dtype).reshape(x.shape)
+
+
+# What llama.cpp's CPU backend does to activations before a product with weights of this type.
+ACTIVATION_ROUNDING = {QType.F32: as_is, QType.F16: to_f16, QType.Q8_0: to_q8_0, QType.Q4_0: to_q8_0}
+
+
+class Matrix:
+    """A weight (n_out, n_in): maps (n_tokens, n_in) to (n_tokens, n_out)."""
+
+    def __init__(self, weight: np.ndarray, rounding: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.weight = weight
+        self.rounding = rounding
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.rounding(x) @ self.weight.T
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layer:
+    attn_norm: np.ndarray
+    attn_q: Matrix
+    attn_k: Matrix
+    attn_v: Matrix
+    attn_output: Matrix
+    ffn_norm: np.ndarray
+    ffn_gate: Matrix
+    ffn_up: Matrix
+    ffn_down: Matrix
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Token i is chosen from logits[i]; trace row i belongs to token i being fed back, so the last token has none."""
+
+    tokens: list[int]  # n
+    logits: np.ndarray  # (n, n_vocab)
+    trace: Trace  # n - 1 rows
+
+
+class ReferenceLlama:
+    """A dense LLaMA from a GGUF file (F32, F16, Q8_0 or Q4_0 weights), with a key/value cache for one sequence.
+
+    Args:
+        path: The GGUF file, architecture `llama`, without experts, biases or rope scaling.
+        settings: Algorithm 1's parameters for tokens that may skip; None runs every FFN.
+        dtype: float32 or float64.
+        round_activations, kv_f16: See the module's text.
+        n_ctx: Cache size; None takes the model's context length.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        settings: SkipSettings | None = None,
+        dtype: type = np.float64,
+        round_activations: bool = True,
+        kv_f16: bool = True,
+        n_ctx: int | None = None,
+    ) -> None:
+        self.settings = settings
+        self.dtype = np.dtype(dtype)
+        self._round_activations = round_activations
+        self._kv_rounding = to_f16 if kv_f16 else as_is
+        reader = gguf.GGUFReader(os.fspath(path))
+        self._read_shape(reader)
+        self._read_tensors({tensor.name: tensor for tensor in reader.tensors})
+        self._make_cache(n_ctx or self.n_ctx_train)
+
+    def _read_shape(self, reader: gguf.GGUFReader) -> None:
+        def value(key, default=None):
+            field = reader.get_field(key)
+            if field is None and default is None:
+                raise ValueError(f"missing metadata: {key}")
+            return default if field is None else field.contents()
+
+        if value("general.architecture") != "llama":
+            raise ValueError(f"architecture llama is required, got {value('general.architecture')}")
+        if value("llama.rope.scaling.type", "none") != "none":
+            raise ValueError("rope scaling is not implemented")
+        self.n_layer = value("llama.block_count")
+        self.n_embd = value("llama.embedding_length")
+        self.n_ctx_train = value("llama.context_length")
+        self.n_head = value("llama.attention.head_count")
+        self.n_head_kv = value("llama.attention.head_count_kv", self.n_head)
+        self.head_dim = value("llama.attention.key_length", self.n_embd // self.n_head)
+        self.eps = value("llama.attention.layer_norm_rms_epsilon")
+        n_rot = value("llama.rope.dimension_count", self.head_dim)
+        base = value("llama.rope.freq_base", 10000.0)
+        self._rope_frequency = base ** (-np.arange(0, n_rot, 2) / n_rot)  # (n_rot / 2,)
+
+    def _read_tensors(self, tensors: dict[str, gguf.ReaderTensor]) -> None:
+        def array(name):
+            tensor = tensors.pop(name)
+            return gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(self.dtype)
+
+        def matrix(name):
+            rounding = ACTIVATION_ROUNDING[tensors[name].tensor_type] if self._round_activations else as_is
+            return Matrix(array(name), rounding)
+
+        def layer(il):
+            parts = {}
+            for part in Layer.__dataclass_fields__:
+                read = array if part.endswith("norm") else matrix
+                parts[part] = read(f"blk.{il}.{part}.weight")
+            return Layer(**parts)
+
+        if "rope_freqs.weight" in tensors:
+            self._rope_frequency = self._rope_frequency / array("rope_freqs.weight")
+        self.output_norm = array("output_norm.weight")
+        self.output = matrix("output.weight" if "output.weight" in tensors else "token_embd.weight")
+        # A tied output has just taken the embeddings out of `tensors`.
+        self.token_embd = array("token_embd.weight") if "token_embd.weight" in tensors else self.output.weight
+        self.layers = [layer(il) for il in range(self.n_layer)]
+        if tensors:
+            raise ValueError(f"tensors this reference does not know: {sorted(tensors)}")
+
+    def _make_cache(self, n_ctx: int) -> None:
+        shape = (self.n_layer, self.n_head_kv, n_ctx, self.head_dim)
+        self._keys = np.zeros(shape, dtype=self.dtype)
+        self._values = np.zeros(shape, dtype=self.dtype)
+        self.n_past = 0
+
+    def reset(self) -> None:
+        self.n_past = 0
+
+    def _attention(self, il: int, x: np.ndarray) -> np.ndarray:
+        """x, already normed: (n_tokens, n_embd). Appends to the cache of layer il; n_past is moved by the caller."""
+        layer, rounding, n_tokens = self.layers[il], self._kv_rounding, len(x)
+        start, end = self.n_past, self.n_past + n_tokens
+        position = np.arange(start, end)
+        angles = (position[:, None] * self._rope_frequency).astype(self.dtype)
+        q = rope(layer.attn_q(x).reshape(n_tokens, self.n_head, self.head_dim), angles)
+        k = rope(layer.attn_k(x).reshape(n_tokens, self.n_head_kv, self.head_dim), angles)
+        v = layer.attn_v(x).reshape(n_tokens, self.n_head_kv, self.head_dim)
+        self._keys[il, :, start:end] = rounding(k).transpose(1, 0, 2)
+        self._values[il, :, start:end] = rounding(v).transpose(1, 0, 2)
+
+        # n_head / n_head_kv query heads share a key head: (n_head_kv, group, n_tokens, head_dim)
+        q = rounding(q).reshape(n_tokens, self.n_head_kv, -1, self.head_dim).transpose(1, 2, 0, 3)
+        keys, values = self._keys[il, :, None, :end], self._values[il, :, None, :end]  # (n_head_kv, 1, end, head_dim)
+        scores = q @ keys.swapaxes(-1, -2) / self.dtype.type(np.sqrt(self.head_dim))
+        scores[..., np.arange(end) > position[:, None]] = -np.inf  # no token sees a later one
+        out = rounding(softmax(scores)) @ values  # (n_head_kv, group, n_tokens, head_dim)
+        return layer.attn_output(out.transpose(2, 0, 1, 3).reshape(n_tokens, -1))
+
+    def _feed_forward(self, il: int, h: np.ndarray) -> np.ndarray:
+        layer = self.layers[il]
+        x = rms_norm(h, layer.ffn_norm, self.eps)
+        return layer.ffn_down(silu(layer.ffn_gate(x)) * layer.ffn_up(x))
+
+    def evaluate(self, tokens: Sequence[int], may_skip: bool | Sequence[bool] = False) -> tuple[np.ndarray, Trace]:
+        """Feeds consecutive tokens; each decides for itself. Returns logits (n_tokens, n_vocab) and the trace."""
+        if self.n_past + len(tokens) > self._keys.shape[2]:
+            raise ValueError(f"{self.n_past} + {len(tokens)} tokens exceed the cache of {self._keys.shape[2]}")
+        may_skip = np.broadcast_to(np.asarray(may_skip, dtype=bool), (len(tokens),))
+        trace = Trace.empty(len(tokens), self.n_layer)
+        state = self.token_embd[np.asarray(tokens)]
+        for il, layer in enumerate(self.layers):
+            h = state + self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
+            state = feed_forward_or_skip(
+                il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace
+            )
+        self.n_past += len(tokens)
+        return self.output(rms_norm(state, self.output_norm, self.eps)), trace
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """Prompt tokens always run the full model. Returns the logits after the last one, (n_vocab,)."""
+        logits, _ = self.evaluate(tokens)
+        return logits[-1]
+
+    def decode(self, token: int, may_skip: bool = False) -> tuple[np.ndarray, Trace]:
+        """Feeds one token. Returns its logits (n_vocab,) and a trace of one row."""
+        logits, trace = self.evaluate([token], may_skip)
+        return logits[0], trace
+
+    def generate_greedy(
+        self,
+        prompt: Sequence[int],
+        n: int,
+        *,
+        sim_threshold: float | Sequence[float],
+        cold_s: int,
+        cold_e: int,
+        max_skip: int,
+        warm_up_index: int,
+        layers: Sequence[int] = (),
+        check_stride: int = 1,
+    ) -> Generation:
+        """Starts over with `prompt` and generates n tokens; token i, when fed back, may skip iff i >= warm_up_index."""
+        self.settings = SkipSettings(sim_threshold, cold_s, cold_e, max_skip, layers, check_stride)
+        self.reset()
+        logits, traces = [self.prefill(prompt)], [Trace.empty(0, self.n_layer)]
+        tokens = [int(logits[-1].argmax())]
+        for i in range(n - 1):
+            row, trace = self.decode(tokens[i], may_skip=i >= warm_up_index)
+            logits.append(row)
+            traces.append(trace)
+            tokens.append(int(row.argmax()))
+        return Generation(tokens, np.stack(logits), Trace.joined(traces))
