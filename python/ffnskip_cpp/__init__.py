@@ -12,10 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
+from ._core import Profile, SkipConfig, Unsupported, __version__
 from .demo import demo_model
-from .llama import Llama, Trace
+from .llama import Llama
 from .profile import read_profile
+from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
     from .analysis.analysis import analyze
