@@ -12,10 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, SkipConfig, Unsupported, __version__
+from ._core import Profile, __version__
 from .demo import demo_model
+from .errors import (
+    DecodeError,
+    FfnSkipError,
+    ProfileMismatchError,
+    TargetUnreachableError,
+    Unsupported,
+    UnsupportedModelError,
+)
 from .llama import Llama
 from .profile import read_profile
+from .skip_config import SkipConfig
 from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
@@ -29,13 +38,18 @@ if TYPE_CHECKING:
     from .trial.work import try_model
 
 __all__ = [
+    "DecodeError",
+    "FfnSkipError",
     "Llama",
     "Profile",
+    "ProfileMismatchError",
     "SkipConfig",
     "SkipStats",
+    "TargetUnreachableError",
     "Trace",
     "Trial",
     "Unsupported",
+    "UnsupportedModelError",
     "__version__",
     "analyze",
     "bench",

@@ -9,8 +9,8 @@ from typing import Any
 import llama_cpp
 
 from . import llama_cpp_internals as internals
-from ._core import Unsupported
 from .decoding import Decoder
+from .errors import UnsupportedModelError
 from .load_error import explained
 from .skip_argument import DENSE
 
@@ -39,7 +39,7 @@ class Context:
         self.has_callback = True
 
     def probe(self, address: int | None = None) -> None:
-        """Raises Unsupported where the model has no FFN block that can be skipped, and other ValueErrors."""
+        """Raises UnsupportedModelError where the model has no FFN block that can be skipped, and other ValueErrors."""
         self._is_probed = True
         try:
             self._decoder.controller.probe(address or self._decoder.context)
@@ -59,7 +59,7 @@ class Context:
         context = _made(llm, params)
         try:
             self.probe(context.ctx)
-        except Unsupported:
+        except UnsupportedModelError:
             pass  # why_dense says so
         finally:
             context.close()
@@ -69,7 +69,7 @@ class Context:
     def need_callback(self, llm: llama_cpp.Llama) -> None:
         """A context that was made dense is made anew, with all that is in it."""
         if not self.generates:
-            raise Unsupported(NO_GENERATION)
+            raise UnsupportedModelError(NO_GENERATION)
         if self.has_callback:
             return
         has_outputs = not internals.needs_eval(llm)

@@ -17,20 +17,20 @@ import numpy.typing as npt
 
 from . import llama_cpp_internals as internals
 from . import scoring
-from ._core import Controller, FfnBlock, Profile, SkipConfig
+from ._core import Controller, FfnBlock, Profile
 from .checked import token_ids, whole
 from .context import Context
 from .decoding import Decoder, DecodingLlama
 from .generation import check_prompt, exclusively, first, prompt_tokens, sampling_options, text, token_steps
 from .profile import write_profile
 from .skip_argument import Skip, check_keywords, is_dense
+from .skip_config import ResolvedConfig, SkipConfig
 from .skipping import Skipping
 from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._core import ResolvedConfig
     from .arguments import LlamaArguments, SamplingOptions
 
 __all__ = ["Llama"]
@@ -54,8 +54,8 @@ class Llama(DecodingLlama):
     Raises:
         TypeError: A keyword that is meant for `skip`; with the right spelling.
         ValueError: The model can't be loaded, a profile is damaged or another model's, or `skip` does not fit the model
-            (`Unsupported`, a ValueError, where the architecture has no FFN block that can be skipped; with "auto" such
-            a model runs dense).
+            (`UnsupportedModelError` where the architecture has no FFN block that can be skipped; with "auto" such a model
+            runs dense).
         FileNotFoundError: There is no such profile.
     """
 

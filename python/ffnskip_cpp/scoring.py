@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import llama_cpp_internals as internals
+from ._core import RowKind
 from .checked import CheckedLlama, token_ids
 from .decoding import Decoder
 
 __all__ = ["Rows", "forward"]
 
 Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
-
-PROMPT_ROW, SKIPPABLE_ROW = 0, 2  # ffnskip::RowKind
 
 
 def forward(
@@ -57,10 +56,10 @@ def _start(llm: CheckedLlama, keep: int) -> int:
     return keep
 
 
-def _kinds(decoder: Decoder, n_tokens: int, eligible: Sequence[bool] | None) -> list[int]:
+def _kinds(decoder: Decoder, n_tokens: int, eligible: Sequence[bool] | None) -> list[RowKind]:
     if eligible is None:
         return [decoder.controller.row_kind(i) for i in range(n_tokens)]
-    return [SKIPPABLE_ROW if may_skip else PROMPT_ROW for may_skip in eligible]
+    return [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
 
 
 def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Sequence[bool] | None) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import llama_cpp
 
 from . import _core
 from . import llama_cpp_internals as internals
-from ._core import Controller, Profile, SkipConfig, Unsupported
+from ._core import Controller, Profile
 from .context import Context
+from .errors import UnsupportedModelError
 from .notices import log, warn
 from .skip_argument import DENSE, Skip, Wanted, as_wanted, is_dense
-
-if TYPE_CHECKING:
-    from ._core import ResolvedConfig
+from .skip_config import ResolvedConfig, SkipConfig
 
 __all__ = ["Skipping"]
 
@@ -61,7 +59,7 @@ class Skipping:
             if self._context.has_callback:
                 self._context.probe()
             self._apply(llm, self._wanted)
-        except Unsupported as error:
+        except UnsupportedModelError as error:
             if not (self._wanted == "auto" or is_dense(self._wanted)):
                 raise
             self._context.why_dense = str(error)
@@ -105,7 +103,7 @@ class Skipping:
         self._core.config = wanted
         if warns and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True
-            warn(f"skip: {_values(self._core.resolved)}: {UNCALIBRATED}")
+            warn(f"skip: {_values(wanted, self._core.resolved)}: {UNCALIBRATED}")
 
     def _found(self, llm: llama_cpp.Llama, *, says: bool) -> Profile | None:
         """What "auto" is."""
@@ -125,7 +123,9 @@ class Skipping:
         return profile is not None and profile.config == config
 
 
-def _values(resolved: ResolvedConfig) -> str:
+def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
+    if config.layers is not None and config.max_skip == 0:
+        return f"layers {list(config.layers)} (warm_up_index={config.warm_up_index})"
     return (
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "
         f"{resolved['cold_e']}), max_skip={resolved['max_skip']}, warm_up_index={resolved['warm_up_index']})"

@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..gguf_file.shapes import available_memory
 from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference
 from ..measure.similarity import check_everything, skipping
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .journal import Arrays, Journal
 
 __all__ = ["Evaluator", "Progress", "Score", "standard_error"]
