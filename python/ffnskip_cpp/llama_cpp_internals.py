@@ -172,7 +172,7 @@ def logits(llm: llama_cpp.Llama, n_rows: int) -> npt.NDArray[np.float32]:
 
 
 def prepare(llm: llama_cpp.Llama) -> None:
-    """Before the base class constructs it: what it closes, however early that fails."""
+    """What `close()` closes, which the base class calls however early the construction failed."""
     llm._stack = contextlib.ExitStack()
 
 
