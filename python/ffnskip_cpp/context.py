@@ -100,10 +100,11 @@ class Context:
         if not self.generates:
             raise UnsupportedModelError(NO_GENERATION)
         one_by_one = llama_cpp.llama_model_is_recurrent(llm.model) or llama_cpp.llama_model_is_hybrid(llm.model)
-        if self.params.n_seq_max >= SEQUENCES or one_by_one:
-            return False
         params = self._copied_params()
-        params.n_seq_max, params.kv_unified = SEQUENCES, True
+        params.n_seq_max = 1 if one_by_one else min(SEQUENCES, params.n_batch, params.n_ubatch)  # as llama.cpp asserts
+        params.kv_unified = True
+        if params.n_seq_max <= self.params.n_seq_max:
+            return False
         context = _made(llm, params)
         if self.has_callback:
             self.probe(context.ctx)
