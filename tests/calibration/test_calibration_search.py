@@ -250,7 +250,7 @@ def test_what_is_in_the_journal_is_not_evaluated_again(llm, tmp_path, monkeypatc
     with open_journal(tmp_path / "j", "m") as journal:
         first = Evaluator(llm, journal, WARM_UP, Told())
         score, similarity = first.score(config, CHUNKS), first.similarity(CHUNKS[0])
-        monkeypatch.setattr(Llama, "_evaluate", lambda *_: pytest.fail("evaluated again"))
+        monkeypatch.setattr(Llama, "forward", lambda *_, **__: pytest.fail("evaluated again"))
         again = Evaluator(llm, journal, WARM_UP, told)
         for _ in range(2):
             assert (again.score(config, CHUNKS).kl == score.kl).all()

@@ -113,8 +113,8 @@ class Evaluator:
         found = self._find(key, chunk)
         if found is None:
             with skipping(self._llm, config), self._llm.trace() as trace:
-                eligible = chunk.eligible(self._warm_up_index)
-                self._llm._evaluate(chunk.tokens, eligible)  # no logits, which take most of the time of small models
+                # Without logits, which take most of the time of small models.
+                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
             found = {"similarity": trace.similarity[: len(self._rows(chunk))]}
             self._add(found, key, chunk)
         return found["similarity"]
