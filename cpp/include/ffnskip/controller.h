@@ -24,6 +24,7 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/export.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
@@ -35,7 +36,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // The model or context has no FFN block that can be skipped, or one this version does not understand.
 struct Unsupported : std::runtime_error {
