@@ -99,6 +99,10 @@ void require_batch(const llama_context * ctx, const llama_batch & batch) {
     if (batch.n_tokens > 0 && (batch.token == nullptr) == (batch.embd == nullptr)) {
         throw std::invalid_argument("batch: either token or embd must be given, and the other be null");
     }
+    if (batch.n_tokens > int32_t(llama_n_batch(ctx))) {  // llama_decode would end the process
+        throw std::invalid_argument("batch: " + std::to_string(batch.n_tokens) + " tokens, more than n_batch = " +
+                                    std::to_string(llama_n_batch(ctx)));
+    }
 }
 
 int32_t passed_on(ffnskip_controller & skip, int32_t status) {
@@ -146,9 +150,10 @@ int32_t ffnskip_attach(ffnskip_controller * skip, llama_context_params * params)
 int32_t ffnskip_set_option(ffnskip_controller * skip, const char * name, const char * value) {
     return guarded(skip, [=](ffnskip_controller & self) -> int32_t {
         require(name, "name");
-        const auto &      all    = options();
-        const auto        option = std::find_if(all.begin(), all.end(), [=](const Option & o) { return std::strcmp(o.name, name) == 0; });
-        const bool        is_switch = option != all.end() && option->value == nullptr;
+        const auto & all       = options();
+        const bool   is_switch = std::any_of(all.begin(), all.end(), [=](const Option & option) {
+            return option.value == nullptr && std::strcmp(option.name, name) == 0;
+        });
         if (!is_switch) {
             require(value, name);
         }

@@ -183,8 +183,13 @@ static void test_bad_values(struct ffnskip_controller * skip, struct llama_conte
 
 // Statuses of llama_decode come through as they are.
 static void test_decode_status(struct ffnskip_controller * skip, struct llama_context * ctx) {
-    llama_token many[N_CTX + 1] = { 0 };
-    expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, N_CTX + 1)), 1, skip, "llama_decode returned 1");
+    llama_token   many[1024] = { 0 };
+    const int32_t n_batch    = (int32_t) llama_n_batch(ctx);
+    expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, n_batch + 1)), FFNSKIP_ERROR_ARGUMENT, skip,
+                   "more than n_batch");
+    while (ffnskip_decode(skip, ctx, llama_batch_get_one(many, n_batch)) == 0) {
+    }
+    expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, n_batch)), 1, skip, "llama_decode returned 1");
     expect_refused(ffnskip_decode(skip, ctx, one_token(-5, 0, 0)), -1, skip, "llama_decode returned -1");
     expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, 0)), -1, skip, "llama_decode returned -1");
     llama_memory_clear(llama_get_memory(ctx), true);
@@ -197,7 +202,6 @@ static void test_settings(struct llama_model * model, struct ffnskip_controller 
     expect(memcmp(tokens, dense, sizeof(Tokens)) == 0, "nothing is skipped before an option says so");
     expect(stats_of(skip).ffn_skipped == 0 && stats_of(skip).tokens == N_GENERATED - 1, "and it is counted");
 
-    // 1000 layers are fine until there is a model.
     expect_ok(ffnskip_set_option(skip, "sim-threshold", "-1"), skip, "threshold");
     expect_ok(ffnskip_set_option(skip, "warm-up", "0"), skip, "warm-up");
     expect_ok(ffnskip_set_option(skip, "max-skip", "2"), skip, "max-skip");
@@ -333,7 +337,7 @@ static void test_options_before_probe(struct llama_model * model) {
     expect_ok(ffnskip_set_option(skip, "warm-up", "0"), skip, "noted");
     expect(stats_of(skip).n_layer == 0, "no layers before probe");
     expect_refused(ffnskip_probe(skip, ctx), FFNSKIP_ERROR_ARGUMENT, skip, "cold_e");
-    expect_ok(ffnskip_set_option(skip, "cold-e", "3"), skip, "mended");
+    expect_ok(ffnskip_set_option(skip, "cold-e", "12"), skip, "mended");
     generate(model, ctx, skip, 0, tokens);
     expect(stats_of(skip).checks > 0, "it may skip");
     expect_refused(ffnskip_probe(skip, ctx), FFNSKIP_ERROR_ARGUMENT, skip, "the context is in use");
