@@ -45,6 +45,8 @@ template <typename Body> int32_t guarded(ffnskip_controller * skip, Body body) n
         return body(*skip);
     } catch (const Unsupported & error) {
         return fail(skip, FFNSKIP_ERROR_UNSUPPORTED, error.what());
+    } catch (const ProfileMismatch & error) {
+        return fail(skip, FFNSKIP_ERROR_PROFILE, error.what());
     } catch (const std::invalid_argument & error) {
         return fail(skip, FFNSKIP_ERROR_ARGUMENT, error.what());
     } catch (const std::bad_alloc &) {
@@ -107,7 +109,7 @@ void require_batch(const llama_context * ctx, const llama_batch & batch) {
 
 int32_t passed_on(ffnskip_controller & skip, int32_t status) {
     if (status != 0) {
-        skip.error = "llama_decode returned " + std::to_string(status);
+        skip.error = decode_status(status);
     }
     return status;
 }

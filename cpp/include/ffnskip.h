@@ -34,8 +34,9 @@ enum ffnskip_status {
     FFNSKIP_OK                = 0,
     FFNSKIP_NO_PROFILE        = 1001,   // no error: the model has none, and nothing was changed
     FFNSKIP_ERROR_ARGUMENT    = -1001,  // an argument that is null, unknown or out of range; a profile that is none
-    FFNSKIP_ERROR_UNSUPPORTED = -1002,  // this model, or the llama.cpp in this process, can't be skipped with
-    FFNSKIP_ERROR_FAILED      = -1003,  // anything else, such as no memory left
+    FFNSKIP_ERROR_PROFILE     = -1002,  // a profile that was made for another model
+    FFNSKIP_ERROR_UNSUPPORTED = -1003,  // this model, or the llama.cpp in this process, can't be skipped with
+    FFNSKIP_ERROR_FAILED      = -1004,  // anything else, such as no memory left
 };
 
 enum ffnskip_row_kind {

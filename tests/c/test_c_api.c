@@ -189,7 +189,7 @@ static void test_decode_status(struct ffnskip_controller * skip, struct llama_co
                    "more than n_batch");
     while (ffnskip_decode(skip, ctx, llama_batch_get_one(many, n_batch)) == 0) {
     }
-    expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, n_batch)), 1, skip, "llama_decode returned 1");
+    expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, n_batch)), 1, skip, "the context is full");
     expect_refused(ffnskip_decode(skip, ctx, one_token(-5, 0, 0)), -1, skip, "llama_decode returned -1");
     expect_refused(ffnskip_decode(skip, ctx, llama_batch_get_one(many, 0)), -1, skip, "llama_decode returned -1");
     llama_memory_clear(llama_get_memory(ctx), true);
@@ -302,7 +302,7 @@ static void test_profiles(struct llama_model * model, struct ffnskip_controller 
 
     expect(ffnskip_find_profile(skip, model, model_path) == FFNSKIP_NO_PROFILE, "the model has no profile");
     write_profile(path, "another model", 1);
-    expect_refused(ffnskip_load_profile(skip, path), FFNSKIP_ERROR_ARGUMENT, skip, "it is for model 'another model'");
+    expect_refused(ffnskip_load_profile(skip, path), FFNSKIP_ERROR_PROFILE, skip, "it is for model 'another model'");
 
     // The message names the fingerprint of this one.
     const char * said = strstr(ffnskip_last_error(skip), "but this is '");

@@ -20,8 +20,8 @@ He likes to walk along the river with his friends, and in the evening he reads a
 SETTINGS = {
     "profile": lambda: ffnskip_cpp.read_profile(ffnskip_cpp.demo_model()).config,
     "Algorithm 1, 25 %": lambda: SkipConfig(skip_ratio=0.25),
-    "random, adaptive region, 25 %": lambda: SkipConfig(policy="random_adaptive_region", skip_ratio=0.25),
-    "layers 3, 7, 11": lambda: SkipConfig(policy="fixed", layers=[3, 7, 11]),
+    "random, adaptive region, 25 %": lambda: SkipConfig(policy="random", region="adaptive", skip_ratio=0.25),
+    "layers 3, 7, 11": lambda: SkipConfig(layers=[3, 7, 11], max_skip=0),
 }
 
 
