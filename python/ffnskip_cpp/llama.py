@@ -29,7 +29,7 @@ from llama_cpp import LlamaTokenizer
 
 from . import _core
 from . import llama_cpp_internals as internals
-from ._core import Controller, FfnBlock, Profile, RowKind, SkipStats
+from ._core import Controller, FfnBlock, Profile, RowKind, Session, SkipStats
 from .errors import Unsupported
 from .generation import GuardedProcessors, exclusively, first, sampling_options
 from .gguf_file.header_check import check_header
@@ -96,7 +96,7 @@ class Llama(llama_cpp.Llama):
         self._reuse = reuse
         self._controller = Controller()
         self._controller.set_reuse(reuse == "full")
-        self._decoder = _Decoder(self._controller)
+        self._decoder = _Decoder()
         self._lock = threading.RLock()
         self._generation: object | None = None  # the one that has the context
         self._generates = not kwargs.get("embedding", False)
@@ -125,7 +125,7 @@ class Llama(llama_cpp.Llama):
 
     def _use_context(self) -> None:
         """Decode through the controller in the context that there is now."""
-        self._decoder.context_address = internals.context_address(self)
+        self._session = self._decoder.session = Session(internals.context_address(self), self._controller)
         internals.redirect_decode(self, self._decoder)
         internals.on_look(self, self._decoder.look)
         if n_swa := llama_cpp.llama_model_n_swa(self.model):
@@ -558,35 +558,26 @@ class Llama(llama_cpp.Llama):
         """
         ids = _token_ids(tokens)
         self._check_forward(ids, eligible)
-        if eligible is None:
-            kinds = [self._controller.row_kind(i) for i in range(len(ids))]
-        else:
-            kinds = [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
-        rows = np.empty((len(ids), self.n_vocab()), np.float32)
-        self._evaluate(ids, kinds, rows)
+        rows = self._evaluate(ids, eligible, range(len(ids)))
         if internals.wants_all_logits(self):
             self._all_scores[: len(ids)] = rows
         return rows
 
-    def _evaluate(self, ids: list[int], kinds: list[RowKind], rows: npt.NDArray[np.float32] | None = None) -> None:
-        """Decodes tokens into an emptied context; `rows`, [n_tokens, n_vocab], gets the logits where it is given."""
+    def _evaluate(
+        self, ids: list[int], eligible: Sequence[bool] | None, rows: Sequence[int] = ()
+    ) -> npt.NDArray[np.float32]:
+        """Decodes tokens into an emptied context; float32 [len(rows), n_vocab], the logits of these rows."""
+        kinds = None
+        if eligible is not None:
+            kinds = [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
         with self._at_work():
             self.reset()
             self._generation = None
-            for begin in range(0, len(ids), self.n_batch):
-                chunk = ids[begin : begin + self.n_batch]
-                self._controller.decode(
-                    internals.context_address(self),
-                    chunk,
-                    begin,
-                    kinds[begin : begin + len(chunk)],
-                    all_logits=rows is not None,
-                )
-                if rows is not None:
-                    rows[begin : begin + len(chunk)] = internals.logits(self, len(chunk))
+            logits = self._session.forward(ids, 0, kinds, rows)
             self.input_ids[: len(ids)] = ids
             self.n_tokens = len(ids)
             internals.require_eval(self, False)
+        return logits
 
     def _check_forward(self, ids: list[int], eligible: Sequence[bool] | None) -> None:
         if not 1 <= len(ids) <= internals.n_context(self):
@@ -740,7 +731,7 @@ class Llama(llama_cpp.Llama):
                 continue
             self._check_room(1)
             position = self.n_tokens
-            following = self._controller.step(internals.context_address(self), sampler_address, token, position)
+            following = self._session.step(sampler_address, token, position)
             self.input_ids[position] = token
             self.n_tokens = position + 1
             internals.require_eval(self, False)
@@ -779,19 +770,19 @@ class Llama(llama_cpp.Llama):
 class _Decoder:
     """Stands in for `LlamaContext.decode`. Knows no Llama, so that no reference cycle keeps a model alive."""
 
-    def __init__(self, controller: Controller):
+    session: Session
+
+    def __init__(self) -> None:
         self.generated: bool | None = False  # the rows of the next batch; None: for the controller to see
         self.looked_at = False  # the outputs of the last one
         self.n_rows = 0  # of the last one
-        self.context_address = 0
-        self._controller = controller
 
     def look(self) -> None:
         self.looked_at = True
 
     def __call__(self, batch: Any) -> None:
         self.n_rows = internals.n_rows(batch)
-        self._controller.decode_batch(self.context_address, internals.batch_address(batch), self.generated)
+        self.session.decode_batch(internals.batch_address(batch), self.generated)
 
 
 class _Closed:

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
-import numpy as np
-import numpy.typing as npt
 from llama_cpp import _internals
 from llama_cpp._ggml import libggml
 
@@ -28,7 +26,6 @@ __all__ = [
     "exact_pieces",
     "ggml_type",
     "libggml",
-    "logits",
     "lora_is_missing",
     "make_context",
     "makes_context",
@@ -158,11 +155,6 @@ def _then(before: Callable[[], None], function: Callable[..., Any]) -> Callable[
         return function(*args)
 
     return call
-
-
-def logits(llm: llama_cpp.Llama, n_rows: int) -> npt.NDArray[np.float32]:
-    """float32 [n_rows, n_vocab]: of the outputs of the last decode; a view."""
-    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(n_rows, llm._n_vocab))
 
 
 def prepare(llm: llama_cpp.Llama) -> None:

@@ -53,18 +53,18 @@ def open_model(model_file):
         yield open_one
 
 
-class CountingController:
-    """Stands in for the controller of a Llama, and counts the turns of the native loop."""
+class CountingSession:
+    """Stands in for the session of a Llama, and counts the turns of the native loop."""
 
-    def __init__(self, controller):
-        self.steps, self.controller = 0, controller
+    def __init__(self, session):
+        self.steps, self.session = 0, session
 
     def step(self, *args):
         self.steps += 1
-        return self.controller.step(*args)
+        return self.session.step(*args)
 
     def __getattr__(self, name):
-        return getattr(self.controller, name)
+        return getattr(self.session, name)
 
 
 def tokens_of(llm, text=PROMPT):
@@ -143,27 +143,27 @@ def test_both_loops_give_the_same_completions(open_model, stream):
 )
 def test_the_native_loop_runs_where_no_python_is_needed(open_model, arguments, native):
     llm = open_model()
-    llm._controller = CountingController(llm._controller)
+    llm._session = CountingSession(llm._session)
     take(llm.generate(tokens_of(llm), **arguments), 10)
-    assert llm._controller.steps == (9 if native else 0)
+    assert llm._session.steps == (9 if native else 0)
 
 
 def test_completions_and_chat_run_the_native_loop(open_model):
     llm = open_model()
-    llm._controller = CountingController(llm._controller)
+    llm._session = CountingSession(llm._session)
     completed = llm(PROMPT, max_tokens=10, seed=1)["usage"]["completion_tokens"]
-    assert llm._controller.steps == completed - 1 > 0
+    assert llm._session.steps == completed - 1 > 0
     message = {"role": "user", "content": PROMPT}
     chatted = llm.create_chat_completion([message], max_tokens=10, seed=1)["usage"]["completion_tokens"]
-    assert llm._controller.steps == completed - 1 + chatted - 1
+    assert llm._session.steps == completed - 1 + chatted - 1
 
 
 @pytest.mark.parametrize("options", [{"logits_all": True}, {"draft_model": LlamaPromptLookupDecoding()}], ids=list)
 def test_logits_of_all_tokens_and_draft_models_keep_llama_cpps_loop(open_model, options):
     llm = open_model(**options)
-    llm._controller = CountingController(llm._controller)
+    llm._session = CountingSession(llm._session)
     take(llm.generate(tokens_of(llm)), 10)
-    assert llm._controller.steps == 0
+    assert llm._session.steps == 0
 
 
 def test_logits_of_all_tokens_change_no_token(open_model):

@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .._core import RowKind
 from ..gguf_file.shapes import available_memory
 from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference
@@ -114,11 +113,8 @@ class Evaluator:
         found = self._find(key, chunk)
         if found is None:
             with skipping(self._llm, config), self._llm.trace() as trace:
-                kinds = [
-                    RowKind.skippable if may_skip else RowKind.prompt
-                    for may_skip in chunk.eligible(self._warm_up_index)
-                ]
-                self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
+                eligible = chunk.eligible(self._warm_up_index)
+                self._llm._evaluate(chunk.tokens, eligible)  # no logits, which take most of the time of small models
             found = {"similarity": trace.similarity[: len(self._rows(chunk))]}
             self._add(found, key, chunk)
         return found["similarity"]
