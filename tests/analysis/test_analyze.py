@@ -20,6 +20,7 @@ from ffnskip_cpp.analysis import draw
 from ffnskip_cpp.analysis.analysis import FIGURES, Options, analyze
 from ffnskip_cpp.measure import quality
 from ffnskip_cpp.measure.similarity import cold_regions, measure_never_tripped, measure_quality, measure_similarity
+from support.logits import log_softmax
 from support.running import GREEDY, PROMPT_ROW, SKIPPABLE_ROW, feed, ours, plain
 from support.tiny_models import write_llama
 
@@ -69,12 +70,6 @@ def read(folder, name):
 
 def floats(rows, column):
     return np.array([float(row[column] or "nan") for row in rows])
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def expected_quality(dense, other, chunks, first_row):

@@ -16,11 +16,11 @@ import pytest
 
 import demo_world
 from ffnskip_cpp import Llama, SkipConfig, Unsupported, calibrate, demo_model, read_profile
-from ffnskip_cpp.calibration import calibration as calibration_module
+from ffnskip_cpp.calibration import output as output_module
 from ffnskip_cpp.calibration.progress import Bar
-from ffnskip_cpp.cli.calibrate import report
 from ffnskip_cpp.profile import profile_keys, profile_path
 from support import tiny_models
+from support.logits import log_softmax
 
 N_CTX = 256
 OPTIONS = {"n_ctx": N_CTX, "n_threads": 2, "n_gpu_layers": 0, "effort": "quick"}
@@ -50,12 +50,6 @@ def model(tmp_path):
     path = tmp_path / "model.gguf"
     path.symlink_to(demo_model())
     return path
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def kl_and_ratio(skip, chunks):
@@ -131,7 +125,7 @@ def test_the_table_has_every_policy_and_what_they_are_compared_with(calibrated):
         *("fixed", "ffn_skip", "fixed_plus_ffn_skip"),
         *("ffn_skip, uncalibrated", "random_adaptive_region", "random"),
     ]
-    lines = report(calibrated(0.3))
+    lines = repr(calibrated(0.3))
     assert all(f"| {policy}" in lines for policy in policies)
     assert f"chosen: {calibrated(0.3).chosen.policy}, " in lines and " ± " in lines
 
@@ -397,7 +391,7 @@ def test_a_folder_that_cannot_be_written_is_left_for_the_working_one(model, text
     working = tmp_path / "working"
     working.mkdir()
     monkeypatch.chdir(working)
-    monkeypatch.setattr(calibration_module.os, "access", lambda path, mode: os.path.basename(path) == "working")
+    monkeypatch.setattr(output_module.os, "access", lambda path, mode: os.path.basename(path) == "working")
     calibration = calibrate(model, [text], skip_ratio=0.2, **OPTIONS)
     assert (working / "model.ffnskip.gguf").is_file() and calibration.path.resolve().parent == working
     assert any(f"{tmp_path} can't be written" in note and "--profile" in note for note in calibration.notes)

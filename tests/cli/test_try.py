@@ -22,6 +22,7 @@ from ffnskip_cpp.trial.search import grow
 from ffnskip_cpp.trial.speed import _speed
 from ffnskip_cpp.trial.texts import USERS_LENGTH
 from ffnskip_cpp.trial.verdict import better_quantisation, judge, verdict
+from support.logits import log_softmax
 
 WARM_UP = 30
 OPTIONS = {"n_threads": 1, "n_gpu_layers": 0, "seconds": 300}  # never over: what ends a trial of this model is its text
@@ -64,12 +65,6 @@ def try_cli(capsys, monkeypatch):
         return (status, *capsys.readouterr())
 
     return run
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 # ---- what is measured ----

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
+from ..measure.quality import standard_error
 from ..profile import SETTINGS_OF
-from .evaluation import Score, standard_error
+from .evaluation import Score
 
 __all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
 

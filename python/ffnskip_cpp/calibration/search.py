@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
+from ..measure.similarity import NEVER_TRIPS
 from .effort import Effort
 from .evaluation import Evaluator, Score
 from .race import Race
 from .race import cost as race_cost
-from .simulation import NEVER_TRIPS, Region, ranks, skipped, solve, thresholds_at_rank, trips
+from .simulation import Region, ranks, skipped, solve, thresholds_at_rank, trips
 
 __all__ = ["Candidate", "Model", "Search"]
 

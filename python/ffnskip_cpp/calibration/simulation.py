@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALWAYS_TRIPS", "NEVER_TRIPS", "Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
+from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
 
-ALWAYS_TRIPS = -1.0  # no cosine is below it
-NEVER_TRIPS = 2.0  # nor any above 1
+__all__ = ["Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
 
 Similarity = npt.NDArray[np.floating]
 """[n_tokens, n_layers]: of the layers of a region, in their order."""

@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-__all__ = ["UsageError", "add_model", "add_text", "add_threads", "explain", "list_of", "ranges", "take_model"]
+__all__ = [
+    "UsageError",
+    "add_model",
+    "add_seed",
+    "add_text",
+    "add_threads",
+    "explain",
+    "list_of",
+    "ranges",
+    "take_model",
+]
 
 
 class UsageError(Exception):
@@ -48,6 +58,16 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all (default)"
     )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str, *, default: int = 0, old: str | None = None) -> None:
+    """
+    Args:
+        old: A name that it had, which goes on working.
+    """
+    parser.add_argument("-s", "--seed", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    if old is not None:
+        parser.add_argument(old, dest="seed", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:

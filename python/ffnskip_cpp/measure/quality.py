@@ -20,13 +20,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..llama import Llama
+from .text import Chunk
+
 __all__ = [
     "Comparison",
     "Quality",
     "Reference",
     "compare",
     "kl_divergence",
+    "logits_of",
     "negative_log_likelihood",
+    "standard_error",
     "top1_agreement",
 ]
 
@@ -143,6 +148,13 @@ class Reference:
             self._log_p[i] = p @ shifted - np.log(total)
             self.nll[i] = np.log(total) - shifted[self._targets[i]]
 
+    @classmethod
+    def of(cls, llm: Llama, chunk: Chunk, warm_up_index: int) -> Reference:
+        """What the model predicts when it runs dense, of the tokens of a chunk that may skip."""
+        with llm.dense():
+            logits = logits_of(llm, chunk, warm_up_index)
+        return cls(logits, [chunk.tokens[i + 1] for i in chunk.rows(warm_up_index)])
+
     @property
     def nbytes(self) -> int:
         return self._p.nbytes
@@ -163,6 +175,21 @@ class Reference:
         result.kl[~np.isfinite(result.kl)] = np.inf
         np.maximum(result.kl, 0.0, out=result.kl)
         return result
+
+
+def logits_of(llm: Llama, chunk: Chunk, warm_up_index: int) -> Logits:
+    """Teacher-forced, as the model skips now: [n_rows, n_vocab], of the tokens of a chunk that may skip."""
+    return llm.forward(chunk.tokens, chunk.eligible(warm_up_index))[chunk.rows(warm_up_index)]
+
+
+def standard_error(values: PerRow, chunk: npt.NDArray[np.int64]) -> float:
+    """Of the mean of `values`, [n_rows]; `chunk`, [n_rows], is the piece of text that a row is of. The tokens of a
+    piece depend on one another, so pieces are what varies; NaN where there is one alone."""
+    n_chunks = len(np.unique(chunk))
+    if n_chunks < 2:
+        return math.nan
+    deviations = np.bincount(chunk, values - values.mean())
+    return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / len(values))
 
 
 def kl_divergence(dense: Logits, other: Logits) -> PerRow:
