@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._core import Profile, SkipConfig
+from .._core import Profile
 from ..gguf_file.shapes import find_shape, find_type
 from ..lora import as_adapter
+from ..skip_config import SkipConfig
 from ..threads import MAX_THREADS
 
 __all__ = ["AUTO", "RATIO_POLICIES", "Options", "Setting", "Test", "settings_of"]

@@ -13,16 +13,16 @@ from typing import Any
 
 import llama_cpp
 
-from .._core import Controller, Profile, SkipConfig
+from .._core import Controller, Profile, RowKind
 from ..gguf_file.header_check import check_header
 from ..gguf_file.shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
 from ..load_error import explained
 from ..lora import Adapter, as_adapter
+from ..skip_config import SkipConfig
 from .options import Options, Setting, Test
 
 __all__ = ["Runner", "SkippingRunner", "open_model", "open_runners", "quiet"]
 
-SKIPPABLE_ROW = 2  # ffnskip::RowKind
 TYPICAL_N_UBATCH = 512
 
 
@@ -108,7 +108,7 @@ class SkippingRunner(Runner):
         llama_cpp.llama_synchronize(self.ctx)
 
     def generated(self, tokens: Sequence[int], position: int) -> None:
-        self.controller.decode(self.ctx, tokens, position, [SKIPPABLE_ROW])
+        self.controller.decode(self.ctx, tokens, position, [RowKind.skippable])
         llama_cpp.llama_synchronize(self.ctx)
 
 

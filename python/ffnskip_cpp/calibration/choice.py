@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..measure.quality import standard_error
-from ..profile import SETTINGS_OF
+from ..profile import KEPT_POLICY
+from ..skip_config import SkipConfig
 from .evaluation import Score
 
 __all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
@@ -95,4 +95,4 @@ def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
     """A profile holds no random policy."""
-    return [row for row in rows if row.config.policy in SETTINGS_OF]
+    return [row for row in rows if row.config.policy == KEPT_POLICY]

@@ -12,12 +12,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
+from .._core import RowKind
 from ..gguf_file.shapes import available_memory
-from ..llama import SKIPPABLE_ROW, Llama
+from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference, logits_of
 from ..measure.similarity import check_everything
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .cache import Arrays, Cache
 from .progress import Bar
 
@@ -94,7 +95,10 @@ class Evaluator:
         found = self._find(key, chunk)
         if found is None:
             with self._llm.skipping(config), self._llm.trace() as trace:
-                kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in chunk.eligible(self._warm_up_index)]
+                kinds = [
+                    RowKind.skippable if may_skip else RowKind.prompt
+                    for may_skip in chunk.eligible(self._warm_up_index)
+                ]
                 self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
             found = {"similarity": trace.similarity[: len(chunk.rows(self._warm_up_index))]}
             self._add(found, key, chunk)

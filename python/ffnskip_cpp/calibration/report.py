@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .._core import SkipConfig
+from ..skip_config import SkipConfig
 from ..table import markdown
 from .choice import Row, beats, equal
 
@@ -54,7 +54,7 @@ def page(calibration: Calibration) -> str:
 def describe(config: SkipConfig) -> str:
     """The values of a setting that differ from one candidate to the next."""
     parts = [] if config.layers is None else [f"layers {','.join(map(str, config.layers))}"]
-    if config.policy != "fixed" and config.cold_s is not None:
+    if config.max_skip != 0 and config.cold_s is not None:
         parts.append(f"[{config.cold_s}, {config.cold_e}) max_skip {config.max_skip}")
         if config.layer_thresholds is None:
             parts.append(f"threshold {config.sim_threshold:.5g}")

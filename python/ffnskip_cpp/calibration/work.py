@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
+from ..errors import TargetUnreachableError
 from ..llama import Llama
 from ..measure.similarity import LayerSimilarity
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
 from .evaluation import Evaluator
@@ -34,16 +35,16 @@ N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and t
 # What calibration is to be better than.
 REFERENCES = {
     "ffn_skip, uncalibrated": "ffn_skip",
-    "random_adaptive_region": "random_adaptive_region",
+    "random in adaptive region": "random_adaptive_region",
     "random": "random",
 }
 
 
 def check_reachable(llm: Llama, skip_ratio: float) -> None:
-    """Raises ValueError where the model has too few FFN blocks that can be skipped."""
+    """Raises TargetUnreachableError where the model has too few FFN blocks that can be skipped."""
     most = _skippable(llm).size / len(llm.ffn_map)
     if skip_ratio > most + TOLERANCE:
-        raise ValueError(
+        raise TargetUnreachableError(
             f"skip-ratio: {skip_ratio:g} can't be reached; at most {most:.3f}, which is every FFN block that can be "
             "skipped"
         )
@@ -179,7 +180,7 @@ class Work:
                 percent = (low + high) // 2
         found = most_within(compared, max_kl)
         if found is None:
-            raise ValueError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
+            raise TargetUnreachableError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
         _, references = self._compare([], found.skip_ratio)
         chosen = most_within([*compared, *references], max_kl) or found
         self._check_references(chosen, references)
@@ -187,7 +188,7 @@ class Work:
 
     def tried(self) -> list[Row]:
         """Every setting that was measured in the search, by all the text that it saw."""
-        return [row_of(score, score.config.policy, "calibration") for score in self.search.tried]
+        return [row_of(score, score.config.label, "calibration") for score in self.search.tried]
 
     def block_kl(self) -> npt.NDArray[np.float64]:
         """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be."""
@@ -228,7 +229,7 @@ class Work:
                 again = self._evaluator.score(corrected.config, self._compared)
                 own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
         return (
-            [row_of(score, score.config.policy, "held out") for score in own],
+            [row_of(score, score.config.label, "held out") for score in own],
             [row_of(score, name, "held out") for name, score in zip(named, others)],
         )
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..progress import Told, nobody
+from ..skip_config import SkipConfig
 from .similarity import check_everything
 
 __all__ = ["Generation", "NeverTripped", "measure_generation", "measure_never_tripped"]

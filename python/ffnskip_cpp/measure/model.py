@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Union
 
-from .._core import Unsupported
+from ..errors import UnsupportedModelError
 from ..llama import Llama
 from ..lora import as_adapter
 from ..threads import check_threads
@@ -63,5 +63,5 @@ def open_model(
     )
     if llm.why_dense is not None:
         llm.close()
-        raise Unsupported(llm.why_dense)
+        raise UnsupportedModelError(llm.why_dense)
     return llm

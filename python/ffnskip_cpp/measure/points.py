@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..progress import Told, nobody
+from ..skip_config import SkipConfig
 from .quality import Comparison, Quality, compare
 
 __all__ = ["QualityPoint", "measure_quality"]
@@ -58,8 +58,8 @@ class QualityPoint:
 
     def row(self) -> Row:
         return {
-            "policy": self.name or self.config.policy,
-            "skip_ratio_target": None if self.name else float(f"{self.config.skip_ratio:.6g}"),  # which is a float32
+            "policy": self.name or self.config.label,
+            "skip_ratio_target": None if self.name else self.config.skip_ratio,
             "warm_up_index": self.config.warm_up_index,
             "skip_ratio": self.skip_ratio,
             "skip_ratio_with_warm_up": self._ffn_skipped / self._ffn_total,

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..progress import Told, nobody
+from ..skip_config import SkipConfig
 from .cold_regions import cold_regions
 
 __all__ = ["ALWAYS_TRIPS", "NEVER_TRIPS", "LayerSimilarity", "check_everything", "measure_similarity"]

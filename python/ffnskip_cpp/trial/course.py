@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .._core import SkipConfig
 from ..llama import Llama
+from ..skip_config import SkipConfig
 from .rows import Row
 from .trial import Trial
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..measure.quality import Quality, Reference, logits_of, standard_error
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 
 __all__ = ["Measured", "measure_quality"]
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from .._core import SkipConfig
+from ..errors import TargetUnreachableError
 from ..gguf_file.header import Header
 from ..llama import Llama
 from ..measure.model import open_model
 from ..measure.text import N_CTX, Chunk
+from ..skip_config import SkipConfig
 from . import smaller
 from .course import Course, Subject
 from .rows import Row
@@ -26,9 +27,7 @@ def of_profile(llm: Llama, profile: SkipConfig, course: Course) -> list[Subject]
     course.begins("reading the profile")
     with llm.skipping(profile):
         resolved = llm.resolved
-    ratio = len(profile.layers or ()) / len(llm.ffn_map)
-    if profile.policy != "fixed":
-        ratio += resolved["max_skip"] / len(llm.ffn_map)
+    ratio = (len(profile.layers or ()) + resolved["max_skip"]) / len(llm.ffn_map)
     label = _percent(ratio)
     row = Row(label, "profile", profile, ratio)
     return [Subject(row), *_of_paper(llm, label, ratio, profile.warm_up_index, course)]
@@ -56,7 +55,7 @@ def sizes_of(llm: Llama, ratios: Sequence[float], *, given: bool) -> dict[float,
     for ratio, n in list(sizes.items()):
         if n > most:
             if given:
-                raise ValueError(f"skip-ratio: {ratio:g} can't be reached; at most {most / n_ffn:.3f}")
+                raise TargetUnreachableError(f"skip-ratio: {ratio:g} can't be reached; at most {most / n_ffn:.3f}")
             del sizes[ratio]
     return sizes
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
-from .._core import SkipConfig, find_profile
+from .._core import find_profile
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
@@ -26,6 +26,7 @@ from ..measure.model import check_model, open_model
 from ..measure.text import N_CTX, Chunk
 from ..profile import PathLike
 from ..progress import progress_bar
+from ..skip_config import SkipConfig
 from .course import Course
 from .quality import Measured, measure_quality
 from .rows import Row
