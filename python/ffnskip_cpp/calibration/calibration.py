@@ -77,7 +77,7 @@ class Calibration:
 
 def calibrate(
     model_path: PathLike,
-    text: Sequence[PathLike],
+    text: PathLike | Sequence[PathLike],
     *,
     skip_ratio: float | None = None,
     max_kl: float | None = None,

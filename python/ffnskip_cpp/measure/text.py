@@ -20,7 +20,7 @@ from .chat import PROMPT, Chat, tokens_of_chat
 if TYPE_CHECKING:
     import llama_cpp
 
-__all__ = ["MIN_TOKENS", "N_CTX", "Chunk", "Text", "chunks_of_text", "chunks_of_tokens", "read_texts"]
+__all__ = ["MIN_TOKENS", "N_CTX", "Chunk", "Text", "as_paths", "chunks_of_text", "chunks_of_tokens", "read_texts"]
 
 N_CTX = 512
 """Tokens of a chunk, if nothing else is said and the model was trained on as many."""
@@ -64,7 +64,12 @@ class Chunk:
 # ---- reading ----
 
 
-def read_texts(paths: Iterable[PathLike]) -> list[Text]:
+def as_paths(given: PathLike | Iterable[PathLike]) -> list[PathLike]:
+    """One file, or several."""
+    return [given] if isinstance(given, (str, os.PathLike)) else list(given)
+
+
+def read_texts(paths: PathLike | Iterable[PathLike]) -> list[Text]:
     """The texts in some files, in their order.
 
     Args:
@@ -79,7 +84,7 @@ def read_texts(paths: Iterable[PathLike]) -> list[Text]:
         OSError: A file can't be read.
     """
     texts: list[Text] = []
-    for path in map(Path, paths):
+    for path in map(Path, as_paths(paths)):
         found = [text for text in _texts_of(path) if isinstance(text, Chat) or text.strip()]
         if not found:
             raise ValueError(f"{path}: there is no text in it")

@@ -55,7 +55,7 @@ USERS_LENGTH = 130  # tokens past the warm-up of a chunk of plain text
 
 def users_text(
     llm: Llama,
-    paths: Sequence[PathLike],
+    paths: PathLike | Sequence[PathLike],
     warm_up_index: int,
     n_ctx: int,
     max_tokens: int,

@@ -23,7 +23,7 @@ from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
 from ..measure.model import check_model, open_model
-from ..measure.text import N_CTX, Chunk
+from ..measure.text import N_CTX, Chunk, as_paths
 from ..profile import PathLike
 from ..progress import progress_bar
 from ..skip_config import SkipConfig
@@ -67,7 +67,7 @@ class TrialInterrupted(KeyboardInterrupt):
 def try_model(
     model_path: PathLike,
     *,
-    text: Sequence[PathLike] | None = None,
+    text: PathLike | Sequence[PathLike] | None = None,
     skip_ratio: float | Sequence[float] | None = None,
     prompt: str | None = None,
     seconds: float = SECONDS,
@@ -115,7 +115,7 @@ class _Wanted:
     """As `try_model` has them; checked."""
 
     model_path: PathLike
-    text: Sequence[PathLike] | None
+    text: PathLike | Sequence[PathLike] | None
     ratios: Sequence[float] | None
     prompt: str | None
     seconds: float
@@ -125,7 +125,7 @@ class _Wanted:
 
     def __post_init__(self) -> None:
         check_model(self.model_path, self.n_threads)
-        for path in self.text or ():
+        for path in as_paths(self.text or ()):
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"{os.fspath(path)}: no such file")
         for ratio in self.ratios or ():
