@@ -250,7 +250,7 @@ def test_a_profile_is_a_point_beside_the_policies_and_the_setting_of_the_heat_ma
     skipped = floats(read(tmp_path / "out", "heat_map"), "skipped").reshape(-1, N_LAYER)
     assert np.flatnonzero(skipped[WARM_UP:].all(axis=0)).tolist() == layers and skipped[:WARM_UP].sum() == 0
     assert read(tmp_path / "out", "skip_ratio_speed")[-1]["policy"] == "profile own.gguf"
-    assert "the setting of own.gguf (fixed)" in (tmp_path / "out" / "report.html").read_text()
+    assert "the setting of own.gguf (fixed layers)" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -403,10 +403,10 @@ def test_candidates_skip_what_was_asked_for_one_of_each_policy(llm, tmp_path, ef
         expected, told.measured = search.n_evaluations(0.2, 0.01), []
         candidates = search.candidates(0.2, 0.01)
         assert len(told.measured) <= expected
-        assert [c.config.policy for c in candidates] == [
-            *("fixed", "ffn_skip"),
-            *(["ffn_skip_per_layer"] if effort == "thorough" else []),
-            "fixed_plus_ffn_skip",
+        assert [c.config.label for c in candidates] == [
+            *("fixed layers", "ffn_skip"),
+            *(["ffn_skip per layer"] if effort == "thorough" else []),
+            "fixed layers + ffn_skip",
         ]
         assert len(candidates[0].config.layers) == 4  # 3 of 16 would be less than was asked for
         for candidate in candidates[1:]:
@@ -431,7 +431,7 @@ def test_blocks_of_the_set_are_exchanged_where_that_helps():
         search = Search(evaluator, Model(5, 5, (0, 1, 2, 3), (1, 4), 30), np.empty((0, 5)), race, EFFORTS[effort])
         return search._exchanged(search.fixed(2), 2).config.layers
 
-    assert exchanged("quick") == [0, 1] and exchanged("normal") == [1, 2] and exchanged("thorough") == [2, 3]
+    assert exchanged("quick") == (0, 1) and exchanged("normal") == (1, 2) and exchanged("thorough") == (2, 3)
 
 
 # ---- the text ----

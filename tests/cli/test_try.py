@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import demo_world
-from ffnskip_cpp import Llama, SkipConfig, Unsupported, cli, demo_model, try_model
+from ffnskip_cpp import Llama, SkipConfig, UnsupportedModelError, cli, demo_model, try_model
 from ffnskip_cpp.measure.quality import Quality
 from ffnskip_cpp.trial import smaller, subjects, work
 from ffnskip_cpp.trial.quality import Measured
@@ -329,7 +329,7 @@ def test_json_for_programs(try_cli, plain_model, text):
     assert status == 0
     assert set(result) == KEYS
     assert all(set(row) == ROW_KEYS for row in result["rows"])
-    assert result["rows"][0]["config"]["policy"] == "fixed"
+    assert result["rows"][0]["config"]["max_skip"] == 0
     assert result["verdict"].startswith("12.5 %: ")
     assert err == ""
 
@@ -420,5 +420,5 @@ def test_a_model_that_cannot_skip_is_refused_in_one_line(try_cli, model_file, ki
     status, out, err = try_cli(model_file(kind))
     assert (status, out) == (1, "")
     assert err.startswith("ffnskip try: ") and err.count("\n") == 1
-    with pytest.raises(Unsupported):
+    with pytest.raises(UnsupportedModelError):
         try_model(model_file(kind), **OPTIONS)

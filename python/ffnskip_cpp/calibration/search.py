@@ -182,7 +182,7 @@ class Search:
         """A set with blocks exchanged one by one: those that were added last for those that nearly were."""
         left = self._greedy.left_after(n)
         for _ in range(self._effort.n_swaps):
-            layers = score.config.layers or []
+            layers = score.config.layers or ()
             added_last = [il for il in reversed(self._greedy.layers(n)) if il in layers][:SWAPPED]
             others = [
                 fixed_set([*(il for il in layers if il != out), new], self._model)

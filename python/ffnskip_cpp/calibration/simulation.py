@@ -39,7 +39,8 @@ class Region:
 def trips(similarity: Similarity, threshold: float | Sequence[float]) -> npt.NDArray[np.int64]:
     """Of each token the first layer that reaches its threshold, as an index into the region; n_layers: none does."""
     reached = similarity >= np.asarray(threshold)
-    return np.where(reached.any(axis=1), reached.argmax(axis=1), similarity.shape[1])
+    first: npt.NDArray[np.int64] = np.where(reached.any(axis=1), reached.argmax(axis=1), similarity.shape[1])
+    return first
 
 
 def skipped(tripped: npt.NDArray[np.int64], region: Region) -> npt.NDArray[np.bool_]:
@@ -88,4 +89,5 @@ def thresholds_at_rank(similarity: Similarity, rank: float) -> list[float]:
     there is none, as in a layer where all are equal."""
     if rank <= 0:
         return [ALWAYS_TRIPS] * similarity.shape[1]
-    return np.where(ranks(similarity) >= rank, similarity, np.inf).min(axis=0).tolist()
+    lowest: list[float] = np.where(ranks(similarity) >= rank, similarity, np.inf).min(axis=0).tolist()
+    return lowest

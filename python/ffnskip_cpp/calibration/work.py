@@ -34,9 +34,9 @@ N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and t
 
 # What calibration is to be better than.
 REFERENCES = {
-    "ffn_skip, uncalibrated": "ffn_skip",
-    "random in adaptive region": "random_adaptive_region",
-    "random": "random",
+    "ffn_skip, uncalibrated": SkipConfig(),
+    "random in adaptive region": SkipConfig("random", region="adaptive"),
+    "random": SkipConfig("random"),
 }
 
 
@@ -236,8 +236,8 @@ class Work:
     def _references(self, skip_ratio: float) -> dict[str, SkipConfig]:
         """Those that can skip so much of this model, by name."""
         found = {}
-        for name, policy in REFERENCES.items():
-            config = SkipConfig(policy, skip_ratio=skip_ratio, warm_up_index=self._model.warm_up_index)
+        for name, reference in REFERENCES.items():
+            config = reference.replace(skip_ratio=skip_ratio, warm_up_index=self._model.warm_up_index)
             try:
                 with self._llm.skipping(config):
                     found[name] = config

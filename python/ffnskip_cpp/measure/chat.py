@@ -46,7 +46,7 @@ def tokens_of_chat(llm: llama_cpp.Llama, chat: Chat) -> tuple[list[int], list[in
     tokens = llm.tokenize(text.encode("utf-8"), add_bos=False, special=True)
     sizes = [len(llm.detokenize([token], prev_tokens=tokens[:1], special=True)) for token in tokens]
     answers = _answers(text, chat)
-    generated = []
+    generated: list[int] = []
     for start in accumulate(sizes[:-1], initial=0):
         within = any(first <= start < last for first, last in answers)
         generated.append((generated[-1] + 1 if generated else 0) if within else PROMPT)

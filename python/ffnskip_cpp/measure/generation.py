@@ -39,9 +39,9 @@ class NeverTripped:
     def share(self) -> npt.NDArray[np.float64]:
         """float64 [n_generated]: up to and including each token, of the tokens that might have skipped; NaN before."""
         n_may_skip = np.maximum(np.arange(1, self.never.shape[1] + 1) - self.warm_up_index, 0) * len(self.never)
-        n_never: npt.NDArray[np.float64] = self.never.sum(axis=0).cumsum().astype(np.float64)
         with np.errstate(invalid="ignore"):
-            return n_never / n_may_skip
+            share: npt.NDArray[np.float64] = self.never.sum(axis=0).cumsum() / n_may_skip
+        return share
 
     def rows(self, lengths: Sequence[int]) -> list[Row]:
         """For the first n generated tokens, for each n of `lengths`."""

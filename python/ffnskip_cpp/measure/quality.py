@@ -202,7 +202,8 @@ def kl_divergence(dense: Logits, other: Logits) -> PerRow:
 def top1_agreement(dense: Logits, other: Logits) -> npt.NDArray[np.bool_]:
     """Whether the most likely token of each row is the same, bool [n_rows]; of equal ones the first counts."""
     _check(dense, other, ())
-    return dense.argmax(axis=1) == other.argmax(axis=1)
+    same: npt.NDArray[np.bool_] = dense.argmax(axis=1) == other.argmax(axis=1)
+    return same
 
 
 def negative_log_likelihood(logits: Logits, targets: Sequence[int]) -> PerRow:
@@ -215,7 +216,7 @@ def negative_log_likelihood(logits: Logits, targets: Sequence[int]) -> PerRow:
     return result
 
 
-def _check(dense: Logits, other: Logits, targets: Sequence[int]) -> npt.NDArray[np.int64]:
+def _check(dense: Logits, other: Logits, targets: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     ids = np.array(targets, np.int64)
     if dense.shape != other.shape or dense.ndim != 2:
         raise ValueError(f"logits of shape {dense.shape} and {other.shape}; expected the same [n_rows, n_vocab]")
@@ -248,7 +249,8 @@ def _kl(log_p: PerRow, log_q: PerRow) -> PerRow:
         terms = np.subtract(log_p, log_q, out=log_q)  # of a token that dense rules out: -inf, or NaN
         terms *= p
     terms[p == 0] = 0.0
-    return np.maximum(terms.sum(axis=1), 0.0)  # not below 0 by rounding; NaN stays
+    kl: PerRow = np.maximum(terms.sum(axis=1), 0.0)  # not below 0 by rounding; NaN stays
+    return kl
 
 
 def _exp(value: float) -> float:

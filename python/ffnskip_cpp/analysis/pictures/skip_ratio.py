@@ -143,14 +143,14 @@ def _draw(points: Sequence[QualityPoint], speeds: Sequence[dict[str, Any]]) -> F
 
 
 def _draw_quality(ax: Axes, points: Sequence[QualityPoint], measure: Measure) -> None:
-    largest = []
+    largest: list[float] = []
     ax.axhline(measure.dense, color=GREY, linewidth=0.8)
     for policy, (color, marker, label) in POLICY_STYLE.items():
         own = [point for point in points if point.config.label == policy and point.name is None]
         if own:
-            x, y = zip((0.0, measure.dense), *sorted((100 * p.skip_ratio, measure.value(p.quality)) for p in own))
-            ax.plot(x, y, color=color, marker=marker, markersize=4, label=label)
-            largest.append(max(map(abs, y)))
+            line = [(0.0, measure.dense), *sorted((100 * p.skip_ratio, measure.value(p.quality)) for p in own)]
+            ax.plot(*zip(*line), color=color, marker=marker, markersize=4, label=label)
+            largest.append(max(abs(y) for _, y in line))
     for point in points:
         if point.name is not None:
             y = measure.value(point.quality)
