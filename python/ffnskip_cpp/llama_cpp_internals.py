@@ -27,6 +27,7 @@ __all__ = [
     "context_address",
     "exact_pieces",
     "ggml_type",
+    "go_back",
     "libggml",
     "logits",
     "lora_is_missing",
@@ -128,6 +129,11 @@ def adopt_context(llm: llama_cpp.Llama, context: Any) -> None:
             raise RuntimeError(f"the LoRA adapter {llm.lora_path} can't be set")
     llm._ctx.close()
     llm._ctx = llm._stack.enter_context(contextlib.closing(context))
+
+
+def go_back(llm: llama_cpp.Llama, position: int) -> bool:
+    """Takes what is behind `position` out of the memory. False where it can't, and is as it was."""
+    return llm._ctx.kv_cache_seq_rm(-1, position, -1)
 
 
 def can_go_back(llm: llama_cpp.Llama, n_swa: int) -> None:

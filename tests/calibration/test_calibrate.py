@@ -209,13 +209,13 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
     monkeypatch.setattr(Bar, "__call__", told)
 
     evaluated = [0]
-    evaluate = Llama._evaluate
+    forward = Llama.forward
 
-    def counted(llm, ids, kinds, logits=None):
+    def counted(llm, ids, *args, **kwargs):
         evaluated[0] += len(ids)
-        evaluate(llm, ids, kinds, logits)
+        return forward(llm, ids, *args, **kwargs)
 
-    monkeypatch.setattr(Llama, "_evaluate", counted)
+    monkeypatch.setattr(Llama, "forward", counted)
     again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
     resumed, evaluated[0] = evaluated[0], 0
     calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **OPTIONS)

@@ -278,7 +278,7 @@ def test_what_is_in_the_cache_is_not_evaluated_again(llm, tmp_path, monkeypatch)
     with open_cache(tmp_path / "j", "m", "p") as cache:
         first = Evaluator(llm, cache, WARM_UP, Told())
         score, similarity = first.score(config, CHUNKS), first.similarity(CHUNKS[0])
-        monkeypatch.setattr(Llama, "_evaluate", lambda *_: pytest.fail("evaluated again"))
+        monkeypatch.setattr(Llama, "forward", lambda *_, **__: pytest.fail("evaluated again"))
         again = Evaluator(llm, cache, WARM_UP, told)
         for _ in range(2):
             assert (again.score(config, CHUNKS).kl == score.kl).all()

@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from .._core import RowKind
 from ..gguf_file.shapes import available_memory
 from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference, logits_of
@@ -95,11 +94,8 @@ class Evaluator:
         found = self._find(key, chunk)
         if found is None:
             with self._llm.skipping(config), self._llm.trace() as trace:
-                kinds = [
-                    RowKind.skippable if may_skip else RowKind.prompt
-                    for may_skip in chunk.eligible(self._warm_up_index)
-                ]
-                self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
+                # Without logits, which take most of the time of small models.
+                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
             found = {"similarity": trace.similarity[: len(chunk.rows(self._warm_up_index))]}
             self._add(found, key, chunk)
         return found["similarity"]

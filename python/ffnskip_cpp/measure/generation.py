@@ -143,7 +143,7 @@ def measure_generation(
     tokens, similarity, skipped = _generate(llm, prompt, n_generated, config, progress)
     eligible = [False] * len(prompt) + [True] * len(tokens)
     with llm.skipping(check_everything(llm.n_layer)), llm.trace() as trace:
-        llm.forward([*prompt, *tokens], eligible)
+        llm.forward([*prompt, *tokens], eligible, rows=())
     progress(len(eligible))
     pieces = [llm.detokenize([token], special=True).decode("utf-8", "replace") for token in tokens]
     text = llm.detokenize(list(prompt), special=True).decode("utf-8", "replace")

@@ -179,7 +179,7 @@ class Reference:
 
 def logits_of(llm: Llama, chunk: Chunk, warm_up_index: int) -> Logits:
     """Teacher-forced, as the model skips now: [n_rows, n_vocab], of the tokens of a chunk that may skip."""
-    return llm.forward(chunk.tokens, chunk.eligible(warm_up_index))[chunk.rows(warm_up_index)]
+    return llm.forward(chunk.tokens, chunk.eligible(warm_up_index), rows=chunk.rows(warm_up_index))
 
 
 def standard_error(values: PerRow, chunk: npt.NDArray[np.int64]) -> float:

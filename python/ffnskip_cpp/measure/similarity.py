@@ -79,7 +79,7 @@ def measure_similarity(llm: Llama, chunks: Sequence[Sequence[int]], progress: To
     with llm.skipping(check_everything(llm.n_layer)):
         for chunk in chunks:
             with llm.trace() as trace:
-                llm.forward(chunk, [i > 0 for i in range(len(chunk))])
+                llm.forward(chunk, [i > 0 for i in range(len(chunk))], rows=())
             values.append(trace.similarity)
             progress(len(chunk))
     return LayerSimilarity.of(np.concatenate(values))
