@@ -76,9 +76,9 @@ def refusal(capsys):
     """refusal(*words): the one line with which it refuses."""
 
     def run(*words):
-        assert cli.main(["profile", *map(str, words)]) == 2
+        assert cli.main(["profile", *map(str, words)]) == 1
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith("ffnskip: ") and err.count("\n") == 1
+        assert out == "" and err.startswith("ffnskip profile: ") and err.count("\n") == 1
         return err
 
     return run
@@ -490,4 +490,4 @@ def test_the_program_prints_one_line_too(tmp_path, write):
     profile.write_bytes(profile.read_bytes()[:100])
     command = [sys.executable, "-m", "ffnskip_cpp", "profile", "show", str(profile)]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 import ffnskip_cpp.gguf_file.quantization as quantizer
+from ffnskip_cpp import cli
 from ffnskip_cpp.gguf_file.header import read_header
 from ffnskip_cpp.gguf_file.imatrix import read_imatrix
 from support.tiny_models import write_llama
@@ -35,9 +35,7 @@ def tensor_types(path):
 
 
 def run_command(*arguments):
-    parser = argparse.ArgumentParser()
-    quantizer.add_arguments(parser)
-    return quantizer.run(parser.parse_args([str(argument) for argument in arguments]))
+    return cli.main(["quantize", *map(str, arguments)])
 
 
 def test_known_types_are_those_of_the_installed_llama_cpp():
@@ -309,10 +307,10 @@ def test_interrupt_ends_the_child_and_leaves_no_file(model, out, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_command_writes_the_file_and_reports_errors_with_status_2(model, out, capsys):
+def test_command_writes_the_file_and_reports_errors_with_status_1(model, out, capsys):
     assert run_command(model, out, "Q5_K_M", "--threads", 1, "--no-progress") == 0
     assert capsys.readouterr().out.startswith(f"{out}: ")
-    assert run_command(model, out, "q9", "--no-progress") == 2
+    assert run_command(model, out, "q9", "--no-progress") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("ffnskip quantize: unknown type 'q9'")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import Any
 
 from ..benchmark.benchmark import bench
@@ -72,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
     profiles_alone = args.profile and not args.skip_ratio and not args.policy
     options = Options(
         model_path=args.model,
@@ -94,13 +92,5 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         verbose=args.verbose,
     )
-    try:
-        rows = bench(options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"ffnskip bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip bench: interrupted", file=sys.stderr)
-        return 130
-    print(FORMATS[args.output](rows))
+    print(FORMATS[args.output](bench(options)))
     return 0

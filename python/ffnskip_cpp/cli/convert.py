@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..conversion.conversion import FAMILIES, OUTTYPES, convert
 
 __all__ = ["add_arguments", "run"]
+
+INTERRUPTED = "nothing was written"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,27 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    try:
-        out = convert(
-            args.model_dir,
-            args.output,
-            args.outtype,
-            allow_pickle=args.allow_pickle,
-            progress=not args.no_progress,
-        )
-    except (ValueError, OSError) as error:
-        print(f"ffnskip convert: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip convert: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    out = convert(
+        args.model_dir,
+        args.output,
+        args.outtype,
+        allow_pickle=args.allow_pickle,
+        progress=not args.no_progress,
+    )
     if out.is_file():  # into a pipe goes the model alone
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Convert a Hugging Face checkpoint directory to GGUF.")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

@@ -127,9 +127,9 @@ def _parse(change: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE; values are read as those of the skip options."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise ValueError(f"profile: {change!r} is no KEY=VALUE")
+        raise ValueError(f"{change!r} is no KEY=VALUE")
     if key not in SETTINGS:
-        raise ValueError(f"profile: {key!r} is no setting; those that are: {', '.join(SETTINGS)}")
+        raise ValueError(f"{key!r} is no setting; those that are: {', '.join(SETTINGS)}")
     if key == "policy":
         return key, text
     option = OPTION_OF.get(key, key.replace("_", "-"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..gguf_file.quantization import quantize
 
 __all__ = ["add_arguments", "run"]
+
+INTERRUPTED = "nothing was written"
 
 HELP = """\
 The options are those of llama.cpp's llama-quantize.
@@ -37,27 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    try:
-        out = quantize(
-            args.src,
-            args.dst,
-            args.type,
-            allow_requantize=args.allow_requantize,
-            imatrix=args.imatrix,
-            leave_output_tensor=args.leave_output_tensor,
-            pure=args.pure,
-            output_tensor_type=args.output_tensor_type,
-            token_embedding_type=args.token_embedding_type,
-            threads=args.threads,
-            progress=not args.no_progress,
-        )
-    except (ValueError, OSError) as error:
-        print(f"ffnskip quantize: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip quantize: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    out = quantize(
+        args.src,
+        args.dst,
+        args.type,
+        allow_requantize=args.allow_requantize,
+        imatrix=args.imatrix,
+        leave_output_tensor=args.leave_output_tensor,
+        pure=args.pure,
+        output_tensor_type=args.output_tensor_type,
+        token_embedding_type=args.token_embedding_type,
+        threads=args.threads,
+        progress=not args.no_progress,
+    )
     if out.is_file():  # into a pipe goes the model alone
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0
