@@ -249,9 +249,15 @@ def test_a_bad_change_is_refused_and_nothing_is_written(refusal, write, change, 
 
 
 def test_set_without_a_change_is_bad_usage(write, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["profile", "set", str(write(TRIPPING))])
-    assert end.value.code == 2 and "KEY=VALUE" in capsys.readouterr().err
+    assert cli.main(["profile", "set", str(write(TRIPPING))]) == 2
+    assert "required: FILE KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["show"], ["set", "max_skip=3"], ["embed"], ["strip"]], ids=lambda words: words[0])
+def test_the_file_may_be_given_as_an_option(command, model, write, words):
+    write(TRIPPING)
+    action, *changes = words
+    assert str(model.with_suffix("")) in command(action, "-m", model, *changes)
 
 
 # --- embed, strip ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from .. import llama_cpp_internals as internals
 from .._core import Profile, SkipConfig, Unsupported, __version__, find_profile
 from ..benchmark.benchmark import bench
 from ..benchmark.options import AUTO, RATIO_POLICIES
-from ..benchmark.options import Options as BenchOptions
 from ..files import check_output, whole_file
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import read_header
@@ -491,19 +490,18 @@ class _Analysis:
         if options.n_speed == 0:
             notes.append("Speed was not measured (--speed-tokens 0).")
             return None
-        return bench(
-            BenchOptions(
-                model_path=options.model_path,
-                threads=(options.threads,),
-                n_gen=(options.n_speed,),
-                n_gpu_layers=options.n_gpu_layers,
-                skip_ratios=tuple(self.ratios),
-                cold_s=self.cold[0],
-                cold_e=self.cold[1],
-                profiles=() if options.profile is None else (options.profile,),
-                lora=options.lora,
-            )
+        result = bench(
+            options.model_path,
+            n_threads=options.threads,
+            n_gen=options.n_speed,
+            n_gpu_layers=options.n_gpu_layers,
+            skip_ratio=self.ratios,
+            cold_s=self.cold[0],
+            cold_e=self.cold[1],
+            profile=options.profile,
+            lora=options.lora,
         )
+        return [row.as_dict() for row in result.rows]
 
     def _section(
         self,

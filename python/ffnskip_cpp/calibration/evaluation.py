@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import SkipConfig
-from ..gguf_file.shapes import available_memory
 from ..llama import SKIPPABLE_ROW, Llama
 from ..measure.quality import Comparison, Quality, Reference
 from ..measure.similarity import check_everything, skipping
 from ..measure.text import Chunk
+from ..memory import available_memory
 from .journal import Arrays, Journal
 
 __all__ = ["Evaluator", "Progress", "Score", "standard_error"]
