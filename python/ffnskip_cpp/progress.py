@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -15,7 +15,7 @@ __all__ = ["progress_bar"]
 @contextlib.contextmanager
 def progress_bar(
     description: str, total: float | None = None, *, unit: str = "", show: bool | None = None
-) -> Iterator[tqdm[None]]:
+) -> Iterator[tqdm[Any]]:
     """
     Args:
         total: What `update()` adds up to; None: not known yet (`bar.total` takes it later).

@@ -269,7 +269,7 @@ def load(path, **options):
 
 
 def convert(model_dir, outtype="f32", name="out.gguf"):
-    return converter.convert(model_dir, model_dir.parent / name, outtype, progress=False)
+    return converter.convert(model_dir, model_dir.parent / name, outtype, progress=False).path
 
 
 def metadata(path):

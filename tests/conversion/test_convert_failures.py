@@ -71,7 +71,7 @@ def copy_of(originals, tmp_path):
 
 
 def convert(model_dir, outtype="f32", **options):
-    return converter.convert(model_dir, model_dir.parent / "out.gguf", outtype, progress=False, **options)
+    return converter.convert(model_dir, model_dir.parent / "out.gguf", outtype, progress=False, **options).path
 
 
 def assert_refused(model_dir, *parts, error=ValueError, outtype="f32", **options):

@@ -133,7 +133,7 @@ class Options:
             for name, given in (("profile", self.profiles), ("lora", self.lora)):
                 if given:
                     raise ValueError(f"{name}: random weights (shape) have none; give a model")
-        elif not Path(self.model).is_file():
+        elif self.model is not None and not Path(self.model).is_file():
             raise FileNotFoundError(f"{self.model}: no such file")
         if self.lora is not None:
             as_adapter(self.lora)

@@ -111,11 +111,11 @@ def row_of(
     )
 
 
-def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, float]:
+def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     """What was skipped, per token, and what that saves."""
-    stats = runner.controller.stats if isinstance(runner, SkippingRunner) else None
-    if stats is None or stats.tokens == 0:
+    if not isinstance(runner, SkippingRunner) or runner.controller.stats.tokens == 0:
         return {"skip_ratio": 0.0, "checks": 0.0, "flops_saved": 0.0, "ideal_speed_up": 1.0}
+    stats = runner.controller.stats
     skipped = (stats.skipped_per_layer / stats.tokens).tolist()
     return {
         "skip_ratio": stats.skip_ratio,
@@ -125,7 +125,7 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, float]:
     }
 
 
-def _speeds(n_tokens: int, dense: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> dict[str, float]:
+def _speeds(n_tokens: int, dense: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
     """`n_tokens` per piece."""
     lower, speed, upper = np.quantile(n_tokens / seconds, [0.25, 0.5, 0.75]).tolist()
     speed_up_q1, speed_up, speed_up_q3 = np.quantile(dense / seconds, [0.25, 0.5, 0.75]).tolist()

@@ -176,7 +176,7 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
 def _load(path: str, params: Any) -> int:
     with explained():
         with _deferred_interrupt():
-            model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+            model: int | None = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise ValueError(f"Failed to load model from file: {path}")
     return model

@@ -71,7 +71,7 @@ def convert(
         whole_file(out, model_dir.iterdir(), size=total) as part,
         progress_bar(out.name, total, unit="B", show=progress) as bar,
     ):
-        write_gguf(part, family, vocab, plan, checkpoint, outtype, model_dir.resolve().name, bar)
+        write_gguf(part, family, vocab, plan, checkpoint, outtype, model_dir.resolve().name, bar.update)
         return ModelFile(out, outtype, part.stat().st_size)
 
 

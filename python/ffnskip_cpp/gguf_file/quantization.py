@@ -169,15 +169,16 @@ def _quantize_here(src: str, dst: str, imatrix: str | None, params: dict[str, An
 
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
     def log(_level: int, text: bytes, _data: Any) -> None:
         sys.stderr.buffer.write(text)
         sys.stderr.buffer.flush()
 
-    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    callback = llama_cpp.llama_log_callback(log)  # must live as long as llama.cpp logs
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     c_params = llama_cpp.llama_model_quantize_default_params()
     for name, value in params.items():
         setattr(c_params, name, value)
     kept = None if imatrix is None else use_imatrix(c_params, imatrix)  # noqa: F841 - llama.cpp reads from it
-    return llama_cpp.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(c_params))
+    status: int = llama_cpp.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(c_params))
+    return status
