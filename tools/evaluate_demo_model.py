@@ -27,7 +27,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))
 from demo_world import ATTRIBUTES, World
 from ffnskip_cpp import Llama, SkipConfig, demo_model, read_profile
-from ffnskip_cpp.measure.similarity import changed
 
 POLICIES = ("ffn_skip", "random_adaptive_region", "random")
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     settings: list[tuple[str, SkipConfig | None]] = [("dense", None)]
     settings += [
-        (f"calibrated: {profile.config.policy}", profile.config) for profile in map(read_profile, args.profiles)
+        (f"calibrated: {profile.config.label}", profile.config) for profile in map(read_profile, args.profiles)
     ]
     ratios = [float(ratio) for ratio in args.skip_ratios.split(",")]
     settings += [(policy, SkipConfig(policy, skip_ratio=ratio)) for policy in POLICIES for ratio in ratios]
@@ -128,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         for policy, setting in tqdm(settings, unit="setting", file=sys.stderr):
             row: dict[str, object] = {"policy": policy}
             for name, documents, warm_up in (("answers", questions, 0), ("text", texts, args.warm_up)):
-                config = None if setting is None else changed(setting, warm_up_index=warm_up)
+                config = None if setting is None else setting.replace(warm_up_index=warm_up)
                 row[name], row[f"{name}_skip_ratio"] = evaluate(llm, documents, config)
             rows.append(row)
     if args.output == "json":

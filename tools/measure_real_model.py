@@ -142,7 +142,7 @@ def row(name: str, measured: Measured, speed: Speed, n_ffn: int) -> str:
 
 
 def settings(config: SkipConfig) -> str:
-    if config.policy == "fixed":
+    if config.label == "fixed layers":
         return f"layers {', '.join(map(str, config.layers or ()))}"
     return str(config)
 

@@ -56,15 +56,6 @@ llama_context_params context_params(const Arguments & args, int32_t n_ctx) {
     return params;
 }
 
-std::string decode_error(int32_t status) {
-    switch (status) {
-        case 1:  return "the context has no room for the batch";
-        case 2:  return "it was aborted";
-        case -1: return "the batch is invalid";
-        default: return "status " + std::to_string(status);
-    }
-}
-
 }  // namespace
 
 Session::Session(const Model & model, const Arguments & args, int32_t n_ctx, bool dense) {
@@ -156,7 +147,7 @@ void Session::decode(const llama_token * tokens, int32_t n_tokens, bool output, 
     const int32_t status =
         controller_ ? controller_->decode(context_.get(), batch, fed) : llama_decode(context_.get(), batch);
     if (status != 0) {
-        throw std::runtime_error("libllama can't decode: " + decode_error(status) + " " + take_error());
+        throw std::runtime_error(ffnskip::decode_status(status) + " " + take_error());
     }
     n_used_ += n_tokens;
 }

@@ -2,6 +2,7 @@
 #include "ffnskip/ffnskip.h"
 #include "similarity.h"
 
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -17,6 +18,28 @@
 
 namespace py = pybind11;
 using namespace ffnskip;
+
+namespace {
+
+Config     to_config(py::handle from);
+py::object to_python(const Config & config);
+
+}  // namespace
+
+// A Config is ffnskip_cpp.SkipConfig in Python.
+template <> struct pybind11::detail::type_caster<Config> {
+    PYBIND11_TYPE_CASTER(Config, const_name("ffnskip_cpp.skip_config.SkipConfig"));
+
+    bool load(handle from, bool) {
+        if (!isinstance(from, module_::import("ffnskip_cpp.skip_config").attr("SkipConfig"))) {
+            return false;
+        }
+        value = to_config(from);
+        return true;
+    }
+
+    static handle cast(const Config & config, return_value_policy, handle) { return to_python(config).release(); }
+};
 
 namespace {
 
@@ -41,54 +64,66 @@ T * pointer(uintptr_t address, const char * what) {
     return reinterpret_cast<T *>(address);
 }
 
-template <typename T> py::object or_none(const std::vector<T> & values) {
-    return values.empty() ? py::object(py::none()) : py::cast(values);
+// A class of the Python package, which may not be imported yet when this module is.
+py::object python_class(const char * module, const char * name) {
+    return py::module_::import(module).attr(name);
 }
 
-py::tuple config_state(const Config & c) {
-    return py::make_tuple(policy_name(c.policy), c.sim_threshold, c.cold_s, c.cold_e, c.warm_up_index, c.skip_ratio,
-                          c.max_skip, or_none(c.layers), c.seed, or_none(c.layer_thresholds), c.check_stride);
+// Value of a field of a SkipConfig. A whole number in the wrong range is a ValueError, what is no number a TypeError.
+template <typename T> T field(py::handle config, const char * name, const char * wanted) {
+    const py::object value = config.attr(name);
+    try {
+        return value.cast<T>();
+    } catch (const py::cast_error &) {
+        const std::string message = std::string(name) + ": " + std::string(py::repr(value)) + " is not " + wanted;
+        constexpr bool is_whole = std::is_integral_v<T> || std::is_same_v<T, std::optional<int>>;
+        if (is_whole && py::isinstance<py::int_>(value)) {
+            throw py::value_error(message);
+        }
+        throw py::type_error(message);
+    }
 }
 
-Config make_config(const std::string & policy, float sim_threshold, std::optional<int> cold_s, std::optional<int> cold_e,
-                   int warm_up_index, float skip_ratio, std::optional<int> max_skip,
-                   std::optional<std::vector<int>> layers, uint64_t seed, std::optional<std::vector<float>> layer_thresholds,
-                   int check_stride) {
-    Config config;
-    config.policy           = policy_from_name(policy);
-    config.sim_threshold    = sim_threshold;
-    config.cold_s           = cold_s;
-    config.cold_e           = cold_e;
-    config.warm_up_index    = warm_up_index;
-    config.skip_ratio       = skip_ratio;
-    config.max_skip         = max_skip;
-    config.layers           = layers.value_or(std::vector<int>());
-    config.seed             = seed;
-    config.layer_thresholds = layer_thresholds.value_or(std::vector<float>());
-    config.check_stride     = check_stride;
+Config to_config(py::handle from) {
+    const char * count = "a whole number below 2**31, or None";
+    Config       config;
+    config.sim_threshold    = field<double>(from, "sim_threshold", "a number");
+    config.cold_s           = field<std::optional<int>>(from, "cold_s", count);
+    config.cold_e           = field<std::optional<int>>(from, "cold_e", count);
+    config.warm_up_index    = field<int>(from, "warm_up_index", "a whole number below 2**31");
+    config.skip_ratio       = field<double>(from, "skip_ratio", "a number in [0, 1]");
+    config.max_skip         = field<std::optional<int>>(from, "max_skip", count);
+    config.layers           = field<std::optional<std::vector<int>>>(from, "layers", "a list of layers, or None");
+    config.layer_thresholds = field<std::optional<std::vector<double>>>(from, "layer_thresholds", "a list of numbers, or None");
+    config.check_stride     = field<int>(from, "check_stride", "a whole number below 2**31");
+    config.region           = region_from_name(field<std::string>(from, "region", "the name of a region"));
+    config.seed             = field<uint64_t>(from, "seed", "a whole number in [0, 2**64)");
+    set_policy(config, field<std::string>(from, "policy", "the name of a policy"));
     config.validate();
     return config;
 }
 
-std::string config_repr(const Config & c) {
-    const char * names[] = { "policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index", "skip_ratio", "max_skip", "layers", "seed", "layer_thresholds", "check_stride" };
-    const py::tuple values = config_state(c);
-    std::string     text;
-    for (size_t i = 0; i < values.size(); ++i) {
-        text += (i == 0 ? "" : ", ") + std::string(names[i]) + "=" + std::string(py::str(py::repr(values[i])));
-    }
-    return "SkipConfig(" + text + ")";
+template <typename T> py::object tuple_or_none(const std::optional<std::vector<T>> & values) {
+    return values ? py::object(py::tuple(py::cast(*values))) : py::object(py::none());
+}
+
+// Without SkipConfig's constructor, which comes here.
+py::object to_python(const Config & c) {
+    const py::object type   = python_class("ffnskip_cpp.skip_config", "SkipConfig");
+    py::object       config = type.attr("__new__")(type);
+    config.attr("__dict__").attr("update")(
+        py::arg("policy") = policy_name(c.policy), py::arg("sim_threshold") = c.sim_threshold, py::arg("cold_s") = c.cold_s,
+        py::arg("cold_e") = c.cold_e, py::arg("warm_up_index") = c.warm_up_index, py::arg("skip_ratio") = c.skip_ratio,
+        py::arg("max_skip") = c.max_skip, py::arg("layers") = tuple_or_none(c.layers),
+        py::arg("layer_thresholds") = tuple_or_none(c.layer_thresholds), py::arg("check_stride") = c.check_stride,
+        py::arg("region") = region_name(c.region), py::arg("seed") = c.seed);
+    return config;
 }
 
 void check_status(int32_t status) {
-    if (status == 0) {
-        return;
+    if (status != 0) {
+        throw DecodeError(status);
     }
-    const char * meaning = status == 1    ? "no room for the batch: the context is full"
-                           : status == 2  ? "aborted by the abort callback"
-                           : status == -1 ? "the batch is invalid"
-                                          : "llama.cpp failed";
-    throw std::runtime_error("llama_decode returned " + std::to_string(status) + ": " + meaning);
 }
 
 const RowKind * row_kinds(const std::optional<std::vector<uint8_t>> & kinds, size_t n_tokens) {
@@ -184,6 +219,23 @@ private:
     llama_batch                 batch_{};
 };
 
+void raise(const char * name, const std::exception & error) {
+    py::set_error(python_class("ffnskip_cpp.errors", name), error.what());
+}
+
+void translate(std::exception_ptr thrown) {
+    try {
+        std::rethrow_exception(thrown);
+    } catch (const Unsupported & error) {
+        raise("UnsupportedModelError", error);
+    } catch (const ProfileMismatch & error) {
+        raise("ProfileMismatchError", error);
+    } catch (const DecodeError & error) {
+        py::object exception = python_class("ffnskip_cpp.errors", "DecodeError")(error.what(), error.status);
+        py::set_error(py::type::of(exception), exception);
+    }
+}
+
 // On import, since llama_cpp passes structures by value whether a controller is attached or not.
 void require_built_for_llama_cpp() {
     const std::string mismatch = llama_mismatch();
@@ -205,40 +257,14 @@ PYBIND11_MODULE(_core, m) {
     m.attr("__version__") = version();
     require_built_for_llama_cpp();
 
-    py::register_exception<Unsupported>(m, "Unsupported", PyExc_ValueError);
+    py::register_exception_translator(&translate);
 
-    py::class_<Config>(m, "SkipConfig", "What to skip; see SkipConfig in the documentation.")
-        .def(py::init(&make_config), py::arg("policy") = "ffn_skip", py::arg("sim_threshold") = 0.9f,
-             py::arg("cold_s") = py::none(), py::arg("cold_e") = py::none(), py::arg("warm_up_index") = 30,
-             py::arg("skip_ratio") = 0.25f, py::arg("max_skip") = py::none(), py::arg("layers") = py::none(),
-             py::arg("seed") = 0, py::arg("layer_thresholds") = py::none(), py::arg("check_stride") = 1)
-        .def_property_readonly("policy", [](const Config & c) { return policy_name(c.policy); })
-        .def_readonly("sim_threshold", &Config::sim_threshold)
-        .def_readonly("cold_s", &Config::cold_s)
-        .def_readonly("cold_e", &Config::cold_e)
-        .def_readonly("warm_up_index", &Config::warm_up_index)
-        .def_readonly("skip_ratio", &Config::skip_ratio)
-        .def_readonly("max_skip", &Config::max_skip)
-        .def_property_readonly("layers", [](const Config & c) { return or_none(c.layers); })
-        .def_readonly("seed", &Config::seed)
-        .def_property_readonly("layer_thresholds", [](const Config & c) { return or_none(c.layer_thresholds); })
-        .def_readonly("check_stride", &Config::check_stride)
-        .def("__repr__", &config_repr)
-        .def("__eq__", [](const Config & a, const py::object & b) {
-            return py::isinstance<Config>(b) && config_state(a).equal(config_state(b.cast<const Config &>()));
-        })
-        .def("__hash__", [](const Config & c) { return py::hash(py::str(config_repr(c))); })
-        .def(py::pickle(&config_state, [](const py::tuple & t) {
-            return make_config(t[0].cast<std::string>(), t[1].cast<float>(), t[2].cast<std::optional<int>>(),
-                               t[3].cast<std::optional<int>>(), t[4].cast<int>(), t[5].cast<float>(),
-                               t[6].cast<std::optional<int>>(), t[7].cast<std::optional<std::vector<int>>>(),
-                               t[8].cast<uint64_t>(), t[9].cast<std::optional<std::vector<float>>>(), t[10].cast<int>());
-        }));
+    m.def("canonical", [](const Config & config) { return config; }, py::arg("config"));
 
     py::class_<Profile>(m, "Profile", "Settings found for one model.")
         .def_readonly("path", &Profile::path)
         .def_readonly("model", &Profile::model)
-        .def_readonly("config", &Profile::config);
+        .def_property_readonly("config", [](const Profile & profile) { return profile.config; });
     m.def("read_profile", &read_profile, py::arg("path"));
     m.def("profile_path", &profile_path, py::arg("model_path"));
     m.def("find_profile", [](uintptr_t model, const std::string & path) {
@@ -282,6 +308,12 @@ PYBIND11_MODULE(_core, m) {
                    "', skippable=" + (b.skippable ? "True" : "False") + ", bytes_per_token=" +
                    std::to_string(b.bytes_per_token) + ")";
         });
+
+    py::native_enum<RowKind>(m, "RowKind", "enum.IntEnum", "What a row of a batch is.")
+        .value("prompt", RowKind::prompt)
+        .value("warm_up", RowKind::warm_up)
+        .value("skippable", RowKind::skippable)
+        .finalize();
 
     py::class_<PyController>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
@@ -327,7 +359,7 @@ PYBIND11_MODULE(_core, m) {
         .def("restore", [](PyController & c, const std::string & account) { c.controller.restore(0, account); },
              py::arg("account"))
         .def("take_notice", [](PyController & c) { return c.controller.take_notice(); })
-        .def("row_kind", [](const PyController & c, int64_t index) { return int(c.controller.row_kind(index)); },
+        .def("row_kind", [](const PyController & c, int64_t index) { return c.controller.row_kind(index); },
              py::arg("generated_index"))
         .def_property_readonly("stats", [](const PyController & c) { return c.controller.stats(); })
         .def("reset_stats", [](PyController & c) { c.controller.reset_stats(); })
@@ -351,7 +383,7 @@ PYBIND11_MODULE(_core, m) {
         }
         config.validate();
         return config;
-    }, py::arg("values"), py::arg("base") = Config());
+    }, py::arg("values"), py::arg("base"));
     m.def("environment_name", &environment_name, py::arg("option"));
 
     m.def("cosine", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & a,

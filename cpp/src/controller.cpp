@@ -223,7 +223,7 @@ struct Controller::Impl {
         llama_perf_context_reset(ctx);
         rethrow();
         if (status != 0) {
-            throw std::runtime_error("probe: llama_decode returned " + std::to_string(status));
+            throw DecodeError(status);
         }
         fingerprint.finish();
         return map;
@@ -353,7 +353,7 @@ struct Controller::Impl {
         llama_batch_free(batch);
         rethrow();
         if (status != 0) {
-            throw std::runtime_error("llama_decode returned " + std::to_string(status) + " for tokens to be computed again");
+            throw DecodeError(status);
         }
     }
 
@@ -422,8 +422,8 @@ void Controller::set_config(const Config & config) {
 void Controller::set_profile(const Profile & profile) {
     const std::string model = fingerprint();
     if (profile.model != model) {
-        throw std::invalid_argument("profile " + profile.path + ": it is for model '" + profile.model + "', but this is '" +
-                                    model + "'");
+        throw ProfileMismatch("profile " + profile.path + ": it is for model '" + profile.model + "', but this is '" +
+                              model + "'");
     }
     try {
         set_config(profile.config);

@@ -73,7 +73,7 @@ bool Evaluation::end_decode(bool succeeded) {
     }
     mode_ = Mode::idle;
     if (succeeded && !repeat_ && kinds != nullptr) {
-        recorder_.commit(rows_, kinds, n_batch_, settings_.policy);
+        recorder_.commit(rows_, kinds, n_batch_);
         note_skipped();
     }
     return succeeded && repeat_;

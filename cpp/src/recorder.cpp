@@ -38,7 +38,7 @@ void Recorder::checked(int32_t row, int layer, float similarity) {
     }
 }
 
-void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy) {
+void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows) {
     const std::lock_guard lock(stats_mutex_);
     stats_.checks += checks_;
     stats_.ffn_bytes_not_read += bytes_;
@@ -53,7 +53,7 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
         }
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;
-        stats_.tokens_never_tripped += is_adaptive(policy) && row.may_skip() && !row.tripped();
+        stats_.tokens_never_tripped += row.never_tripped();
         if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip()) {
             ++n_judged_;
             n_at_once_ += row.trip_layer() == first_checked_;

@@ -23,7 +23,7 @@ public:
     // A block was left out for all rows of an ubatch, and its weights with it.
     void dropped(uint64_t bytes) { bytes_ += bytes; }
     // The decode stands. `rows` and `kinds` are of its batch, in order.
-    void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy);
+    void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
 
     // Settings to be judged by the first tokens that may skip under them; or not.
     void judge(const Settings & settings);

@@ -12,10 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, SkipConfig, SkipStats, Unsupported, __version__
+from ._core import Profile, SkipStats, __version__
 from .demo import demo_model
+from .errors import (
+    DecodeError,
+    FfnSkipError,
+    ProfileMismatchError,
+    TargetUnreachableError,
+    Unsupported,
+    UnsupportedModelError,
+)
 from .llama import Llama, Trace
 from .profile import read_profile
+from .skip_config import SkipConfig
 
 if TYPE_CHECKING:
     from .analysis.analysis import analyze
@@ -28,13 +37,18 @@ if TYPE_CHECKING:
     from .trial.work import try_model
 
 __all__ = [
+    "DecodeError",
+    "FfnSkipError",
     "Llama",
     "Profile",
+    "ProfileMismatchError",
     "SkipConfig",
     "SkipStats",
+    "TargetUnreachableError",
     "Trace",
     "Trial",
     "Unsupported",
+    "UnsupportedModelError",
     "__version__",
     "analyze",
     "bench",

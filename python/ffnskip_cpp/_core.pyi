@@ -1,87 +1,18 @@
-"""The C++ core. `SkipConfig`, `SkipStats` and `Unsupported` are public, from `ffnskip_cpp`; the rest serves `Llama`."""
+"""The C++ core, which serves `Llama`. Raises the classes of `ffnskip_cpp.errors`."""
 
+import enum
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from .skip_config import ResolvedConfig, SkipConfig
+
 __version__: str
 
-PolicyName = Literal[
-    "dense",
-    "ffn_skip",
-    "ffn_skip_per_layer",
-    "random",
-    "random_adaptive_region",
-    "fixed",
-    "fixed_plus_ffn_skip",
-]
-
-class Unsupported(ValueError):
-    """The model or context has no FFN block that can be skipped, or one that is not understood."""
-
-class SkipConfig:
-    """What to skip. FFN-SkipLLM (arXiv:2404.03865), section 3.2 and Algorithm 1. Immutable, hashable, picklable.
-
-    Args:
-        policy: "ffn_skip" is Algorithm 1, "ffn_skip_per_layer" the same with a threshold for each layer; "random" and
-            "random_adaptive_region" are the paper's baselines 1 and 2 (max_skip FFN blocks a token, from all layers
-            but the last, or from the adaptive region); "fixed" skips the FFN blocks of `layers`, and
-            "fixed_plus_ffn_skip" those and, by Algorithm 1, others of the adaptive region; "dense" skips nothing.
-        sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
-            Above 1: never.
-        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
-            0 <= cold_s < cold_e < n_layer. Default: an eighth of the layers at either end.
-        warm_up_index: Generated tokens per generation that run in full first, 0 or more.
-        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer), less the
-            number of `layers`.
-        max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
-        layers: For the fixed policies: layers in [0, n_layer - 1) that every token skips.
-        seed: For the random policies.
-        layer_thresholds: For "ffn_skip_per_layer": float [n_layer], each like sim_threshold; infinite where a layer is
-            not to be checked.
-        check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
-    Raises:
-        ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
-    """
-
-    def __init__(
-        self,
-        policy: PolicyName = "ffn_skip",
-        sim_threshold: float = 0.9,
-        cold_s: int | None = None,
-        cold_e: int | None = None,
-        warm_up_index: int = 30,
-        skip_ratio: float = 0.25,
-        max_skip: int | None = None,
-        layers: Sequence[int] | None = None,
-        seed: int = 0,
-        layer_thresholds: Sequence[float] | None = None,
-        check_stride: int = 1,
-    ) -> None: ...
-    @property
-    def policy(self) -> PolicyName: ...
-    @property
-    def sim_threshold(self) -> float: ...
-    @property
-    def cold_s(self) -> int | None: ...
-    @property
-    def cold_e(self) -> int | None: ...
-    @property
-    def warm_up_index(self) -> int: ...
-    @property
-    def skip_ratio(self) -> float: ...
-    @property
-    def max_skip(self) -> int | None: ...
-    @property
-    def layers(self) -> list[int] | None: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def layer_thresholds(self) -> list[float] | None: ...
-    @property
-    def check_stride(self) -> int: ...
+def canonical(config: SkipConfig) -> SkipConfig:
+    """With policies of older versions turned into those there are now. Raises TypeError, ValueError for a bad value."""
 
 class SkipStats:
     """Counts over generated tokens since the last reset; a snapshot."""
@@ -160,20 +91,20 @@ def profile_path(model_path: str) -> str: ...
 def find_profile(model: int, model_path: str) -> Profile | None:
     """The profile beside or in a model, which is given by its address too."""
 
-class ResolvedConfig(TypedDict):
-    """A SkipConfig as it applies to one model."""
+class RowKind(enum.IntEnum):
+    """What a row of a batch is."""
 
-    policy: PolicyName
-    sim_threshold: float
-    cold_s: int
-    cold_e: int
-    warm_up_index: int
-    max_skip: int
+    prompt = 0
+    """Runs in full, not counted."""
+    warm_up = 1
+    """A generated token that runs in full (Algorithm 1's warm_up_index), counted."""
+    skippable = 2
+    """A generated token that may skip, counted."""
 
 class Controller:
     """Skips FFN blocks in one llama.cpp context; ffnskip/controller.h has the contract.
 
-    Contexts, samplers and batches are given by address. Row kinds: 0 prompt, 1 warm-up, 2 skippable.
+    Contexts, samplers and batches are given by address.
     """
 
     def __init__(self) -> None: ...
@@ -184,7 +115,7 @@ class Controller:
     def user_data(self) -> int:
         """Address for llama_context_params.cb_eval_user_data."""
     def probe(self, ctx: int) -> None:
-        """Learns the FFN blocks of the context's model. Raises Unsupported."""
+        """Learns the FFN blocks of the context's model. Raises UnsupportedModelError."""
     @property
     def n_layer(self) -> int: ...
     @property
@@ -198,7 +129,7 @@ class Controller:
         """What tells the model from others, whatever its quantisation; empty before probe()."""
     config: SkipConfig
     def set_profile(self, profile: Profile) -> None:
-        """Raises ValueError where it is another model's."""
+        """Raises ProfileMismatchError where it is another model's."""
     @property
     def resolved(self) -> ResolvedConfig: ...
     def decode(
@@ -206,13 +137,12 @@ class Controller:
         ctx: int,
         tokens: Sequence[int],
         position: int,
-        kinds: Sequence[int] | None = None,
+        kinds: Sequence[RowKind] | None = None,
         all_logits: bool = False,
     ) -> None:
-        """Decodes tokens of sequence 0 from `position` on. Raises RuntimeError with llama_decode's status."""
+        """Decodes tokens of sequence 0 from `position` on. Raises DecodeError."""
     def decode_batch(self, ctx: int, batch: int, generated: bool | None = None) -> None:
-        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch. Raises RuntimeError with
-        llama_decode's status."""
+        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch. Raises DecodeError."""
     def step(self, ctx: int, sampler: int, token: int, position: int) -> int:
         """Decodes a generated token of sequence 0 and samples the next one."""
     def set_reuse(self, full: bool) -> None: ...
@@ -228,7 +158,7 @@ class Controller:
         """Raises ValueError where these are not the bytes of an account."""
     def take_notice(self) -> str | None:
         """What the user should be told of the settings in use, at most once."""
-    def row_kind(self, generated_index: int) -> int: ...
+    def row_kind(self, generated_index: int) -> RowKind: ...
     @property
     def stats(self) -> SkipStats: ...
     def reset_stats(self) -> None: ...
@@ -242,8 +172,8 @@ def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 def options() -> list[tuple[str, str | None, str]]:
     """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""
 
-def config_from_options(values: Sequence[tuple[str, str]], base: SkipConfig = ...) -> SkipConfig:
-    """`base`, by default SkipConfig(), after options, given by name and value. Raises ValueError."""
+def config_from_options(values: Sequence[tuple[str, str]], base: SkipConfig) -> SkipConfig:
+    """`base` after options, given by name and value. Raises ValueError."""
 
 def environment_name(option: str) -> str:
     """The variable that `ffnskip run` passes an option in: "FFNSKIP_SKIP_RATIO" of "skip-ratio"."""

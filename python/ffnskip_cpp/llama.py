@@ -20,7 +20,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
@@ -29,21 +29,19 @@ from llama_cpp import LlamaTokenizer
 
 from . import _core
 from . import llama_cpp_internals as internals
-from ._core import Controller, FfnBlock, Profile, SkipConfig, SkipStats, Unsupported
+from ._core import Controller, FfnBlock, Profile, RowKind, SkipStats
+from .errors import Unsupported
 from .generation import GuardedProcessors, exclusively, first, sampling_options
 from .gguf_file.header_check import check_header
 from .load_error import explained
 from .profile import write_profile
 from .skip_argument import DENSE, Skip, Wanted, as_wanted, check_keywords, is_dense
-
-if TYPE_CHECKING:
-    from ._core import ResolvedConfig
+from .skip_config import ResolvedConfig, SkipConfig
 
 __all__ = ["Llama", "Trace"]
 
 logger = logging.getLogger("ffnskip_cpp")
 
-SKIPPABLE_ROW = 2  # ffnskip::RowKind
 NOTICE_EVERY = 32  # tokens of the native loop between two looks for something to tell the user
 SINGLE_EVALS = 8  # tokens evaluated one by one, none of them sampled here, after which the user is told
 
@@ -208,7 +206,7 @@ class Llama(llama_cpp.Llama):
         self._controller.config = wanted
         if warn and not self._is_told and not self._is_own_profiles(wanted):
             self._is_told = True
-            _warn(f"skip: {_values(self._controller.resolved)}: {UNCALIBRATED}")
+            _warn(f"skip: {_values(wanted, self._controller.resolved)}: {UNCALIBRATED}")
 
     def _is_own_profiles(self, config: SkipConfig) -> bool:
         profile = self._profile or _core.find_profile(internals.model_address(self), self.model_path)
@@ -563,14 +561,14 @@ class Llama(llama_cpp.Llama):
         if eligible is None:
             kinds = [self._controller.row_kind(i) for i in range(len(ids))]
         else:
-            kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in eligible]
+            kinds = [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
         rows = np.empty((len(ids), self.n_vocab()), np.float32)
         self._evaluate(ids, kinds, rows)
         if internals.wants_all_logits(self):
             self._all_scores[: len(ids)] = rows
         return rows
 
-    def _evaluate(self, ids: list[int], kinds: list[int], rows: npt.NDArray[np.float32] | None = None) -> None:
+    def _evaluate(self, ids: list[int], kinds: list[RowKind], rows: npt.NDArray[np.float32] | None = None) -> None:
         """Decodes tokens into an emptied context; `rows`, [n_tokens, n_vocab], gets the logits where it is given."""
         with self._at_work():
             self.reset()
@@ -824,7 +822,9 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def _values(resolved: ResolvedConfig) -> str:
+def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
+    if config.layers is not None and config.max_skip == 0:
+        return f"layers {list(config.layers)} (warm_up_index={config.warm_up_index})"
     return (
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "
         f"{resolved['cold_e']}), max_skip={resolved['max_skip']}, warm_up_index={resolved['warm_up_index']})"

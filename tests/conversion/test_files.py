@@ -197,7 +197,7 @@ def test_a_profile_takes_the_place_of_a_profile_only(model, tmp_path):
             llm.save_profile(tmp_path / name)
     assert has_profile(model)
     with ours(model, "auto") as llm:
-        assert llm.skip.layers == [3]
+        assert llm.skip.layers == (3,)
 
 
 def test_an_embedded_profile_is_found_too(model, tmp_path):

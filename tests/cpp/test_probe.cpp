@@ -79,8 +79,8 @@ std::vector<float> logits_of(llama_context * ctx, llama_model * model) {
 // What such a callback leaves is its own affair; the tokens after it are not.
 void an_evaluation_cut_short_is_not_learnt(llama_model * model) {
     Config config;
-    config.policy        = Policy::fixed;
-    config.layers        = { 1 };
+    config.layers        = std::vector<int>{ 1 };
+    config.max_skip      = 0;
     config.warm_up_index = 0;
 
     std::vector<float> expected;

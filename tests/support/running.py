@@ -22,8 +22,9 @@ import llama_cpp
 import numpy as np
 
 import ffnskip_cpp
+from ffnskip_cpp._core import RowKind
 
-PROMPT_ROW, WARM_UP_ROW, SKIPPABLE_ROW = 0, 1, 2
+PROMPT_ROW, WARM_UP_ROW, SKIPPABLE_ROW = RowKind.prompt, RowKind.warm_up, RowKind.skippable
 
 F32_CACHE = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 

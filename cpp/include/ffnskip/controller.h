@@ -24,6 +24,7 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/decode_status.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
@@ -40,6 +41,11 @@ namespace ffnskip {
 // The model or context has no FFN block that can be skipped, or one this version does not understand.
 struct Unsupported : std::runtime_error {
     using std::runtime_error::runtime_error;
+};
+
+// The settings were found for another model.
+struct ProfileMismatch : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
 };
 
 enum class RowKind : uint8_t {
@@ -89,8 +95,8 @@ public:
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
     // for any policy but dense.
     void           set_config(const Config & config);
-    // The profile's config. Throws std::invalid_argument, naming the file, for another model's profile (both fingerprints)
-    // and where its config does not fit.
+    // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
+    // std::invalid_argument, naming the file, where its config does not fit.
     void           set_profile(const Profile & profile);
     const Config & config() const;
     // The config as it applies to this model.
@@ -102,7 +108,7 @@ public:
     // llama_decode with skipping; returns its status. The outcome of a row does not depend on the rest of the batch.
     // Throws Unsupported where llama.cpp does something this version does not know (the tokens have been decoded then),
     // and where what has to be computed again can't be: its tokens are not known, or the memory can't go back (nothing has
-    // been decoded then); std::runtime_error where llama_decode fails at that.
+    // been decoded then); DecodeError where llama_decode fails at that.
     int32_t decode(llama_context * ctx, const llama_batch & batch, Fed fed = Fed::recognise);
     // The same around a call of the caller's own, such as llama_process, which returns llama_decode's status; `rows`
     // says what is in its batch. What `run` throws is passed on. It is called again where the batch has to be decoded again,

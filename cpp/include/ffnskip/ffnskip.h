@@ -3,6 +3,7 @@
 
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
+#include "ffnskip/decode_status.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"

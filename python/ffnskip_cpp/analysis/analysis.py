@@ -23,9 +23,10 @@ import llama_cpp
 import numpy as np
 
 from .. import llama_cpp_internals as internals
-from .._core import Profile, SkipConfig, Unsupported, __version__, find_profile
+from .._core import Profile, __version__, find_profile
 from ..benchmark.benchmark import bench
 from ..benchmark.options import AUTO, RATIO_POLICIES
+from ..errors import Unsupported
 from ..files import check_output, whole_file
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import read_header
@@ -33,7 +34,6 @@ from ..llama import Llama
 from ..lora import as_adapter
 from ..measure.similarity import (
     QualityPoint,
-    changed,
     measure_generation,
     measure_never_tripped,
     measure_quality,
@@ -42,6 +42,7 @@ from ..measure.similarity import (
 )
 from ..measure.text import MIN_TOKENS, chunks_of_tokens, read_texts
 from ..profile import read_profile
+from ..skip_config import SkipConfig
 from ..threads import check_threads
 from . import draw
 from .report import Column, Section, Table, decimals, page, percent, write_csv
@@ -231,7 +232,7 @@ class _Analysis:
     def _shown_setting(self) -> str:
         if self.profile is None:
             return f"Algorithm 1 at a skip ratio of {self.config.skip_ratio:g}"
-        return f"the setting of {Path(self.profile.path).name} ({self.profile.config.policy})"
+        return f"the setting of {Path(self.profile.path).name} ({self.profile.config.label})"
 
     def _base_config(self) -> SkipConfig:
         """Algorithm 1 with the values given, or those that the model has by itself."""
@@ -550,7 +551,7 @@ class _Analysis:
                 f"sim_threshold {config.sim_threshold:g}, layers [{self.cold[0]}, {self.cold[1]}), warm_up_index "
                 f"{config.warm_up_index}; skip ratio {config.skip_ratio:g} where a picture shows a single one",
             ),
-            *([("profile", f"{self.profile.path}, {self.profile.config.policy}")] if self.profile else []),
+            *([("profile", f"{self.profile.path}, {self.profile.config.label}")] if self.profile else []),
             *([("LoRA adapter", options.lora)] if options.lora else []),
             ("seeds", f"random policies {config.seed}; tokens of the speed test 0; generation is greedy and has none"),
             ("threads", str(options.threads)),
@@ -582,11 +583,11 @@ def _quality_columns(suffix: str) -> list[Column]:
 
 
 def _with_ratio(config: SkipConfig, ratio: float, policy: Any = "ffn_skip") -> SkipConfig:
-    return changed(config, policy=policy, skip_ratio=ratio, max_skip=None)
+    return config.replace(policy=policy, skip_ratio=ratio, max_skip=None)
 
 
 def _with_warm_up(config: SkipConfig, n: int) -> SkipConfig:
-    return changed(config, warm_up_index=n)
+    return config.replace(warm_up_index=n)
 
 
 def _description(llm: Llama) -> str:

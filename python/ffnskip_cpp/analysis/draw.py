@@ -42,7 +42,7 @@ DARK_RED = "#a84700"  # vermilion for text
 PROFILE_STYLE: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
 POLICY_STYLE = {
     "ffn_skip": (BLUE, "o", "Algorithm 1"),
-    "random_adaptive_region": (ORANGE, "s", "random, adaptive region"),
+    "random in adaptive region": (ORANGE, "s", "random, adaptive region"),
     "random": (VERMILION, "^", "random, any layer"),
 }
 STYLE = {
@@ -306,7 +306,7 @@ def _draw_quality(ax: Axes, points: Sequence[QualityPoint], measure: _Measure) -
     largest = []
     ax.axhline(measure.dense, color=GREY, linewidth=0.8)
     for policy, (color, marker, label) in POLICY_STYLE.items():
-        own = [point for point in points if point.config.policy == policy and point.name is None]
+        own = [point for point in points if point.config.label == policy and point.name is None]
         if own:
             x, y = zip((0.0, measure.dense), *sorted((100 * p.skip_ratio, measure.value(p.quality)) for p in own))
             ax.plot(x, y, color=color, marker=marker, markersize=4, label=label)

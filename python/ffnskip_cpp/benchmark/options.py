@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-from .._core import Profile, SkipConfig
+from .._core import Profile
 from ..files import PathLike
 from ..lora import as_adapter
+from ..skip_config import SkipConfig
 from ..threads import MAX_THREADS
 from .random_model import find_type
 from .shapes import find_shape

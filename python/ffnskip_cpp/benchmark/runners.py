@@ -13,18 +13,18 @@ from typing import Any
 
 import llama_cpp
 
-from .._core import Controller, Profile, SkipConfig
+from .._core import Controller, Profile, RowKind
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import WeightBytes, read_weight_bytes
 from ..load_error import explained
 from ..lora import Adapter, as_adapter
 from ..memory import available_memory
+from ..skip_config import SkipConfig
 from .options import Options, Setting, Test
 from .random_model import random_model, usable_in_place
 
 __all__ = ["Runner", "SkippingRunner", "open_model", "open_runners", "quiet"]
 
-SKIPPABLE_ROW = 2  # ffnskip::RowKind
 TYPICAL_N_UBATCH = 512
 
 
@@ -110,7 +110,7 @@ class SkippingRunner(Runner):
         llama_cpp.llama_synchronize(self.ctx)
 
     def generated(self, tokens: Sequence[int], position: int) -> None:
-        self.controller.decode(self.ctx, tokens, position, [SKIPPABLE_ROW])
+        self.controller.decode(self.ctx, tokens, position, [RowKind.skippable])
         llama_cpp.llama_synchronize(self.ctx)
 
 

@@ -23,7 +23,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from .._core import Unsupported, __version__
+from .._core import __version__
+from ..errors import Unsupported
 from ..llama import Llama
 from ..lora import as_adapter
 from ..measure.chat import Chat, answered, tokens_of_chat

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
-from ..profile import SETTINGS_OF
+from ..profile import KEPT_POLICY
+from ..skip_config import SkipConfig
 from .evaluation import Score, standard_error
 
 __all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
@@ -94,4 +94,4 @@ def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
     """A profile holds no random policy."""
-    return [row for row in rows if row.config.policy in SETTINGS_OF]
+    return [row for row in rows if row.config.policy == KEPT_POLICY]

@@ -13,12 +13,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
-from ..llama import SKIPPABLE_ROW, Llama
+from .._core import RowKind
+from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference
 from ..measure.similarity import check_everything, skipping
 from ..measure.text import Chunk
 from ..memory import available_memory
+from ..skip_config import SkipConfig
 from .journal import Arrays, Journal
 
 __all__ = ["Evaluator", "Progress", "Score", "standard_error"]
@@ -113,7 +114,10 @@ class Evaluator:
         found = self._find(key, chunk)
         if found is None:
             with skipping(self._llm, config), self._llm.trace() as trace:
-                kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in chunk.eligible(self._warm_up_index)]
+                kinds = [
+                    RowKind.skippable if may_skip else RowKind.prompt
+                    for may_skip in chunk.eligible(self._warm_up_index)
+                ]
                 self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
             found = {"similarity": trace.similarity[: len(self._rows(chunk))]}
             self._add(found, key, chunk)

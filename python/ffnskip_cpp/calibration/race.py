@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .evaluation import Evaluator, Score
 
 __all__ = ["Cost", "Race", "cost", "rounds"]

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..measure.similarity import QUANTILES, cold_regions, skipping
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
 from .evaluation import Evaluator, Progress
@@ -33,7 +33,7 @@ N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and t
 # What calibration is to be better than.
 REFERENCES = {
     "ffn_skip, uncalibrated": "ffn_skip",
-    "random_adaptive_region": "random_adaptive_region",
+    "random in adaptive region": "random_adaptive_region",
     "random": "random",
 }
 
@@ -238,7 +238,7 @@ class Work:
 
     def tried(self) -> list[Row]:
         """Every setting that was measured in the search, by all the text that it saw."""
-        return [row_of(score, score.config.policy, "calibration") for score in self.search.tried]
+        return [row_of(score, score.config.label, "calibration") for score in self.search.tried]
 
     def block_kl(self) -> npt.NDArray[np.float64]:
         """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be."""
@@ -279,7 +279,7 @@ class Work:
                 again = self._evaluator.score(corrected.config, self._compared)
                 own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
         return (
-            [row_of(score, score.config.policy, "held out") for score in own],
+            [row_of(score, score.config.label, "held out") for score in own],
             [row_of(score, name, "held out") for name, score in zip(named, others)],
         )
 

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 
-from .._core import SkipConfig
 from ..calibration.calibration import (
     EFFORT,
     MAX_TOKENS,
@@ -20,6 +19,7 @@ from ..calibration.calibration import (
 from ..calibration.choice import TOLERANCE, Row, beats, equal
 from ..calibration.effort import EFFORTS
 from ..lora import LORA_HELP
+from ..skip_config import SkipConfig
 
 __all__ = ["add_arguments", "report", "run"]
 
@@ -43,7 +43,7 @@ def kl(row: Row) -> str:
 def describe(config: SkipConfig) -> str:
     """The values of a setting that differ from one candidate to the next."""
     parts = [] if config.layers is None else [f"layers {','.join(map(str, config.layers))}"]
-    if config.policy != "fixed" and config.cold_s is not None:
+    if config.max_skip != 0 and config.cold_s is not None:
         parts.append(f"[{config.cold_s}, {config.cold_e}) max_skip {config.max_skip}")
         if config.layer_thresholds is None:
             parts.append(f"threshold {config.sim_threshold:.5g}")

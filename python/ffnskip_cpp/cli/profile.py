@@ -12,22 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import _core
-from .._core import SkipConfig
 from ..profile import (
     SETTINGS,
-    SETTINGS_OF,
     change_settings,
     embed_profile,
     locate_profile,
     profile_keys,
     profile_path,
     read_profile,
+    settings_of,
     strip_profile,
 )
 from ..ranges import ranges
+from ..skip_config import SkipConfig
 from ..table import aligned
 from .arguments import add_model, explain
 
@@ -146,26 +144,28 @@ def _parse(change: str) -> tuple[str, Any]:
         return key, text
     option = OPTION_OF.get(key, key.replace("_", "-"))
     try:
-        return key, getattr(_core.config_from_options([(option, text)]), key)
+        return key, getattr(_core.config_from_options([(option, text)], SkipConfig()), key)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{option}:", f"{key}:", 1)) from error
 
 
 def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
-    """`old` with `changes`; a change of policy leaves the settings that only the old one has."""
-    policy = changes.get("policy", old.policy)
-    if policy not in SETTINGS_OF:
-        raise ValueError(f"policy: {policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}")
-    wanted = SETTINGS_OF[policy]
-    for key in changes:
-        if key not in wanted:
-            raise ValueError(f"{key}: policy {policy!r} has no such setting; its own are {', '.join(wanted)}")
-    kept = {key: getattr(old, key) for key in SETTINGS_OF.get(old.policy, ()) if key in wanted}
-    settings = {**kept, **changes}
-    missing = [key for key in wanted if key not in settings and key not in DEFAULTED]
+    """`old` with `changes`; a policy that is named leaves layers and thresholds of layers behind."""
+    stored = settings_of(old)
+    left: tuple[str, ...] = ()
+    if "policy" in changes:
+        left = ("layers", "layer_thresholds", *(("max_skip",) if "sim_threshold" not in stored else ()))
+    new = SkipConfig(**{**{key: getattr(old, key) for key in stored if key not in left}, **changes})
+    wanted = settings_of(new)
+    for key, value in changes.items():
+        if key not in wanted or (key != "policy" and getattr(new, key) != value):
+            raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
+    missing = [
+        key for key in wanted if key not in (*stored, *changes, *DEFAULTED) or (key in left and key not in changes)
+    ]
     if missing:
-        raise ValueError(f"policy: {policy!r} needs {', '.join(missing)} as well")
-    return SkipConfig(**settings)
+        raise ValueError(f"policy: {changes.get('policy', new.policy)!r} needs {', '.join(missing)} as well")
+    return SkipConfig(**{key: getattr(new, key) for key in wanted})
 
 
 # ---- show ----
@@ -173,16 +173,16 @@ def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
 
 def _show(args: argparse.Namespace) -> None:
     path = locate_profile(args.model)
-    keys = {key: _readable(value) for key, value in profile_keys(path).items()}
+    config, kept = read_profile(path).config, profile_keys(path)
+    settings = {key: getattr(config, key) for key in settings_of(config) if key in kept or key == "max_skip"}
+    keys = {key: _readable(value) for key, value in {**kept, **settings}.items()}
     print(json.dumps(_finite(keys), allow_nan=False) if args.json else _text(path, keys))
 
 
 def _readable(value: Any) -> Any:
-    """What write_profile() was given: JSON decoded, 0.9 in place of the 0.8999999761581421 that float32 makes of it."""
-    if isinstance(value, list):
-        return [_readable(item) for item in value]
-    if isinstance(value, float) and np.float32(value) == value:
-        return float(str(np.float32(value)))
+    """What write_profile() was given."""
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
             return json.loads(value)

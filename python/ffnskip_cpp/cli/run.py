@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .. import _core
 from ..profile import read_profile
+from ..skip_config import SkipConfig
 from .arguments import UsageError
 
 __all__ = ["add_arguments", "environment", "run"]
@@ -44,7 +45,7 @@ def environment(options: Mapping[str, str], profile: str | os.PathLike[str] | No
     """
     variables = {_core.environment_name(name): value for name, value in options.items()}
     if profile is None:
-        _core.config_from_options(list(options.items()))
+        _core.config_from_options(list(options.items()), SkipConfig())
         return variables
     _core.config_from_options(list(options.items()), read_profile(profile).config)
     return {**variables, "FFNSKIP_PROFILE": os.path.abspath(profile)}

@@ -78,7 +78,8 @@ def _mapped(path: Path) -> Iterator[tuple[Controller, str | None]]:
     the file: not repacked, not on a GPU."""
     import llama_cpp
 
-    from .._core import Controller, Unsupported
+    from .._core import Controller
+    from ..errors import Unsupported
     from ..load_error import explained
 
     controller = Controller()

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..llama import Llama
+from ..skip_config import SkipConfig
 from .quality import Comparison, Quality, compare
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "LayerSimilarity",
     "NeverTripped",
     "QualityPoint",
-    "changed",
     "check_everything",
     "cold_regions",
     "measure_generation",
@@ -47,19 +46,9 @@ Row = dict[str, Any]
 Progress = Callable[[int], Any]
 """Called with the number of tokens that were evaluated."""
 
-CONFIG_FIELDS = (
-    *("policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index"),
-    *("skip_ratio", "max_skip", "layers", "seed", "layer_thresholds", "check_stride"),
-)
-
 
 def _no_progress(n_tokens: int) -> None:
     pass
-
-
-def changed(config: SkipConfig, **changes: Any) -> SkipConfig:
-    """The same with other values for some fields."""
-    return SkipConfig(**{**{name: getattr(config, name) for name in CONFIG_FIELDS}, **changes})
 
 
 def skipping(llm: Llama, config: SkipConfig) -> contextlib.AbstractContextManager[None]:
@@ -307,8 +296,8 @@ class QualityPoint:
 
     def row(self) -> Row:
         return {
-            "policy": self.name or self.config.policy,
-            "skip_ratio_target": None if self.name else float(f"{self.config.skip_ratio:.6g}"),  # which is a float32
+            "policy": self.name or self.config.label,
+            "skip_ratio_target": None if self.name else self.config.skip_ratio,
             "warm_up_index": self.config.warm_up_index,
             "skip_ratio": self.skip_ratio,
             "skip_ratio_with_warm_up": self._ffn_skipped / self._ffn_total,

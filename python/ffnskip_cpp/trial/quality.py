@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..calibration.evaluation import standard_error
 from ..llama import Llama
 from ..measure.quality import Quality, Reference
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .texts import rows_of
 
 __all__ = ["Measured", "measure_quality"]

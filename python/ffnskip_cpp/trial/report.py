@@ -88,9 +88,9 @@ def _how(trial: Trial) -> str:
 
 
 def _layers(rows: Sequence[Row]) -> list[str]:
-    configs = [(row.label, row.config) for row in rows if row.config is not None and row.config.policy == "fixed"]
+    configs = [(row.label, row.config) for row in rows if row.config is not None and row.config.label == "fixed layers"]
     found = [f"{label}: {','.join(map(str, config.layers or ()))}" for label, config in configs]
-    return [f"FFN blocks left out, by layer (--policy fixed --skip-layers): {'; '.join(found)}"] if found else []
+    return [f"FFN blocks left out, by layer (--skip-layers): {'; '.join(found)}"] if found else []
 
 
 def _texts(trial: Trial) -> str:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..measure.chat import PROMPT
 from ..measure.quality import Reference
 from ..measure.similarity import check_everything
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .texts import n_prompt_of, rows_of
 
 __all__ = ["by_similarity", "cost_on", "grow", "some_of"]

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .._core import SkipConfig
+from ..skip_config import SkipConfig
 from .report import page
 from .rows import Row
 from .verdict import verdict

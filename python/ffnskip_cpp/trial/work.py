@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import _core
-from .._core import SkipConfig, Unsupported
+from ..errors import Unsupported
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
 from ..measure.text import Chunk
 from ..profile import PathLike
+from ..skip_config import SkipConfig
 from ..threads import check_threads
 from . import smaller
 from .quality import Measured, measure_quality
@@ -237,9 +238,7 @@ class Work:
         self._progress("reading the profile")
         with llm.skipping(profile):
             resolved = llm.resolved
-        ratio = len(profile.layers or ()) / len(llm.ffn_map)
-        if profile.policy != "fixed":
-            ratio += resolved["max_skip"] / len(llm.ffn_map)
+        ratio = (len(profile.layers or ()) + resolved["max_skip"]) / len(llm.ffn_map)
         label = _percent(ratio)
         return [
             _Subject(Row(label, "profile", profile, ratio)),
