@@ -42,8 +42,9 @@ def main() -> None:
             subjects[f"{label}, Algorithm 1 with the paper's values"] = SkipConfig(skip_ratio=ratio)
             subjects[f"{label}, random FFN blocks"] = SkipConfig("random", skip_ratio=ratio)
         for name in args.types:
-            path = quantize(args.model, folder / f"{name}.gguf", name, allow_requantize=True, threads=args.threads)
-            saved = 1 - path.stat().st_size / Path(args.model).stat().st_size
+            path = folder / f"{name}.gguf"
+            written = quantize(args.model, path, name, allow_requantize=True, n_threads=args.threads)
+            saved = 1 - written.n_bytes / Path(args.model).stat().st_size
             subjects[f"{name.upper()}, {saved:.0%} smaller"] = stack.enter_context(open_model(path, args.threads))
         llm = stack.enter_context(open_model(Path(args.model), args.threads))
         chunks = users_text(llm, [rest], WARM_UP, N_CTX, args.tokens)

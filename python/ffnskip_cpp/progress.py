@@ -22,7 +22,7 @@ def nobody(n: int) -> None:
 @contextlib.contextmanager
 def progress_bar(
     description: str, total: float | None = None, *, unit: str = "", show: bool | None = None
-) -> Iterator[tqdm[None]]:
+) -> Iterator[tqdm[Any]]:
     """
     Args:
         total: What `update()` adds up to; None: not known yet (`bar.total` takes it later).

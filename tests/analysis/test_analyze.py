@@ -405,8 +405,8 @@ def test_text_of_the_model_is_escaped(analyzed):
 def test_only_the_figures_asked_for_are_made(model, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
     analysis = analyze(
-        model, tmp_path / "t.txt", tmp_path / "new" / "out", n_ctx=64, max_tokens=64, figures=["skip_ratio"],
-        skip_ratio=0.25, policies=["ffn_skip"], n_speed=0, n_generated=[8], n_threads=1,
+        model, tmp_path / "t.txt", tmp_path / "new" / "out", n_ctx=64, max_tokens=64, figures="skip_ratio",
+        skip_ratio=0.25, policy="ffn_skip", n_speed=0, n_generated=[8], n_threads=1,
     )  # fmt: skip
     assert analysis.report == tmp_path / "new" / "out" / "report.html"
     assert repr(analysis).splitlines()[-1] == f"written to {analysis.report}"

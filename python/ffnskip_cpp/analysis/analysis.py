@@ -62,9 +62,9 @@ def analyze(
     text: PathLike | Sequence[PathLike],
     output: PathLike,
     *,
-    figures: Sequence[str] = FIGURES,
+    figures: str | Sequence[str] = FIGURES,
     skip_ratio: float | Sequence[float] | None = None,
-    policies: Sequence[str] = RATIO_POLICIES,
+    policy: str | Sequence[str] = RATIO_POLICIES,
     profile: PathLike | None = None,
     lora: PathLike | None = None,
     sim_threshold: float | None = None,
@@ -81,7 +81,7 @@ def analyze(
     seed: int = 0,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
-    progress: bool | None = False,
+    progress: bool | None = None,
 ) -> Analysis:
     """Measures, draws, and writes the files.
 
@@ -89,7 +89,7 @@ def analyze(
         model_path, text: GGUF file, the first part if it is split; files of text, plain or .jsonl.
         output: Folder for the files; made if it is missing.
         figures: Which of FIGURES to draw.
-        skip_ratio, policies: In skip_ratio. Ratios in (0, 1], default 0.1 to 0.5 as far as they fit; the other pictures
+        skip_ratio, policy: In skip_ratio. Ratios in (0, 1], default 0.1 to 0.5 as far as they fit; the other pictures
             show Algorithm 1 at the middle one.
         profile: A skip profile, or "auto" for the model's own: shown in place of that, and in skip_ratio as well.
         lora: LoRA adapter the model is used with, FILE or FILE:SCALE.
@@ -117,10 +117,10 @@ def _analyzed(wanted: Wanted) -> Analysis:
     with open_subject(wanted, texts) as subject:
         report.unlink(missing_ok=True)  # of an earlier analysis: its pictures are replaced from here on
         for name, picture in PICTURES.items():
-            if name in wanted.figures:
+            if name in wanted.names:
                 sections.append(picture(subject))
                 sections[-1].write(wanted.folder, wanted.inputs)
-        points = skip_ratio_picture.measure(subject) if "skip_ratio" in wanted.figures else None
+        points = skip_ratio_picture.measure(subject) if "skip_ratio" in wanted.names else None
         facts = facts_of(subject)
     if points is not None:
         sections.append(skip_ratio_picture.section(subject, points))

@@ -155,7 +155,7 @@ class Subject:
         return sorted(fitting), [note] if left_out else []
 
     def _fitting_warm_ups(self) -> list[int]:
-        longest, figures = max(map(len, self.chunks)), self.wanted.figures
+        longest, figures = max(map(len, self.chunks)), self.wanted.names
         warm_ups = [n for n in sorted(set(self.wanted.warm_ups)) if n <= longest // 2]
         if "warm_up" in figures and not warm_ups:
             raise ValueError(f"warm-ups: none is at most half of the longest chunk, {longest} tokens")

@@ -24,9 +24,9 @@ class Wanted:
     model_path: PathLike
     text: PathLike | Sequence[PathLike]
     output: PathLike
-    figures: Sequence[str]
+    figures: str | Sequence[str]
     skip_ratio: float | Sequence[float] | None
-    policies: Sequence[str]
+    policy: str | Sequence[str]
     profile: PathLike | None
     lora: PathLike | None
     sim_threshold: float | None
@@ -64,7 +64,7 @@ class Wanted:
         for ratio in self.ratios or ():
             if not 0 < ratio <= 1:
                 raise ValueError(f"skip-ratio: {ratio:g} is outside (0, 1]")
-        for name, names, known in (("policy", self.policies, RATIO_POLICIES), ("figures", self.figures, FIGURES)):
+        for name, names, known in (("policy", self.policies, RATIO_POLICIES), ("figures", self.names, FIGURES)):
             for given in names:
                 if given not in known:
                     raise ValueError(f"{name}: {given!r} is not known; known are {', '.join(known)}")
@@ -73,6 +73,15 @@ class Wanted:
     @property
     def ratios(self) -> Sequence[float] | None:
         return (self.skip_ratio,) if isinstance(self.skip_ratio, (int, float)) else self.skip_ratio
+
+    @property
+    def policies(self) -> Sequence[str]:
+        return (self.policy,) if isinstance(self.policy, str) else tuple(dict.fromkeys(self.policy))
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the pictures."""
+        return (self.figures,) if isinstance(self.figures, str) else self.figures
 
     @property
     def inputs(self) -> tuple[PathLike, ...]:

@@ -91,7 +91,7 @@ def calibrate(
     seed: int = 0,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
-    progress: bool | None = False,
+    progress: bool | None = None,
 ) -> Calibration:
     """Finds the settings for a model and writes its profile.
 

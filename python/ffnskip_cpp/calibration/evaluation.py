@@ -12,11 +12,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..gguf_file.shapes import available_memory
 from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference, logits_of
 from ..measure.similarity import check_everything
 from ..measure.text import Chunk
+from ..memory import available_memory
 from ..skip_config import SkipConfig
 from .cache import Arrays, Cache
 from .progress import Bar

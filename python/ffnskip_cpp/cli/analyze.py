@@ -11,7 +11,7 @@ from ..analysis.wanted import FIGURES, SKIP_RATIOS
 from ..benchmark.options import RATIO_POLICIES
 from ..lora import LORA_HELP
 from ..measure.text import N_CTX
-from .arguments import add_model, add_seed, add_text, add_threads, explain, list_of
+from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -25,7 +25,7 @@ writes to DIR, each as PNG, SVG and CSV, and all of them into report.html:
 
 The work grows with --max-tokens: the text is evaluated once per setting, some 25 times by default.
 
-example:
+examples:
   ffnskip analyze model.gguf --text held-out.txt -o analysis -t 4
   ffnskip analyze model.gguf --text held-out.txt -o analysis --profile auto --figures heat_map,skip_ratio
   ffnskip analyze large.gguf --text held-out.txt -o analysis --max-tokens 1024 --policy ffn_skip --generated 128"""
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sizes(parser)
     add_seed(parser, "seed of the random policies", old="--skip-seed")
     add_threads(parser)
+    add_progress(parser)
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     explain(parser, HELP)
 
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         figures=args.figures,
         skip_ratio=args.skip_ratio,
-        policies=tuple(dict.fromkeys(args.policy)),
+        policy=args.policy,
         profile=args.profile,
         lora=args.lora,
         sim_threshold=args.sim_threshold,
@@ -138,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         n_threads=args.threads,
         n_gpu_layers=args.n_gpu_layers,
-        progress=None,
+        progress=args.progress,
     )
     print(json.dumps(analysis.as_dict(), indent=2) if args.json else analysis)
     return 0

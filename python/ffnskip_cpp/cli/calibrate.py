@@ -11,7 +11,7 @@ from ..calibration.effort import EFFORTS
 from ..calibration.wanted import EFFORT, MAX_TOKENS, SKIP_RATIO
 from ..lora import LORA_HELP
 from ..measure.text import N_CTX
-from .arguments import add_model, add_seed, add_text, add_threads, explain
+from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain
 
 __all__ = ["INTERRUPTED", "add_arguments", "run"]
 
@@ -31,10 +31,10 @@ has no answer itself, as in "turns", which is what the user says.
 
 An interrupted calibration goes on where it was when the same command is given again.
 
-example:
-  ffnskip calibrate model.gguf --text text.txt                               a quarter of the FFN blocks
-  ffnskip calibrate model.gguf --text chats.jsonl --max-kl 0.05              as many as cost no more than that
-  ffnskip calibrate model.gguf --text a.txt --text b.txt --effort 600 --embed   ten minutes; into the model's file"""
+examples:
+  ffnskip calibrate model.gguf --text text.txt                     # a quarter of the FFN blocks
+  ffnskip calibrate model.gguf --text chats.jsonl --max-kl 0.05    # as many as cost no more than that
+  ffnskip calibrate model.gguf --text a.txt --text b.txt --effort 600 --embed"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seed(parser, "seed of the choice of held-out text")
     add_threads(parser)
+    add_progress(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of a page")
     explain(parser, HELP)
 
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         n_threads=args.threads,
         n_gpu_layers=args.n_gpu_layers,
-        progress=None,
+        progress=args.progress,
     )
     print(json.dumps(calibration.as_dict(), indent=2) if args.json else calibration)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from ..profile import (
     settings_of,
     strip_profile,
 )
+from ..ranges import ranges
 from ..skip_config import SkipConfig
-from .arguments import ranges
+from ..table import aligned
+from .arguments import add_model, explain
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,40 +37,50 @@ DEFAULTED = ("check_stride", "warm_up_index")  # settings that SkipConfig's valu
 # The skip options that are not called as the setting is.
 OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
 
-HELP = f"""\
-settings: {", ".join(SETTINGS)}
-
-example:
-  ffnskip profile show model.gguf
-  ffnskip profile set model.gguf sim_threshold=0.95 max_skip=6
-  ffnskip profile embed model.gguf
-  ffnskip profile strip model.gguf"""
+EXAMPLES = {
+    "show": ("ffnskip profile show model.gguf", "ffnskip profile show model.ffnskip.gguf --json"),
+    "set": (
+        "ffnskip profile set model.gguf sim_threshold=0.95 max_skip=6",
+        "ffnskip profile set model.ffnskip.gguf layers=8-12,14",
+    ),
+    "embed": ("ffnskip profile embed model.gguf", "ffnskip profile embed model.gguf --profile other.ffnskip.gguf"),
+    "strip": ("ffnskip profile strip model.gguf",),
+}
+SETTINGS_HELP = f"settings: {', '.join(SETTINGS)}; those of which the values mean what the options of ffnskip run do"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    holder = "profile, or a model with one beside it or inside"
 
-    show = actions.add_parser("show", help="print a profile: its settings, then what was learnt about the model")
-    show.add_argument("file", metavar="FILE", help="a profile, or a model with one beside it or inside")
+    show = _add_action(actions, "show", _show, "print a profile: its settings, then what was learnt about the model")
+    add_model(show, holder, metavar="FILE")
     show.add_argument("--json", action="store_true", help="as one JSON object; null where a number is not finite")
-    show.set_defaults(act=_show)
 
-    embed = actions.add_parser("embed", help="copy a profile into the model file; needs room for a second copy of it")
-    embed.add_argument("model", metavar="MODEL", help="the model file, its first part if it is split")
-    embed.add_argument("--profile", metavar="FILE", help="the profile (default: the one beside the model)")
-    embed.set_defaults(act=_embed)
+    change = _add_action(actions, "set", _set, "change settings in a profile", f"{SETTINGS_HELP}\n\n")
+    change.add_argument("model", metavar="FILE", nargs="?", help=holder)
+    change.add_argument("-m", "--model", dest="model_option", metavar="FILE", help="the same")
+    change.set_defaults(model_metavar="FILE KEY=VALUE")
+    change.add_argument("changes", metavar="KEY=VALUE", nargs="+", help="setting, and the value it gets")
 
-    strip = actions.add_parser("strip", help="take the profile out of a model file; needs room as embed does")
-    strip.add_argument("model", metavar="MODEL", help="the model file, its first part if it is split")
-    strip.set_defaults(act=_strip)
+    embed = _add_action(
+        actions, "embed", _embed, "copy a profile into the model file; needs room for a second copy of that"
+    )
+    add_model(embed, "model file")
+    embed.add_argument("--profile", metavar="FILE", help="profile to copy (default: the one beside the model)")
 
-    change = actions.add_parser("set", help="change settings in a profile")
-    change.add_argument("file", metavar="FILE", help="a profile, or a model with one beside it or inside")
-    change.add_argument("changes", metavar="KEY=VALUE", nargs="+", help=f"a setting: {', '.join(SETTINGS)}")
-    change.set_defaults(act=_set)
+    strip = _add_action(actions, "strip", _strip, "take the profile out of a model file; needs room as embed does")
+    add_model(strip, "model file")
+    explain(parser, f"{SETTINGS_HELP}\n\nexamples:\n  " + "\n  ".join(examples[0] for examples in EXAMPLES.values()))
+
+
+def _add_action(
+    actions: Any, name: str, act: Callable[[argparse.Namespace], None], text: str, notes: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(act=act)
+    explain(parser, f"{notes}examples:\n  " + "\n  ".join(EXAMPLES[name]))
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +120,7 @@ def _strip(args: argparse.Namespace) -> None:
 
 def _set(args: argparse.Namespace) -> None:
     changes = dict(map(_parse, args.changes))
-    path = locate_profile(args.file)
+    path = locate_profile(args.model)
     old = read_profile(path).config
     new = _changed(old, changes)
     if new == old:
@@ -125,9 +137,9 @@ def _parse(change: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE; values are read as those of the skip options."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise ValueError(f"profile: {change!r} is no KEY=VALUE")
+        raise ValueError(f"{change!r} is no KEY=VALUE")
     if key not in SETTINGS:
-        raise ValueError(f"profile: {key!r} is no setting; those that are: {', '.join(SETTINGS)}")
+        raise ValueError(f"{key!r} is no setting; those that are: {', '.join(SETTINGS)}")
     if key == "policy":
         return key, text
     option = OPTION_OF.get(key, key.replace("_", "-"))
@@ -160,7 +172,7 @@ def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
 
 
 def _show(args: argparse.Namespace) -> None:
-    path = locate_profile(args.file)
+    path = locate_profile(args.model)
     config, kept = read_profile(path).config, profile_keys(path)
     settings = {key: getattr(config, key) for key in settings_of(config) if key in kept or key == "max_skip"}
     keys = {key: _readable(value) for key, value in {**kept, **settings}.items()}
@@ -226,18 +238,12 @@ def _layer_table(columns: Mapping[str, Sequence[float]]) -> str:
         [str(il), *(_shown(values[il]) if il < len(values) else "" for values in columns.values())]
         for il in range(n_layer)
     ]
-    return _aligned(["layer", *columns], rows)
+    return aligned(["layer", *columns], rows)
 
 
 def _dict_table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return _aligned(names, [[_shown(row[name], name) if name in row else "" for name in names] for row in rows])
-
-
-def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(names, *rows)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)).rstrip() for row in (names, *rows)]
-    return "\n".join(lines)
+    return aligned(names, [[_shown(row[name], name) if name in row else "" for name in names] for row in rows])
 
 
 def _shown(value: Any, key: str = "") -> str:

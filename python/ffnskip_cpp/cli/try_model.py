@@ -7,7 +7,7 @@ import json
 
 from ..trial.trial import Trial
 from ..trial.work import SECONDS, SEED, SKIP_RATIOS, TrialInterrupted, try_model
-from .arguments import add_model, add_seed, add_text, add_threads, explain, list_of
+from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -18,10 +18,10 @@ Tried are the model's skip profile, or else the FFN blocks that a quick search f
 
 Nothing is written but temporary files. Interrupted, it prints what was measured.
 
-example:
+examples:
   ffnskip try model.gguf
-  ffnskip try model.gguf --text chats.jsonl --skip-ratio 0.05,0.1     on text of yours, with other ratios
-  ffnskip try model.gguf --time 600 -t 4 --json > trial.json          more exactly; for a program"""
+  ffnskip try model.gguf --text chats.jsonl --skip-ratio 0.05,0.1    # on text of yours, other ratios
+  ffnskip try model.gguf --time 600 -t 4 --json                      # more exactly; for a program"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seed(parser, "seed of what the dense model writes", default=SEED)
     add_threads(parser)
+    add_progress(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of a page")
     explain(parser, HELP)
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             n_threads=args.threads,
             n_gpu_layers=args.n_gpu_layers,
-            progress=None,
+            progress=args.progress,
         )
     except TrialInterrupted as interrupted:
         show(interrupted.trial)

@@ -74,7 +74,8 @@ def smaller_files(
     for name in names:
         if found == MOST_FILES or (found and is_over()):
             return
-        path = quantize(model, folder / f"{name}.gguf", name, threads=threads, allow_requantize=True)
+        path = folder / f"{name}.gguf"
+        quantize(model, path, name, n_threads=threads, progress=False, allow_requantize=True)
         if path.stat().st_size <= n_bytes * (1 - LEAST_SAVING):
             found += 1
             yield name, path

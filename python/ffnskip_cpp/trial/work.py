@@ -74,7 +74,7 @@ def try_model(
     seed: int = SEED,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
-    progress: Progress = False,
+    progress: Progress = None,
 ) -> Trial:
     """Measures what skipping costs and saves.
 

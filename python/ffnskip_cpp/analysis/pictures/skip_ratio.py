@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...benchmark.benchmark import bench
-from ...benchmark.options import Options as BenchOptions
 from ...measure.points import QualityPoint, measure_quality
 from ..report import Column, Section, Table, decimals, percent
 from ..style import (
@@ -98,19 +96,19 @@ def section(subject: Subject, points: list[QualityPoint]) -> Section:
 
 def _speeds(subject: Subject) -> list[dict[str, Any]]:
     wanted, (cold_s, cold_e) = subject.wanted, subject.cold
-    return bench(
-        BenchOptions(
-            model_path=os.fspath(wanted.model_path),
-            threads=(wanted.n_threads or os.cpu_count() or 1,),
-            n_gen=(wanted.n_speed,),
-            n_gpu_layers=wanted.n_gpu_layers,
-            skip_ratios=tuple(subject.ratios),
-            cold_s=cold_s,
-            cold_e=cold_e,
-            profiles=() if wanted.profile is None else (os.fspath(wanted.profile),),
-            lora=None if wanted.lora is None else os.fspath(wanted.lora),
-        )
+    benchmark = bench(
+        wanted.model_path,
+        n_threads=wanted.n_threads,
+        n_gen=wanted.n_speed,
+        n_gpu_layers=wanted.n_gpu_layers,
+        skip_ratio=subject.ratios,
+        cold_s=cold_s,
+        cold_e=cold_e,
+        profile=wanted.profile,
+        lora=wanted.lora,
+        progress=wanted.progress,
     )
+    return [row.as_dict() for row in benchmark.rows]
 
 
 def _summary(rows: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) -> str:
