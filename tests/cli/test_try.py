@@ -14,9 +14,8 @@ import pytest
 
 import demo_world
 from ffnskip_cpp import Llama, SkipConfig, UnsupportedModelError, cli, demo_model, try_model
-from ffnskip_cpp.measure.quality import Quality
+from ffnskip_cpp.measure.quality import Comparison, Quality
 from ffnskip_cpp.trial import smaller, subjects, work
-from ffnskip_cpp.trial.quality import Measured
 from ffnskip_cpp.trial.rows import Row
 from ffnskip_cpp.trial.search import grow
 from ffnskip_cpp.trial.speed import _speed
@@ -152,9 +151,12 @@ def test_speed_is_the_median_of_ratios_within_a_round():
 def test_standard_error_is_that_of_the_mean_over_pieces():
     """Of pieces of equal length it is the textbook's: standard deviation of the means over the root of their number."""
     means = [0.1, 0.4, 0.2, 0.5]
-    measured = Measured(Quality(), [np.full(10, mean) for mean in means])
-    assert measured.kl_error == pytest.approx(np.std(means, ddof=1) / math.sqrt(4))
-    assert math.isnan(Measured(Quality(), [np.ones(10)]).kl_error)
+    quality, of_one = Quality(), Quality()
+    for mean in means:
+        quality.add(Comparison(np.full(10, mean), np.ones(10, bool), np.ones(10), np.ones(10)))
+    assert quality.kl_error == pytest.approx(np.std(means, ddof=1) / math.sqrt(4))
+    of_one.add(Comparison(np.ones(10), np.ones(10, bool), np.ones(10), np.ones(10)))
+    assert math.isnan(of_one.kl_error)
 
 
 # ---- the search ----

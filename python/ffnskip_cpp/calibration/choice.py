@@ -49,14 +49,14 @@ def row_of(score: Score, policy: str, text: str) -> Row:
         text,
         score.skip_ratio,
         quality.kl,
-        standard_error(score.kl, score.chunk),
+        quality.kl_error,
         quality.top1_agreement,
         quality.perplexity_ratio,
         score.checks,
         quality.n_rows,
         score.config,
         score.kl,
-        score.chunk,
+        quality.chunk,
     )
 
 

@@ -28,11 +28,8 @@ __all__ = [
     "Quality",
     "Reference",
     "compare",
-    "kl_divergence",
     "logits_of",
-    "negative_log_likelihood",
     "standard_error",
-    "top1_agreement",
 ]
 
 Logits = npt.NDArray[np.float32]
@@ -62,15 +59,32 @@ class Comparison:
 
 
 class Quality:
-    """Means over all rows added, NaN before there is one."""
+    """Means over all rows added, NaN before there is one. What is added at a time is a chunk of text."""
 
     def __init__(self) -> None:
         self.n_rows = 0
         self._sums = np.zeros(4)
+        self._kl: list[PerRow] = []
 
     def add(self, rows: Comparison) -> None:
         self.n_rows += len(rows)
         self._sums += [rows.kl.sum(), rows.same_top1.sum(), rows.nll_dense.sum(), rows.nll.sum()]
+        self._kl.append(rows.kl)
+
+    @property
+    def kl_of_rows(self) -> PerRow:
+        """float64 [n_rows]: KL(dense || other), in nats."""
+        return np.concatenate(self._kl) if self._kl else np.empty(0)
+
+    @property
+    def chunk(self) -> npt.NDArray[np.int64]:
+        """int64 [n_rows]: the chunk that a row is of."""
+        return np.repeat(np.arange(len(self._kl)), [len(kl) for kl in self._kl])
+
+    @property
+    def kl_error(self) -> float:
+        """Standard error of `kl`, over chunks; NaN for less than two of them."""
+        return standard_error(self.kl_of_rows, self.chunk)
 
     def _mean(self, i: int) -> float:
         return float(self._sums[i] / self.n_rows) if self.n_rows else math.nan
@@ -190,30 +204,6 @@ def standard_error(values: PerRow, chunk: npt.NDArray[np.int64]) -> float:
         return math.nan
     deviations = np.bincount(chunk, values - values.mean())
     return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / len(values))
-
-
-def kl_divergence(dense: Logits, other: Logits) -> PerRow:
-    """KL(dense || other) of each row, float64 [n_rows], in nats. Raises ValueError where the shapes differ."""
-    _check(dense, other, ())
-    parts = [_kl(_log_softmax(dense[rows]), _log_softmax(other[rows])) for rows in _blocks(*dense.shape)]
-    return np.concatenate(parts) if parts else np.empty(0)
-
-
-def top1_agreement(dense: Logits, other: Logits) -> npt.NDArray[np.bool_]:
-    """Whether the most likely token of each row is the same, bool [n_rows]; of equal ones the first counts."""
-    _check(dense, other, ())
-    same: npt.NDArray[np.bool_] = dense.argmax(axis=1) == other.argmax(axis=1)
-    return same
-
-
-def negative_log_likelihood(logits: Logits, targets: Sequence[int]) -> PerRow:
-    """Of the target of each row, float64 [n_targets], in nats; exp of its mean is the perplexity."""
-    ids = _check(logits, logits, targets)
-    result = np.empty(len(ids))
-    for rows in _blocks(len(ids), logits.shape[1]):
-        log_p = _log_softmax(logits[rows])
-        result[rows] = -log_p[np.arange(len(log_p)), ids[rows]]
-    return result
 
 
 def _check(dense: Logits, other: Logits, targets: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..llama import Llama
-from ..measure.quality import Quality, Reference, logits_of, standard_error
+from ..measure.quality import Quality, Reference, logits_of
 from ..measure.text import Chunk
 from ..skip_config import SkipConfig
 
@@ -21,16 +21,8 @@ class Measured:
     """Of one subject, past the warm-up."""
 
     quality: Quality = field(default_factory=Quality)
-    kl: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    """Of each chunk, float64 [n_rows]."""
     n_skipped: int = 0
     """FFN blocks, of all rows."""
-
-    @property
-    def kl_error(self) -> float:
-        """Standard error of the mean KL divergence, over chunks; NaN for less than two of them."""
-        chunk = np.repeat(np.arange(len(self.kl)), [len(kl) for kl in self.kl])
-        return standard_error(np.concatenate(self.kl), chunk) if self.kl else float("nan")
 
 
 def measure_quality(
@@ -49,9 +41,7 @@ def measure_quality(
         dense = Reference.of(llm, chunk, warm_up_index)
         for subject, result in zip(subjects, results):
             logits, n_skipped = _evaluate(llm, subject, chunk, warm_up_index)
-            compared = dense.compare(logits)
-            result.quality.add(compared)
-            result.kl.append(compared.kl)
+            result.quality.add(dense.compare(logits))
             result.n_skipped += n_skipped
         yield results
 

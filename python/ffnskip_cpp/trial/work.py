@@ -282,7 +282,7 @@ def _with_quality(row: Row, measured: Measured, n_ffn: int) -> Row:
     row = replace(
         row,
         kl=quality.kl,
-        kl_error=measured.kl_error,
+        kl_error=quality.kl_error,
         perplexity_ratio=quality.perplexity_ratio,
         top1_agreement=quality.top1_agreement,
     )
