@@ -5,16 +5,18 @@ end the process or read what is not there. Nothing here knows of skipping.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import numbers
 import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 import llama_cpp
 import numpy as np
-from llama_cpp import LlamaTokenizer
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import llama_cpp_internals as internals
 from .gguf_file.header_check import check_header
@@ -23,7 +25,18 @@ from .load_error import explained
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CheckedLlama", "check_room", "token_ids", "whole"]
+__all__ = ["CheckedLlama", "check_room", "like", "token_ids", "whole"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def like(method: Method) -> Callable[[Callable[..., Any]], Method]:
+    """Decorates a method that takes what llama_cpp's `method` does, for editors and documentation."""
+
+    def decorated(ours: Callable[..., Any]) -> Method:
+        return cast(Method, functools.wraps(method)(ours))
+
+    return decorated
 
 
 class CheckedLlama(llama_cpp.Llama):
@@ -61,14 +74,17 @@ class CheckedLlama(llama_cpp.Llama):
         finally:
             self._lock.release()
 
+    @like(llama_cpp.Llama.create_completion)
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         with self._at_work():
             return super().create_completion(*args, **kwargs)
 
+    @like(llama_cpp.Llama.create_chat_completion)
     def create_chat_completion(self, *args: Any, **kwargs: Any) -> Any:
         with self._at_work():
             return super().create_chat_completion(*args, **kwargs)
 
+    @like(llama_cpp.Llama.embed)
     def embed(self, *args: Any, **kwargs: Any) -> Any:
         with self._at_work():
             return super().embed(*args, **kwargs)
@@ -78,7 +94,7 @@ class CheckedLlama(llama_cpp.Llama):
     @property
     def n_layer(self) -> int:
         """Layers of the model."""
-        return llama_cpp.llama_model_n_layer(self.model)
+        return int(llama_cpp.llama_model_n_layer(self.model))
 
     @property
     def n_ctx_train(self) -> int:
@@ -87,15 +103,15 @@ class CheckedLlama(llama_cpp.Llama):
 
     # ---- text ----
 
-    def tokenize(self, text: bytes, *args: Any, **kwargs: Any) -> list[int]:
-        """As in `llama_cpp.Llama`. Raises ValueError where the model has no vocabulary."""
+    @like(llama_cpp.Llama.tokenize)
+    def tokenize(self, *args: Any, **kwargs: Any) -> Any:
         self._require_vocabulary()
-        return super().tokenize(text, *args, **kwargs)
+        return super().tokenize(*args, **kwargs)
 
-    def detokenize(self, tokens: list[int], *args: Any, **kwargs: Any) -> bytes:
-        """As in `llama_cpp.Llama`. Raises ValueError where the model has no vocabulary."""
+    @like(llama_cpp.Llama.detokenize)
+    def detokenize(self, *args: Any, **kwargs: Any) -> Any:
         self._require_vocabulary()
-        return super().detokenize(tokens, *args, **kwargs)
+        return super().detokenize(*args, **kwargs)
 
     def _require_vocabulary(self) -> None:
         """llama.cpp aborts the process otherwise."""
@@ -105,7 +121,7 @@ class CheckedLlama(llama_cpp.Llama):
 
     def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
         for name, value in kwargs.items():
-            if isinstance(value, numbers.Real) and np.isnan(value):
+            if isinstance(value, numbers.Real) and math.isnan(value):
                 raise ValueError(f"{name}: nan is no number to sample with")
         sampler = super()._init_sampler(*args, **kwargs)
         n = llama_cpp.llama_sampler_chain_n(sampler.sampler)

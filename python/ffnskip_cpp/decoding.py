@@ -14,7 +14,7 @@ from llama_cpp import LogitsProcessorList
 
 from . import llama_cpp_internals as internals
 from ._core import Controller
-from .checked import CheckedLlama, check_room, token_ids
+from .checked import CheckedLlama, check_room, like, token_ids
 from .notices import warn
 
 __all__ = ["Decoder", "DecodingLlama", "GuardedProcessors"]
@@ -141,10 +141,11 @@ class DecodingLlama(CheckedLlama):
                 super().eval(ids)
             self._decoder.say_notice()
 
+    @like(llama_cpp.Llama.sample)
     def sample(self, *args: Any, **kwargs: Any) -> int:
         guard = kwargs.get("logits_processor")
         with self._at_work():
-            token = super().sample(*args, **kwargs)
+            token = int(super().sample(*args, **kwargs))
             self._decoder.follow(token)
         if isinstance(guard, GuardedProcessors):
             guard.raise_pending()
@@ -159,7 +160,7 @@ class DecodingLlama(CheckedLlama):
         """As in `llama_cpp.Llama`; what was generated and skipped is part of it."""
         with self._at_work():
             state = super().save_state()
-            state.account, state.sampled = self._decoder.controller.account(), self._decoder.sampled
+            vars(state).update(account=self._decoder.controller.account(), sampled=self._decoder.sampled)
         return state
 
     def load_state(self, state: llama_cpp.LlamaState) -> None:

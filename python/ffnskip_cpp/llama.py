@@ -29,7 +29,7 @@ from .skipping import Skipping
 from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .arguments import LlamaArguments, SamplingOptions
 
@@ -53,9 +53,9 @@ class Llama(DecodingLlama):
 
     Raises:
         TypeError: A keyword that is meant for `skip`; with the right spelling.
-        ValueError: The model can't be loaded, a profile is damaged or another model's, or `skip` does not fit the model
-            (`UnsupportedModelError` where the architecture has no FFN block that can be skipped; with "auto" such a model
-            runs dense).
+        ValueError: The model can't be loaded, a profile is damaged or another model's (`ProfileMismatchError`), or
+            `skip` does not fit the model (`UnsupportedModelError` where the architecture has no FFN block that can be
+            skipped; with "auto" such a model runs dense).
         FileNotFoundError: There is no such profile.
     """
 
@@ -83,6 +83,23 @@ class Llama(DecodingLlama):
         except ValueError:
             self.close()
             raise
+
+    if TYPE_CHECKING:  # llama_cpp's own makes one of this class, and says that it is one of llama_cpp's
+
+        @classmethod
+        def from_pretrained(  # type: ignore[override]
+            cls,
+            repo_id: str,
+            filename: str | None,
+            additional_files: list[str] | None = None,
+            local_dir: str | os.PathLike[str] | None = None,
+            local_dir_use_symlinks: bool | Literal["auto"] = "auto",
+            cache_dir: str | os.PathLike[str] | None = None,
+            *,
+            skip: Skip = "auto",
+            reuse: Literal["all", "full"] = "all",
+            **kwargs: Unpack[LlamaArguments],
+        ) -> Self: ...
 
     # The base class assigns context_params early in its constructor, and reads it to make the context when the model is
     # there: the moment to decide whether the context is to have a callback.
@@ -270,7 +287,10 @@ class Llama(DecodingLlama):
         options = sampling_options(args, kwargs)
         kept = 0 if options.get("reset", True) else self.n_tokens
         prompt = tokens if prompt is None else prompt
-        ids = prompt_tokens(self, prompt, goes_on=kept > 0) if isinstance(prompt, str) else token_ids(prompt)
+        if isinstance(prompt, str):
+            ids = prompt_tokens(self, prompt, goes_on=kept > 0)
+        else:
+            ids = token_ids(() if prompt is None else prompt)
         check_prompt(self, ids, options)
         steps = token_steps(self, self._decoder, ids, options)
         steps = exclusively(steps, self._at_work)
