@@ -28,16 +28,18 @@ from .skip_config import SkipConfig
 from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
-    from .analysis.analysis import analyze
+    from .analysis.analysis import Analysis, analyze
     from .benchmark.benchmark import bench
-    from .calibration.calibration import calibrate
+    from .calibration.calibration import Calibration, calibrate
     from .conversion.conversion import convert
     from .gguf_file.quantization import quantize
     from .inspection.inspection import inspect
     from .trial.trial import Trial
-    from .trial.work import try_model
+    from .trial.work import TrialInterrupted, try_model
 
 __all__ = [
+    "Analysis",
+    "Calibration",
     "DecodeError",
     "FfnSkipError",
     "Llama",
@@ -48,6 +50,7 @@ __all__ = [
     "TargetUnreachableError",
     "Trace",
     "Trial",
+    "TrialInterrupted",
     "Unsupported",
     "UnsupportedModelError",
     "__version__",
@@ -64,7 +67,10 @@ __all__ = [
 
 # What a program that only generates does not wait for: imported when it is asked for.
 _LAZY = {
+    "Analysis": "analysis.analysis",
+    "Calibration": "calibration.calibration",
     "Trial": "trial.trial",
+    "TrialInterrupted": "trial.work",
     "analyze": "analysis.analysis",
     "bench": "benchmark.benchmark",
     "calibrate": "calibration.calibration",
