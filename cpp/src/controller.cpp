@@ -449,10 +449,6 @@ const Settings & Controller::settings() const {
     return impl_->settings;
 }
 
-RowKind Controller::row_kind(int64_t generated_index) const {
-    return generated_index >= impl_->settings.warm_up_index ? RowKind::skippable : RowKind::warm_up;
-}
-
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, Fed fed) {
     Decode call{ ctx, batch };
     return impl_->decode(ctx, batch, fed, Decode::run, &call);

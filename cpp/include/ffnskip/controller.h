@@ -117,9 +117,6 @@ public:
     // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
 
-    // The kind of the i-th generated token of a sequence (i = 0, 1, ...): it may skip if i >= warm_up_index.
-    RowKind row_kind(int64_t generated_index) const;
-
     // Sequence `to` is now what `from` is: llama_memory_seq_cp of its positions from the first one on.
     void copied(llama_seq_id from, llama_seq_id to);
     // Positions [p0, p1) of `seq` moved by `delta`, as llama_memory_seq_add takes them. Where they moved down, what stood in
