@@ -27,6 +27,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "find out what to skip in a model, and write its profile"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
+    "completion": ("completion", "print what makes the Tab key complete commands and options in a shell"),
 }
 
 
@@ -35,7 +36,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ffnskip",
         description="Input-adaptive feed-forward skipping (FFN-SkipLLM) for llama.cpp.",
-        epilog="example:\n  ffnskip bench --shape llama2-7b --skip-ratio 0.3,0.5",
+        epilog="examples:\n  ffnskip try model.gguf\n  ffnskip calibrate model.gguf --text text.txt --skip-ratio 0.25\n"
+        "  ffnskip bench --shape llama2-7b --skip-ratio 0.3,0.5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the versions of ffnskip and llama.cpp")
@@ -60,6 +62,8 @@ def _print_versions() -> None:
 
 
 def _run(argv: Sequence[str], command: str | None) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, on the Tab key
+        _load("completion").complete(_parser)
     parser = _parser(command)
     args = parser.parse_args(argv)
     if args.version:
