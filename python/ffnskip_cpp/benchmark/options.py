@@ -167,24 +167,15 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     if test.n_prompt:
         return idle
 
-    def config(policy: str, sim_threshold: float, max_skip: int | None, skip_ratio: float = 0.0) -> SkipConfig:
-        return SkipConfig(
-            policy,
-            sim_threshold=sim_threshold,
-            cold_s=options.cold_s,
-            cold_e=options.cold_e,
-            warm_up_index=0,
-            skip_ratio=skip_ratio,
-            max_skip=max_skip,
-        )
-
+    base = SkipConfig(cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0)
+    skipping = [
+        base.replace(policy=policy, sim_threshold=ALWAYS_TRIPS, skip_ratio=ratio)
+        for policy in options.policies
+        for ratio in options.ratios
+    ]
     return [
         *idle,
-        Setting("checks", config("ffn_skip", NEVER_TRIPS, max_skip=1)),
-        *(
-            Setting(policy, config(policy, ALWAYS_TRIPS, None, ratio), ratio)
-            for policy in options.policies
-            for ratio in options.ratios
-        ),
+        Setting("checks", base.replace(sim_threshold=NEVER_TRIPS, max_skip=1)),
+        *(Setting(config.label, config, config.skip_ratio) for config in skipping),
         *(Setting(name, profile) for name, profile in (profiles or {}).items()),
     ]

@@ -18,15 +18,15 @@ __all__ = ["main"]
 # Command: its module, which has add_arguments(parser), run(args) -> exit status and, where it helps, INTERRUPTED, what
 # becomes of the work of an interrupted one; and one line of help.
 COMMANDS = {
-    "convert": ("convert", "convert a Hugging Face checkpoint to GGUF"),
-    "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
-    "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
-    "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),
-    "run": ("run", "run a llama.cpp program with skipping"),
     "try": ("try_model", "say whether skipping is worth it for a model, in about two minutes"),
     "calibrate": ("calibrate", "find out what to skip in a model, and write its profile"),
+    "run": ("run", "run a llama.cpp program with skipping"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
+    "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
+    "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),
+    "convert": ("convert", "convert a Hugging Face checkpoint to GGUF"),
+    "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
     "completion": ("completion", "print what makes the Tab key complete commands and options in a shell"),
 }
 

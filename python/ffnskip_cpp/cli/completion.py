@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        from argcomplete import shellcode
+        from argcomplete.shell_integration import shellcode
     except ImportError as error:
         raise ImportError("completion needs argcomplete: pip install argcomplete") from error
     print(shellcode(["ffnskip"], shell=args.shell))

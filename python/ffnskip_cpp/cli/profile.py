@@ -46,7 +46,13 @@ EXAMPLES = {
     "embed": ("ffnskip profile embed model.gguf", "ffnskip profile embed model.gguf --profile other.ffnskip.gguf"),
     "strip": ("ffnskip profile strip model.gguf",),
 }
-SETTINGS_HELP = f"settings: {', '.join(SETTINGS)}; those of which the values mean what the options of ffnskip run do"
+
+
+def _settings_help() -> str:
+    """A line for each, in the words of the skip options."""
+    texts = {name: text for name, _, text in _core.options()}
+    rows = [(f"  {key}", texts[OPTION_OF.get(key, key.replace("_", "-"))]) for key in SETTINGS]
+    return aligned(("settings", ""), rows, left=("settings", ""))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(show, holder, metavar="FILE")
     show.add_argument("--json", action="store_true", help="as one JSON object; null where a number is not finite")
 
-    change = _add_action(actions, "set", _set, "change settings in a profile", f"{SETTINGS_HELP}\n\n")
+    change = _add_action(actions, "set", _set, "change settings in a profile", f"{_settings_help()}\n\n")
     change.add_argument("model", metavar="FILE", nargs="?", help=holder)
     change.add_argument("-m", "--model", dest="model_option", metavar="FILE", help="the same")
     change.set_defaults(model_metavar="FILE KEY=VALUE")
@@ -71,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     strip = _add_action(actions, "strip", _strip, "take the profile out of a model file; needs room as embed does")
     add_model(strip, "model file")
-    explain(parser, f"{SETTINGS_HELP}\n\nexamples:\n  " + "\n  ".join(examples[0] for examples in EXAMPLES.values()))
+    explain(parser, "examples:\n  " + "\n  ".join(examples[0] for examples in EXAMPLES.values()))
 
 
 def _add_action(
