@@ -20,7 +20,7 @@ from ..gguf_file.file_type import file_type
 from ..gguf_file.weights import WeightBytes
 from ..profile import read_profile
 from .options import AUTO, Options, Setting, Several, Test, settings_of
-from .rows import Benchmark, Row, row_of
+from .rows import Benchmark, BenchmarkRow, row_of
 from .runners import open_model, open_runners, quiet
 from .timing import time_test
 
@@ -110,7 +110,7 @@ def _check_settings(model: int, options: Options, profiles: Mapping[str, Profile
 
 def _measure(
     model: int, weights: WeightBytes, test: Test, settings: Sequence[Setting], threads: int, options: Options
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     common = {
         "model": options.shape if options.model is None else Path(options.model).name,
         "type": options.type.lower() if options.model is None else file_type(model),
