@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, SkipStats, __version__
+from ._core import Profile, __version__
 from .demo import demo_model
 from .errors import (
     DecodeError,
@@ -22,9 +22,10 @@ from .errors import (
     Unsupported,
     UnsupportedModelError,
 )
-from .llama import Llama, Trace
+from .llama import Llama
 from .profile import read_profile
 from .skip_config import SkipConfig
+from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
     from .analysis.analysis import analyze

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["Told", "nobody", "progress_bar"]
+
+Told = Callable[[int], Any]
+"""Called with how much was done, as the `update` of a bar."""
+
+
+def nobody(n: int) -> None:
+    """Is told, and does nothing about it."""
 
 
 @contextlib.contextmanager

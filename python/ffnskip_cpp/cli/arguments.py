@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["UsageError", "add_model", "add_progress", "add_text", "add_threads", "explain", "list_of", "take_model"]
+__all__ = [
+    "UsageError",
+    "add_model",
+    "add_progress",
+    "add_seed",
+    "add_text",
+    "add_threads",
+    "explain",
+    "list_of",
+    "take_model",
+]
 
 
 class UsageError(Exception):
@@ -68,6 +78,16 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="no progress bar (default: one where stderr is a terminal)",
     )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str, *, default: int = 0, old: str | None = None) -> None:
+    """
+    Args:
+        old: A name that it had, which goes on working.
+    """
+    parser.add_argument("-s", "--seed", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    if old is not None:
+        parser.add_argument(old, dest="seed", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
