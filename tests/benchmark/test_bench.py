@@ -304,7 +304,7 @@ def test_a_setting_that_starts_from_the_filled_context_computes_what_one_evaluat
     path = write(tmp_path / "model.gguf", n_layer=4)
     test = BenchTest(n_gen=1, n_depth=6)
     settings = settings_of(Options(), test)[:2]
-    options = Options(model=path)
+    options = Options(model_path=path)
     with runners.open_model(options) as (model, _), runners.open_runners(model, settings, test, 1, options) as opened:
         plain, skipping = opened
         n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -465,7 +465,7 @@ def test_a_profile_that_is_missing_or_of_another_model_is_refused(bench_cli, pro
 def test_an_adapter_is_in_every_context(profiled, tmp_path):
     """Its logits are those of llama_cpp with the same adapter, up to rounding, and not those without."""
     adapter = write_lora(tmp_path / "lora.gguf", n_layer=12)
-    options = Options(model=profiled, lora=f"{adapter}:0.5", n_gen=1, skip_ratio=0.0)
+    options = Options(model_path=profiled, lora=f"{adapter}:0.5", n_gen=1, skip_ratio=0.0)
     with open_model(options) as (model, _), open_runners(model, settings_of(options, BenchTest(n_gen=4)),
                                                          BenchTest(n_gen=4), 1, options) as runners:  # fmt: skip
         logits = []

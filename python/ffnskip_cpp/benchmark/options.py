@@ -52,7 +52,7 @@ Several = Union[Value, Sequence[Value]]
 class Options:
     """The arguments of `bench`, as given; and as properties what they come to."""
 
-    model: PathLike | None = None
+    model_path: PathLike | None = None
     shape: str | None = None
     type: str = "q4_0"
     n_threads: Several[int] | None = None
@@ -126,7 +126,7 @@ class Options:
         self._check_model()
 
     def _check_model(self) -> None:
-        if (self.model is None) == (self.shape is None):
+        if (self.model_path is None) == (self.shape is None):
             raise ValueError("model, shape: give one of the two, a GGUF file or the name of a shape")
         if self.shape is not None:
             find_shape(self.shape)
@@ -134,8 +134,8 @@ class Options:
             for name, given in (("profile", self.profiles), ("lora", self.lora)):
                 if given:
                     raise ValueError(f"{name}: random weights (shape) have none; give a model")
-        elif self.model is not None and not Path(self.model).is_file():
-            raise FileNotFoundError(f"{self.model}: no such file")
+        elif self.model_path is not None and not Path(self.model_path).is_file():
+            raise FileNotFoundError(f"{self.model_path}: no such file")
         if self.lora is not None:
             as_adapter(self.lora)
 
