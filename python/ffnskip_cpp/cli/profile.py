@@ -32,7 +32,6 @@ from .arguments import add_model, explain
 __all__ = ["add_arguments", "run"]
 
 MEASURED = ("skip_ratio", "kl", "top1_agreement", "perplexity_ratio", "candidates")  # of the settings, not of the model
-DEFAULTED = ("check_stride", "warm_up_index")  # settings that SkipConfig's value is right for in any model
 
 # The skip options that are not called as the setting is.
 OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
@@ -157,20 +156,20 @@ def _parse(change: str) -> tuple[str, Any]:
 
 def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
     """`old` with `changes`; a policy that is named leaves layers and thresholds of layers behind."""
-    stored = settings_of(old)
-    left: tuple[str, ...] = ()
+    kept = {key: getattr(old, key) for key in settings_of(old)}
     if "policy" in changes:
-        left = ("layers", "layer_thresholds", *(("max_skip",) if "sim_threshold" not in stored else ()))
-    new = SkipConfig(**{**{key: getattr(old, key) for key in stored if key not in left}, **changes})
+        for key in ("layers", "layer_thresholds", *(("max_skip",) if old.max_skip == 0 else ())):
+            kept.pop(key, None)
+    given = {**kept, **changes}
+    new = SkipConfig(**given)
     wanted = settings_of(new)
     for key, value in changes.items():
         if key not in wanted or (key != "policy" and getattr(new, key) != value):
             raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
-    missing = [
-        key for key in wanted if key not in (*stored, *changes, *DEFAULTED) or (key in left and key not in changes)
-    ]
+    # What has no default, or one that is not right for any model; an old name of a policy may imply it.
+    missing = [key for key in wanted if key not in given and (key == "sim_threshold" or getattr(new, key) is None)]
     if missing:
-        raise ValueError(f"policy: {changes.get('policy', new.policy)!r} needs {', '.join(missing)} as well")
+        raise ValueError(f"policy: {given['policy']!r} needs {', '.join(missing)} as well")
     return SkipConfig(**{key: getattr(new, key) for key in wanted})
 
 
