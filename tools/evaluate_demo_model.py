@@ -30,7 +30,7 @@ from demo_world import ATTRIBUTES, World
 from ffnskip_cpp import Llama, SkipConfig, demo_model, read_profile
 from ffnskip_cpp.table import markdown
 
-POLICIES = ("ffn_skip", "random_adaptive_region", "random")
+POLICIES = (SkipConfig(), SkipConfig("random", region="adaptive"), SkipConfig("random"))
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
 
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         (f"calibrated: {profile.config.label}", profile.config) for profile in map(read_profile, args.profiles)
     ]
     ratios = [float(ratio) for ratio in args.skip_ratios.split(",")]
-    settings += [(policy, SkipConfig(policy, skip_ratio=ratio)) for policy in POLICIES for ratio in ratios]
+    settings += [(policy.label, policy.replace(skip_ratio=ratio)) for policy in POLICIES for ratio in ratios]
     rows = []
     with Llama(args.model or demo_model(), n_ctx=512, skip=None, verbose=False) as llm:
         questions = question_facts(llm, world, args.questions, args.tail)

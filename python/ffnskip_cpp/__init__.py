@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from .inspection.inspection import inspect
     from .inspection.report import Inspection
     from .trial.trial import Trial
-    from .trial.work import try_model
+    from .trial.work import TrialInterrupted, try_model
 
 __all__ = [
     "Analysis",
@@ -57,6 +57,7 @@ __all__ = [
     "TargetUnreachableError",
     "Trace",
     "Trial",
+    "TrialInterrupted",
     "Unsupported",
     "UnsupportedModelError",
     "__version__",
@@ -80,6 +81,7 @@ _LAZY = {
     "Inspection": "inspection.report",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial.trial",
+    "TrialInterrupted": "trial.work",
     "analyze": "analysis.analysis",
     "bench": "benchmark.benchmark",
     "calibrate": "calibration.calibration",

@@ -438,7 +438,7 @@ def command(*arguments):
 
 
 def test_the_command_prints_its_tables_and_writes_the_profile(model, text):
-    done = command(model, "--text", text, "--skip-ratio", "0.2", "--n-ctx", N_CTX, "-ngl", "0")
+    done = command("--skip-ratio", "0.2", "--n-ctx", N_CTX, "-ngl", "0", "--text", text, model)
     assert (done.returncode, done.stderr) == (0, "")
     assert "held-out text" in done.stdout and f"written to {profile_path(model)}" in done.stdout
     assert read_profile(profile_path(model)).config.warm_up_index == 30

@@ -1,6 +1,6 @@
 """A small random model of every architecture that llama.cpp runs, and what skipping does to it.
 
-    python tests/support/architectures.py [ARCHITECTURE ...]  # the table of docs/architectures.md; all without arguments
+    python tests/support/architectures.py [ARCHITECTURE ...]  # the table of docs/architectures.md; default: all
     python tests/support/architectures.py --json              # an object per line
 
 Models are made in memory by llama.cpp itself, from hyperparameters alone, so their tensors are those of real models.

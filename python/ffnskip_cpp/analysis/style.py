@@ -1,7 +1,7 @@
 """How the pictures look, and what they have in common; and how they are kept.
 
-    with style():
-        figure, axes = new_figure(8, 4.4)
+    with drawing(8, 4.4) as (figure, axes):
+        axes[0, 0].plot(...)
     Path("similarity.png").write_bytes(png_bytes(figure))
 
 Colours are those of Okabe and Ito, told apart with any kind of colour vision; lines are labelled where they are.
@@ -16,31 +16,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "BLUE",
-    "DARK_RED",
-    "GREEN",
-    "GREY",
-    "ORANGE",
-    "PROFILE_STYLE",
-    "SIMILARITY_SCALE",
-    "SIMILARITY_TICKS",
-    "VERMILION",
-    "add_title",
-    "label",
-    "layer_ticks",
-    "legend_below",
-    "matplotlib_version",
-    "new_figure",
-    "png_bytes",
-    "style",
-    "svg_text",
-]
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
 DARK_RED = "#a84700"  # vermilion for text
@@ -75,7 +56,7 @@ def matplotlib_version() -> str:
 
 def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with style():
+    with _applied():
         figure.savefig(buffer, format="png", dpi=PNG_DPI)
     return buffer.getvalue()
 
@@ -83,7 +64,7 @@ def png_bytes(figure: Figure) -> bytes:
 def svg_text(figure: Figure) -> str:
     """The figure as one svg element that refers to nothing outside of itself, for a file or within HTML."""
     buffer = io.StringIO()
-    with style():
+    with _applied():
         figure.savefig(buffer, format="svg", dpi=PNG_DPI, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]  # without the XML declaration and a document type that names a file at w3.org
@@ -91,18 +72,23 @@ def svg_text(figure: Figure) -> str:
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
+def _applied() -> Iterator[None]:
     import matplotlib.style
 
     with matplotlib.style.context(["default", STYLE]):
         yield
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+@contextlib.contextmanager
+def drawing(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[tuple[Figure, npt.NDArray[Any]]]:
+    """A figure of so many inches and its axes, [rows, columns], to be drawn on within the block."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    with _applied():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 # ---- similarities ----

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union
 from .._core import Profile
 from ..files import PathLike
 from ..lora import as_adapter
+from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
 from ..skip_config import SkipConfig
 from ..threads import MAX_THREADS
 from .random_model import find_type
@@ -21,8 +22,6 @@ __all__ = ["AUTO", "RATIO_POLICIES", "SKIP_RATIOS", "Options", "Setting", "Sever
 RATIO_POLICIES = ("ffn_skip", "random", "random_adaptive_region")
 SKIP_RATIOS = (0.3, 0.5)
 AUTO = "auto"  # in place of a profile: the model's own
-ALWAYS_TRIPS = -2.0  # a cosine is never below -1
-NEVER_TRIPS = 2.0
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
 

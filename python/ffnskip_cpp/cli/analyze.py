@@ -80,10 +80,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a profile, or with auto the model's own: a point of skip_ratio, and the setting of warm_up and heat_map",
     )
-    parser.add_argument("--sim-threshold", type=float, metavar="T", help="similarity that trips (default: 0.9)")
+    parser.add_argument(
+        "--sim-threshold", type=float, metavar="T", help="similarity that trips (default: the profile's, or 0.9)"
+    )
     parser.add_argument("--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth)")
     parser.add_argument("--cold-e", type=int, metavar="N", help="layers from N on never skip (default: an eighth)")
-    parser.add_argument("--warm-up", type=int, metavar="N", help="generated tokens that run in full (default: 30)")
+    parser.add_argument(
+        "--warm-up", type=int, metavar="N", help="generated tokens that run in full (default: the profile's, or 30)"
+    )
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         type=float,
         metavar="R",
-        help=f"share of the FFN blocks to skip, or {TOLERANCE} less (default: {SKIP_RATIO})",
+        help=f"share of the FFN blocks to skip (default: {SKIP_RATIO}); a setting may skip {TOLERANCE} less",
     )
     target.add_argument(
         "--max-kl", type=float, metavar="X", help="skip as much as costs no more KL divergence, nats per token"

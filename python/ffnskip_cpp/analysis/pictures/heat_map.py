@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...measure.generation import Generation, measure_generation
+from .. import style
 from ..report import Column, Section, Table
-from ..style import GREY, SIMILARITY_SCALE, SIMILARITY_TICKS, VERMILION, layer_ticks, new_figure, style
 from ..subject import Subject
 
 if TYPE_CHECKING:
@@ -53,12 +53,11 @@ def _draw(generation: Generation, cold: tuple[int, int]) -> Figure:
     """Heat map of a generation: above what Algorithm 1 did, below the similarities without skipping."""
     from matplotlib.colors import FuncNorm
 
-    with style():
-        n_tokens, n_layer = generation.similarity.shape
-        width, height = max(8.0, 2.0 + 0.115 * n_tokens), 1.9 + 2 * min(max(1.4, 0.12 * n_layer), 4.0)
-        figure, axes = new_figure(width, height, 2, 1, sharex=True)
+    n_tokens, n_layer = generation.similarity.shape
+    width, height = max(8.0, 2.0 + 0.115 * n_tokens), 1.9 + 2 * min(max(1.4, 0.12 * n_layer), 4.0)
+    with style.drawing(width, height, 2, 1, sharex=True) as (figure, axes):
         limits = _range_of(generation.full[:, slice(*cold)])
-        norm = FuncNorm(SIMILARITY_SCALE, *limits)
+        norm = FuncNorm(style.SIMILARITY_SCALE, *limits)
         did, full = axes[:, 0]
         image = _heat_map(did, generation.similarity, norm)
         _heat_map(full, generation.full, norm)
@@ -70,7 +69,7 @@ def _draw(generation: Generation, cold: tuple[int, int]) -> Figure:
         ):
             ax.set_title(title)
             ax.set_ylabel("layer")
-            layer_ticks(ax.yaxis, n_layer)
+            style.layer_ticks(ax.yaxis, n_layer)
             for boundary in cold:
                 ax.axhline(boundary - 0.5, color="black", linewidth=0.8, linestyle=":")
         _label_tokens(full, generation.pieces)
@@ -78,7 +77,7 @@ def _draw(generation: Generation, cold: tuple[int, int]) -> Figure:
         bar = figure.colorbar(
             image, ax=axes[:, 0].tolist(), label="similarity", pad=0.01, aspect=height / 0.15, extend="both"
         )
-        ticks = [tick for tick in SIMILARITY_TICKS if limits[0] <= tick <= limits[1]]
+        ticks = [tick for tick in style.SIMILARITY_TICKS if limits[0] <= tick <= limits[1]]
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         bar.minorticks_off()
     return figure
@@ -102,17 +101,16 @@ def _heat_map(ax: Axes, similarity: Any, norm: Any) -> Any:
 def _mark_skipped(ax: Axes, skipped: Any) -> None:
     from matplotlib.colors import ListedColormap
 
-    ax.imshow(
-        np.ma.masked_equal(skipped.T.astype(int), 0), origin="lower", aspect="auto", cmap=ListedColormap([VERMILION]),
-        interpolation="nearest",
-    )  # fmt: skip
+    colours = ListedColormap([style.VERMILION])
+    shown = np.ma.masked_equal(skipped.T.astype(int), 0)
+    ax.imshow(shown, origin="lower", aspect="auto", cmap=colours, interpolation="nearest")
 
 
 def _mark_warm_up(ax: Axes, warm_up_index: int, n_layer: int) -> None:
     if warm_up_index > 0:
         x, y = (warm_up_index - 1) / 2, (n_layer - 1) / 2
         ax.axvspan(-0.5, warm_up_index - 0.5, facecolor="#f0f0f0", edgecolor="none", zorder=0)
-        ax.text(x, y, "warm-up:\nevery block runs", color=GREY, ha="center", va="center")
+        ax.text(x, y, "warm-up:\nevery block runs", color=style.GREY, ha="center", va="center")
 
 
 def _label_tokens(ax: Axes, pieces: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...measure.generation import NeverTripped, measure_never_tripped
+from .. import style
 from ..report import Column, Section, Table, decimals, percent
-from ..style import BLUE, GREY, new_figure, style
 from ..subject import Subject
 
 if TYPE_CHECKING:
@@ -68,25 +68,24 @@ def _lengths(subject: Subject, room: int) -> tuple[list[int], list[str]]:
 
 def _draw(result: NeverTripped, lengths: Sequence[int], sim_threshold: float) -> Figure:
     """Table 6 as a curve: the share among the first n generated tokens."""
-    with style():
-        figure, axes = new_figure(8, 3.8)
+    with style.drawing(8, 3.8) as (figure, axes):
         ax = axes[0, 0]
         percent = 100 * result.share()
         n = np.arange(1, len(percent) + 1)
-        ax.plot(n, percent, color=BLUE, linewidth=1.5)
+        ax.plot(n, percent, color=style.BLUE, linewidth=1.5)
         top = float(np.nanmax(percent, initial=0.0))
         for i, length in enumerate(lengths):
             value = percent[length - 1]
             if math.isfinite(value):
-                ax.plot(length, value, "o", color=BLUE, markersize=5)
+                ax.plot(length, value, "o", color=style.BLUE, markersize=5)
                 ax.annotate(
                     f"{length}: {value:.2f} %", (length, value), xytext=(0, 8 + 13 * (i % 2)),
-                    textcoords="offset points", color=BLUE, ha="right" if length == len(percent) else "center",
+                    textcoords="offset points", color=style.BLUE, ha="right" if length == len(percent) else "center",
                 )  # fmt: skip
-        ax.axvspan(0, result.warm_up_index, color=GREY, alpha=0.15, linewidth=0)
+        ax.axvspan(0, result.warm_up_index, color=style.GREY, alpha=0.15, linewidth=0)
         ax.annotate(
             "warm-up", (0, 1.0), xycoords=ax.get_xaxis_transform(), xytext=(3, -9),
-            textcoords="offset points", color=GREY,
+            textcoords="offset points", color=style.GREY,
         )  # fmt: skip
         ax.set_xlim(0, len(percent) * 1.01)
         top = max(1.25 * top, 0.5)

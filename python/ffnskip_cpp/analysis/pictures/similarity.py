@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...measure.similarity import LayerSimilarity, measure_similarity
+from .. import style
 from ..report import Column, Section, Table, decimals
-from ..style import (
-    BLUE,
-    DARK_RED,
-    GREEN,
-    GREY,
-    SIMILARITY_SCALE,
-    SIMILARITY_TICKS,
-    VERMILION,
-    label,
-    layer_ticks,
-    new_figure,
-    style,
-)
 from ..subject import Subject
 
 if TYPE_CHECKING:
@@ -69,26 +57,25 @@ def draw(similarity: LayerSimilarity, cold: tuple[int, int], sim_threshold: floa
     Args:
         cold: cold_s and cold_e that are in use; shaded. Those that the curve suggests are marked by lines.
     """
-    with style():
-        figure, axes = new_figure(8, 4.4)
+    with style.drawing(8, 4.4) as (figure, axes):
         ax = axes[0, 0]
         n_layer = len(similarity.mean)
         layers = np.arange(n_layer)
-        ax.set_yscale("function", functions=SIMILARITY_SCALE)
-        ax.fill_between(layers, similarity.low, similarity.high, color=BLUE, alpha=0.2, linewidth=0)
-        ax.plot(layers, similarity.mean, color=BLUE, marker="o", markersize=4)
+        ax.set_yscale("function", functions=style.SIMILARITY_SCALE)
+        ax.fill_between(layers, similarity.low, similarity.high, color=style.BLUE, alpha=0.2, linewidth=0)
+        ax.plot(layers, similarity.mean, color=style.BLUE, marker="o", markersize=4)
         _set_similarity_axis(ax, similarity)
         _shade_cold(ax, cold, n_layer)
         _mark_suggested(ax, similarity.cold_regions)
         if ax.get_ylim()[0] < sim_threshold < ax.get_ylim()[1]:
-            ax.axhline(sim_threshold, color=VERMILION, linewidth=1, linestyle=(0, (6, 3)))
+            ax.axhline(sim_threshold, color=style.VERMILION, linewidth=1, linestyle=(0, (6, 3)))
             ax.text(
                 1.01, sim_threshold, f"sim_threshold\n{sim_threshold:g}", transform=ax.get_yaxis_transform(),
-                color=DARK_RED, va="center",
+                color=style.DARK_RED, va="center",
             )  # fmt: skip
         _label_band(ax, similarity)
         ax.set_xlim(-0.5, n_layer - 0.5)
-        layer_ticks(ax.xaxis, n_layer)
+        style.layer_ticks(ax.xaxis, n_layer)
         ax.set_xlabel("layer")
         ax.set_ylabel("cosine of the residual before and after the FFN block\n(scale: logarithm of 1 − cosine)")
         ax.set_title(f"Similarity per layer, {similarity.n_tokens:,} tokens", pad=16)
@@ -96,12 +83,12 @@ def draw(similarity: LayerSimilarity, cold: tuple[int, int], sim_threshold: floa
 
 
 def _set_similarity_axis(ax: Axes, similarity: LayerSimilarity) -> None:
-    stretch, unstretch = SIMILARITY_SCALE
+    stretch, unstretch = style.SIMILARITY_SCALE
     low, high = float(np.nanmin(similarity.low)), float(np.nanmax(similarity.high))
     bottom, top = float(stretch(low)), float(stretch(high))
     margin = 0.08 * max(top - bottom, 0.1)
     limits = unstretch([bottom - margin, top + margin])
-    ticks = [tick for tick in SIMILARITY_TICKS if limits[0] <= tick <= limits[1]]
+    ticks = [tick for tick in style.SIMILARITY_TICKS if limits[0] <= tick <= limits[1]]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     ax.minorticks_off()
     ax.set_ylim(*limits)
@@ -110,28 +97,28 @@ def _set_similarity_axis(ax: Axes, similarity: LayerSimilarity) -> None:
 def _shade_cold(ax: Axes, cold: tuple[int, int], n_layer: int) -> None:
     for first, last in ((0, cold[0]), (cold[1], n_layer)):
         if first < last:
-            ax.axvspan(first - 0.5, last - 0.5, color=VERMILION, alpha=0.13, linewidth=0, zorder=0)
-            ax.text(
-                (first + last - 1) / 2, 1.015, "cold", transform=ax.get_xaxis_transform(), color=DARK_RED, ha="center"
-            )
+            ax.axvspan(first - 0.5, last - 0.5, color=style.VERMILION, alpha=0.13, linewidth=0, zorder=0)
+            where = (first + last - 1) / 2, 1.015
+            ax.text(*where, "cold", transform=ax.get_xaxis_transform(), color=style.DARK_RED, ha="center")
     ax.text(
-        n_layer - 1, 0.97, "last layer: never checked", transform=ax.get_xaxis_transform(), color=GREY, rotation=90,
-        ha="center", va="top", fontsize=8,
+        n_layer - 1, 0.97, "last layer: never checked", transform=ax.get_xaxis_transform(), color=style.GREY,
+        rotation=90, ha="center", va="top", fontsize=8,
     )  # fmt: skip
 
 
 def _mark_suggested(ax: Axes, suggested: tuple[int, int]) -> None:
     """Where the curve itself ends to rise."""
     for layer in suggested:
-        ax.axvline(layer - 0.5, color=GREEN, linewidth=1.4, linestyle=":")
+        ax.axvline(layer - 0.5, color=style.GREEN, linewidth=1.4, linestyle=":")
     cold_s, cold_e = suggested
     text = f"the curve suggests cold_s {cold_s}, cold_e {cold_e}"
-    label(ax, ((cold_s + cold_e - 1) / 2, 0.03), text, GREEN, xycoords=ax.get_xaxis_transform(), ha="center")
+    where = (cold_s + cold_e - 1) / 2, 0.03
+    style.label(ax, where, text, style.GREEN, xycoords=ax.get_xaxis_transform(), ha="center")
 
 
 def _label_band(ax: Axes, similarity: LayerSimilarity) -> None:
     """Names the line and the band in the middle of the picture."""
     seen = np.flatnonzero(~np.isnan(similarity.mean))
     layer = int(seen[len(seen) // 2])
-    label(ax, (layer + 0.2, similarity.high[layer]), "10 to 90 % of the tokens", BLUE, dy=5)
-    label(ax, (layer + 0.2, similarity.mean[layer]), "mean", BLUE, dy=7)
+    style.label(ax, (layer + 0.2, similarity.high[layer]), "10 to 90 % of the tokens", style.BLUE, dy=5)
+    style.label(ax, (layer + 0.2, similarity.mean[layer]), "mean", style.BLUE, dy=7)

@@ -9,19 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...benchmark.benchmark import bench
 from ...measure.points import QualityPoint, measure_quality
+from .. import style
 from ..report import Column, Section, Table, decimals, percent
-from ..style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PROFILE_STYLE,
-    VERMILION,
-    add_title,
-    legend_below,
-    new_figure,
-    style,
-)
 from ..subject import Subject
 from .measures import MEASURES, Measure, quality_columns
 
@@ -32,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["measure", "section"]
 
 POLICY_STYLE = {
-    "ffn_skip": (BLUE, "o", "Algorithm 1"),
-    "random in adaptive region": (ORANGE, "s", "random, adaptive region"),
-    "random": (VERMILION, "^", "random, any layer"),
+    "ffn_skip": (style.BLUE, "o", "Algorithm 1"),
+    "random in adaptive region": (style.ORANGE, "s", "random, adaptive region"),
+    "random": (style.VERMILION, "^", "random, any layer"),
 }
 SPREAD = 10.0
 SPEED_COLUMNS = (
@@ -126,23 +115,22 @@ def _summary(rows: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) -
 
 def _draw(points: Sequence[QualityPoint], speeds: Sequence[dict[str, Any]]) -> Figure:
     """Quality, and speed where it was measured, against the share of FFN blocks skipped."""
-    with style():
-        figure, axes = new_figure(9.5, 6.4, 2, 2) if speeds else new_figure(9.5, 3.5, 1, 3)
+    with style.drawing(*((9.5, 6.4, 2, 2) if speeds else (9.5, 3.5, 1, 3))) as (figure, axes):
         flat = list(axes.flat)
         if speeds:
             _draw_speed(flat.pop(0), speeds)
         for ax, measure in zip(flat, MEASURES):
             _draw_quality(ax, points, measure)
-        legend_below(figure, flat[0])
+        style.legend_below(figure, flat[0])
         dense = points[0].quality.perplexity_dense
         subject = "Speed and quality" if speeds else "Quality"
-        add_title(figure, f"{subject} against the share of FFN blocks skipped; perplexity of dense {dense:,.2f}")
+        style.add_title(figure, f"{subject} against the share of FFN blocks skipped; perplexity of dense {dense:,.2f}")
     return figure
 
 
 def _draw_quality(ax: Axes, points: Sequence[QualityPoint], measure: Measure) -> None:
     largest: list[float] = []
-    ax.axhline(measure.dense, color=GREY, linewidth=0.8)
+    ax.axhline(measure.dense, color=style.GREY, linewidth=0.8)
     for policy, (color, marker, label) in POLICY_STYLE.items():
         own = [point for point in points if point.config.label == policy and point.name is None]
         if own:
@@ -152,7 +140,7 @@ def _draw_quality(ax: Axes, points: Sequence[QualityPoint], measure: Measure) ->
     for point in points:
         if point.name is not None:
             y = measure.value(point.quality)
-            ax.plot(100 * point.skip_ratio, y, **PROFILE_STYLE, label=point.name)
+            ax.plot(100 * point.skip_ratio, y, **style.PROFILE_STYLE, label=point.name)
             largest.append(abs(y))
     if max(largest) > SPREAD * min(largest) and math.isfinite(measure.linear_width):
         _set_asinh_axis(ax, measure.linear_width, max(largest))
@@ -181,11 +169,11 @@ def _draw_speed(ax: Axes, speeds: Sequence[dict[str, Any]]) -> None:
     ideal = [row["ideal_speed_up"] for row in rows]
     for row in speeds:
         if row["policy"].startswith("profile "):
-            ax.plot(100 * row["skip_ratio"], row["speed_up"], **PROFILE_STYLE)
-    ax.plot([0, *x], [1, *ideal], color=GREY, linestyle="--", linewidth=1)
-    ax.errorbar(x, speed_up, yerr=errors, color=GREEN, marker="o", markersize=4, capsize=2)
-    ax.axhline(1, color=GREY, linewidth=0.8)
-    ax.text(0.03, 0.93, "-- what the bytes not read allow", color=GREY, transform=ax.transAxes)
+            ax.plot(100 * row["skip_ratio"], row["speed_up"], **style.PROFILE_STYLE)
+    ax.plot([0, *x], [1, *ideal], color=style.GREY, linestyle="--", linewidth=1)
+    ax.errorbar(x, speed_up, yerr=errors, color=style.GREEN, marker="o", markersize=4, capsize=2)
+    ax.axhline(1, color=style.GREY, linewidth=0.8)
+    ax.text(0.03, 0.93, "-- what the bytes not read allow", color=style.GREY, transform=ax.transAxes)
     ax.text(0.03, 0.85, "● measured: median and quartiles", color="#00704f", transform=ax.transAxes)
     ax.margins(y=0.2)
     ax.set_xlabel("FFN blocks skipped (%)")

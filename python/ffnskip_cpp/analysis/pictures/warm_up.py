@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...measure.points import QualityPoint, measure_quality
+from .. import style
 from ..report import Column, Section, Table, decimals
-from ..style import BLUE, GREY, ORANGE, add_title, legend_below, new_figure, style
 from ..subject import Subject
 from .measures import MEASURES, quality_columns
 
@@ -47,17 +47,17 @@ def section(subject: Subject) -> Section:
 
 def _draw(points: Sequence[QualityPoint]) -> Figure:
     """Figure 5: quality against warm_up_index."""
-    with style():
-        figure, axes = new_figure(9.5, 3.5, 1, 3)
+    with style.drawing(9.5, 3.5, 1, 3) as (figure, axes):
         warm_ups = [point.config.warm_up_index for point in points]
+        last = f"tokens from {points[0].first_row} on"
         for ax, measure in zip(axes[0], MEASURES):
             whole = [measure.value(point.whole) for point in points]
             same = [measure.value(point.quality) for point in points]
-            ax.axhline(measure.dense, color=GREY, linewidth=0.8)
-            ax.plot(warm_ups, whole, color=ORANGE, marker="s", markersize=4, label="all tokens")
-            ax.plot(warm_ups, same, color=BLUE, marker="o", markersize=4, label=f"tokens from {points[0].first_row} on")
+            ax.axhline(measure.dense, color=style.GREY, linewidth=0.8)
+            ax.plot(warm_ups, whole, color=style.ORANGE, marker="s", markersize=4, label="all tokens")
+            ax.plot(warm_ups, same, color=style.BLUE, marker="o", markersize=4, label=last)
             ax.set_xlabel("warm_up_index (tokens)")
             ax.set_ylabel(measure.label)
-        legend_below(figure, axes[0, 0])
-        add_title(figure, f"Quality against warm-up, skip ratio {points[0].config.skip_ratio:g}")
+        style.legend_below(figure, axes[0, 0])
+        style.add_title(figure, f"Quality against warm-up, skip ratio {points[0].config.skip_ratio:g}")
     return figure
