@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
 from ._core import Profile, __version__
+from .cmake import cmake_prefix
 from .demo import demo_model
 from .errors import (
     DecodeError,
@@ -64,6 +65,7 @@ __all__ = [
     "analyze",
     "bench",
     "calibrate",
+    "cmake_prefix",
     "convert",
     "demo_model",
     "inspect",
