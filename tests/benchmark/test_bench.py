@@ -7,6 +7,7 @@ import csv
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import llama_cpp
@@ -203,7 +204,7 @@ def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli):
     assert [row["policy"] for row in rows[:3]] == ["dense", "idle", "checks"]
     assert [(row["policy"], row["skip_ratio"]) for row in rows[3:]] == [
         (policy, n / 16)
-        for policy in policies.split(",")
+        for policy in ("ffn_skip", "random", "random in adaptive region")
         for n in (5, 8)  # round(0.3 * 16), round(0.5 * 16)
     ]
     assert [row["checks"] for row in rows] == [0, 0, len(ADAPTIVE), 1, 1, 0, 0, 0, 0]
@@ -303,7 +304,7 @@ def test_a_setting_that_starts_from_the_filled_context_computes_what_one_evaluat
     path = write(tmp_path / "model.gguf", n_layer=4)
     test = BenchTest(n_gen=1, n_depth=6)
     settings = settings_of(Options(), test)[:2]
-    options = Options(model=path)
+    options = Options(model_path=path)
     with runners.open_model(options) as (model, _), runners.open_runners(model, settings, test, 1, options) as opened:
         plain, skipping = opened
         n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -386,6 +387,31 @@ def test_markdown_has_a_row_per_setting_and_says_how_it_was_measured(bench_cli):
     assert "sim_threshold" in notes and "ffnskip" in notes
 
 
+def test_python_gives_what_the_command_prints(tiny):
+    """The repr is the table; several values may be given as one."""
+    result = bench(shape=tiny, n_threads=1, n_gen=2, repetitions=1, skip_ratio=0.25)
+    assert [row.policy for row in result.rows] == ["dense", "idle", "checks", "ffn_skip"]
+    assert [row["skip_ratio"] for row in result.as_dict()["rows"]] == [0, 0, 0, 0.25]
+    assert repr(result).startswith("| model") and repr(result).count("\n| tiny") == 4
+    with pytest.raises(ValueError, match="give one of the two, a GGUF file or the name of a shape"):
+        bench()
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [
+        (["-o", "a.json"], "[\n  {"),
+        (["-o", "a.txt", "--format", "jsonl"], '{"test": '),
+        (["-o", "./json"], "| model"),  # without the dot it is the format
+    ],
+)
+def test_the_result_goes_into_a_file(bench_cli, tmp_path, monkeypatch, words, begins):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "-r", "1", *words)
+    assert (status, out) == (0, "")
+    assert Path(words[1]).read_text().startswith(begins)
+
+
 def test_csv_can_be_read_back(bench_cli):
     _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", 0.25, "-o", "csv")
     rows = list(csv.DictReader(out.splitlines()))
@@ -439,7 +465,7 @@ def test_a_profile_that_is_missing_or_of_another_model_is_refused(bench_cli, pro
 def test_an_adapter_is_in_every_context(profiled, tmp_path):
     """Its logits are those of llama_cpp with the same adapter, up to rounding, and not those without."""
     adapter = write_lora(tmp_path / "lora.gguf", n_layer=12)
-    options = Options(model=profiled, lora=f"{adapter}:0.5", n_gen=1, skip_ratio=0.0)
+    options = Options(model_path=profiled, lora=f"{adapter}:0.5", n_gen=1, skip_ratio=0.0)
     with open_model(options) as (model, _), open_runners(model, settings_of(options, BenchTest(n_gen=4)),
                                                          BenchTest(n_gen=4), 1, options) as runners:  # fmt: skip
         logits = []

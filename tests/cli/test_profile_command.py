@@ -224,6 +224,12 @@ def test_a_change_of_policy_leaves_behind_what_the_policy_has_no_use_for(command
         assert llm.skip.policy == expected["policy"]
 
 
+def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
+    path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
+    command("set", path, "policy=fixed", "layers=2,4")
+    assert (profile_keys(path)["layers"], profile_keys(path)["max_skip"]) == ([2, 4], 0)
+
+
 @pytest.mark.parametrize(
     "change, why",
     [

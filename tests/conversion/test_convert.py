@@ -814,7 +814,7 @@ def mib_above_imports(model_dir, out):
         peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) / 1024
         before = peak()
         out = convert({str(model_dir)!r}, {str(out)!r}, "f16", progress=False)
-        print(out.stat().st_size / 2**20, peak() - before)
+        print(out.n_bytes / 2**20, peak() - before)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     os.unlink(out)

@@ -25,6 +25,7 @@
 
 #include "ffnskip/config.h"
 #include "ffnskip/decode_status.h"
+#include "ffnskip/export.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
@@ -36,7 +37,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // The model or context has no FFN block that can be skipped, or one this version does not understand.
 struct Unsupported : std::runtime_error {

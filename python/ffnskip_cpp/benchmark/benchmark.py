@@ -20,7 +20,7 @@ from ..gguf_file.file_type import file_type
 from ..gguf_file.weights import WeightBytes
 from ..profile import read_profile
 from .options import AUTO, Options, Setting, Several, Test, settings_of
-from .rows import Benchmark, Row, row_of
+from .rows import Benchmark, BenchmarkRow, row_of
 from .runners import open_model, open_runners, quiet
 from .timing import time_test
 
@@ -28,7 +28,7 @@ __all__ = ["bench"]
 
 
 def bench(
-    model: PathLike | None = None,
+    model_path: PathLike | None = None,
     *,
     shape: str | None = None,
     type: str = Options.type,
@@ -52,7 +52,7 @@ def bench(
     """Measure how much faster skipping makes generation. Several values of an argument are all measured.
 
     Args:
-        model: A GGUF file (the first part, if it is split); or else `shape`.
+        model_path: A GGUF file (the first part, if it is split); or else `shape`.
         shape: Random weights of a known model, "llama2-7b" say, in `type`. A wrong name lists all.
         n_threads: Threads; None: all processors.
         n_prompt, n_gen: Tokens of a prompt and generated tokens, each a test; 0: no such test.
@@ -92,9 +92,9 @@ def _profiles(model: int, options: Options) -> dict[str, Profile]:
     """By the name of their row: the file's, or the path where two files have the same."""
     found: dict[str, Profile] = {}
     for given in options.profiles:
-        profile = find_profile(model, str(options.model)) if given == AUTO else read_profile(given)
+        profile = find_profile(model, str(options.model_path)) if given == AUTO else read_profile(given)
         if profile is None:
-            raise ValueError(f"profile: auto, but there is no profile beside or in {options.model}")
+            raise ValueError(f"profile: auto, but there is no profile beside or in {options.model_path}")
         name = f"profile {Path(profile.path).name}"
         found[f"profile {profile.path}" if name in found else name] = profile
     return found
@@ -110,10 +110,10 @@ def _check_settings(model: int, options: Options, profiles: Mapping[str, Profile
 
 def _measure(
     model: int, weights: WeightBytes, test: Test, settings: Sequence[Setting], threads: int, options: Options
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     common = {
-        "model": options.shape if options.model is None else Path(options.model).name,
-        "type": options.type.lower() if options.model is None else file_type(model),
+        "model": options.shape if options.model_path is None else Path(options.model_path).name,
+        "type": options.type.lower() if options.model_path is None else file_type(model),
         "threads": threads,
         "repetitions": options.repetitions,
         "cold_s": options.cold_s,

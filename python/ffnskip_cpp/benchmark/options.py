@@ -51,7 +51,7 @@ Several = Union[Value, Sequence[Value]]
 class Options:
     """The arguments of `bench`, as given; and as properties what they come to."""
 
-    model: PathLike | None = None
+    model_path: PathLike | None = None
     shape: str | None = None
     type: str = "q4_0"
     n_threads: Several[int] | None = None
@@ -125,7 +125,7 @@ class Options:
         self._check_model()
 
     def _check_model(self) -> None:
-        if (self.model is None) == (self.shape is None):
+        if (self.model_path is None) == (self.shape is None):
             raise ValueError("model, shape: give one of the two, a GGUF file or the name of a shape")
         if self.shape is not None:
             find_shape(self.shape)
@@ -133,8 +133,8 @@ class Options:
             for name, given in (("profile", self.profiles), ("lora", self.lora)):
                 if given:
                     raise ValueError(f"{name}: random weights (shape) have none; give a model")
-        elif self.model is not None and not Path(self.model).is_file():
-            raise FileNotFoundError(f"{self.model}: no such file")
+        elif self.model_path is not None and not Path(self.model_path).is_file():
+            raise FileNotFoundError(f"{self.model_path}: no such file")
         if self.lora is not None:
             as_adapter(self.lora)
 
@@ -166,24 +166,15 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     if test.n_prompt:
         return idle
 
-    def config(policy: str, sim_threshold: float, max_skip: int | None, skip_ratio: float = 0.0) -> SkipConfig:
-        return SkipConfig(
-            policy,
-            sim_threshold=sim_threshold,
-            cold_s=options.cold_s,
-            cold_e=options.cold_e,
-            warm_up_index=0,
-            skip_ratio=skip_ratio,
-            max_skip=max_skip,
-        )
-
+    base = SkipConfig(cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0)
+    skipping = [
+        base.replace(policy=policy, sim_threshold=ALWAYS_TRIPS, skip_ratio=ratio)
+        for policy in options.policies
+        for ratio in options.ratios
+    ]
     return [
         *idle,
-        Setting("checks", config("ffn_skip", NEVER_TRIPS, max_skip=1)),
-        *(
-            Setting(policy, config(policy, ALWAYS_TRIPS, None, ratio), ratio)
-            for policy in options.policies
-            for ratio in options.ratios
-        ),
+        Setting("checks", base.replace(sim_threshold=NEVER_TRIPS, max_skip=1)),
+        *(Setting(config.label, config, config.skip_ratio) for config in skipping),
         *(Setting(name, profile) for name, profile in (profiles or {}).items()),
     ]

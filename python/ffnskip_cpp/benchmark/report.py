@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Sequence
 
 from ..table import markdown
-from .rows import Row
+from .rows import BenchmarkRow
 
 __all__ = ["FORMATS", "NOTES", "as_markdown"]
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
+COLUMNS: dict[str, Callable[[BenchmarkRow], str]] = {
     "model": lambda row: row.model,
     "type": lambda row: row.type,
     "threads": lambda row: str(row.threads),
@@ -39,14 +39,14 @@ ratio to dense, token by token. ideal: the same ratio if time were in proportion
 saved: per token, 2 for each element of the skipped blocks' matrices."""
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """The table, and below it how to read it."""
     table = markdown(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows], left=TEXT_COLUMNS)
     versions = rows[0].versions
     return f"{table}\n\n{NOTES}\nffnskip {versions['ffnskip']}, llama-cpp-python {versions['llama_cpp']}"
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[BenchmarkRow]) -> str:
     out = io.StringIO()
     flat = [
         {**row.as_dict(), "versions": " ".join(f"{name}={version}" for name, version in row.versions.items())}
@@ -58,7 +58,7 @@ def _csv(rows: Sequence[Row]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[BenchmarkRow]], str]] = {
     "md": as_markdown,
     "json": lambda rows: json.dumps([row.as_dict() for row in rows], indent=2),
     "jsonl": lambda rows: "\n".join(json.dumps(row.as_dict()) for row in rows),

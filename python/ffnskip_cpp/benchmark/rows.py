@@ -14,11 +14,11 @@ from ..measure.flops import ffn_flops
 from .options import Setting, Test
 from .runners import Runner, SkippingRunner
 
-__all__ = ["Benchmark", "Row", "row_of"]
+__all__ = ["Benchmark", "BenchmarkRow", "row_of"]
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One setting in one test. What is per token is a mean over the timed tokens."""
 
     test: str
@@ -68,7 +68,7 @@ class Row:
 class Benchmark:
     """What `bench` measured; its repr is the table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,7 +87,7 @@ def row_of(
     dense: npt.NDArray[np.float64],
     seconds: npt.NDArray[np.float64],
     common: Mapping[str, Any],
-) -> Row:
+) -> BenchmarkRow:
     """What is reported of one setting in one test.
 
     Args:
@@ -97,7 +97,7 @@ def row_of(
     """
     skipping = _skipping(runner, weights)
     speeds = _speeds(test.n_prompt or 1, dense, seconds)
-    return Row(
+    return BenchmarkRow(
         test=test.name,
         policy=setting.name,
         skip_ratio_target=setting.target,

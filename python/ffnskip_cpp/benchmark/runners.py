@@ -158,10 +158,10 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
     """The model as llama.cpp has it, and the bytes of it that a token reads."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
-    if options.model is not None:
-        check_header(options.model)
-        weights = read_weight_bytes(options.model)
-        model = _load(os.fspath(options.model), params)
+    if options.model_path is not None:
+        check_header(options.model_path)
+        weights = read_weight_bytes(options.model_path)
+        model = _load(os.fspath(options.model_path), params)
     else:
         in_place = usable_in_place(options.type)
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if in_place else llama_cpp.LLAMA_LOAD_MODE_NONE

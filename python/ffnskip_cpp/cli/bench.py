@@ -107,10 +107,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help=f"what to skip them by: {', '.join(RATIO_POLICIES)} (default: {RATIO_POLICIES[0]})",
     )
     parser.add_argument(
-        "--cold-s", type=int, metavar="N", help="first layer that may skip (default: past an eighth of the layers)"
+        "--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth of the layers)"
     )
     parser.add_argument(
-        "--cold-e", type=int, metavar="N", help="first layer of those at the end that never skip (default: an eighth)"
+        "--cold-e", type=int, metavar="N", help="layers from N on never skip (default: the last eighth)"
     )
     parser.add_argument(
         "--profile",

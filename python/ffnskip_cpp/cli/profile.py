@@ -32,7 +32,6 @@ from .arguments import add_model, explain
 __all__ = ["add_arguments", "run"]
 
 MEASURED = ("skip_ratio", "kl", "top1_agreement", "perplexity_ratio", "candidates")  # of the settings, not of the model
-DEFAULTED = ("check_stride", "warm_up_index")  # settings that SkipConfig's value is right for in any model
 
 # The skip options that are not called as the setting is.
 OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
@@ -46,7 +45,13 @@ EXAMPLES = {
     "embed": ("ffnskip profile embed model.gguf", "ffnskip profile embed model.gguf --profile other.ffnskip.gguf"),
     "strip": ("ffnskip profile strip model.gguf",),
 }
-SETTINGS_HELP = f"settings: {', '.join(SETTINGS)}; those of which the values mean what the options of ffnskip run do"
+
+
+def _settings_help() -> str:
+    """A line for each, in the words of the skip options."""
+    texts = {name: text for name, _, text in _core.options()}
+    rows = [(f"  {key}", texts[OPTION_OF.get(key, key.replace("_", "-"))]) for key in SETTINGS]
+    return aligned(("settings", ""), rows, left=("settings", ""))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(show, holder, metavar="FILE")
     show.add_argument("--json", action="store_true", help="as one JSON object; null where a number is not finite")
 
-    change = _add_action(actions, "set", _set, "change settings in a profile", f"{SETTINGS_HELP}\n\n")
+    change = _add_action(actions, "set", _set, "change settings in a profile", f"{_settings_help()}\n\n")
     change.add_argument("model", metavar="FILE", nargs="?", help=holder)
     change.add_argument("-m", "--model", dest="model_option", metavar="FILE", help="the same")
     change.set_defaults(model_metavar="FILE KEY=VALUE")
@@ -71,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     strip = _add_action(actions, "strip", _strip, "take the profile out of a model file; needs room as embed does")
     add_model(strip, "model file")
-    explain(parser, f"{SETTINGS_HELP}\n\nexamples:\n  " + "\n  ".join(examples[0] for examples in EXAMPLES.values()))
+    explain(parser, "examples:\n  " + "\n  ".join(examples[0] for examples in EXAMPLES.values()))
 
 
 def _add_action(
@@ -151,20 +156,20 @@ def _parse(change: str) -> tuple[str, Any]:
 
 def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
     """`old` with `changes`; a policy that is named leaves layers and thresholds of layers behind."""
-    stored = settings_of(old)
-    left: tuple[str, ...] = ()
+    kept = {key: getattr(old, key) for key in settings_of(old)}
     if "policy" in changes:
-        left = ("layers", "layer_thresholds", *(("max_skip",) if "sim_threshold" not in stored else ()))
-    new = SkipConfig(**{**{key: getattr(old, key) for key in stored if key not in left}, **changes})
+        for key in ("layers", "layer_thresholds", *(("max_skip",) if old.max_skip == 0 else ())):
+            kept.pop(key, None)
+    given = {**kept, **changes}
+    new = SkipConfig(**given)
     wanted = settings_of(new)
     for key, value in changes.items():
         if key not in wanted or (key != "policy" and getattr(new, key) != value):
             raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
-    missing = [
-        key for key in wanted if key not in (*stored, *changes, *DEFAULTED) or (key in left and key not in changes)
-    ]
+    # What has no default, or one that is not right for any model; an old name of a policy may imply it.
+    missing = [key for key in wanted if key not in given and (key == "sim_threshold" or getattr(new, key) is None)]
     if missing:
-        raise ValueError(f"policy: {changes.get('policy', new.policy)!r} needs {', '.join(missing)} as well")
+        raise ValueError(f"policy: {given['policy']!r} needs {', '.join(missing)} as well")
     return SkipConfig(**{key: getattr(new, key) for key in wanted})
 
 

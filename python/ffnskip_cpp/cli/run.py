@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import _core
 from ..profile import read_profile
 from ..skip_config import SkipConfig
-from .arguments import UsageError
+from .arguments import UsageError, explain
 
 __all__ = ["add_arguments", "environment", "run"]
 
@@ -28,8 +28,9 @@ Without a profile or a skip option nothing is skipped. Both apply to every conte
 embedding, encoder and recurrent contexts are left alone. The statistics go to stderr when the program ends, or to
 --stats-file as JSON.
 
-example:
-  ffnskip run --skip-ratio 0.3 -- llama-server -m model.gguf --port 8080
+examples:
+  ffnskip run -- llama-cli -m model.gguf                 # as the model's profile says
+  ffnskip run --skip-ratio 0.3 --stats-file stats.json -- llama-server -m model.gguf --port 8080
 """
 
 
@@ -52,7 +53,6 @@ def environment(options: Mapping[str, str], profile: str | os.PathLike[str] | No
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
     for name, metavar, text in _core.options():
         if metavar is None:
             parser.add_argument(f"--{name}", action="store_const", const="", help=text)
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "full (default: all)",
     )
     parser.add_argument(
-        "--stats-file", metavar="FILE.json", help="write the statistics there (default: a line on stderr)"
+        "--stats-file", metavar="FILE.json", help="file for the statistics, as JSON (default: a line on stderr)"
     )
     parser.add_argument(
         "--strict",
@@ -81,8 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "program", metavar="PROGRAM ...", nargs=argparse.REMAINDER, help="the program and its arguments"
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
+    explain(parser, HELP)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,15 +30,15 @@ __all__ = ["inspect"]
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
 
 
-def inspect(model: PathLike) -> Inspection:
+def inspect(model_path: PathLike) -> Inspection:
     """The FFN blocks of a model and what skipping them saves. The weights are not read.
 
     Args:
-        model: A GGUF file; the first part, if it is split.
+        model_path: A GGUF file; the first part, if it is split.
     Raises:
         FileNotFoundError, ValueError: The model can't be loaded.
     """
-    path = Path(model)
+    path = Path(model_path)
     check_header(path)
     headers = read_headers(path)
     n_layer = headers[0].of_architecture("block_count", 0)
