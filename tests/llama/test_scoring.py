@@ -1,5 +1,5 @@
-"""forward() returns the rows that are asked for and evaluates again only what it must; score() is the log-softmax of these
-rows, summed, whatever shares a batch with them.
+"""forward() returns the rows that are asked for and evaluates again only what it must; score() is the log-softmax of
+these rows, summed, whatever shares a batch with them.
 
 The oracle is llama_cpp.Llama with logits_all and NumPy where nothing is skipped, and forward() of everything otherwise.
 """
@@ -21,7 +21,17 @@ F32_CACHE = {"type_k": 0, "type_v": 0}
 EAGER = SkipConfig(sim_threshold=0.85, warm_up_index=2, max_skip=4)
 FIXED = SkipConfig(layers=[3, 5, 6], max_skip=0, warm_up_index=1)
 TEXT = "the weather in the north is what it was before"
-CONTINUATIONS = [" and", " or so they say, whoever says it", "!", " because", " and then", " xyz" * 12, " a", " b", " c"]
+CONTINUATIONS = [
+    " and",
+    " or so they say, whoever says it",
+    "!",
+    " because",
+    " and then",
+    " xyz" * 12,
+    " a",
+    " b",
+    " c",
+]
 
 DEMO_TEXT = "Herno Jotsen was born in"
 REAL_TEXT = "Question: What is the capital of France?\nAnswer:"
@@ -80,7 +90,8 @@ def test_rows_are_those_of_the_whole(open_models, rows, options):
     whole = llm.forward(tokens)
     got = llm.forward(tokens, rows=rows)
     assert got.dtype == np.float32
-    np.testing.assert_array_equal(got, whole[rows if isinstance(rows, (slice, np.ndarray)) else list(rows)])
+    expected = whole[rows if isinstance(rows, (slice, np.ndarray)) else list(rows)]
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(whole).max())  # the last layer has fewer rows
     assert llm.n_tokens == len(tokens)
     np.testing.assert_array_equal(llm.forward(tokens), whole)
 
@@ -163,9 +174,9 @@ def test_a_dense_score_is_the_log_softmax_of_llama_cpps_logits(open_models, opti
     llm, plain = open_models(None, **options), open_models(kind=llama_cpp.Llama, logits_all=True)
     got = llm.score(TEXT, CONTINUATIONS)
     prefix = plain.tokenize(TEXT.encode())
-    assert got.n_tokens.tolist() == [len(text) for text in CONTINUATIONS]  # a token is a byte
     for i, text in enumerate(CONTINUATIONS):
         tokens = plain.tokenize((TEXT + text).encode())
+        assert got.n_tokens[i] == len(tokens) - len(prefix)
         likelihood, is_greedy = expected_score(plain_logits(plain, tokens), len(prefix), tokens)
         assert got.log_likelihood[i] == pytest.approx(likelihood, rel=1e-3, abs=1e-3)
         assert got.is_greedy[i] == is_greedy
@@ -183,7 +194,9 @@ def test_a_score_that_skips_is_that_of_forward(open_models, skip):
         if skip.policy == "random":  # drawn in the order of the tokens
             continue
         logits = forward_logits(llm, [*prefix, *text], len(prefix))
-        assert got.log_likelihood[i] == pytest.approx(expected_score(logits, len(prefix), [*prefix, *text])[0], rel=1e-3)
+        assert got.log_likelihood[i] == pytest.approx(
+            expected_score(logits, len(prefix), [*prefix, *text])[0], rel=1e-3
+        )
     with llm.dense():
         dense = llm.score(prefix, texts)
     assert abs(got.log_likelihood - dense.log_likelihood).max() > 1e-2
