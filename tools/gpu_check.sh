@@ -107,9 +107,8 @@ pytest() {
     "$python" -m pytest -q -p no:cacheprovider --junitxml="$work/$1.xml" "${@:2}"
 }
 export -f pytest; export python work
-step pytest_all_layers 300 env FFNSKIP_TEST_NGL=99 bash -c 'pytest pytest_all_layers tests/test_oracles.py \
-    tests/test_similarity.py tests/test_graph_traps.py tests/test_policies.py tests/test_algorithm1.py' || failed=1
-step pytest_some_layers 180 env FFNSKIP_TEST_NGL=4 bash -c 'pytest pytest_some_layers tests/test_oracles.py' || failed=1
+step pytest_all_layers 300 env FFNSKIP_TEST_NGL=99 bash -c 'pytest pytest_all_layers tests/core/test_{oracles,similarity,graph_traps,policies,algorithm1}.py' || failed=1
+step pytest_some_layers 180 env FFNSKIP_TEST_NGL=4 bash -c 'pytest pytest_some_layers tests/core/test_oracles.py' || failed=1
 
 # ---- measure ----
 

@@ -17,7 +17,7 @@ TIED = {**CONFIG, "tie_word_embeddings": True}
 
 
 def convert(model_dir, out, outtype="f32"):
-    return converter.convert(model_dir, out, outtype, progress=False)
+    return converter.convert(model_dir, out, outtype, progress=False).path
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import Llama, SkipConfig, Unsupported
-from ffnskip_cpp.gguf_file.shapes import Shape, random_model
+from ffnskip_cpp.benchmark.random_model import random_model
+from ffnskip_cpp.benchmark.shapes import Shape
 from support import tiny_models
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "seed": 11, "verbose": False}

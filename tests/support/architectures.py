@@ -1,7 +1,7 @@
 """A small random model of every architecture that llama.cpp runs, and what skipping does to it.
 
-    python tests/architectures.py [ARCHITECTURE ...]     # the table of docs/architectures.md; all without arguments
-    python tests/architectures.py --json                 # an object per line
+    python tests/support/architectures.py [ARCHITECTURE ...]  # the table of docs/architectures.md; default: all
+    python tests/support/architectures.py --json              # an object per line
 
 Models are made in memory by llama.cpp itself, from hyperparameters alone, so their tensors are those of real models.
 llama.cpp may end the process where hyperparameters do not suit it; each model therefore has a process of its own.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..plan import Planned, ungrouped_qkv
 from ..settings import whole
@@ -23,7 +23,7 @@ class Falcon(Family):
     layer_norm = True
     norm_bias = True
     prefixes = ("transformer.",)
-    defaults: ClassVar[dict] = {"max_position_embeddings": 2048}
+    defaults: ClassVar[dict[str, Any]] = {"max_position_embeddings": 2048}
     names: ClassVar[dict[str, str]] = {"token_embd": "word_embeddings", "output_norm": "ln_f", "layer": "h"}
 
     def refuse_unsupported(self) -> None:

@@ -12,145 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
-import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
-from .header import Header, read_headers
+from ..memory import available_memory
+from .shapes import Shape, find_shape
 
-__all__ = [
-    "SHAPES",
-    "TYPES",
-    "Shape",
-    "WeightBytes",
-    "available_memory",
-    "find_shape",
-    "find_type",
-    "random_model",
-    "read_weight_bytes",
-    "tensor_bytes",
-    "usable_in_place",
-    "weight_bytes",
-    "weight_bytes_of",
-]
+__all__ = ["TYPES", "find_type", "random_model", "tensor_bytes", "usable_in_place"]
 
 TYPES = {name: GGMLType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0")}
 UNQUANTISED = ("f32", "f16", "bf16")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides the speed of a model: everything but the weights."""
-
-    arch: str
-    n_layer: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_head_kv: int
-    n_vocab: int
-    head_dim: int
-    n_ctx_train: int
-    tied: bool = False  # the output matrix is the embedding
-    rope_freq_base: float = 10000.0
-
-
-LLAMA2: dict[str, Any] = {"n_vocab": 32000, "head_dim": 128, "n_ctx_train": 4096}
-LLAMA3: dict[str, Any] = {"n_vocab": 128256, "rope_freq_base": 5e5}
-QWEN3: dict[str, Any] = {"n_vocab": 151936, "head_dim": 128, "rope_freq_base": 1e6, "n_ctx_train": 40960}
-
-SHAPES = {
-    # architecture, layers, embedding, FFN, heads, heads for keys and values
-    "llama2-7b": Shape("llama", 32, 4096, 11008, 32, 32, **LLAMA2),
-    "llama2-13b": Shape("llama", 40, 5120, 13824, 40, 40, **LLAMA2),
-    "llama3-8b": Shape("llama", 32, 4096, 14336, 32, 8, head_dim=128, n_ctx_train=8192, **LLAMA3),
-    "llama3.2-1b": Shape("llama", 16, 2048, 8192, 32, 8, head_dim=64, n_ctx_train=131072, tied=True, **LLAMA3),
-    "llama3.2-3b": Shape("llama", 28, 3072, 8192, 24, 8, head_dim=128, n_ctx_train=131072, tied=True, **LLAMA3),
-    "mistral-7b": Shape("llama", 32, 4096, 14336, 32, 8, n_vocab=32000, head_dim=128, n_ctx_train=32768),
-    "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, tied=True, **QWEN3),
-    "qwen3-1.7b": Shape("qwen3", 28, 2048, 6144, 16, 8, tied=True, **QWEN3),
-    "qwen3-4b": Shape("qwen3", 36, 2560, 9728, 32, 8, tied=True, **QWEN3),
-    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, **QWEN3),
-    "tinyllama-1.1b": Shape("llama", 22, 2048, 5632, 32, 4, n_vocab=32000, head_dim=64, n_ctx_train=2048),
-}
-
-
-# ---- bytes read per token ----
-
-# Weights of which a token reads one row.
-_LOOKUP = ("token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
-_FFN = re.compile(r"blk\.(\d+)\.ffn_(?!norm)")
-
-
-@dataclass(frozen=True)
-class WeightBytes:
-    """Bytes of weights that generating one token reads."""
-
-    total: int
-    ffn_per_layer: Mapping[int, int] = field(default_factory=dict)  # without the norm before the FFN, which always runs
-
-    def ideal_speed_up(self, skipped_per_layer: Mapping[int, float]) -> float:
-        """How much faster a token gets if time is in proportion to the bytes read.
-
-        Args:
-            skipped_per_layer: Share of the tokens that skip the FFN block of the layer, [0, 1].
-        """
-        unread = sum(share * self.ffn_per_layer.get(layer, 0) for layer, share in skipped_per_layer.items())
-        return self.total / (self.total - unread)
-
-
-def weight_bytes(tensors: Mapping[str, int], expert_share: float = 1.0) -> WeightBytes:
-    """Bytes read per token, given the size of each tensor of a model.
-
-    Args:
-        tensors: Name and bytes.
-        expert_share: Experts used per token over experts, for a mixture of experts.
-    """
-    total = 0.0
-    per_layer: dict[int, float] = {}
-    tied = "output.weight" not in tensors
-    for name, size in tensors.items():
-        if name in _LOOKUP and not (tied and name == "token_embd.weight"):
-            continue
-        read = size * expert_share if "_exps." in name else size
-        total += read
-        if match := _FFN.match(name):
-            layer = int(match.group(1))
-            per_layer[layer] = per_layer.get(layer, 0) + read
-    return WeightBytes(round(total), {layer: round(read) for layer, read in per_layer.items()})
-
-
-def read_weight_bytes(path: str | Path) -> WeightBytes:
-    """Bytes read per token of the model in a GGUF file; `path` is the first part if it is split.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a GGUF file, or a damaged one; or a part is missing.
-    """
-    return weight_bytes_of(read_headers(path))
-
-
-def weight_bytes_of(headers: Sequence[Header]) -> WeightBytes:
-    """The same, given the headers of the model's files."""
-    sizes = {tensor.name: tensor.n_bytes for header in headers for tensor in header.tensors}
-    return weight_bytes(sizes, _expert_share(headers[0]))
-
-
-def _expert_share(header: Header) -> float:
-    n_used, n_expert = (header.of_architecture(f"expert_{key}", 0) for key in ("used_count", "count"))
-    return n_used / n_expert if n_used and n_expert else 1.0
-
-
-# ---- random weights ----
 
 # Sizes that keep activations near 1: what attention and FFN add to the residual is small beside it, as in a trained
 # model, so that the similarity of FFN input and output is high.
@@ -189,14 +66,6 @@ def random_model(shape: str | Shape, type_name: str) -> Iterator[str]:
 def tensor_bytes(shape: str | Shape, type_name: str) -> dict[str, int]:
     """Name and bytes of each tensor of a `random_model`; the same errors."""
     return {tensor.name: tensor.size for tensor in _tensors(find_shape(shape), find_type(type_name))}
-
-
-def find_shape(shape: str | Shape) -> Shape:
-    if isinstance(shape, Shape):
-        return shape
-    if shape not in SHAPES:
-        raise ValueError(f"shape {shape!r} is unknown; known are {', '.join(SHAPES)}")
-    return SHAPES[shape]
 
 
 def find_type(type_name: str) -> GGMLType:
@@ -242,13 +111,6 @@ def _check_memory(size: int, type_name: str) -> None:
     available = available_memory()
     if needed > available:
         raise ValueError(f"loading it takes {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are free")
-
-
-def available_memory() -> float:
-    """Bytes that can be taken; infinite where the system does not tell."""
-    meminfo = Path("/proc/meminfo")
-    match = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
-    return int(match.group(1)) * 1024 if match else math.inf
 
 
 def usable_in_place(type_name: str) -> bool:
