@@ -15,7 +15,9 @@ FOLDERS = ["cpp", "python", "tools", "tests", ".ci"]
 
 def variables_read() -> set[str]:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in {".cpp", ".py", ".sh"}]
-    names = {name for path in files for found in READ.findall(path.read_text(encoding="utf-8")) for name in found if name}
+    names = {
+        name for path in files for found in READ.findall(path.read_text(encoding="utf-8")) for name in found if name
+    }
     return names | {_core.environment_name(name) for name, _, _ in _core.options()}
 
 

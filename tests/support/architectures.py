@@ -403,7 +403,7 @@ def examine(arch: str, moe: bool) -> Outcome:
 
 
 def blocks_by_layer(blocks: Sequence[FfnBlock]) -> dict[str, str]:
-    """What is in each layer, equal neighbours together: {"0-4": "gated, sequential", "5": "gated, sequential: why not"}."""
+    """What is in each layer, equal neighbours together: {"0-4": "gated, sequential", "5": "gated: why not"}."""
     runs: list[tuple[int, int, str]] = []
     for block in blocks:
         text = f"{block.kind}, {block.residual}" + ("" if block.skippable else f": {block.why_not}")
