@@ -115,7 +115,7 @@ def test_what_the_model_would_say_itself_is_greedy(path):
 def test_a_memory_that_cant_go_back_or_forgets_reads_the_prefix_again(model_file, kind, options, n_seq_max):
     """A recurrent memory keeps no earlier state, one with sliding windows only the last positions."""
     path = model_file(kind, **options)
-    prefix, continuations = PREFIX * 2, [tokens * 10 for tokens in CONTINUATIONS[:5]]
+    prefix, continuations = PREFIX * 2, [tokens * 10 for tokens in CONTINUATIONS[4::-1]]
     with session_of(path, None, n_seq_max=1, n_ctx=512, n_ubatch=8, swa_full=False) as (session, _):
         alone = [session.score(prefix, [tokens])[:2] for tokens in continuations]
     with session_of(path, None, n_seq_max=n_seq_max, n_ctx=512 * n_seq_max, n_ubatch=8, swa_full=False) as (session, _):
