@@ -14,13 +14,14 @@
 #pragma once
 
 #include "ffnskip/controller.h"
+#include "ffnskip/export.h"
 
 #include <llama.h>
 
 #include <cstdint>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // Rows for one llama_decode.
 class Batch {
