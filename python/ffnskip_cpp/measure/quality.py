@@ -193,7 +193,7 @@ def standard_error(values: PerRow, chunk: npt.NDArray[np.int64]) -> float:
     return _error_of_mean(np.bincount(chunk, values), np.bincount(chunk))
 
 
-def _error_of_mean(sums: PerRow, n_rows: npt.NDArray[Any]) -> float:
+def _error_of_mean(sums: npt.NDArray[Any], n_rows: npt.NDArray[Any]) -> float:
     """Of chunks, each with a sum of values and so many of them; those without are none."""
     n_chunks = int((n_rows > 0).sum())
     if n_chunks < 2:
