@@ -11,7 +11,8 @@ from .arguments import explain
 __all__ = ["add_arguments", "complete", "run"]
 
 HELP = """\
-Needs argcomplete (pip install argcomplete). One of the last two lines goes into the file that the shell reads at its start.
+Needs argcomplete (pip install argcomplete). One of the last two lines goes into the file that the shell reads when it
+starts.
 
 examples:
   ffnskip completion bash
