@@ -347,11 +347,11 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("values"), py::arg("base"));
     m.def("environment_name", &environment_name, py::arg("option"));
 
-    m.def("cosine", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & a,
-                       const py::array_t<float, py::array::c_style | py::array::forcecast> & b) {
-        if (a.ndim() != 1 || b.ndim() != 1 || a.shape(0) != b.shape(0)) {
-            throw py::value_error("cosine: two vectors of one length are needed");
+    m.def("similarity", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & h,
+                           const py::array_t<float, py::array::c_style | py::array::forcecast> & f) {
+        if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
+            throw py::value_error("similarity: two vectors of one length are needed");
         }
-        return cosine(a.data(), b.data(), a.shape(0));
-    }, py::arg("a"), py::arg("b"));
+        return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
+    }, py::arg("h"), py::arg("f"));
 }

@@ -7,6 +7,10 @@
 namespace ffnskip {
 namespace {
 
+int32_t plain_decode(llama_context * ctx, const llama_batch & rows) {
+    return llama_decode(ctx, rows);
+}
+
 void require_success(int32_t status) {
     if (status != 0) {
         throw DecodeError(status);
@@ -76,35 +80,28 @@ void Session::add(llama_token token, llama_seq_id seq, bool output) {
     if (seq < 0 || size_t(seq) >= next_.size()) {
         throw std::invalid_argument("sequence " + std::to_string(seq) + ": the context has " + std::to_string(next_.size()));
     }
+    if (is_decoded_) {
+        batch_.clear();
+        std::fill(next_.begin(), next_.end(), -1);
+        is_decoded_ = false;
+    }
     llama_pos & next = next_[size_t(seq)];
     next             = next < 0 ? n_used(seq) : next;
     batch_.add(token, next++, seq, output);
 }
 
-template <typename Decode> void Session::run(Decode decode) {
-    struct Emptied {
-        Session & session;
-        ~Emptied() {
-            session.batch_.clear();
-            std::fill(session.next_.begin(), session.next_.end(), -1);
-        }
-    };
-    const Emptied emptied{ *this };
-    decode(batch_.rows());
-}
-
 void Session::decode(Fed fed) {
-    run([&](const llama_batch & rows) { decode(rows, fed); });
+    is_decoded_ = true;
+    decode(batch_.rows(), fed);
 }
 
 void Session::decode(const RowKind * kinds) {
-    run([&](const llama_batch & rows) {
-        require_success(controller_ == nullptr ? llama_decode(ctx_, rows) : controller_->decode(ctx_, rows, kinds));
-    });
+    is_decoded_ = true;
+    require_success(controller_ == nullptr ? plain_decode(ctx_, batch_.rows()) : controller_->decode(ctx_, batch_.rows(), kinds));
 }
 
 void Session::decode(const llama_batch & rows, Fed fed) {
-    require_success(controller_ == nullptr ? llama_decode(ctx_, rows) : controller_->decode(ctx_, rows, fed));
+    require_success(controller_ == nullptr ? plain_decode(ctx_, rows) : controller_->decode(ctx_, rows, fed));
 }
 
 bool Session::go_back(llama_pos from, llama_seq_id seq) {

@@ -186,8 +186,8 @@ class Session:
     def decode_batch(self, batch: int, generated: bool | None = None) -> None:
         """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch."""
 
-def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Cosine similarity of two float32 vectors, as the policies compute it; NaN where an element is not finite."""
+def similarity(h: npt.ArrayLike, f: npt.ArrayLike) -> float:
+    """Cosine of the float32 vectors h and h + f, as the policies compute it; NaN where an element is not finite."""
 
 def options() -> list[tuple[str, str | None, str]]:
     """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""

@@ -24,7 +24,7 @@ from . import _core
 from ._core import Profile
 from .files import check_output, whole_file
 from .gguf_file.header import Entry, Header, read_header
-from .skip_config import ResolvedConfig, SkipConfig
+from .skip_config import SkipConfig
 
 __all__ = [
     "change_settings",
@@ -135,7 +135,7 @@ def write_profile(
     path: PathLike,
     fingerprint: str,
     config: SkipConfig,
-    resolved: ResolvedConfig | Mapping[str, Any],
+    resolved: Mapping[str, object],
     learnt: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a profile; an existing file is replaced, and survives a failure.
@@ -160,7 +160,7 @@ def write_profile(
         writer.write_tensors_to_file()
 
 
-def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig | Mapping[str, Any]) -> dict[str, Any]:
+def _settings(fingerprint: str, config: SkipConfig, resolved: Mapping[str, object]) -> dict[str, Any]:
     """The keys that are read back: what the settings need, and no more."""
     keys = {key: getattr(config, key) for key in settings_of(config)}
     keys.update((key, resolved[key]) for key in RESOLVED if key in keys and keys[key] is None)

@@ -701,7 +701,7 @@ def test_a_trace_is_not_written_over_what_is_read(what, way, tiny, profile, tmp_
     before = source.read_bytes()
     trace = source if way == "itself" else tmp_path / "other name"
     if way != "itself":
-        trace.symlink_to(source) if way == "link" else trace.hardlink_to(source)
+        (os.symlink if way == "link" else os.link)(source, trace)
     arguments = ["-m", model, "-n", 2, "--trace", trace]
     arguments += [what, source] if what.startswith("-") and what != "-m" else []
     with open(tmp_path / "text") as stdin:

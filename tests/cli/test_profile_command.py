@@ -76,9 +76,9 @@ def refusal(capsys):
     """refusal(*words): the one line with which it refuses."""
 
     def run(*words):
-        assert cli.main(["profile", *map(str, words)]) == 2
+        assert cli.main(["profile", *map(str, words)]) == 1
         out, err = capsys.readouterr()
-        assert out == "" and err.startswith("ffnskip: ") and err.count("\n") == 1
+        assert out == "" and err.startswith("ffnskip profile: ") and err.count("\n") == 1
         return err
 
     return run
@@ -224,6 +224,12 @@ def test_a_change_of_policy_leaves_behind_what_the_policy_has_no_use_for(command
         assert llm.skip.policy == expected["policy"]
 
 
+def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
+    path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
+    command("set", path, "policy=fixed", "layers=2,4")
+    assert (profile_keys(path)["layers"], profile_keys(path)["max_skip"]) == ([2, 4], 0)
+
+
 @pytest.mark.parametrize(
     "change, why",
     [
@@ -262,9 +268,15 @@ def test_a_bad_change_is_refused_and_nothing_is_written(refusal, write, change, 
 
 
 def test_set_without_a_change_is_bad_usage(write, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["profile", "set", str(write(TRIPPING))])
-    assert end.value.code == 2 and "KEY=VALUE" in capsys.readouterr().err
+    assert cli.main(["profile", "set", str(write(TRIPPING))]) == 2
+    assert "required: FILE KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["show"], ["set", "max_skip=3"], ["embed"], ["strip"]], ids=lambda words: words[0])
+def test_the_file_may_be_given_as_an_option(command, model, write, words):
+    write(TRIPPING)
+    action, *changes = words
+    assert str(model.with_suffix("")) in command(action, "-m", model, *changes)
 
 
 # --- embed, strip ----------------------------------------------------------------------------------------------------
@@ -503,4 +515,4 @@ def test_the_program_prints_one_line_too(tmp_path, write):
     profile.write_bytes(profile.read_bytes()[:100])
     command = [sys.executable, "-m", "ffnskip_cpp", "profile", "show", str(profile)]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)

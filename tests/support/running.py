@@ -72,7 +72,7 @@ def feed(
     """
     if isinstance(llm, ffnskip_cpp.Llama):
         kinds = [kind] * len(tokens) if isinstance(kind, int) else list(kind)
-        return llm._session.forward(list(tokens), position, kinds, range(len(kinds)))
+        return llm._decoder.session.forward(list(tokens), position, kinds, range(len(kinds)))
     assert kind == PROMPT_ROW
     llm._ctx.kv_cache_seq_rm(-1, position, -1)
     llm._batch.set_batch(batch=list(tokens), n_past=position, logits_all=True)

@@ -4,12 +4,14 @@
 // is concrete and in range for one model. Both are plain values, safe to copy and to share between threads.
 #pragma once
 
+#include "ffnskip/export.h"
+
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 enum class Policy {
     dense,     // plain llama.cpp

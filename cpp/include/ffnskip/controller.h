@@ -25,6 +25,7 @@
 
 #include "ffnskip/config.h"
 #include "ffnskip/decode_status.h"
+#include "ffnskip/export.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
@@ -36,7 +37,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // The model or context has no FFN block that can be skipped, or one this version does not understand.
 struct Unsupported : std::runtime_error {
@@ -73,7 +74,8 @@ public:
 
     // Sets cb_eval and cb_eval_user_data of `params`. A callback that is there already goes on being asked and shown
     // every node, after ours: what it sees of a skipped block is memory that was not computed. Throws Unsupported where
-    // the llama.cpp in this process is not the one this was built for (require_llama_version()).
+    // the llama.cpp in this process is not the one this was built for (require_llama_version()), and std::invalid_argument
+    // where the controller is attached already, to parameters with another callback: it serves one context.
     void attach(llama_context_params & params);
 
     // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory

@@ -1,11 +1,13 @@
 // What llama_decode returned, in words.
 #pragma once
 
+#include "ffnskip/export.h"
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // "llama_decode returned 1: no room for the batch: the context is full"; empty where it succeeded.
 std::string decode_status(int32_t status);

@@ -2,6 +2,7 @@
 // a batch.
 #pragma once
 
+#include "ffnskip/export.h"
 #include "ffnskip/session.h"
 
 #include <llama.h>
@@ -9,7 +10,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // Decodes tokens of sequence 0 after what it holds, n_batch at a time. `kinds`: [n_tokens]; null where they are generated
 // tokens, counted from the first of them. `rows`: of which `logits`, [n_rows, n_vocab], gets a copy; in ascending order. The

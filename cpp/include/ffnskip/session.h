@@ -14,13 +14,14 @@
 #pragma once
 
 #include "ffnskip/controller.h"
+#include "ffnskip/export.h"
 
 #include <llama.h>
 
 #include <cstdint>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // Rows for one llama_decode.
 class Batch {
@@ -65,9 +66,9 @@ public:
 
     // Batches of the caller's own making, for several sequences at once. add() takes a token after what the sequence holds
     // and what was added of it; decode() decodes what was added, n_batch at most, which gives row i the output i of the
-    // context where one was asked for. Whatever becomes of it, nothing is left in the batch.
+    // context where one was asked for.
     void    add(llama_token token, llama_seq_id seq, bool output);
-    int32_t n_rows() const { return batch_.n_rows(); }
+    int32_t n_rows() const { return is_decoded_ ? 0 : batch_.n_rows(); }
     void    decode(Fed fed = Fed::recognise);
     void    decode(const RowKind * kinds);  // [n_rows]
     void    decode(const llama_batch & rows, Fed fed);
@@ -83,12 +84,11 @@ public:
     void clear();
 
 private:
-    template <typename Decode> void run(Decode decode);  // of what was added
-
     llama_context *        ctx_;
     Controller *           controller_;
     Batch                  batch_;
-    std::vector<llama_pos> next_;  // [n_seq_max] position after the rows that were added; -1: none were
+    bool                   is_decoded_ = false;  // the batch has been: the next row begins another
+    std::vector<llama_pos> next_;                // [n_seq_max] position after the rows that were added; -1: none were
 };
 
 }  // namespace ffnskip

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ..measure.quality import standard_error
 from ..profile import KEPT_POLICY
 from ..skip_config import SkipConfig
-from .evaluation import Score, standard_error
+from .evaluation import Score
 
 __all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
 
@@ -48,14 +49,14 @@ def row_of(score: Score, policy: str, text: str) -> Row:
         text,
         score.skip_ratio,
         quality.kl,
-        standard_error(score.kl, score.chunk),
+        quality.kl_error,
         quality.top1_agreement,
         quality.perplexity_ratio,
         score.checks,
         quality.n_rows,
         score.config,
         score.kl,
-        score.chunk,
+        quality.chunk,
     )
 
 

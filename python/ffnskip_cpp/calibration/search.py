@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..measure.similarity import NEVER_TRIPS
 from ..skip_config import SkipConfig
 from .effort import Effort
 from .evaluation import Evaluator, Score
 from .race import Race
 from .race import cost as race_cost
-from .simulation import NEVER_TRIPS, Region, ranks, skipped, solve, thresholds_at_rank, trips
+from .simulation import Region, ranks, skipped, solve, thresholds_at_rank, trips
 
 __all__ = ["Candidate", "Model", "Search"]
 
@@ -181,7 +182,7 @@ class Search:
         """A set with blocks exchanged one by one: those that were added last for those that nearly were."""
         left = self._greedy.left_after(n)
         for _ in range(self._effort.n_swaps):
-            layers = score.config.layers or []
+            layers = score.config.layers or ()
             added_last = [il for il in reversed(self._greedy.layers(n)) if il in layers][:SWAPPED]
             others = [
                 fixed_set([*(il for il in layers if il != out), new], self._model)
