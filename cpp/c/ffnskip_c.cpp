@@ -102,8 +102,8 @@ void require_batch(const llama_context * ctx, const llama_batch & batch) {
         throw std::invalid_argument("batch: either token or embd must be given, and the other be null");
     }
     if (batch.n_tokens > int32_t(llama_n_batch(ctx))) {  // llama_decode would end the process
-        throw std::invalid_argument("batch: " + std::to_string(batch.n_tokens) + " tokens, more than n_batch = " +
-                                    std::to_string(llama_n_batch(ctx)));
+        throw std::invalid_argument("batch: " + std::to_string(batch.n_tokens) +
+                                    " tokens, more than n_batch = " + std::to_string(llama_n_batch(ctx)));
     }
 }
 
@@ -251,9 +251,9 @@ int32_t ffnskip_get_stats(ffnskip_controller * skip, ffnskip_stats * stats) {
             throw std::invalid_argument("stats->size is " + std::to_string(stats->size) +
                                         "; set it to sizeof(struct ffnskip_stats)");
         }
-        const Stats   counted  = self.controller.stats();
-        ffnskip_stats all      = {};
-        self.skipped_per_layer = counted.skipped_per_layer;
+        const Stats   counted    = self.controller.stats();
+        ffnskip_stats all        = {};
+        self.skipped_per_layer   = counted.skipped_per_layer;
         all.size                 = std::min(stats->size, sizeof(all));
         all.tokens               = counted.tokens;
         all.ffn_total            = counted.ffn_total;

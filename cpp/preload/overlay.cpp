@@ -1,8 +1,9 @@
 // Skipping for every context of a program that knows nothing of it: one Controller each, set up from the environment.
-#include "batch_rows.h"
 #include "ffnskip/ffnskip.h"
+#include "gguf_magic.h"
 #include "hooks.h"
-#include "report.h"
+#include "output_file.h"
+#include "stats_text.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -46,7 +47,6 @@ struct Overlay {
     std::unordered_map<const llama_model *, std::string>           paths;
     std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
     std::unordered_map<llama_memory_t, Context *>                  by_memory;
-    std::unordered_map<llama_batch_ext *, BatchRows>               batches;
     std::unordered_set<std::string>                                said;  // messages that are not to be repeated
     Stats                                                          freed;  // of contexts that are gone
 };
@@ -90,13 +90,6 @@ Context * context_of(llama_context * ctx) {
     const std::lock_guard lock(all.mutex);
     const auto            found = all.contexts.find(ctx);
     return found == all.contexts.end() ? nullptr : found->second.get();
-}
-
-// Makes what `change` does to the rows noted of a batch.
-template <typename Change> void with_batch(llama_batch_ext * batch, Change change) {
-    Overlay &             all = overlay();
-    const std::lock_guard lock(all.mutex);
-    change(all.batches[batch]);
 }
 
 template <typename Change> void with_memory(llama_memory_t memory, Change change) {
@@ -243,9 +236,9 @@ void prepare(Context & context, llama_context * ctx) {
 
 // ---- decoding ----
 
-int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void * call) {
+int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
     Context * context = context_of(ctx);
-    if (context == nullptr || rows.n_tokens == 0) {
+    if (context == nullptr || batch->n_tokens == 0) {
         return run(call);
     }
     prepare(*context, ctx);
@@ -270,7 +263,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
             context->controller.outputs_unread();
         }
         // A batch that was refused left the outputs of the one before it.
-        if (context->controller.decode(ctx, rows, Noted::decode, &noted) == 0) {
+        if (context->controller.decode(ctx, *batch, Noted::decode, &noted) == 0) {
             context->outputs_read = false;
         }
         if (const auto notice = context->controller.take_notice()) {
@@ -283,52 +276,10 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     return noted.status ? *noted.status : run(call);  // the controller may have given up before it
 }
 
-int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
-    return decode_rows(ctx, *batch, run, call);
-}
-
-int32_t process(llama_context * ctx, llama_batch_ext * batch, Run run, void * call) {
-    llama_batch rows{};
-    with_batch(batch, [&](BatchRows & noted) { rows = noted.view(); });
-    return decode_rows(ctx, rows, run, call);
-}
-
 void outputs_read(llama_context * ctx) {
     if (Context * context = context_of(ctx)) {
         context->outputs_read = true;
     }
-}
-
-// ---- the contents of batches ----
-
-void batch_cleared(llama_batch_ext * batch) {
-    with_batch(batch, [](BatchRows & rows) { rows.clear(); });
-}
-
-void batch_freed(llama_batch_ext * batch) {
-    Overlay &             all = overlay();
-    const std::lock_guard lock(all.mutex);
-    all.batches.erase(batch);
-}
-
-void row_added(llama_batch_ext * batch, int32_t row, llama_seq_id seq, llama_token token) {
-    with_batch(batch, [=](BatchRows & rows) { rows.add(row, seq, token); });
-}
-
-void row_shared(llama_batch_ext * batch, int32_t row, llama_seq_id seq) {
-    with_batch(batch, [=](BatchRows & rows) { rows.share(row, seq); });
-}
-
-void row_embedded(llama_batch_ext * batch, int32_t row) {
-    with_batch(batch, [=](BatchRows & rows) { rows.embed(row); });
-}
-
-void row_placed(llama_batch_ext * batch, int32_t row, llama_pos pos) {
-    with_batch(batch, [=](BatchRows & rows) { rows.place(row, pos); });
-}
-
-void row_output(llama_batch_ext * batch, int32_t row, bool output) {
-    with_batch(batch, [=](BatchRows & rows) { rows.output(row, output); });
 }
 
 // ---- what happens to sequences between decodes ----
@@ -368,16 +319,15 @@ void report() {
         say(to_line(sum));
         return;
     }
-    const std::string why_not = write_report(path, to_json(sum));
+    const std::string why_not =
+        is_gguf(path) ? "is a GGUF file, which is not overwritten" : write_file(path, to_json(sum));
     if (!why_not.empty()) {
         say(std::string(path) + ": " + why_not + "; " + to_line(sum));
     }
 }
 
-constexpr Hooks k_hooks = { model_loaded, model_freeing, attach,     created,      freeing,    freed,
-                            decode,       process,       outputs_read, batch_cleared, batch_freed, row_added,  row_shared,
-                            row_embedded, row_placed,    row_output, copied,       shifted,    replaced,
-                            report };
+constexpr Hooks k_hooks = { model_loaded, model_freeing, attach, created, freeing, freed,
+                            decode,       outputs_read,  copied, shifted, replaced, report };
 
 void read_environment(Overlay & all) {
     if (const char * path = std::getenv("FFNSKIP_PROFILE")) {

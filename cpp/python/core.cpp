@@ -43,16 +43,9 @@ template <> struct pybind11::detail::type_caster<Config> {
 
 namespace {
 
-template <typename T>
-py::array_t<T> array_2d(const std::vector<T> & values, int64_t rows, int64_t columns) {
-    py::array_t<T> out({ py::ssize_t(rows), py::ssize_t(columns) });
+py::array_t<bool> bools(const std::vector<uint8_t> & values) {
+    py::array_t<bool> out(py::ssize_t(values.size()));
     std::copy(values.begin(), values.end(), out.mutable_data());
-    return out;
-}
-
-py::array_t<bool> skipped_array(const Trace & trace) {
-    py::array_t<bool> out({ py::ssize_t(trace.n_tokens), py::ssize_t(trace.n_layer) });
-    std::transform(trace.skipped.begin(), trace.skipped.end(), out.mutable_data(), [](uint8_t v) { return v != 0; });
     return out;
 }
 
@@ -120,104 +113,82 @@ py::object to_python(const Config & c) {
     return config;
 }
 
-void check_status(int32_t status) {
-    if (status != 0) {
-        throw DecodeError(status);
-    }
+// Addresses for llama_context_params, as attach() sets them.
+llama_context_params attached(Controller & controller) {
+    llama_context_params params = llama_context_default_params();
+    controller.attach(params);
+    return params;
 }
 
-const RowKind * row_kinds(const std::optional<std::vector<uint8_t>> & kinds, size_t n_tokens) {
-    static_assert(sizeof(RowKind) == 1, "kinds are passed as bytes");
+const RowKind * row_kinds(const std::optional<std::vector<RowKind>> & kinds, size_t n_tokens) {
     if (kinds && kinds->size() != n_tokens) {
         throw py::value_error("kinds: " + std::to_string(kinds->size()) + " entries for " + std::to_string(n_tokens) + " tokens");
     }
-    return kinds ? reinterpret_cast<const RowKind *>(kinds->data()) : nullptr;
+    return kinds ? kinds->data() : nullptr;
 }
 
-// A Controller with the batch it decodes from, so that a token costs no allocation.
-class PyController {
-public:
-    Controller controller;
-
-    uintptr_t callback() {
-        llama_context_params params = llama_context_default_params();
-        controller.attach(params);
-        return reinterpret_cast<uintptr_t>(params.cb_eval);
-    }
-
-    uintptr_t user_data() {
-        llama_context_params params = llama_context_default_params();
-        controller.attach(params);
-        return reinterpret_cast<uintptr_t>(params.cb_eval_user_data);
-    }
-
-    // Tokens of sequence 0 from position `position` on, in place of whatever the memory holds from there.
-    void decode(uintptr_t ctx_address, const std::vector<llama_token> & tokens, int32_t position,
-                const std::optional<std::vector<uint8_t>> & kinds, bool all_logits) {
-        auto * ctx = pointer<llama_context>(ctx_address, "decode");
-        if (tokens.empty()) {
-            throw py::value_error("decode: no tokens");
+void require_rows(const std::vector<int32_t> & rows, size_t n_tokens) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (rows[i] < (i == 0 ? 0 : rows[i - 1] + 1) || size_t(rows[i]) >= n_tokens) {
+            throw py::value_error("rows: " + std::to_string(rows[i]) + " is out of order, or outside [0, " +
+                                  std::to_string(n_tokens) + ")");
         }
-        const RowKind * rows = row_kinds(kinds, tokens.size());
-        fill(tokens, position, all_logits);
+    }
+}
+
+using Tokens = std::vector<llama_token>;
+
+// Tokens of sequence 0 from `position` on, in place of whatever the memory holds from there.
+void decode(Session & session, const Tokens & tokens, int32_t position, const std::optional<std::vector<RowKind>> & kinds) {
+    const RowKind * rows = row_kinds(kinds, tokens.size());
+    py::gil_scoped_release unlocked;
+    session.cut(position);
+    if (rows == nullptr) {
+        session.prompt(tokens.data(), tokens.size());
+        return;
+    }
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        session.add(tokens[i], 0, i + 1 == tokens.size());
+    }
+    session.decode(rows);
+}
+
+py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_t position,
+                                const std::optional<std::vector<RowKind>> & kinds, const std::vector<int32_t> & rows) {
+    const RowKind * kind = row_kinds(kinds, tokens.size());
+    require_rows(rows, tokens.size());
+    const int32_t      n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(session.context())));
+    py::array_t<float> logits({ py::ssize_t(rows.size()), py::ssize_t(n_vocab) });
+    float *            to = logits.mutable_data();
+    py::gil_scoped_release unlocked;
+    session.cut(position);
+    forward(session, tokens, kind, rows, to);
+    return logits;
+}
+
+llama_token step(Session & session, uintptr_t sampler_address, llama_token token, int32_t position) {
+    auto * sampler = pointer<llama_sampler>(sampler_address, "step");
+    py::gil_scoped_release unlocked;
+    session.cut(position);
+    return session.step(sampler, token);
+}
+
+// A llama_batch made elsewhere.
+void decode_batch(Session & session, uintptr_t address, std::optional<bool> generated) {
+    const llama_batch batch = *pointer<llama_batch>(address, "decode_batch");
+    const Fed         fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
+    py::gil_scoped_release unlocked;
+    session.decode(batch, fed);
+}
+
+py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations) {
+    const Scores scores = [&] {
         py::gil_scoped_release unlocked;
-        go_back(ctx, position);
-        check_status(rows == nullptr ? controller.decode(ctx, batch_, Fed::prompt) : controller.decode(ctx, batch_, rows));
-    }
-
-    // A llama_batch made elsewhere.
-    void decode_batch(uintptr_t ctx_address, uintptr_t batch_address, std::optional<bool> generated) {
-        auto *            ctx   = pointer<llama_context>(ctx_address, "decode_batch");
-        const llama_batch batch = *pointer<llama_batch>(batch_address, "decode_batch");
-        const Fed         fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
-        py::gil_scoped_release unlocked;
-        check_status(controller.decode(ctx, batch, fed));
-    }
-
-    // One turn of the generation loop: decodes a generated token, samples the next.
-    llama_token step(uintptr_t ctx_address, uintptr_t sampler_address, llama_token token, int32_t position) {
-        auto * ctx     = pointer<llama_context>(ctx_address, "step");
-        auto * sampler = pointer<llama_sampler>(sampler_address, "step");
-        py::gil_scoped_release unlocked;
-        tokens_.assign(1, token);
-        fill(tokens_, position, false);
-        go_back(ctx, position);
-        check_status(controller.decode(ctx, batch_, Fed::generated));
-        return llama_sampler_sample(sampler, ctx, -1);
-    }
-
-private:
-    static void go_back(llama_context * ctx, int32_t position) {
-        if (!llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1)) {
-            throw std::runtime_error("the memory of this model can't go back to position " + std::to_string(position) +
-                                     "; reset() it and evaluate the text again");
-        }
-    }
-
-    void fill(const std::vector<llama_token> & tokens, int32_t position, bool all_logits) {
-        const size_t n = tokens.size();
-        if (&tokens != &tokens_) {
-            tokens_ = tokens;
-        }
-        positions_.resize(n);
-        sequences_.assign(n, &sequence_);
-        counts_.assign(n, 1);
-        logits_.assign(n, int8_t(all_logits));
-        logits_[n - 1] = 1;
-        for (size_t i = 0; i < n; ++i) {
-            positions_[i] = position + int32_t(i);
-        }
-        batch_ = { int32_t(n), tokens_.data(), nullptr, positions_.data(), counts_.data(), sequences_.data(), logits_.data() };
-    }
-
-    std::vector<llama_token>    tokens_;
-    std::vector<llama_pos>      positions_;
-    std::vector<llama_seq_id *> sequences_;
-    std::vector<int32_t>        counts_;
-    std::vector<int8_t>         logits_;
-    llama_seq_id                sequence_ = 0;
-    llama_batch                 batch_{};
-};
+        return score(session, prefix, continuations);
+    }();
+    py::array_t<double> likelihood(py::ssize_t(scores.log_likelihood.size()), scores.log_likelihood.data());
+    return py::make_tuple(likelihood, bools(scores.greedy), scores.n_evaluated);
+}
 
 void raise(const char * name, const std::exception & error) {
     py::set_error(python_class("ffnskip_cpp.errors", name), error.what());
@@ -315,59 +286,49 @@ PYBIND11_MODULE(_core, m) {
         .value("skippable", RowKind::skippable)
         .finalize();
 
-    py::class_<PyController>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
+    py::class_<Controller>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
-        .def_property_readonly("callback", &PyController::callback)
-        .def_property_readonly("user_data", &PyController::user_data)
-        .def("probe", [](PyController & c, uintptr_t ctx) { c.controller.probe(pointer<llama_context>(ctx, "probe")); },
-             py::arg("ctx"))
-        .def_property_readonly("n_layer", [](const PyController & c) { return c.controller.n_layer(); })
-        .def_property_readonly("skippable", [](const PyController & c) {
-            const auto & v = c.controller.skippable();
-            py::array_t<bool> out(py::ssize_t(v.size()));
-            std::copy(v.begin(), v.end(), out.mutable_data());
-            return out;
+        .def_property_readonly("callback", [](Controller & c) { return uintptr_t(attached(c).cb_eval); })
+        .def_property_readonly("user_data", [](Controller & c) { return uintptr_t(attached(c).cb_eval_user_data); })
+        .def("probe", [](Controller & c, uintptr_t ctx) { c.probe(pointer<llama_context>(ctx, "probe")); }, py::arg("ctx"))
+        .def_property_readonly("n_layer", &Controller::n_layer)
+        .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
+        .def_property_readonly("ffn_map", [](const Controller & c) { return c.ffn_map(); })
+        .def_property_readonly("fingerprint", &Controller::fingerprint)
+        .def("set_profile", &Controller::set_profile, py::arg("profile"))
+        .def_property("config", [](const Controller & c) { return c.config(); }, &Controller::set_config)
+        .def_property_readonly("resolved", [](const Controller & c) {
+            const Settings & s = c.settings();
+            return py::dict(py::arg("policy") = policy_name(s.policy), py::arg("sim_threshold") = c.config().sim_threshold,
+                            py::arg("cold_s") = s.cold_s, py::arg("cold_e") = s.cold_e,
+                            py::arg("warm_up_index") = s.warm_up_index, py::arg("max_skip") = s.max_skip);
         })
-        .def_property_readonly("ffn_map", [](const PyController & c) { return c.controller.ffn_map(); })
-        .def_property_readonly("fingerprint", [](const PyController & c) { return c.controller.fingerprint(); })
-        .def("set_profile", [](PyController & c, const Profile & profile) { c.controller.set_profile(profile); },
-             py::arg("profile"))
-        .def_property("config", [](const PyController & c) { return c.controller.config(); },
-                      [](PyController & c, const Config & config) { c.controller.set_config(config); })
-        .def_property_readonly("resolved", [](const PyController & c) {
-            const Settings & s = c.controller.settings();
-            py::dict out;
-            out["policy"]        = policy_name(s.policy);
-            out["sim_threshold"] = c.controller.config().sim_threshold;
-            out["cold_s"]        = s.cold_s;
-            out["cold_e"]        = s.cold_e;
-            out["warm_up_index"] = s.warm_up_index;
-            out["max_skip"]      = s.max_skip;
-            return out;
-        })
-        .def("decode", &PyController::decode, py::arg("ctx"), py::arg("tokens"), py::arg("position"),
-             py::arg("kinds") = py::none(), py::arg("all_logits") = false)
-        .def("decode_batch", &PyController::decode_batch, py::arg("ctx"), py::arg("batch"), py::arg("generated") = py::none())
-        .def("step", &PyController::step, py::arg("ctx"), py::arg("sampler"), py::arg("token"), py::arg("position"))
-        .def("set_reuse", [](PyController & c, bool full) { c.controller.set_reuse(full ? Reuse::full : Reuse::all); },
-             py::arg("full"))
-        .def("first_to_repeat", [](const PyController & c, int32_t end) { return c.controller.first_to_repeat(0, end); },
-             py::arg("end"))
-        .def("count_from_here", [](PyController & c) { c.controller.count_from_here(0); })
-        .def("replaced", [](PyController & c) { c.controller.replaced(0); })
-        .def("account", [](const PyController & c) { return py::bytes(c.controller.account(0)); })
-        .def("restore", [](PyController & c, const std::string & account) { c.controller.restore(0, account); },
-             py::arg("account"))
-        .def("take_notice", [](PyController & c) { return c.controller.take_notice(); })
-        .def("row_kind", [](const PyController & c, int64_t index) { return c.controller.row_kind(index); },
-             py::arg("generated_index"))
-        .def_property_readonly("stats", [](const PyController & c) { return c.controller.stats(); })
-        .def("reset_stats", [](PyController & c) { c.controller.reset_stats(); })
-        .def("start_trace", [](PyController & c) { c.controller.start_trace(); })
-        .def("stop_trace", [](PyController & c) {
-            const Trace trace = c.controller.stop_trace();
-            return py::make_tuple(array_2d(trace.similarity, trace.n_tokens, trace.n_layer), skipped_array(trace));
+        .def("set_reuse", [](Controller & c, bool full) { c.set_reuse(full ? Reuse::full : Reuse::all); }, py::arg("full"))
+        .def("first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); }, py::arg("end"))
+        .def("count_from_here", [](Controller & c) { c.count_from_here(0); })
+        .def("replaced", [](Controller & c) { c.replaced(0); })
+        .def("account", [](const Controller & c) { return py::bytes(c.account(0)); })
+        .def("restore", [](Controller & c, const std::string & account) { c.restore(0, account); }, py::arg("account"))
+        .def("take_notice", &Controller::take_notice)
+        .def_property_readonly("stats", &Controller::stats)
+        .def("reset_stats", &Controller::reset_stats)
+        .def("start_trace", &Controller::start_trace)
+        .def("stop_trace", [](Controller & c) {
+            const Trace                    trace = c.stop_trace();
+            const std::vector<py::ssize_t> shape = { trace.n_tokens, trace.n_layer };
+            py::array_t<float>             similarity(py::ssize_t(trace.similarity.size()), trace.similarity.data());
+            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape));
         });
+
+    py::class_<Session>(m, "Session", "Sequences of a llama.cpp context; see ffnskip/session.h.")
+        .def(py::init([](uintptr_t ctx, Controller * controller) {
+            return Session(pointer<llama_context>(ctx, "Session"), controller);
+        }), py::arg("ctx"), py::arg("controller"), py::keep_alive<1, 3>())
+        .def("decode", &decode, py::arg("tokens"), py::arg("position"), py::arg("kinds") = py::none())
+        .def("forward", &forward_rows, py::arg("tokens"), py::arg("position"), py::arg("kinds"), py::arg("rows"))
+        .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"))
+        .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
+        .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
 
     m.def("options", [] {
         std::vector<std::tuple<std::string, std::optional<std::string>, std::string>> out;
@@ -386,11 +347,11 @@ PYBIND11_MODULE(_core, m) {
     }, py::arg("values"), py::arg("base"));
     m.def("environment_name", &environment_name, py::arg("option"));
 
-    m.def("cosine", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & a,
-                       const py::array_t<float, py::array::c_style | py::array::forcecast> & b) {
-        if (a.ndim() != 1 || b.ndim() != 1 || a.shape(0) != b.shape(0)) {
-            throw py::value_error("cosine: two vectors of one length are needed");
+    m.def("similarity", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & h,
+                           const py::array_t<float, py::array::c_style | py::array::forcecast> & f) {
+        if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
+            throw py::value_error("similarity: two vectors of one length are needed");
         }
-        return cosine(a.data(), b.data(), a.shape(0));
-    }, py::arg("a"), py::arg("b"));
+        return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
+    }, py::arg("h"), py::arg("f"));
 }

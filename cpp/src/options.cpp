@@ -1,9 +1,9 @@
 #include "ffnskip/options.h"
 
+#include "numbers.h"
+
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 
@@ -15,13 +15,11 @@ namespace {
 }
 
 uint64_t to_unsigned(const std::string & name, const std::string & value, uint64_t most) {
-    errno = 0;
-    char *         end    = nullptr;
-    const uint64_t number = std::strtoull(value.c_str(), &end, 10);
-    if (value.empty() || !std::isdigit(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0 || number > most) {
+    const std::optional<uint64_t> number = parse_number<uint64_t>(value);
+    if (!number || *number > most) {
         refuse(name, value, "an integer >= 0");
     }
-    return number;
+    return *number;
 }
 
 int to_count(const std::string & name, const std::string & value) {
@@ -29,12 +27,11 @@ int to_count(const std::string & name, const std::string & value) {
 }
 
 double to_number(const std::string & name, const std::string & value) {
-    char *       end    = nullptr;
-    const double number = std::strtod(value.c_str(), &end);
-    if (value.empty() || std::isspace(static_cast<unsigned char>(value[0])) || *end != '\0') {
+    const std::optional<double> number = parse_number<double>(value);
+    if (!number) {
         refuse(name, value, "a number");
     }
-    return number;
+    return *number;
 }
 
 // "0.9,0.95,inf" is three of them.
@@ -50,11 +47,10 @@ std::vector<double> to_numbers(const std::string & name, const std::string & val
 
 // "3,5-7" is 3, 5, 6, 7.
 std::vector<int> to_layers(const std::string & name, const std::string & value) {
-    constexpr size_t k_digits = 4;  // no model has more layers
-    const auto       layer    = [&](const std::string & text) {
-        const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
-        const bool good     = !text.empty() && text.size() <= k_digits && std::all_of(text.begin(), text.end(), is_digit);
-        return good ? std::atoi(text.c_str()) : -1;
+    constexpr int k_most = 9999;  // no model has more layers
+    const auto    layer  = [&](const std::string & text) {
+        const std::optional<int> number = parse_number<int>(text);
+        return number && *number <= k_most ? *number : -1;
     };
     std::vector<int> layers;
     for (size_t begin = 0; begin <= value.size();) {

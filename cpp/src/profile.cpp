@@ -1,5 +1,7 @@
 #include "ffnskip/profile.h"
 
+#include "gguf_magic.h"
+
 #include <ggml.h>
 #include <gguf.h>
 
@@ -28,11 +30,10 @@ class Reader {
 public:
     explicit Reader(const std::string & path) : path_(path) {
         // gguf_init_from_file writes its complaints to the log, and these two are the usual ones.
-        char magic[4] = {};
-        if (!std::ifstream(path, std::ios::binary).read(magic, sizeof(magic))) {
+        if (!std::ifstream(path)) {
             refuse("can't be read");
         }
-        if (std::string(magic, sizeof(magic)) != "GGUF") {
+        if (!is_gguf(path)) {
             refuse("is no GGUF file");
         }
         file_.reset(gguf_init_from_file(path.c_str(), { true, nullptr }));

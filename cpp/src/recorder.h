@@ -38,8 +38,6 @@ public:
     Trace stop_trace();
 
 private:
-    void append_trace(int32_t i, const TokenState & row);
-
     int      n_layer_ = 0;
     uint64_t n_ffn_   = 0;  // FFN blocks of the model
 

@@ -1,5 +1,5 @@
-// A libllama program in C with FFN skipping, as the model's profile says or, without one, Algorithm 1 with a tenth of the FFN
-// blocks.
+// A libllama program in C with FFN skipping, as the model's profile says or, without one, Algorithm 1 with a tenth of
+// the FFN blocks.
 //
 //     generate MODEL.gguf PROMPT [N_TOKENS]
 #include <ffnskip.h>
@@ -46,7 +46,8 @@ static void print_statistics(struct ffnskip_controller * skip) {
     struct ffnskip_stats stats = { .size = sizeof(stats) };
     ffnskip_get_stats(skip, &stats);
     fprintf(stderr, "tokens %llu, FFN blocks %llu, skipped %llu, checks %llu\n", (unsigned long long) stats.tokens,
-            (unsigned long long) stats.ffn_total, (unsigned long long) stats.ffn_skipped, (unsigned long long) stats.checks);
+            (unsigned long long) stats.ffn_total, (unsigned long long) stats.ffn_skipped,
+            (unsigned long long) stats.checks);
     for (uint64_t il = 0; il < stats.n_layer; ++il) {
         fprintf(stderr, "%s%llu", il == 0 ? "per layer: " : " ", (unsigned long long) stats.skipped_per_layer[il]);
     }

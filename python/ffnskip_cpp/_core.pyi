@@ -132,19 +132,6 @@ class Controller:
         """Raises ProfileMismatchError where it is another model's."""
     @property
     def resolved(self) -> ResolvedConfig: ...
-    def decode(
-        self,
-        ctx: int,
-        tokens: Sequence[int],
-        position: int,
-        kinds: Sequence[RowKind] | None = None,
-        all_logits: bool = False,
-    ) -> None:
-        """Decodes tokens of sequence 0 from `position` on. Raises DecodeError."""
-    def decode_batch(self, ctx: int, batch: int, generated: bool | None = None) -> None:
-        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch. Raises DecodeError."""
-    def step(self, ctx: int, sampler: int, token: int, position: int) -> int:
-        """Decodes a generated token of sequence 0 and samples the next one."""
     def set_reuse(self, full: bool) -> None: ...
     def first_to_repeat(self, end: int) -> int:
         """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
@@ -158,7 +145,6 @@ class Controller:
         """Raises ValueError where these are not the bytes of an account."""
     def take_notice(self) -> str | None:
         """What the user should be told of the settings in use, at most once."""
-    def row_kind(self, generated_index: int) -> RowKind: ...
     @property
     def stats(self) -> SkipStats: ...
     def reset_stats(self) -> None: ...
@@ -166,8 +152,42 @@ class Controller:
     def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
 
-def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Cosine similarity of two float32 vectors, as the policies compute it; NaN where an element is not finite."""
+class Session:
+    """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.
+
+    Raises DecodeError where llama.cpp does not decode a batch, UnsupportedModelError where it does what is not
+    understood, and RuntimeError where the memory of the model can't go back to `position`.
+    """
+
+    def __init__(self, ctx: int, controller: Controller | None) -> None: ...
+    def decode(self, tokens: Sequence[int], position: int, kinds: Sequence[RowKind] | None = None) -> None:
+        """Decodes tokens of sequence 0 from `position` on, in place of what is there; None: of a prompt, of which there
+        may be more than a batch takes. The last one has an output."""
+    def forward(
+        self, tokens: Sequence[int], position: int, kinds: Sequence[RowKind] | None, rows: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """The same for any number of tokens; None: they are generated ones, counted from the first.
+
+        Returns:
+            float32 [len(rows), n_vocab]: logits of these rows, which are given in ascending order. The last
+            token has an output in the context besides.
+        """
+    def score(
+        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], int]:
+        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated.
+
+        Returns:
+            float64 [n]: log-likelihood of each continuation, bool [n]: whether it is the greedy one, and the number of
+            tokens that were evaluated.
+        """
+    def step(self, sampler: int, token: int, position: int) -> int:
+        """Decodes a generated token of sequence 0 and samples the next one."""
+    def decode_batch(self, batch: int, generated: bool | None = None) -> None:
+        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch."""
+
+def similarity(h: npt.ArrayLike, f: npt.ArrayLike) -> float:
+    """Cosine of the float32 vectors h and h + f, as the policies compute it; NaN where an element is not finite."""
 
 def options() -> list[tuple[str, str | None, str]]:
     """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""

@@ -42,10 +42,15 @@ def like(method: Method) -> Callable[[Callable[..., Any]], Method]:
 class CheckedLlama(llama_cpp.Llama):
     """Raises ValueError where the model can't be loaded, with llama.cpp's reason."""
 
+    _closed = False
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        internals.prepare(self)  # before anything can fail
+        return self
+
     def __init__(self, model_path: str | os.PathLike[str], **kwargs: Any):
-        internals.prepare(self)
         self._lock = threading.RLock()
-        self._closed = False
         if os.path.exists(model_path):  # or the base class says that it does not
             check_header(model_path)
         with explained(quiet=not kwargs.get("verbose", True)):

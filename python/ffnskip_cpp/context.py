@@ -16,6 +16,7 @@ from .skip_argument import DENSE
 
 __all__ = ["Context"]
 
+SEQUENCES = 9  # a text, and as many that go on from it at once; see share()
 NO_GENERATION = "an embedding context does not generate; its FFN blocks always run"
 
 
@@ -38,11 +39,11 @@ class Context:
         self._attach(self.params)
         self.has_callback = True
 
-    def probe(self, address: int | None = None) -> None:
+    def probe(self, address: int) -> None:
         """Raises UnsupportedModelError where the model has no FFN block that can be skipped, and other ValueErrors."""
         self._is_probed = True
         try:
-            self._decoder.controller.probe(address or self._decoder.context)
+            self._decoder.controller.probe(address)
         except ValueError as error:
             self.why_dense = str(error)
             raise
@@ -52,6 +53,7 @@ class Context:
         if self._is_probed or not self.generates:
             return
         params = self._copied_params()
+        self._attach(params)
         params.n_ctx, params.n_seq_max = min(params.n_ctx, 64), 1
         params.n_batch = params.n_ubatch = min(params.n_batch, params.n_ctx)
         controller = self._decoder.controller
@@ -75,6 +77,7 @@ class Context:
         has_outputs = not internals.needs_eval(llm)
         state = llm.save_state() if llm.n_tokens > 0 else None
         params = self._copied_params()
+        self._attach(params)
         context = _made(llm, params)
         try:
             self.probe(context.ctx)
@@ -89,6 +92,28 @@ class Context:
             if has_outputs:
                 self._compute_outputs_again(llm)
 
+    def share(self, llm: llama_cpp.Llama) -> bool:
+        """Makes the context anew, and empty, for several sequences at once; those of llama_cpp have one.
+
+        False where it stays as it is: it was made so before, or the memory of the model is none that sequences share.
+        """
+        if not self.generates:
+            raise UnsupportedModelError(NO_GENERATION)
+        one_by_one = llama_cpp.llama_model_is_recurrent(llm.model) or llama_cpp.llama_model_is_hybrid(llm.model)
+        params = self._copied_params()
+        params.n_seq_max = 1 if one_by_one else min(SEQUENCES, params.n_batch, params.n_ubatch)  # as llama.cpp asserts
+        params.kv_unified = True
+        if params.n_seq_max <= self.params.n_seq_max:
+            return False
+        context = _made(llm, params)
+        if self.has_callback:
+            self.probe(context.ctx)
+        internals.adopt_context(llm, context)
+        self.params = params
+        self._decoder.use(llm)
+        llm.reset()
+        return True
+
     def _compute_outputs_again(self, llm: llama_cpp.Llama) -> None:
         """A state has none, and the user may sample from them."""
         account = self._decoder.controller.account()
@@ -99,9 +124,7 @@ class Context:
         self._decoder.controller.restore(account)
 
     def _copied_params(self) -> Any:
-        params = type(self.params).from_buffer_copy(self.params)
-        self._attach(params)
-        return params
+        return type(self.params).from_buffer_copy(self.params)
 
     def _attach(self, params: Any) -> None:
         controller = self._decoder.controller

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llama_cpp import LogitsProcessorList
 
 from . import llama_cpp_internals as internals
-from ._core import Controller
+from ._core import Controller, Session
 from .checked import CheckedLlama, check_room, like, token_ids
 from .notices import warn
 
@@ -28,7 +28,7 @@ class Decoder:
 
     def __init__(self, controller: Controller):
         self.controller = controller
-        self.context = 0  # address of the llama_context
+        self.session: Session  # of the context
         self.n_rows = 0  # of the last batch
         self.sampled: int | None = None  # the last token sampled, until it is fed back
         self.generation: object | None = None  # the one that has the context
@@ -39,7 +39,7 @@ class Decoder:
 
     def use(self, llm: llama_cpp.Llama) -> None:
         """Decode in the context that `llm` has now."""
-        self.context = internals.context_address(llm)
+        self.session = Session(internals.context_address(llm), self.controller)
         internals.redirect_decode(llm, self)
         internals.on_look(llm, self.look)
         if n_swa := llama_cpp.llama_model_n_swa(llm.model):
@@ -47,7 +47,7 @@ class Decoder:
 
     def __call__(self, batch: Any) -> None:
         self.n_rows = internals.n_rows(batch)
-        self.controller.decode_batch(self.context, internals.batch_address(batch), self._generated)
+        self.session.decode_batch(internals.batch_address(batch), self._generated)
 
     def look(self) -> None:
         """Outputs are read, to choose a token from them perhaps."""

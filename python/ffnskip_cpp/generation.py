@@ -131,7 +131,8 @@ def _natively(llm: DecodingLlama, decoder: Decoder, steps: Steps) -> Steps:
             continue
         check_room(llm, 1)
         position = llm.n_tokens
-        following = decoder.controller.step(internals.context_address(llm), sampler_address, token, position)
+        internals.context_address(llm)  # raises if the model is closed
+        following = decoder.session.step(sampler_address, token, position)
         llm.input_ids[position] = token
         llm.n_tokens = position + 1
         internals.require_eval(llm, False)

@@ -244,6 +244,27 @@ class Llama(DecodingLlama):
             self._check_open()
             return scoring.forward(self, self._decoder, tokens, eligible, rows, keep)
 
+    def score(self, prefix: scoring.Text, continuations: Sequence[scoring.Text]) -> scoring.Score:
+        """How likely the model is to go on with each of several texts. The context is empty afterwards.
+
+        A continuation counts as generated from its first token on: token i may skip if i >= warm_up_index. The prefix
+        is evaluated once, and continuations share batches; after a recurrent model's prefix, evaluated anew for each,
+        they come one by one. The first call makes the context anew, for several sequences in the memory of one.
+
+        Args:
+            prefix: Text or token ids, one at least.
+            continuations: Text or token ids of each; with the prefix they fit the context. Texts are tokenised as
+                evaluation harnesses do: together with the prefix, whose spaces at its end count to the continuation;
+                where no token ends between the two, or the prefix is token ids, alone.
+        Raises:
+            ValueError: The prefix has no tokens, or a continuation does not fit the context behind it.
+        """
+        with self._at_work():
+            self._check_open()
+            if self._context.share(self):
+                self._skipping.restore(self)
+            return scoring.score(self, self._decoder, prefix, continuations)
+
     # ---- generation ----
 
     @overload  # type: ignore[override]

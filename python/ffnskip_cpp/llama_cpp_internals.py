@@ -13,8 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
-import numpy as np
-import numpy.typing as npt
 from llama_cpp import _internals
 from llama_cpp._ggml import libggml
 
@@ -29,7 +27,6 @@ __all__ = [
     "ggml_type",
     "go_back",
     "libggml",
-    "logits",
     "lora_is_missing",
     "make_context",
     "makes_context",
@@ -166,13 +163,8 @@ def _then(before: Callable[[], None], function: Callable[..., Any]) -> Callable[
     return call
 
 
-def logits(llm: llama_cpp.Llama, n_rows: int) -> npt.NDArray[np.float32]:
-    """float32 [n_rows, n_vocab]: of the outputs of the last decode; a view."""
-    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(n_rows, llm._n_vocab))
-
-
 def prepare(llm: llama_cpp.Llama) -> None:
-    """Before the base class constructs it: what it closes, however early that fails."""
+    """What `close()` closes, which the base class calls however early the construction failed."""
     llm._stack = contextlib.ExitStack()
 
 

@@ -57,7 +57,7 @@ class Skipping:
         """The context has been made."""
         try:
             if self._context.has_callback:
-                self._context.probe()
+                self._context.probe(internals.context_address(llm))
             self._apply(llm, self._wanted)
         except UnsupportedModelError as error:
             if not (self._wanted == "auto" or is_dense(self._wanted)):
@@ -76,7 +76,11 @@ class Skipping:
         self._apply(llm, wanted)
         self.given, self._wanted = given, wanted
         if self._aside:
-            self._apply(llm, self._aside[-1], warns=False)
+            self.restore(llm)
+
+    def restore(self, llm: llama_cpp.Llama) -> None:
+        """Sets what is to be skipped now; a block has ended, or the model was probed anew."""
+        self._apply(llm, self._aside[-1] if self._aside else self._wanted, warns=False)
 
     @contextlib.contextmanager
     def instead(self, llm: llama_cpp.Llama, given: Skip) -> Iterator[None]:
@@ -88,7 +92,7 @@ class Skipping:
             yield
         finally:
             self._aside.pop()
-            self._apply(llm, self._aside[-1] if self._aside else self._wanted, warns=False)
+            self.restore(llm)
 
     def _apply(self, llm: llama_cpp.Llama, wanted: Wanted, *, warns: bool = True) -> None:
         if wanted == "auto":

@@ -20,9 +20,11 @@ static void expect(int condition, const char * what) {
 }
 
 // The call failed with this status, and the message names this.
-static void expect_refused(int32_t status, int32_t expected, const struct ffnskip_controller * skip, const char * named) {
+static void expect_refused(int32_t status, int32_t expected, const struct ffnskip_controller * skip,
+                           const char * named) {
     if (status != expected || strstr(ffnskip_last_error(skip), named) == NULL) {
-        printf("FAILED: status %d for %d, '%s' in '%s'\n", (int) status, (int) expected, named, ffnskip_last_error(skip));
+        printf("FAILED: status %d for %d, '%s' in '%s'\n", (int) status, (int) expected, named,
+               ffnskip_last_error(skip));
         ++g_failures;
     }
 }
@@ -42,14 +44,14 @@ static void be_quiet(enum ggml_log_level level, const char * text, void * data) 
 
 static struct llama_context * make_context(struct llama_model * model, struct ffnskip_controller * skip) {
     struct llama_context_params params = llama_context_default_params();
-    params.n_ctx           = N_CTX;
-    params.n_seq_max       = 2;
-    params.kv_unified      = true;  // or llama_memory_seq_cp copies whole sequences only
-    params.type_k          = GGML_TYPE_F32;
-    params.type_v          = GGML_TYPE_F32;
-    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    params.n_threads       = 1;
-    params.n_threads_batch = 1;
+    params.n_ctx                       = N_CTX;
+    params.n_seq_max                   = 2;
+    params.kv_unified                  = true;  // or llama_memory_seq_cp copies whole sequences only
+    params.type_k                      = GGML_TYPE_F32;
+    params.type_v                      = GGML_TYPE_F32;
+    params.flash_attn_type             = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.n_threads                   = 1;
+    params.n_threads_batch             = 1;
     if (skip != NULL) {
         expect_ok(ffnskip_attach(skip, &params), skip, "attach");
     }
@@ -69,10 +71,10 @@ static struct llama_batch one_token(llama_token token, llama_pos pos, llama_seq_
     static llama_seq_id   ids[1];
     static llama_seq_id * sequences[1] = { ids };
     static int8_t         outputs[1]   = { 1 };
-    tokens[0]    = token;
-    positions[0] = pos;
-    ids[0]       = seq;
-    struct llama_batch batch = { 1, tokens, NULL, positions, counts, sequences, outputs };
+    tokens[0]                          = token;
+    positions[0]                       = pos;
+    ids[0]                             = seq;
+    struct llama_batch batch           = { 1, tokens, NULL, positions, counts, sequences, outputs };
     return batch;
 }
 
@@ -88,8 +90,8 @@ static llama_token greedy(const struct llama_model * model, struct llama_context
 typedef llama_token Tokens[N_GENERATED];
 
 // Continues a fixed prompt: by llama_decode where `skip` is null; with the kinds of rows named where `named`.
-static void generate(struct llama_model * model, struct llama_context * ctx, struct ffnskip_controller * skip, int named,
-                     Tokens out) {
+static void generate(struct llama_model * model, struct llama_context * ctx, struct ffnskip_controller * skip,
+                     int named, Tokens out) {
     const uint8_t prompt_kinds[N_PROMPT] = { FFNSKIP_ROW_PROMPT };
     const uint8_t may_skip               = FFNSKIP_ROW_SKIPPABLE;
     llama_token   fed[N_PROMPT];
@@ -126,7 +128,8 @@ static void test_versions(void) {
     char version[64];
     snprintf(version, sizeof(version), "%d.%d.%d", FFNSKIP_VERSION_MAJOR, FFNSKIP_VERSION_MINOR, FFNSKIP_VERSION_PATCH);
     expect(strcmp(version, FFNSKIP_VERSION) == 0 && strcmp(version, ffnskip_version()) == 0, "the version");
-    expect(strcmp(ffnskip_llama_version(), FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION ")") == 0, "llama.cpp's");
+    expect(strcmp(ffnskip_llama_version(), FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION ")") == 0,
+           "llama.cpp's");
 }
 
 static void test_null(struct llama_model * model, struct ffnskip_controller * skip, struct llama_context * ctx) {
@@ -227,14 +230,15 @@ static void test_settings(struct llama_model * model, struct ffnskip_controller 
 
     // The struct of an older version: what lies behind it stays as it is.
     struct ffnskip_stats older = { 0 };
-    older.size    = offsetof(struct ffnskip_stats, ffn_total);
-    older.n_layer = 77;
+    older.size                 = offsetof(struct ffnskip_stats, ffn_total);
+    older.n_layer              = 77;
     expect_ok(ffnskip_get_stats(skip, &older), skip, "older");
-    expect(older.size == offsetof(struct ffnskip_stats, ffn_total) && older.n_layer == 77, "only what there is room for");
+    expect(older.size == offsetof(struct ffnskip_stats, ffn_total) && older.n_layer == 77,
+           "only what there is room for");
     struct {
         struct ffnskip_stats stats;
         uint64_t             later;
-    } newer       = { { 0 }, 77 };
+    } newer          = { { 0 }, 77 };
     newer.stats.size = sizeof(newer);
     expect_ok(ffnskip_get_stats(skip, &newer.stats), skip, "newer");
     expect(newer.stats.size == sizeof(struct ffnskip_stats) && newer.later == 77, "what this version knows");
@@ -294,7 +298,7 @@ static void write_profile(const char * path, const char * model, uint32_t max_sk
 
 static void test_profiles(struct llama_model * model, struct ffnskip_controller * skip, struct llama_context * ctx,
                           const char * model_path, const char * folder) {
-    char  path[1024], beside[1024], fingerprint[512];
+    char   path[1024], beside[1024], fingerprint[512];
     Tokens tokens;
     snprintf(path, sizeof(path), "%s/c-api.ffnskip.gguf", folder);
     snprintf(beside, sizeof(beside), "%s/c-api.gguf", folder);

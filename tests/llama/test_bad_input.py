@@ -5,8 +5,10 @@ Where llama.cpp would bring the process down, the test would not end with a fail
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
+import sys
 from contextlib import closing
 
 import gguf
@@ -446,3 +448,15 @@ def test_a_grammar_that_cannot_be_parsed_is_refused(llm, works):
         with pytest.raises(ValueError, match="grammar"):
             list(call("text", grammar=grammar))
     assert works()
+
+
+def test_a_refused_argument_leaves_no_error_behind(path, monkeypatch):
+    """`__del__` closes what was never opened."""
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(TypeError):
+        Llama(path, skip_ratio=0.25)
+    with pytest.raises(ValueError):
+        Llama(path, reuse="some")
+    gc.collect()
+    assert not unraisable

@@ -56,13 +56,13 @@ def open_model(model_file):
 @pytest.fixture
 def turns(monkeypatch):
     """The turns of the native loop, in a list that grows."""
-    taken, step = [], _core.Controller.step
+    taken, step = [], _core.Session.step
 
-    def counted(controller, *args):
+    def counted(session, *args):
         taken.append(args)
-        return step(controller, *args)
+        return step(session, *args)
 
-    monkeypatch.setattr(_core.Controller, "step", counted)
+    monkeypatch.setattr(_core.Session, "step", counted)
     return taken
 
 

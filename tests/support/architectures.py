@@ -28,7 +28,7 @@ import llama_cpp
 import numpy as np
 
 from ffnskip_cpp import SkipConfig
-from ffnskip_cpp._core import Controller, FfnBlock
+from ffnskip_cpp._core import Controller, FfnBlock, Session
 
 # Not here: encoders, vision, audio and draft models, which generate no text token by token; arwkv7, rwkv6qwen2, rwkv7,
 # qwen4exp and graniteswitch, which this llama.cpp does not make from hyperparameters like these.
@@ -337,11 +337,11 @@ class Decoder:
         if controller is not None:
             params.cb_eval = ctypes.cast(controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
             params.cb_eval_user_data = controller.user_data
-        self.controller = controller
         self.ctx = llama_cpp.llama_init_from_model(model, params)
         if not self.ctx:
             raise RuntimeError("llama.cpp made no context")
         self.address = ctypes.cast(self.ctx, ctypes.c_void_p).value
+        self.session = None if controller is None else Session(self.address, controller)
 
     def logits(self, step: int) -> np.ndarray:
         """Of TOKENS, decoded `step` at a time; every row is one that may skip."""
@@ -353,8 +353,8 @@ class Decoder:
             for i in range(step):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = TOKENS[first + i], first + i, 1
                 batch.seq_id[i][0], batch.logits[i] = 0, 1
-            if self.controller is not None:
-                self.controller.decode_batch(self.address, ctypes.addressof(batch), True)
+            if self.session is not None:
+                self.session.decode_batch(ctypes.addressof(batch), True)
             elif llama_cpp.llama_decode(self.ctx, batch) != 0:
                 raise RuntimeError("llama_decode failed")
             rows.append(np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(step, N_VOCAB)).copy())
@@ -403,7 +403,7 @@ def examine(arch: str, moe: bool) -> Outcome:
 
 
 def blocks_by_layer(blocks: Sequence[FfnBlock]) -> dict[str, str]:
-    """What is in each layer, equal neighbours together: {"0-4": "gated, sequential", "5": "gated: why not"}."""
+    """What is in each layer, equal neighbours as one: {"0-4": "gated, sequential", "5": "gated, in place: reason"}."""
     runs: list[tuple[int, int, str]] = []
     for block in blocks:
         text = f"{block.kind}, {block.residual}" + ("" if block.skippable else f": {block.why_not}")

@@ -72,12 +72,11 @@ def feed(
     """
     if isinstance(llm, ffnskip_cpp.Llama):
         kinds = [kind] * len(tokens) if isinstance(kind, int) else list(kind)
-        llm._controller.decode(llm._ctx.ctx, list(tokens), position, kinds, all_logits=True)
-    else:
-        assert kind == PROMPT_ROW
-        llm._ctx.kv_cache_seq_rm(-1, position, -1)
-        llm._batch.set_batch(batch=list(tokens), n_past=position, logits_all=True)
-        llm._ctx.decode(llm._batch)
+        return llm._decoder.session.forward(list(tokens), position, kinds, range(len(kinds)))
+    assert kind == PROMPT_ROW
+    llm._ctx.kv_cache_seq_rm(-1, position, -1)
+    llm._batch.set_batch(batch=list(tokens), n_past=position, logits_all=True)
+    llm._ctx.decode(llm._batch)
     return last_logits(llm, len(tokens))
 
 

@@ -74,7 +74,8 @@ public:
 
     // Sets cb_eval and cb_eval_user_data of `params`. A callback that is there already goes on being asked and shown
     // every node, after ours: what it sees of a skipped block is memory that was not computed. Throws Unsupported where
-    // the llama.cpp in this process is not the one this was built for (require_llama_version()).
+    // the llama.cpp in this process is not the one this was built for (require_llama_version()), and std::invalid_argument
+    // where the controller is attached already, to parameters with another callback: it serves one context.
     void attach(llama_context_params & params);
 
     // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory
@@ -117,9 +118,6 @@ public:
     int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data);
     // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
-
-    // The kind of the i-th generated token of a sequence (i = 0, 1, ...): it may skip if i >= warm_up_index.
-    RowKind row_kind(int64_t generated_index) const;
 
     // Sequence `to` is now what `from` is: llama_memory_seq_cp of its positions from the first one on.
     void copied(llama_seq_id from, llama_seq_id to);

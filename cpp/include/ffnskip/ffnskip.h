@@ -7,5 +7,7 @@
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"
+#include "ffnskip/scoring.h"
+#include "ffnskip/session.h"
 #include "ffnskip/stats.h"
 #include "ffnskip/version.h"

@@ -13,7 +13,7 @@ from typing import Any
 
 import llama_cpp
 
-from .._core import Controller, Profile, RowKind
+from .._core import Controller, Profile, RowKind, Session
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import WeightBytes, read_weight_bytes
 from ..load_error import explained
@@ -104,13 +104,14 @@ class SkippingRunner(Runner):
         except ValueError:
             self.close()
             raise
+        self._session = Session(self.ctx, self.controller)
 
     def prompt(self, tokens: Sequence[int], position: int) -> None:
-        self.controller.decode(self.ctx, tokens, position)
+        self._session.decode(tokens, position)
         llama_cpp.llama_synchronize(self.ctx)
 
     def generated(self, tokens: Sequence[int], position: int) -> None:
-        self.controller.decode(self.ctx, tokens, position, [RowKind.skippable])
+        self._session.decode(tokens, position, [RowKind.skippable])
         llama_cpp.llama_synchronize(self.ctx)
 
 
