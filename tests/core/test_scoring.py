@@ -1,4 +1,4 @@
-"""Scores of continuations are those of each evaluated alone, whatever shares a batch with it, and the prefix is read once."""
+"""Scores of continuations are those of each evaluated alone, whatever shares a batch; the prefix is read once."""
 
 from __future__ import annotations
 
