@@ -1,5 +1,6 @@
 // Skipping for every context of a program that knows nothing of it: one Controller each, set up from the environment.
 #include "ffnskip/ffnskip.h"
+#include "environment.h"
 #include "gguf_magic.h"
 #include "hooks.h"
 #include "output_file.h"
@@ -40,10 +41,7 @@ struct Context {
 // Of the process. Contexts are decoded without its lock: each belongs to one thread at a time.
 struct Overlay {
     std::mutex                                                     mutex;
-    Config                                                         config;
-    bool                                                           config_given = false;
-    std::optional<Profile>                                         profile;  // given; `config` is its, options applied
-    Reuse                                                          reuse = Reuse::all;
+    Environment                                                    given;
     std::unordered_map<const llama_model *, std::string>           paths;
     std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
     std::unordered_map<llama_memory_t, Context *>                  by_memory;
@@ -55,10 +53,6 @@ struct Overlay {
 Overlay & overlay() {
     static Overlay & instance = *new Overlay;
     return instance;
-}
-
-void say(const std::string & message) {
-    std::fprintf(stderr, "ffnskip: %s\n", message.c_str());
 }
 
 // Programs make contexts as they like, one a request even.
@@ -139,14 +133,14 @@ std::optional<Profile> own_profile(const llama_model * model) {
 void set_up(Context & context) {
     const Overlay & all        = overlay();
     Controller &    controller = context.controller;
-    controller.set_reuse(all.reuse);
-    if (all.profile) {
-        controller.set_profile(*all.profile);
+    controller.set_reuse(all.given.reuse);
+    if (all.given.profile) {
+        controller.set_profile(*all.given.profile);
     } else if (context.profile) {
         controller.set_profile(*context.profile);
         say_once("skipping as " + context.profile->path + " says");
     } else {
-        controller.set_config(all.config);
+        controller.set_config(all.given.config);
     }
 }
 
@@ -154,10 +148,10 @@ void set_up(Context & context) {
 // one that can't be read, the context is left alone, and why is said.
 bool find_settings(Context & context, const llama_model * model) {
     const Overlay & all = overlay();
-    if (all.profile) {
+    if (all.given.profile) {
         return true;
     }
-    if (all.config_given) {
+    if (all.given.any_option) {
         say_once("these values are not calibrated for this model; \"ffnskip try MODEL\" says what they cost");
         return true;
     }
@@ -178,7 +172,7 @@ bool find_settings(Context & context, const llama_model * model) {
 }
 
 void * attach(const llama_model * model, llama_context_params * params) {
-    if (overlay().config.policy == Policy::dense || left_alone(model, *params)) {
+    if (overlay().given.config.policy == Policy::dense || left_alone(model, *params)) {
         return nullptr;
     }
     auto context = std::make_unique<Context>();
@@ -329,37 +323,13 @@ void report() {
 constexpr Hooks k_hooks = { model_loaded, model_freeing, attach, created, freeing, freed,
                             decode,       outputs_read,  copied, shifted, replaced, report };
 
-void read_environment(Overlay & all) {
-    if (const char * path = std::getenv("FFNSKIP_PROFILE")) {
-        all.profile = read_profile(path);
-        all.config  = all.profile->config;
-    }
-    for (const Option & option : options()) {
-        if (const char * value = std::getenv(environment_name(option.name).c_str())) {
-            set_option(all.config, option.name, value);
-            all.config_given = true;
-        }
-    }
-    if (const char * value = std::getenv("FFNSKIP_REUSE")) {
-        const std::string reuse = value;
-        if (reuse != "all" && reuse != "full") {
-            throw std::invalid_argument("reuse: '" + reuse + "' is unknown; known are all, full");
-        }
-        all.reuse = reuse == "full" ? Reuse::full : Reuse::all;
-    }
-    all.config.validate();
-    if (all.profile) {
-        all.profile->config = all.config;
-    }
-}
-
 }  // namespace
 }  // namespace ffnskip
 
 extern "C" __attribute__((visibility("default"))) const ffnskip::Hooks * ffnskip_hooks() {
     try {
         ffnskip::require_llama_version();  // here, and not where attach() is called from C
-        ffnskip::read_environment(ffnskip::overlay());
+        ffnskip::overlay().given = ffnskip::read_environment();
         return &ffnskip::k_hooks;
     } catch (const std::exception & error) {
         ffnskip::say(std::string(error.what()) + "; the program runs dense");

@@ -11,11 +11,17 @@ from .skip_config import ResolvedConfig, SkipConfig
 
 __version__: str
 
+class _Native(type):
+    """Metaclass of the classes of a pybind11 module."""
+
 def canonical(config: SkipConfig) -> SkipConfig:
     """With policies of older versions turned into those there are now. Raises TypeError, ValueError for a bad value."""
 
-class SkipStats:
+class SkipStats(metaclass=_Native):
     """Counts over generated tokens since the last reset; a snapshot."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def tokens(self) -> int:
@@ -41,8 +47,11 @@ class SkipStats:
     def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
 
-class FfnWeight:
+class FfnWeight(metaclass=_Native):
     """A weight of an FFN block."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def name(self) -> str: ...
@@ -54,8 +63,11 @@ class FfnWeight:
     @property
     def bytes(self) -> int: ...
 
-class FfnBlock:
+class FfnBlock(metaclass=_Native):
     """The FFN block of a layer, as it was found in the model's graph."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def layer(self) -> int: ...
@@ -74,8 +86,11 @@ class FfnBlock:
     @property
     def weights(self) -> list[FfnWeight]: ...
 
-class Profile:
+class Profile(metaclass=_Native):
     """Settings found for one model; `Llama(skip=...)` takes its path, or its config."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def path(self) -> str:
@@ -100,8 +115,9 @@ class RowKind(enum.IntEnum):
     """A generated token that runs in full (Algorithm 1's warm_up_index), counted."""
     skippable = 2
     """A generated token that may skip, counted."""
+    __pybind11_native_enum__: object
 
-class Controller:
+class Controller(metaclass=_Native):
     """Skips FFN blocks in one llama.cpp context; ffnskip/controller.h has the contract.
 
     Contexts, samplers and batches are given by address.
@@ -152,7 +168,7 @@ class Controller:
     def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
 
-class Session:
+class Session(metaclass=_Native):
     """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.
 
     Raises DecodeError where llama.cpp does not decode a batch, UnsupportedModelError where it does what is not

@@ -255,7 +255,7 @@ def test_a_score_is_of_the_rows_past_the_warm_up_that_predict_a_known_token(llm,
     )
     assert score.quality.perplexity_ratio == pytest.approx(np.exp(-log_ratio.mean()), rel=1e-5)
     assert score.skip_ratio == 3 / 16 and score.checks == 0
-    assert score.quality.chunk.tolist() == [i for i in range(3) for _ in range(40 - WARM_UP - 1)]
+    assert score.chunk.tolist() == [i for i in range(3) for _ in range(40 - WARM_UP - 1)]
 
 
 def test_of_a_chat_the_rows_are_those_of_answers_past_their_warm_up(llm, tmp_path):

@@ -9,7 +9,10 @@ from ffnskip_cpp import _core
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
-READ = re.compile(r"""(?:getenv\(|environ(?:\.get\(|\.setdefault\(|\[))["']([A-Z_]+)["']|\$\{([A-Z_]+):-""")
+READ = re.compile(
+    r"""(?:getenv\(|environ(?:\.get\(|\.setdefault\(|\[))["']([A-Z_]+)["']"""  # C++, Python
+    r"""|"([A-Z_]+)" in os\.environ|\$\{([A-Z_]+):-"""  # and shell
+)
 FOLDERS = ["cpp", "python", "tools", "tests", ".ci"]
 
 

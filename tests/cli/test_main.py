@@ -936,7 +936,7 @@ def test_a_full_context_loses_nothing_that_was_typed(tiny):
 
 
 def test_an_answer_that_fills_the_context_is_kept(tiny):
-    arguments = ["-m", tiny, "--chat-template", "chatml", "--ignore-eos", "-c", 256, "--no-skip"]
+    arguments = ["-m", tiny, "--chat-template", "chatml", "--ignore-eos", "-c", 256, "--temp", 0, "--no-skip"]
     with terminal(*arguments) as program:
         program.read_until(b"> ")
         program.send(b"hello\n")

@@ -1,4 +1,4 @@
-"""Scores of continuations are those of each evaluated alone, whatever shares a batch; the prefix is read once."""
+"""Scores of continuations are those of each evaluated alone, whatever shares its batch; the prefix is read once."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ def test_what_the_model_would_say_itself_is_greedy(path):
 def test_a_memory_that_cant_go_back_or_forgets_reads_the_prefix_again(model_file, kind, options, n_seq_max):
     """A recurrent memory keeps no earlier state, one with sliding windows only the last positions."""
     path = model_file(kind, **options)
-    prefix, continuations = PREFIX * 13, [tokens * 2 for tokens in CONTINUATIONS]
-    with session_of(path, None, n_seq_max=1, n_ctx=512, n_ubatch=8) as (session, _):
+    prefix, continuations = PREFIX * 2, [tokens * 10 for tokens in CONTINUATIONS[4::-1]]
+    with session_of(path, None, n_seq_max=1, n_ctx=512, n_ubatch=8, swa_full=False) as (session, _):
         alone = [session.score(prefix, [tokens])[:2] for tokens in continuations]
-    with session_of(path, None, n_seq_max=n_seq_max, n_ctx=512 * n_seq_max, n_ubatch=8) as (session, _):
+    with session_of(path, None, n_seq_max=n_seq_max, n_ctx=512 * n_seq_max, n_ubatch=8, swa_full=False) as (session, _):
         likelihood, greedy, n_evaluated = session.score(prefix, continuations)
-    assert likelihood == pytest.approx([x[0] for x, _ in alone], abs=ROUNDING * 60)
+    assert likelihood == pytest.approx([x[0] for x, _ in alone], abs=ROUNDING * 300)
     assert greedy.tolist() == [x[0] for _, x in alone]
     once = len(prefix) + sum(len(tokens) - 1 for tokens in continuations)
     assert (n_evaluated == once) == (n_seq_max > 1)

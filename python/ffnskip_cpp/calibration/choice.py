@@ -56,7 +56,7 @@ def row_of(score: Score, policy: str, text: str) -> Row:
         quality.n_rows,
         score.config,
         score.kl,
-        quality.chunk,
+        score.chunk,
     )
 
 

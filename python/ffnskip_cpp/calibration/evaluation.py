@@ -33,15 +33,14 @@ class Score:
     config: SkipConfig
     n_ffn: int
     quality: Quality = field(default_factory=Quality)
+    kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """float64 [n_rows]: KL(dense || this), nats."""
+    chunk: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64 [n_rows]: the chunk that a row is of."""
     similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """float32 [n_rows, n_layer]; NaN where unchecked."""
     skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
     """bool [n_rows, n_layer]."""
-
-    @cached_property
-    def kl(self) -> npt.NDArray[np.float64]:
-        """float64 [n_rows]: KL(dense || this), nats."""
-        return self.quality.kl_of_rows
 
     @cached_property
     def skip_ratio(self) -> float:
@@ -168,7 +167,8 @@ class Evaluator:
 def _sum(score: Score, parts: Sequence[Arrays]) -> Score:
     for part in parts:
         score.quality.add(Comparison(part["kl"], part["same_top1"], part["nll_dense"], part["nll"]))
-    score.similarity, score.skipped = (
-        np.concatenate([part[name] for part in parts]) for name in ("similarity", "skipped")
+    score.kl, score.similarity, score.skipped = (
+        np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "skipped")
     )
+    score.chunk = np.repeat(np.arange(len(parts)), [len(part["kl"]) for part in parts])
     return score

@@ -64,27 +64,18 @@ class Quality:
     def __init__(self) -> None:
         self.n_rows = 0
         self._sums = np.zeros(4)
-        self._kl: list[PerRow] = []
+        self._chunks: list[tuple[float, int]] = []  # of each the sum of KL divergences, and the rows
 
     def add(self, rows: Comparison) -> None:
         self.n_rows += len(rows)
         self._sums += [rows.kl.sum(), rows.same_top1.sum(), rows.nll_dense.sum(), rows.nll.sum()]
-        self._kl.append(rows.kl)
-
-    @property
-    def kl_of_rows(self) -> PerRow:
-        """float64 [n_rows]: KL(dense || other), in nats."""
-        return np.concatenate(self._kl) if self._kl else np.empty(0)
-
-    @property
-    def chunk(self) -> npt.NDArray[np.int64]:
-        """int64 [n_rows]: the chunk that a row is of."""
-        return np.repeat(np.arange(len(self._kl)), [len(kl) for kl in self._kl])
+        self._chunks.append((rows.kl.sum(), len(rows)))
 
     @property
     def kl_error(self) -> float:
         """Standard error of `kl`, over chunks; NaN for less than two of them."""
-        return standard_error(self.kl_of_rows, self.chunk)
+        sums, n_rows = np.array(self._chunks).reshape(-1, 2).T
+        return _error_of_mean(sums, n_rows)
 
     def _mean(self, i: int) -> float:
         return float(self._sums[i] / self.n_rows) if self.n_rows else math.nan
@@ -199,11 +190,16 @@ def logits_of(llm: Llama, chunk: Chunk, warm_up_index: int) -> Logits:
 def standard_error(values: PerRow, chunk: npt.NDArray[np.int64]) -> float:
     """Of the mean of `values`, [n_rows]; `chunk`, [n_rows], is the piece of text that a row is of. The tokens of a
     piece depend on one another, so pieces are what varies; NaN where there is one alone."""
-    n_chunks = len(np.unique(chunk))
+    return _error_of_mean(np.bincount(chunk, values), np.bincount(chunk))
+
+
+def _error_of_mean(sums: npt.NDArray[Any], n_rows: npt.NDArray[Any]) -> float:
+    """Of chunks, each with a sum of values and so many of them; those without are none."""
+    n_chunks = int((n_rows > 0).sum())
     if n_chunks < 2:
         return math.nan
-    deviations = np.bincount(chunk, values - values.mean())
-    return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / len(values))
+    deviations = sums - n_rows * (sums.sum() / n_rows.sum())
+    return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / n_rows.sum())
 
 
 def _check(dense: Logits, other: Logits, targets: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
