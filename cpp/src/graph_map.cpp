@@ -21,7 +21,8 @@ ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
 // Each device of a tensor-parallel model computes nodes of its own, which know nothing of what is left out of ours.
 bool is_spread(const ggml_tensor * weight) {
     const ggml_backend_buffer_t buffer = buffer_of(weight);
-    const ggml_backend_dev_t    device = buffer == nullptr ? nullptr : computing_device(buffer);
+    const ggml_backend_dev_t    device =
+        buffer == nullptr ? nullptr : ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
     return device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META;
 }
 

@@ -99,7 +99,11 @@ class Context:
         """
         if not self.generates:
             raise UnsupportedModelError(NO_GENERATION)
-        one_by_one = llama_cpp.llama_model_is_recurrent(llm.model) or llama_cpp.llama_model_is_hybrid(llm.model)
+        one_by_one = (
+            llama_cpp.llama_model_is_recurrent(llm.model)
+            or llama_cpp.llama_model_is_hybrid(llm.model)
+            or (llama_cpp.llama_model_n_swa(llm.model) > 0 and not self.params.swa_full)  # shared cells are not reused
+        )
         params = self._copied_params()
         params.n_seq_max = 1 if one_by_one else min(SEQUENCES, params.n_batch, params.n_ubatch)  # as llama.cpp asserts
         params.kv_unified = True

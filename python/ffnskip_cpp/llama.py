@@ -248,7 +248,7 @@ class Llama(DecodingLlama):
         """How likely the model is to go on with each of several texts. The context is empty afterwards.
 
         A continuation counts as generated from its first token on: token i may skip if i >= warm_up_index. The prefix
-        is evaluated once, and continuations share batches; after a recurrent model's prefix, evaluated anew for each,
+        is evaluated once, and continuations share batches; where the memory forgets (recurrent models, swa_full=False)
         they come one by one. The first call makes the context anew, for several sequences in the memory of one.
 
         Args:

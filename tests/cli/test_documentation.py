@@ -1,4 +1,4 @@
-"""What the documentation points to is there: links between pages, and the files that docs/index.md and CONTRIBUTING name."""
+"""What the documentation points to is there: links between pages, and the files named in the index and CONTRIBUTING."""
 
 from __future__ import annotations
 

@@ -13,11 +13,12 @@ READ = re.compile(
     r"""(?:getenv\(|environ(?:\.get\(|\.setdefault\(|\[))["']([A-Z_]+)["']"""  # C++, Python
     r"""|"([A-Z_]+)" in os\.environ|\$\{([A-Z_]+):-"""  # and shell
 )
+SOURCES = {".cpp", ".h", ".py", ".sh"}
 FOLDERS = ["cpp", "python", "tools", "tests", ".ci"]
 
 
 def variables_read() -> set[str]:
-    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in {".cpp", ".py", ".sh"}]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
     names = {
         name for path in files for found in READ.findall(path.read_text(encoding="utf-8")) for name in found if name
     }

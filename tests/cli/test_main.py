@@ -298,9 +298,9 @@ DAMAGED = {
 @pytest.mark.parametrize("grammar", DAMAGED)
 def test_a_damaged_grammar_is_refused_with_the_parsers_reason(grammar):
     result = run("-p", "a", "--grammar", grammar)
-    *reason, last = result.stderr.decode().splitlines()
-    assert (result.returncode, result.stdout) == (2, b"")
-    assert last.startswith("ffnskip-main: --grammar: it is no GBNF grammar") and DAMAGED[grammar] in result.stderr.decode()
+    message = result.stderr.decode()
+    assert (result.returncode, result.stdout) == (2, b"") and DAMAGED[grammar] in message
+    assert message.splitlines()[-1].startswith("ffnskip-main: --grammar: it is no GBNF grammar")
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path, tiny):

@@ -33,6 +33,7 @@ CONTINUATIONS = [
     " c",
 ]
 
+GIVEN = [path for path in os.environ.get("FFNSKIP_MODELS", "").split(os.pathsep) if path]
 DEMO_TEXT = "Herno Jotsen was born in"
 REAL_TEXT = "Question: What is the capital of France?\nAnswer:"
 REAL_CONTINUATIONS = [" Paris", " London", " the city of Rome, which is in Italy", " Lyon, of course"]
@@ -228,26 +229,24 @@ def test_more_continuations_than_fit_at_once(open_models, model_file, kind):
     np.testing.assert_allclose(together.log_likelihood, alone, rtol=1e-4)
 
 
-def test_a_sliding_window_is_no_matter(open_models):
-    path = os.environ.get("FFN_GEMMA")
-    if not path:
-        pytest.skip("FFN_GEMMA: no real model with a sliding window")
-    llm = open_models(None, file=path, n_ctx=1536)
-    prefix = llm.tokenize((TEXT * 80).encode())
-    texts = [llm.tokenize(text.encode(), add_bos=False) for text in REAL_CONTINUATIONS]
+@pytest.mark.parametrize("swa_full", [True, False])
+def test_a_sliding_window_is_no_matter(open_models, model_file, swa_full):
+    """The prefix is longer than the window, and than the memory that llama.cpp keeps for it."""
+    file = model_file("post_norm", n_layer=8, sliding_window=24)
+    llm = open_models(None, file=file, n_ctx=1024, n_batch=16, n_ubatch=16, swa_full=swa_full, **F32_CACHE)
+    prefix = [1 + i % 200 for i in range(700)]
+    texts = [[3, 1, 4, 1, 5], [2, 7, 1], [9] * 40]
     got = llm.score(prefix, texts)
     for i, text in enumerate(texts):
         logits = llm.forward([*prefix, *text], rows=slice(len(prefix) - 1, None))
-        expected, _ = expected_score(logits, 1, [0, *text])
-        assert got.log_likelihood[i] == pytest.approx(expected, rel=1e-2)
+        assert got.log_likelihood[i] == pytest.approx(expected_score(logits, 1, [0, *text])[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("model", ["demo", "real"])
-def test_scores_of_trained_models(open_models, model):
-    path = demo_model() if model == "demo" else os.environ.get("FFN_SMOL")
-    if not path:
-        pytest.skip("FFN_SMOL: no real model")
-    text = DEMO_TEXT if model == "demo" else REAL_TEXT
+@pytest.mark.parametrize("path", ["demo", *GIVEN])
+def test_scores_of_trained_models(open_models, path):
+    """Of the demo model, and of the files that FFNSKIP_MODELS names."""
+    text = DEMO_TEXT if path == "demo" else REAL_TEXT
+    path = demo_model() if path == "demo" else path
     llm, plain = open_models(None, file=path), open_models(kind=llama_cpp.Llama, file=path, logits_all=True)
     got = llm.score(text, REAL_CONTINUATIONS)
     prefix = plain.tokenize(text.encode())
@@ -256,8 +255,7 @@ def test_scores_of_trained_models(open_models, model):
         assert tokens[: len(prefix)] == prefix
         expected, _ = expected_score(plain_logits(plain, tokens), len(prefix), tokens)
         assert got.log_likelihood[i] == pytest.approx(expected, rel=1e-2)
-    if model == "real":
-        assert got.log_likelihood.argmax() == 0
+    assert text == DEMO_TEXT or got.log_likelihood.argmax() == 0
 
 
 def test_spaces_at_the_end_of_a_prefix_count_to_the_continuation(open_models):

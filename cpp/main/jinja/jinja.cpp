@@ -24,7 +24,9 @@ Value strftime_now(Scopes &, const Call & args) {
 }
 
 Value range(Scopes &, const Call & args) {
-    const auto    number = [&](size_t i, int64_t otherwise) { return i < args.list.size() ? args.list[i].integer() : otherwise; };
+    const auto number = [&](size_t i, int64_t otherwise) {
+        return i < args.list.size() ? args.list[i].integer() : otherwise;
+    };
     const bool    to_only = args.list.size() == 1;
     const int64_t first = to_only ? 0 : number(0, 0), last = number(to_only ? 0 : 1, 0), step = number(2, 1);
     List          all;

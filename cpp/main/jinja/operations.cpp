@@ -67,7 +67,8 @@ Value split(V of, L args) {
     const size_t        most = args.size() > 1 ? size_t(args[1].integer()) : std::string::npos;
     List                parts;
     size_t              from = 0;
-    for (size_t to; !at.empty() && parts.size() < most && (to = text.find(at, from)) != std::string::npos; from = to + at.size()) {
+    const auto          find = [&](size_t begin) { return at.empty() ? std::string::npos : text.find(at, begin); };
+    for (size_t to; parts.size() < most && (to = find(from)) != std::string::npos; from = to + at.size()) {
         parts.push_back(text.substr(from, to - from));
     }
     parts.push_back(text.substr(from));
