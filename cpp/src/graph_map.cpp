@@ -1,5 +1,6 @@
 #include "graph_map.h"
 
+#include "buffers.h"
 #include "graph_edit.h"
 #include "tensor_names.h"
 
@@ -11,10 +12,6 @@
 
 namespace ffnskip {
 namespace {
-
-ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) {
-    return (tensor->view_src != nullptr ? tensor->view_src : tensor)->buffer;
-}
 
 ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
     const ggml_backend_buffer_t buffer = buffer_of(tensor);
@@ -118,7 +115,6 @@ void GraphLearner::add(const ggml_tensor * node) {
     seen.removable  = !is_view(node->op) && node->view_src == nullptr && (node->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
     seen.activation = node->type == GGML_TYPE_F32 && node->ne[0] == n_embd_ && ggml_is_contiguous(node);
     if (const ggml_backend_buffer_t buffer = buffer_of(node); buffer != nullptr && !is_view(node->op)) {
-        seen.placed = true;
         seen.device = computing_device(buffer);
     }
     index_[node]         = int32_t(seen_.size()) - 1;
@@ -264,7 +260,7 @@ void GraphLearner::describe(Block & block) {
             continue;
         }
         // Each device that computes a node of a block has to show that it honours the edits.
-        if (const std::string & fault = seen.placed ? device_fault_(seen.device) : std::string(); !fault.empty()) {
+        if (const std::string & fault = seen.device ? device_fault_(*seen.device) : std::string(); !fault.empty()) {
             refuse(block.layer, fault);
         }
         if (node.role != Role::body) {
