@@ -84,19 +84,42 @@ template <auto field> void set(Config & config, Text name, Text value) {
     read(name, value, config.*field);
 }
 
+// A policy that is named leaves behind what was said to the one before: its lists, where the new one has no use for them,
+// the max_skip that --skip-layers implied, and the region.
+void name_policy(Config & config, Text name) {
+    const Config before = config;
+    config.layers.reset();
+    config.layer_thresholds.reset();
+    if (before.layers && before.max_skip == 0) {
+        config.max_skip.reset();
+    }
+    if (before.policy == Policy::random) {
+        config.region = Region::any;
+    }
+    set_policy(config, name);
+    if (config.layers && before.layers) {
+        config.layers = before.layers;
+    }
+    if (config.layer_thresholds && before.layer_thresholds) {
+        config.layer_thresholds = before.layer_thresholds;
+    }
+}
+
+// Options that only ffn_skip takes say that it is the policy.
+void imply_ffn_skip(Config & config) {
+    if (config.policy != Policy::ffn_skip) {
+        name_policy(config, policy_name(Policy::ffn_skip));
+    }
+}
+
 struct Entry {
     Option option;
     void (*set)(Config &, Text name, Text value);
 };
 
 const Entry k_entries[] = {
-    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random or dense" },
-      [](Config & c, Text, Text v) {
-          if (v == "fixed_plus_ffn_skip" && c.max_skip == 0) {
-              c.max_skip.reset();  // which --skip-layers implied
-          }
-          set_policy(c, v);
-      } },
+    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random or dense; ends --skip-layers and --layer-thresholds before it" },
+      [](Config & c, Text, Text v) { name_policy(c, v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       set<&Config::sim_threshold> },
     { { "cold-s", "N", "layers [0, N) never skip (default: an eighth of the layers)" }, set<&Config::cold_s> },
@@ -106,13 +129,13 @@ const Entry k_entries[] = {
     { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" }, set<&Config::skip_ratio> },
     { { "skip-layers", "LIST", "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
       [](Config & c, Text n, Text v) {
-          c.policy   = Policy::ffn_skip;
+          imply_ffn_skip(c);
           c.max_skip = c.layers ? c.max_skip : 0;
           read(n, v, c.layers);
       } },
     { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked" },
       [](Config & c, Text n, Text v) {
-          c.policy = Policy::ffn_skip;
+          imply_ffn_skip(c);
           read(n, v, c.layer_thresholds);
       } },
     { { "max-skip", "K", "FFN blocks a token skips, in place of --skip-ratio; beside those of --skip-layers" },
@@ -123,11 +146,7 @@ const Entry k_entries[] = {
       [](Config & c, Text, Text v) { c.region = region_from_name(v); } },
     { { "skip-seed", "N", "seed of --policy random (default 0)" }, set<&Config::seed> },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
-      [](Config & c, Text, Text) {
-          c.layers.reset();
-          c.layer_thresholds.reset();
-          c.policy = Policy::dense;
-      } },
+      [](Config & c, Text, Text) { name_policy(c, policy_name(Policy::dense)); } },
 };
 
 }  // namespace

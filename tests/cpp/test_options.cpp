@@ -3,6 +3,8 @@
 #include "ffnskip/options.h"
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 using namespace ffnskip;
 
@@ -52,6 +54,46 @@ void values() {
     expect(none.policy == Policy::dense, "no-skip");
 }
 
+Config after(const std::vector<std::pair<std::string, std::string>> & given, Config config = Config()) {
+    for (const auto & [name, value] : given) {
+        set_option(config, name, value);
+    }
+    config.validate();
+    return config;
+}
+
+// What one option implied does not outlive it.
+void sequences() {
+    const auto is_algorithm_1 = [](const Config & config) {
+        return config.policy == Policy::ffn_skip && !config.layers && !config.layer_thresholds && !config.max_skip;
+    };
+    expect(is_algorithm_1(after({ { "skip-layers", "3" }, { "no-skip", "" }, { "policy", "ffn_skip" } })), "skip-layers, no-skip");
+    expect(is_algorithm_1(after({ { "skip-layers", "3" }, { "policy", "ffn_skip" } })), "skip-layers, policy");
+    expect(is_algorithm_1(after({ { "layer-thresholds", "1,1" }, { "policy", "ffn_skip" } })), "thresholds, policy");
+    expect(!after({ { "skip-layers", "3" }, { "policy", "random" } }).max_skip, "skip-layers, random");
+
+    Config profile;  // with fixed layers
+    profile.layers   = { 2, 4 };
+    profile.max_skip = 0;
+    expect(is_algorithm_1(after({ { "policy", "ffn_skip" } }, profile)), "fixed layers of a profile");
+    const Config fixed = after({ { "policy", "fixed" } }, profile);
+    expect(fixed.layers == profile.layers && fixed.max_skip == 0, "whose policy is named");
+    const Config beside = after({ { "policy", "fixed_plus_ffn_skip" } }, profile);
+    expect(beside.layers == profile.layers && !beside.max_skip, "with others beside them");
+
+    const Config zero = after({ { "max-skip", "0" }, { "policy", "fixed_plus_ffn_skip" }, { "skip-layers", "3" } });
+    expect(zero.layers && zero.max_skip == 0, "a max-skip of 0 that was given");
+    expect(after({ { "max-skip", "2" }, { "policy", "ffn_skip" } }).max_skip == 2, "any other");
+
+    expect(after({ { "policy", "random_adaptive_region" }, { "policy", "random" } }).region == Region::any, "region");
+    expect(after({ { "policy", "random_adaptive_region" }, { "skip-layers", "3" }, { "policy", "random" } }).region == Region::any,
+           "region, long ago");
+    expect(after({ { "region", "adaptive" }, { "policy", "random" } }).region == Region::adaptive, "a region that was given");
+
+    const Config dense = after({ { "policy", "random_adaptive_region" }, { "no-skip", "" } });
+    expect(dense.policy == Policy::dense && dense.region == Region::any, "no-skip");
+}
+
 void refused_values() {
     for (const char * text : { "", " 1", "1x", "-1", "1.5", "99999999999999999999" }) {
         for (const char * name : { "cold-s", "cold-e", "warm-up", "max-skip", "skip-seed" }) {
@@ -82,6 +124,7 @@ void names() {
 
 int main() {
     values();
+    sequences();
     refused_values();
     names();
     return result();

@@ -19,7 +19,9 @@ struct Option {
 // Every option, in the order help texts show them.
 const std::vector<Option> & options();
 
-// Sets what option `name` (without dashes) stands for; `value` is not looked at for a switch.
+// Sets what option `name` (without dashes) stands for; `value` is not looked at for a switch. Options count in the order they
+// are given: "policy" and "no-skip" leave behind what was said to the policy before (layers, thresholds, region, and the
+// max_skip that "skip-layers" implied).
 // Throws std::invalid_argument: an unknown name, or the value and what would be right.
 void set_option(Config & config, const std::string & name, const std::string & value);
 
