@@ -191,8 +191,13 @@ int32_t ffnskip_probe(ffnskip_controller * skip, llama_context * ctx) {
         self.probed = false;
         self.controller.probe(ctx);
         self.probed = true;
-        if (self.settings) {
-            apply(self.controller, *self.settings);
+        try {
+            if (self.settings) {
+                apply(self.controller, *self.settings);
+            }
+        } catch (const ProfileMismatch &) {  // no option makes it this model's
+            self.settings.reset();
+            throw;
         }
         return FFNSKIP_OK;
     });

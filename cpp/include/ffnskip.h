@@ -12,7 +12,8 @@
 // sequence (option "warm-up") run in full; which tokens are generated is seen from the batches, as
 // <ffnskip/controller.h> says.
 //
-// Every function returns a status, and is safe to call with any argument null: it refuses it. One controller serves
+// Functions return a status (enum ffnskip_status) where nothing else is said, and are safe to call with any argument
+// null: they refuse it. One controller serves
 // one context, must outlive it, and is used by one thread at a time.
 #ifndef FFNSKIP_H
 #define FFNSKIP_H
@@ -95,7 +96,8 @@ FFNSKIP_API int32_t ffnskip_find_profile(struct ffnskip_controller * skip, const
 
 // Learns the FFN blocks of the context's model from a decode in which nothing is computed, then applies the settings.
 // The context's memory must be empty, and is so again afterwards. After FFNSKIP_ERROR_UNSUPPORTED, for a model with
-// nothing that can be skipped, the context runs dense. After any other error of the settings they can be mended by
+// nothing that can be skipped, the context runs dense. So it does after FFNSKIP_ERROR_PROFILE, and the profile is
+// forgotten with the options that were set on top of it. After any other error of the settings they can be mended by
 // further options.
 FFNSKIP_API int32_t ffnskip_probe(struct ffnskip_controller * skip, struct llama_context * ctx);
 

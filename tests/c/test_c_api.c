@@ -351,6 +351,31 @@ static void test_options_before_probe(struct llama_model * model) {
     ffnskip_free(skip);
 }
 
+// A profile is found to be of another model when there is a context: it is forgotten, and options begin anew.
+static void test_profile_before_probe(struct llama_model * model, const char * folder) {
+    struct ffnskip_controller * skip = ffnskip_init();
+    struct llama_context *      ctx  = make_context(model, skip);
+    char                        path[1024];
+    Tokens                      tokens;
+    snprintf(path, sizeof(path), "%s/c-api-other.ffnskip.gguf", folder);
+    write_profile(path, "another model", 1);
+    expect_ok(ffnskip_load_profile(skip, path), skip, "noted");
+    expect_refused(ffnskip_probe(skip, ctx), FFNSKIP_ERROR_PROFILE, skip, "it is for model 'another model'");
+    generate(model, ctx, skip, 0, tokens);
+    expect(stats_of(skip).checks == 0, "dense");
+    expect_ok(ffnskip_set_option(skip, "no-skip", NULL), skip, "no-skip");
+    expect_ok(ffnskip_set_option(skip, "skip-layers", "1"), skip, "skip-layers");
+    expect_ok(ffnskip_set_option(skip, "warm-up", "0"), skip, "warm-up");
+    expect_ok(ffnskip_reset_stats(skip), skip, "reset");
+    llama_memory_clear(llama_get_memory(ctx), true);
+    expect_ok(ffnskip_seq_reset(skip, -1), skip, "seq_reset");
+    generate(model, ctx, skip, 0, tokens);
+    expect(stats_of(skip).ffn_skipped > 0, "as the options say");
+    remove(path);
+    llama_free(ctx);
+    ffnskip_free(skip);
+}
+
 int main(int argc, char ** argv) {
     if (argc != 3) {
         printf("usage: test_c_api MODEL FOLDER\n");
@@ -381,6 +406,7 @@ int main(int argc, char ** argv) {
     llama_free(ctx);
     ffnskip_free(skip);
     test_options_before_probe(model);
+    test_profile_before_probe(model, argv[2]);
     llama_model_free(model);
     printf(g_failures == 0 ? "all passed\n" : "%d failed\n", g_failures);
     return g_failures == 0 ? 0 : 1;
