@@ -141,19 +141,25 @@ void require_rows(const std::vector<int32_t> & rows, size_t n_tokens) {
 
 using Tokens = std::vector<llama_token>;
 
+// Rows that follow are at `position` of sequence 0: what the memory holds from there is taken out.
+void go_to(Session & session, int32_t position) {
+    if (position < 0 || position > session.n_used()) {
+        throw std::invalid_argument("position: " + std::to_string(position) + " is outside [0, " +
+                                    std::to_string(session.n_used()) + "], which the memory holds");
+    }
+    session.cut(position);
+}
+
 // Tokens of sequence 0 from `position` on, in place of whatever the memory holds from there.
 void decode(Session & session, const Tokens & tokens, int32_t position, const std::optional<std::vector<RowKind>> & kinds) {
     const RowKind * rows = row_kinds(kinds, tokens.size());
     py::gil_scoped_release unlocked;
-    session.cut(position);
+    go_to(session, position);
     if (rows == nullptr) {
         session.prompt(tokens.data(), tokens.size());
-        return;
+    } else {
+        forward(session, tokens, rows, {}, nullptr);
     }
-    for (size_t i = 0; i < tokens.size(); ++i) {
-        session.add(tokens[i], 0, i + 1 == tokens.size());
-    }
-    session.decode(rows);
 }
 
 py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_t position,
@@ -163,7 +169,7 @@ py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_
     py::array_t<float> logits({ py::ssize_t(rows.size()), py::ssize_t(session.n_vocab()) });
     float * to = logits.mutable_data();
     py::gil_scoped_release unlocked;
-    session.cut(position);
+    go_to(session, position);
     forward(session, tokens, kind, rows, to);
     return logits;
 }
@@ -171,7 +177,7 @@ py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_
 llama_token step(Session & session, uintptr_t sampler_address, llama_token token, int32_t position) {
     auto * sampler = pointer<llama_sampler>(sampler_address, "step");
     py::gil_scoped_release unlocked;
-    session.cut(position);
+    go_to(session, position);
     return session.step(sampler, token);
 }
 

@@ -172,17 +172,18 @@ class Session(metaclass=_Native):
     """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.
 
     Raises DecodeError where llama.cpp does not decode a batch, UnsupportedModelError where it does what is not
-    understood, and RuntimeError where the memory of the model can't go back to `position`.
+    understood, RuntimeError where the memory of the model can't go back to `position`, and ValueError where it ends
+    before that.
     """
 
     def __init__(self, ctx: int, controller: Controller | None) -> None: ...
     def decode(self, tokens: Sequence[int], position: int, kinds: Sequence[RowKind] | None = None) -> None:
-        """Decodes tokens of sequence 0 from `position` on, in place of what is there; None: of a prompt, of which there
-        may be more than a batch takes. The last one has an output."""
+        """Decodes any number of tokens of sequence 0 from `position` on, in place of what is there; None: of a prompt.
+        The last one has an output."""
     def forward(
         self, tokens: Sequence[int], position: int, kinds: Sequence[RowKind] | None, rows: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        """The same for any number of tokens; None: they are generated ones, counted from the first.
+        """The same; None: they are generated ones, counted from the first.
 
         Returns:
             float32 [len(rows), n_vocab]: logits of these rows, which are given in ascending order. The last
