@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import DecodeError, SkipConfig, UnsupportedModelError
-from ffnskip_cpp._core import Controller, Session
+from ffnskip_cpp._core import Controller, RowKind, Session
 from support.running import F32_CACHE, ours
 
 N_LAYER = 8
@@ -142,6 +142,8 @@ def test_rows_that_are_asked_for_are_those_of_all(path):
         ([], [[1]], "prefix: it has no tokens"),
         ([1], [[1, 259]], r"continuations: token 259 is outside \[0, 259\)"),
         ([1], [[-1]], r"continuations: token -1 is outside"),
+        ([1, 259], [[1]], r"prefix: token 259 is outside \[0, 259\)"),
+        ([-1], [], "prefix: token -1 is outside"),
         (
             [1] * 200,
             [[1], [2] * 58],
@@ -160,6 +162,31 @@ def test_what_cant_be_scored_is_refused_with_the_value(path, prefix, continuatio
 def test_rows_out_of_order_or_range_are_refused(path, rows):
     with session_of(path, None) as (session, _), pytest.raises(ValueError, match="out of order, or outside"):
         session.forward([1, 2, 3], 0, None, rows)
+
+
+@pytest.mark.parametrize("position", [-1, 4])
+def test_a_position_that_the_memory_does_not_hold_is_refused_and_nothing_changes(path, position):
+    with session_of(path, CONFIGS["ffn_skip"]) as (session, _):
+        whole = session.forward(PREFIX[:4], 0, None, [3])
+        session.decode(PREFIX[:3], 0)
+        for call in (
+            lambda: session.decode([1], position),
+            lambda: session.forward([1], position, None, [0]),
+            lambda: session.step(1, 1, position),
+        ):
+            with pytest.raises(ValueError, match=rf"position: {position} is outside \[0, 3\]"):
+                call()
+        assert session.forward(PREFIX[3:4], 3, None, [0]) == pytest.approx(whole, abs=ROUNDING)
+
+
+def test_named_rows_of_more_than_a_batch_are_decoded_batch_by_batch(path):
+    tokens, kinds = PREFIX * 5, [RowKind.prompt] * 70 + [RowKind.skippable] * 35
+    with session_of(path, CONFIGS["layers"]) as (session, controller):  # n_batch 64
+        session.decode(tokens, 0, kinds)
+        assert controller.stats.tokens == 35
+        after = session.forward([7], len(tokens), [RowKind.skippable], [0])
+        session.forward(tokens, 0, kinds, [])
+        assert session.forward([7], len(tokens), [RowKind.skippable], [0]).tobytes() == after.tobytes()
 
 
 def test_a_token_that_is_none_is_a_decode_error_with_its_status(path):
