@@ -188,14 +188,13 @@ void Config::validate() const {
                ", not '" + policy_name(policy) + "'");
     }
     if (layers && layers->empty()) {
-        refuse("layers: policy '" + std::string(max_skip == 0 ? "fixed" : "fixed_plus_ffn_skip") +
-               "' needs the layers whose FFN block it skips; the list is empty");
+        refuse("layers: the list is empty; name some, or leave it out");
     }
     if (!layer_thresholds) {
         return;
     }
     if (layer_thresholds->empty()) {
-        refuse("layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each layer; the list is empty");
+        refuse("layer_thresholds: the list is empty; name one for each layer, or leave it out");
     }
     if (layers && max_skip == 0) {
         refuse("layer_thresholds: nothing is checked where max_skip is 0");

@@ -198,7 +198,9 @@ CHANGES = {
               {"policy": "ffn_skip", "layers": [2, 4, 5], "max_skip": 0, "warm_up_index": 30}),
     "fixed, as it is kept": (["layers=2", "max_skip=0"],
                              {"policy": "ffn_skip", "layers": [2], "max_skip": 0, "warm_up_index": 30}),
-    "beside": (["layers=3"],
+    "fixed, by layers alone": (["layers=2"],
+                               {"policy": "ffn_skip", "layers": [2], "max_skip": 0, "warm_up_index": 30}),
+    "beside": (["max_skip=2", "layers=3"],
                {"policy": "ffn_skip", "sim_threshold": 0.9, "layers": [3], "cold_s": 1, "cold_e": 7, "max_skip": 2,
                 "warm_up_index": 30}),
     "stride": (["check_stride=2", "warm_up_index=0"],
@@ -230,6 +232,15 @@ def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
     assert (profile_keys(path)["layers"], profile_keys(path)["max_skip"]) == ([2, 4], 0)
 
 
+def test_layers_left_behind_take_with_them_that_no_other_is_skipped(command, refusal, write):
+    path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
+    assert "policy: 'ffn_skip' needs sim_threshold, cold_s, cold_e, max_skip as well" in refusal(
+        "set", path, "policy=ffn_skip"
+    )
+    command("set", path, "policy=ffn_skip", "sim_threshold=0.9", "cold_s=1", "cold_e=7", "max_skip=2")
+    assert read_profile(path).config == TRIPPING
+
+
 @pytest.mark.parametrize(
     "change, why",
     [
@@ -250,13 +261,13 @@ def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
             ["max_skip=0", "layers=3", "cold_s=3"],
             "cold_s: these settings have no use for it; their own are policy, layers",
         ),
-        (["policy=fixed"], "layers: policy 'fixed' needs the layers"),
+        (["policy=fixed"], "layers: the list is empty; name some, or leave it out"),
         (
             ["policy=ffn_skip_per_layer"],
-            "layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each layer",
+            "layer_thresholds: the list is empty; name one for each layer, or leave it out",
         ),
         (["policy=fixed", "layers=5-3"], "layers: '5-3' is not a list of layers such as 3,5-7"),
-        (["policy=fixed", "layers=3", "max_skip=1"], "max_skip: these settings have no use for it"),
+        (["policy=fixed", "layers=3", "sim_threshold=1"], "sim_threshold: these settings have no use for it"),
         (["policy=ffn_skip_per_layer", "layer_thresholds=1,x"], "layer_thresholds: 'x' is not a number"),
     ],
 )

@@ -184,19 +184,19 @@ void old_names() {
         return config;
     };
     Config fixed = named("fixed");
-    expect_refused([&] { fixed.validate(); }, "layers: policy 'fixed' needs the layers");
+    expect_refused([&] { fixed.validate(); }, "layers: the list is empty; name some, or leave it out");
     fixed.layers = std::vector<int>{ 3 };
     fixed.validate();
     expect(fixed.policy == Policy::ffn_skip && fixed.max_skip == 0, "fixed");
 
     Config both = named("fixed_plus_ffn_skip");
-    expect_refused([&] { both.validate(); }, "layers: policy 'fixed_plus_ffn_skip' needs the layers");
+    expect_refused([&] { both.validate(); }, "layers: the list is empty; name some, or leave it out");
     both.layers = std::vector<int>{ 3 };
     both.validate();
     expect(both.policy == Policy::ffn_skip && !both.max_skip, "fixed_plus_ffn_skip");
 
     Config per_layer = named("ffn_skip_per_layer");
-    expect_refused([&] { per_layer.validate(); }, "layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each");
+    expect_refused([&] { per_layer.validate(); }, "layer_thresholds: the list is empty; name one for each layer, or leave it out");
     expect(per_layer.policy == Policy::ffn_skip, "ffn_skip_per_layer");
 
     const Config random = named("random_adaptive_region");

@@ -47,10 +47,15 @@ EXAMPLES = {
 }
 
 
+def _option(key: str) -> str:
+    """The skip option of a setting."""
+    return OPTION_OF.get(key, key.replace("_", "-"))
+
+
 def _settings_help() -> str:
     """A line for each, in the words of the skip options."""
     texts = {name: text for name, _, text in _core.options()}
-    rows = [(f"  {key}", texts[OPTION_OF.get(key, key.replace("_", "-"))]) for key in SETTINGS]
+    rows = [(f"  {key}", texts[_option(key)]) for key in SETTINGS]
     return aligned(("settings", ""), rows, left=("settings", ""))
 
 
@@ -124,7 +129,7 @@ def _strip(args: argparse.Namespace) -> None:
 
 
 def _set(args: argparse.Namespace) -> None:
-    changes = dict(map(_parse, args.changes))
+    changes = dict(map(_split, args.changes))
     path = locate_profile(args.model)
     old = read_profile(path).config
     new = _changed(old, changes)
@@ -138,38 +143,34 @@ def _set(args: argparse.Namespace) -> None:
         print(f"dropped {', '.join(outdated)}, measured with the settings before")
 
 
-def _parse(change: str) -> tuple[str, Any]:
-    """Key and value of KEY=VALUE; values are read as those of the skip options."""
+def _split(change: str) -> tuple[str, str]:
+    """Key and value of KEY=VALUE."""
     key, equals, text = change.partition("=")
     if not equals:
         raise ValueError(f"{change!r} is no KEY=VALUE")
     if key not in SETTINGS:
         raise ValueError(f"{key!r} is no setting; those that are: {', '.join(SETTINGS)}")
-    if key == "policy":
-        return key, text
-    option = OPTION_OF.get(key, key.replace("_", "-"))
+    return key, text
+
+
+def _changed(old: SkipConfig, changes: Mapping[str, str]) -> SkipConfig:
+    """`old` with `changes`, as the skip options make them, in the order of the options: a policy comes first."""
+    keys = {_option(key): key for key in changes}
+    options = [name for name, _, _ in _core.options() if name in keys]
     try:
-        return key, getattr(_core.config_from_options([(option, text)], SkipConfig()), key)
+        new = _core.config_from_options([(name, changes[keys[name]]) for name in options], old)
     except ValueError as error:
-        raise ValueError(str(error).replace(f"{option}:", f"{key}:", 1)) from error
-
-
-def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
-    """`old` with `changes`; a policy that is named leaves layers and thresholds of layers behind."""
-    kept = {key: getattr(old, key) for key in settings_of(old)}
-    if "policy" in changes:
-        for key in ("layers", "layer_thresholds", *(("max_skip",) if old.max_skip == 0 else ())):
-            kept.pop(key, None)
-    given = {**kept, **changes}
-    new = SkipConfig(**given)
+        option, colon, why = str(error).partition(":")
+        raise ValueError(keys.get(option, option) + colon + why) from error
     wanted = settings_of(new)
-    for key, value in changes.items():
-        if key not in wanted or (key != "policy" and getattr(new, key) != value):
+    for key in changes:
+        if key not in wanted:
             raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
-    # What has no default, or one that is not right for any model; an old name of a policy may imply it.
-    missing = [key for key in wanted if key not in given and (key == "sim_threshold" or getattr(new, key) is None)]
+    # What has no default, or one that is not right for any model.
+    given = {*settings_of(old), *changes}
+    missing = [key for key in wanted if getattr(new, key) is None or (key == "sim_threshold" and key not in given)]
     if missing:
-        raise ValueError(f"policy: {given['policy']!r} needs {', '.join(missing)} as well")
+        raise ValueError(f"policy: {changes.get('policy', new.policy)!r} needs {', '.join(missing)} as well")
     return SkipConfig(**{key: getattr(new, key) for key in wanted})
 
 
