@@ -21,6 +21,12 @@ namespace {
 
 constexpr int k_max_attempts = 8;  // a batch meets a new graph structure at most once per ubatch shape
 
+Config dense_config() {
+    Config config;
+    config.policy = Policy::dense;
+    return config;
+}
+
 }  // namespace
 
 struct Controller::Impl {
@@ -29,7 +35,7 @@ struct Controller::Impl {
     std::vector<FfnBlock> ffn_map;
     std::string           fingerprint;
     std::string           why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
-    Config                config    = { Policy::dense };
+    Config                config    = dense_config();
     Settings              settings;
     uint64_t              key   = 0;  // of the settings
     Reuse                 reuse = Reuse::all;
@@ -45,8 +51,8 @@ struct Controller::Impl {
         fingerprint.clear();
         skippable.clear();
         ffn_map.clear();
-        use({ Policy::dense }, Settings());
-        sequences.forget();
+        use(dense_config(), Settings());
+        sequences.replaced(-1);
         probe.finish(callback.run(probe));
 
         fingerprint = probe.fingerprint;
@@ -89,7 +95,7 @@ struct Controller::Impl {
         }
         const Inside guard(*this);
         if (evaluation.take_unknown_decode()) {
-            sequences.forget();
+            sequences.replaced(-1);
         }
         if (kinds != nullptr) {
             sequences.note(memory, rows);

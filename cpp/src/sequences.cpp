@@ -54,7 +54,7 @@ Sequences::Part & Sequences::part_of(llama_memory_t memory, llama_seq_id seq) {
 
 // ---- before a decode ----
 
-void Sequences::take(llama_memory_t memory, const llama_batch & rows) {
+void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
     parts_.clear();
     positions_.assign(size_t(rows.n_tokens), 0);
     for_rows(rows, [&](size_t row, llama_seq_id seq, bool shared) {
@@ -88,7 +88,7 @@ bool Sequences::is_generated(const Part & part, Fed fed) const {
 }
 
 const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & rows, Fed fed, int warm_up_index) {
-    take(memory, rows);
+    note(memory, rows);
     if (rows.token == nullptr) {
         return nullptr;
     }
@@ -114,10 +114,6 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
         }
     });
     return kinds_.data();
-}
-
-void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
-    take(memory, rows);
 }
 
 // ---- after it ----
@@ -169,10 +165,6 @@ void Sequences::outputs_unread() {
             sequence->output = 0;
         }
     }
-}
-
-void Sequences::forget() {
-    sequences_.clear();
 }
 
 // ---- what skipping tokens left ----
@@ -242,7 +234,7 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
 
 void Sequences::replaced(llama_seq_id seq) {
     if (seq < 0) {
-        forget();
+        sequences_.clear();
     } else if (Sequence * sequence = known(seq)) {
         *sequence = Sequence();
     }

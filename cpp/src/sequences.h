@@ -52,8 +52,6 @@ public:
 
     // The outputs of the last decode were not looked at: what follows was not sampled from them.
     void outputs_unread();
-    // Something was decoded that is not known here.
-    void forget();
 
     // The first of the positions below `end` that a skipping token filled, and that a prompt may not build on: all such
     // if `full`, else those of settings with another key. `end` where there is none.
@@ -65,7 +63,7 @@ public:
 
     void copied(llama_seq_id from, llama_seq_id to);
     void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
-    void replaced(llama_seq_id seq);  // all if negative
+    void replaced(llama_seq_id seq);  // by what is not known here; all if negative
     void count_from_here(llama_seq_id seq);
 
     // The account of a sequence as bytes, to be kept with a saved state of it, and back.
@@ -94,7 +92,6 @@ private:
         void      place(llama_pos pos, llama_token token);
     };
 
-    void             take(llama_memory_t memory, const llama_batch & rows);
     Part &           part_of(llama_memory_t memory, llama_seq_id seq);
     Part *           part_of(llama_seq_id seq);
     Sequence &       grown(llama_seq_id seq);
