@@ -71,7 +71,7 @@ import llama_cpp, sys
 sys.exit(None if llama_cpp.llama_supports_gpu_offload() else f"{llama_cpp.__file__}: built without a GPU backend")'
 
 # Without this nothing tells a fallback from the kernels.
-has_kernels() { readelf -SW "$site"/ffnskip_cpp/_core*.so | grep -q nv_fatbin; }
+has_kernels() { readelf -SW "$site"/ffnskip_cpp/lib/libffnskip.so* | grep -q nv_fatbin; }
 export -f has_kernels; export site
 cuda="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=native"
 must build_package 600 env CMAKE_ARGS="$cuda" "$python" -m pip install --no-deps --no-build-isolation .
