@@ -1,6 +1,6 @@
 // ffnskip-main: text generation with llama.cpp that leaves out the feed-forward blocks a token does not need.
 //
-// Works on libllama's and ffnskip's public headers alone. What is generated goes to standard output, everything else to
+// What is generated goes to standard output, everything else to
 // standard error. Exit status: 0; 1: libllama or the system failed; 2: bad input; 130: interrupted; 141: the reader of
 // standard output has gone.
 #include "arguments.h"
@@ -240,6 +240,9 @@ int main(int argc, char ** argv) {
         return fail(2, error.what());
     } catch (const std::invalid_argument & error) {  // of a skip option
         return fail(2, error.what());
+    } catch (const ffnskip::DecodeError & error) {
+        const std::string reason = take_error();
+        return fail(1, "libllama can't decode: " + std::string(error.what()) + (reason.empty() ? "" : ": " + reason));
     } catch (const std::bad_alloc &) {
         return fail(1, "out of memory");
     } catch (const std::exception & error) {

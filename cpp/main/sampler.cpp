@@ -57,7 +57,7 @@ llama_sampler * new_chain(const llama_vocab * vocab, const Arguments & args) {
     return chain;
 }
 
-// What is wrong with a grammar, libllama's parser says itself on standard error.
+// What is wrong with a grammar, libllama's parser mostly says itself on standard error, in lines of its own.
 llama_sampler * new_grammar(const llama_vocab * vocab, const Arguments & args) {
     std::string     reason;
     llama_sampler * grammar = nullptr;
@@ -69,7 +69,8 @@ llama_sampler * new_grammar(const llama_vocab * vocab, const Arguments & args) {
         reason = error.what();
     }
     if (grammar == nullptr) {
-        throw BadInput(args.grammar_source + ": it is no GBNF grammar: " + reason);
+        throw BadInput(args.grammar_source + ": it is no GBNF grammar" +
+                       (reason.empty() ? "; the lines above say why" : ": " + reason));
     }
     return grammar;
 }

@@ -33,6 +33,7 @@ Session::Session(const Model & model, const Arguments & args, int32_t n_ctx, boo
         make_context(model, params);
     }
     decoding_.emplace(context_.get(), controller());
+    take_error();  // what is logged from here on is of a decode
 }
 
 void Session::make_context(const Model & model, const llama_context_params & params) {

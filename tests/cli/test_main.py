@@ -300,7 +300,38 @@ def test_a_damaged_grammar_is_refused_with_the_parsers_reason(grammar):
     result = run("-p", "a", "--grammar", grammar)
     message = result.stderr.decode()
     assert (result.returncode, result.stdout) == (2, b"") and DAMAGED[grammar] in message
-    assert message.splitlines()[-1].startswith("ffnskip-main: --grammar: it is no GBNF grammar")
+    *parsers, ours = message.splitlines()
+    reason = "; the lines above say why" if parsers else ": "
+    assert ours.startswith(f"ffnskip-main: --grammar: it is no GBNF grammar{reason}") and not ours.endswith(" ")
+
+
+DECODE_FAILS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <llama.h>
+
+int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch) {
+    static int n_calls = 0;
+    if (++n_calls == 4) {
+        batch.token[0] = -7;
+    }
+    return ((int32_t (*)(struct llama_context *, struct llama_batch)) dlsym(RTLD_NEXT, "llama_decode"))(ctx, batch);
+}
+"""
+
+
+@pytest.mark.parametrize("options", [["--no-skip"], ["--skip-layers", "1"]], ids=["dense", "skipping"])
+def test_a_decode_that_fails_is_reported_with_libllamas_reason(tmp_path, tiny, options):
+    (tmp_path / "fails.c").write_text(DECODE_FAILS)
+    include = Path(llama_cpp.__file__).parents[1] / "include"
+    library = tmp_path / "fails.so"
+    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", f"-I{include}", tmp_path / "fails.c", "-o", library]
+    subprocess.run([*command, "-ldl"], check=True)
+    result = run("-m", tiny, "-p", "a", *TEXT_ONLY, *options, env={**os.environ, "LD_PRELOAD": str(library)})
+    assert result.returncode == 1
+    assert result.stderr.decode().splitlines()[-1] == (
+        "ffnskip-main: libllama can't decode: llama_decode returned -1: the batch is invalid: invalid token[0] = -7"
+    )
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path, tiny):
