@@ -89,13 +89,6 @@ int32_t take_over(ffnskip_controller & skip, Profile settings) {
     return FFNSKIP_OK;
 }
 
-Reuse to_reuse(const std::string & value) {
-    if (value != "all" && value != "full") {
-        throw std::invalid_argument("reuse: '" + value + "' is unknown; known are all, full");
-    }
-    return value == "full" ? Reuse::full : Reuse::all;
-}
-
 void require_batch(const llama_context * ctx, const llama_batch & batch) {
     require(ctx, "ctx");
     if (batch.n_tokens > 0 && (batch.token == nullptr) == (batch.embd == nullptr)) {
@@ -160,7 +153,7 @@ int32_t ffnskip_set_option(ffnskip_controller * skip, const char * name, const c
             require(value, name);
         }
         if (std::strcmp(name, "reuse") == 0) {
-            self.controller.set_reuse(to_reuse(value));
+            self.controller.set_reuse(reuse_from_name(value));
             return FFNSKIP_OK;
         }
         Profile settings = self.settings.value_or(Profile());

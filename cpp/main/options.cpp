@@ -133,16 +133,21 @@ void set_profile(A a, V v) {
     a.files_read.push_back(v);
 }
 
+// What ffnskip refuses, in words that begin with the option's name.
+template <typename Setter> void dashed(Setter set) {
+    try {
+        set();
+    } catch (const std::invalid_argument & error) {
+        throw BadInput("--" + std::string(error.what()));
+    }
+}
+
 // Those of ffnskip, as they are spelled everywhere.
 std::vector<Option> skip_options() {
     std::vector<Option> all;
     for (const ffnskip::Option & option : ffnskip::options()) {
         const auto set = [name = std::string(option.name)](A a, V v) {
-            try {
-                ffnskip::set_option(a.config, name, v);
-            } catch (const std::invalid_argument & error) {
-                throw BadInput("--" + std::string(error.what()));  // begins with the option's name
-            }
+            dashed([&] { ffnskip::set_option(a.config, name, v); });
             a.config_given = true;
         };
         all.push_back({ { "--" + std::string(option.name) }, option.value, option.help, set });
@@ -210,9 +215,7 @@ const std::vector<Option> k_chat = {
     { { "--reuse" }, "all|full",
       "what answers that skipped have left in the context is used as it is for the next one, or computed again in full "
       "first (default: all)",
-      [](A a, V v) {
-          a.reuse = to_named<ffnskip::Reuse>(v, { { "all", ffnskip::Reuse::all }, { "full", ffnskip::Reuse::full } });
-      } },
+      [](A a, V v) { dashed([&] { a.reuse = ffnskip::reuse_from_name(v); }); } },
 };
 
 const std::vector<Option> k_sampling = {

@@ -2,7 +2,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <stdexcept>
 
 namespace ffnskip {
 
@@ -19,11 +18,7 @@ Environment read_environment() {
         }
     }
     if (const char * value = std::getenv("FFNSKIP_REUSE")) {
-        const std::string reuse = value;
-        if (reuse != "all" && reuse != "full") {
-            throw std::invalid_argument("reuse: '" + reuse + "' is unknown; known are all, full");
-        }
-        all.reuse = reuse == "full" ? Reuse::full : Reuse::all;
+        all.reuse = reuse_from_name(value);
     }
     all.config.validate();
     if (all.profile) {

@@ -11,6 +11,7 @@ namespace {
 
 constexpr const char * k_policies[] = { "dense", "ffn_skip", "random" };  // by Policy
 constexpr const char * k_regions[]  = { "any", "adaptive" };              // by Region
+constexpr const char * k_reuses[]   = { "all", "full" };                  // by Reuse
 
 [[noreturn]] void refuse(const std::string & message) {
     throw std::invalid_argument(message);
@@ -140,6 +141,10 @@ const char * region_name(Region region) {
 
 Region region_from_name(const std::string & name) {
     return value_of<Region>(k_regions, "region", name);
+}
+
+Reuse reuse_from_name(const std::string & name) {
+    return value_of<Reuse>(k_reuses, "reuse", name);
 }
 
 void set_policy(Config & config, const std::string & name) {

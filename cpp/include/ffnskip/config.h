@@ -25,9 +25,14 @@ enum class Region {
     adaptive,  // the paper's Baseline 2: the adaptive region
 };
 
+// What becomes of positions that skipping tokens filled, when a prompt follows them: used as they are, or computed again in
+// full first. No part of a Config.
+enum class Reuse : uint8_t { all, full };
+
 const char * policy_name(Policy policy);
 const char * region_name(Region region);
 Region       region_from_name(const std::string & name);  // throws std::invalid_argument: the name, and the known ones
+Reuse        reuse_from_name(const std::string & name);   // likewise
 
 struct Config {
     Policy             policy        = Policy::ffn_skip;

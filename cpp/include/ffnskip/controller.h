@@ -62,9 +62,6 @@ enum class Fed : uint8_t {
     generated,  // by a loop of the caller's own: they continue the sequence's count
 };
 
-// What becomes of positions that skipping tokens filled, when a prompt follows them.
-enum class Reuse : uint8_t { all, full };
-
 class Controller {
 public:
     Controller();
