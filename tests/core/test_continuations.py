@@ -167,7 +167,7 @@ def test_rows_out_of_order_or_range_are_refused(path, rows):
 @pytest.mark.parametrize("position", [-1, 4])
 def test_a_position_that_the_memory_does_not_hold_is_refused_and_nothing_changes(path, position):
     with session_of(path, CONFIGS["ffn_skip"]) as (session, _):
-        whole = session.forward(PREFIX[:4], 0, None, [3])
+        whole = session.forward(PREFIX[:4], 0, [RowKind.prompt] * 4, [3])
         session.decode(PREFIX[:3], 0)
         for call in (
             lambda: session.decode([1], position),
@@ -176,7 +176,7 @@ def test_a_position_that_the_memory_does_not_hold_is_refused_and_nothing_changes
         ):
             with pytest.raises(ValueError, match=rf"position: {position} is outside \[0, 3\]"):
                 call()
-        assert session.forward(PREFIX[3:4], 3, None, [0]) == pytest.approx(whole, abs=ROUNDING)
+        assert session.forward(PREFIX[3:4], 3, [RowKind.prompt], [0]) == pytest.approx(whole, abs=ROUNDING)
 
 
 def test_named_rows_of_more_than_a_batch_are_decoded_batch_by_batch(path):
