@@ -7,7 +7,6 @@
 #include <ggml-backend.h>
 
 #include <algorithm>
-#include <string_view>
 #include <utility>
 
 namespace ffnskip {
@@ -145,22 +144,10 @@ bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<O
 
 // Finds out whether `node`, the last one added, belongs to an FFN block.
 void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> & operands) {
-    const int         index = int(seen_.size()) - 1;
     const std::string name  = "node '" + std::string(node->name) + "' ";
     int               layer = -1;
-    bool              spread = false;
-    std::string_view  foreign;  // a weight that has no business in an FFN block
     for (const Operand & op : operands) {
-        int from = op.node >= 0 ? seen_[size_t(op.node)].layer : -1;
-        if (op.weight) {
-            spread = spread || is_spread(op.tensor);
-            const auto [of_layer, part] = weight_name(op.tensor->name);
-            if (part == Part::ffn && of_layer < int(map_.blocks.size())) {
-                from = of_layer;
-            } else if (part == Part::other) {
-                foreign = op.tensor->name;
-            }
-        }
+        const int from = layer_of(op);
         if (from >= 0 && layer >= 0 && from != layer) {
             refuse(layer, name + "reads the FFN blocks of layers " + std::to_string(layer) + " and " + std::to_string(from));
         }
@@ -175,42 +162,62 @@ void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> &
         return;
     }
     block.layer = layer;
-
-    int h = -1;
-    if (is_residual_add(node, operands, layer, h)) {
-        mark(index, Role::residual_add, layer);
-        block.residual_add = index;
-        block.h_src        = h;
-        block.h            = operands[size_t(h)].node;
-        block.branch       = operands[size_t(1 - h)].node;
-        // Written over h, or to be: ggml reuses the memory of operand 0 where it can.
-        block.residual = h == 0 || node->data == node->src[h]->data ? "in place" : "sequential";
-        // The copy was made early, and the original may be gone when f is there; or h is computed later than f.
-        if (copies_read_.count(node->src[h]) != 0 || block.h > block.branch) {
-            block.output = index;
-        }
-        if (ggml_nrows(node) != n_tokens_) {
-            refuse(layer, "the residual add has " + std::to_string(ggml_nrows(node)) + " rows for " +
-                              std::to_string(n_tokens_) + " tokens");
-        }
-        return;
+    if (int h = -1; is_residual_add(node, operands, layer, h)) {
+        end_block(block, node, operands, h);
+    } else {
+        take_in(block, node, operands);
     }
+}
 
-    mark(index, Role::body, layer);
-    seen_.back().layer    = layer;
+// The layer whose FFN block an operand comes from; -1: none.
+int GraphLearner::layer_of(const Operand & op) const {
+    if (op.weight) {
+        const auto [layer, part] = weight_name(op.tensor->name);
+        return part == Part::ffn && layer < int(map_.blocks.size()) ? layer : -1;
+    }
+    return op.node >= 0 ? seen_[size_t(op.node)].layer : -1;
+}
+
+// `node`, the last one added, is the residual add of the block; its operand `h` is h.
+void GraphLearner::end_block(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands, int h) {
+    const int index = int(seen_.size()) - 1;
+    mark(index, Role::residual_add, block.layer);
+    block.residual_add = index;
+    block.h_src        = h;
+    block.h            = operands[size_t(h)].node;
+    block.branch       = operands[size_t(1 - h)].node;
+    // Written over h, or to be: ggml reuses the memory of operand 0 where it can.
+    block.residual = h == 0 || node->data == node->src[h]->data ? "in place" : "sequential";
+    // The copy was made early, and the original may be gone when f is there; or h is computed later than f.
+    if (copies_read_.count(node->src[h]) != 0 || block.h > block.branch) {
+        block.output = index;
+    }
+    if (ggml_nrows(node) != n_tokens_) {
+        refuse(block.layer, "the residual add has " + std::to_string(ggml_nrows(node)) + " rows for " +
+                                std::to_string(n_tokens_) + " tokens");
+    }
+}
+
+// `node`, the last one added, is computed for the block: it must be one that can be left out.
+void GraphLearner::take_in(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands) {
+    const std::string name = "node '" + std::string(node->name) + "' of the FFN block ";
+    mark(int(seen_.size()) - 1, Role::body, block.layer);
+    seen_.back().layer    = block.layer;
     block.fetches_experts = block.fetches_experts || (node->op == GGML_OP_MUL_MAT_ID && is_copy(node->src[0]->name));
-    if (spread) {
-        refuse(layer, "its weights are spread over devices (split mode 'tensor')");
-    }
-    if (!foreign.empty()) {
-        refuse(layer, name + "of the FFN block reads '" + std::string(foreign) + "'");
+    for (const Operand & op : operands) {
+        if (op.weight && is_spread(op.tensor)) {
+            refuse(block.layer, "its weights are spread over devices (split mode 'tensor')");
+        }
+        if (op.weight && weight_name(op.tensor->name).part == Part::other) {
+            refuse(block.layer, name + "reads '" + op.tensor->name + "'");
+        }
     }
     if ((node->flags & GGML_TENSOR_FLAG_OUTPUT) != 0) {
-        refuse(layer, name + "of the FFN block is an output of the graph");
+        refuse(block.layer, name + "is an output of the graph");
     }
     const bool writes = node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY;
     if (writes && node->view_src != nullptr && usage_of(node) != GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
-        refuse(layer, name + "of the FFN block writes a cache");
+        refuse(block.layer, name + "writes a cache");
     }
 }
 

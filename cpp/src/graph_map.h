@@ -107,6 +107,9 @@ private:
 
     Operand operand(const ggml_tensor * src) const;
     void    derive(const ggml_tensor * node, const std::vector<Operand> & operands);
+    int     layer_of(const Operand & op) const;
+    void    end_block(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands, int h);
+    void    take_in(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands);
     bool    is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int layer, int & h) const;
     void    mark(int node, Role role, int layer);
     void    refuse(int layer, const std::string & why);
