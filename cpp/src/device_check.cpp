@@ -54,7 +54,7 @@ std::string try_device(ggml_backend_dev_t device) {
 
 }  // namespace
 
-std::string edits_fault(ggml_backend_buffer_type_t memory, const ComputeGraph & compute) {
+std::string edits_fault(ggml_backend_buffer_type_t memory, bool (*compute)(void * data, ggml_cgraph * graph), void * data) {
     constexpr float k_h = 2.0f, k_f = 3.0f, k_before = 7.0f;
 
     const size_t size = 4 * ggml_tensor_overhead() + ggml_graph_overhead();
@@ -83,7 +83,7 @@ std::string edits_fault(ggml_backend_buffer_type_t memory, const ComputeGraph & 
             leave_out(body);
             pass_h(add, 1);
         }
-        if (!compute(graph)) {
+        if (!compute(data, graph)) {
             return edited ? "can't copy the residual in place of adding to it" : "can't add";
         }
         if (!holds(body, edited ? k_before : k_h + k_f)) {
