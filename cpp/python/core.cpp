@@ -229,17 +229,9 @@ void require_built_for_llama_cpp() {
                            "  pip install --force-reinstall --no-build-isolation --no-deps .");
 }
 
-}  // namespace
+// ---- the module ----
 
-PYBIND11_MODULE(_core, m) {
-    m.doc() = "FFN-SkipLLM for llama.cpp: the C++ core of ffnskip_cpp.";
-    m.attr("__version__") = version();
-    require_built_for_llama_cpp();
-
-    py::register_exception_translator(&translate);
-
-    m.def("canonical", [](const Config & config) { return config; }, py::arg("config"));
-
+void add_profile(py::module_ & m) {
     py::class_<Profile>(m, "Profile", "Settings found for one model.")
         .def_readonly("path", &Profile::path)
         .def_readonly("model", &Profile::model)
@@ -249,7 +241,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("find_profile", [](uintptr_t model, const std::string & path) {
         return find_profile(pointer<llama_model>(model, "find_profile"), path);
     }, py::arg("model"), py::arg("model_path"));
+}
 
+void add_stats(py::module_ & m) {
     py::class_<Stats>(m, "SkipStats", "Counts over the generated tokens since the last reset.")
         .def_readonly("tokens", &Stats::tokens)
         .def_readonly("ffn_total", &Stats::ffn_total)
@@ -267,7 +261,9 @@ PYBIND11_MODULE(_core, m) {
                    ", checks=" + std::to_string(s.checks) +
                    ", tokens_never_tripped=" + std::to_string(s.tokens_never_tripped) + ")";
         });
+}
 
+void add_ffn_map(py::module_ & m) {
     py::class_<FfnWeight>(m, "FfnWeight", "A weight of an FFN block.")
         .def_readonly("name", &FfnWeight::name)
         .def_readonly("type", &FfnWeight::type)
@@ -287,13 +283,9 @@ PYBIND11_MODULE(_core, m) {
                    "', skippable=" + (b.skippable ? "True" : "False") + ", bytes_per_token=" +
                    std::to_string(b.bytes_per_token) + ")";
         });
+}
 
-    py::native_enum<RowKind>(m, "RowKind", "enum.IntEnum", "What a row of a batch is.")
-        .value("prompt", RowKind::prompt)
-        .value("warm_up", RowKind::warm_up)
-        .value("skippable", RowKind::skippable)
-        .finalize();
-
+void add_controller(py::module_ & m) {
     py::class_<Controller>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
         .def_property_readonly("callback", [](Controller & c) { return uintptr_t(attached(c).cb_eval); })
@@ -327,6 +319,14 @@ PYBIND11_MODULE(_core, m) {
             py::array_t<float>             similarity(py::ssize_t(trace.similarity.size()), trace.similarity.data());
             return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape));
         });
+}
+
+void add_session(py::module_ & m) {
+    py::native_enum<RowKind>(m, "RowKind", "enum.IntEnum", "What a row of a batch is.")
+        .value("prompt", RowKind::prompt)
+        .value("warm_up", RowKind::warm_up)
+        .value("skippable", RowKind::skippable)
+        .finalize();
 
     py::class_<Session>(m, "Session", "Sequences of a llama.cpp context; see ffnskip/session.h.")
         .def(py::init([](uintptr_t ctx, Controller * controller) {
@@ -337,6 +337,10 @@ PYBIND11_MODULE(_core, m) {
         .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"))
         .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
         .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
+}
+
+void add_options(py::module_ & m) {
+    m.def("canonical", [](const Config & config) { return config; }, py::arg("config"));
 
     m.def("options", [] {
         std::vector<std::tuple<std::string, std::optional<std::string>, std::string>> out;
@@ -354,7 +358,9 @@ PYBIND11_MODULE(_core, m) {
         return config;
     }, py::arg("values"), py::arg("base"));
     m.def("environment_name", &environment_name, py::arg("option"));
+}
 
+void add_similarity(py::module_ & m) {
     m.def("similarity", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & h,
                            const py::array_t<float, py::array::c_style | py::array::forcecast> & f) {
         if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
@@ -362,4 +368,20 @@ PYBIND11_MODULE(_core, m) {
         }
         return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
     }, py::arg("h"), py::arg("f"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "FFN-SkipLLM for llama.cpp: the C++ core of ffnskip_cpp.";
+    m.attr("__version__") = version();
+    require_built_for_llama_cpp();
+    py::register_exception_translator(&translate);
+    add_profile(m);
+    add_stats(m);
+    add_ffn_map(m);
+    add_controller(m);
+    add_session(m);
+    add_options(m);
+    add_similarity(m);
 }
