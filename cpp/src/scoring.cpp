@@ -43,7 +43,7 @@ public:
         while (start() || !running_.empty()) {
             decode_some();
         }
-        session_.go_back(llama_pos(prefix_.size()));
+        session_.go_back(llama_pos(prefix_.size()));  // where it can
         return out_;
     }
 

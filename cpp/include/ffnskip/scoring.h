@@ -26,9 +26,10 @@ struct Scores {
 
 // The likelihood of each continuation after `prefix`, which is decoded once, as a prompt. A continuation counts as generated
 // from its first token on: token i may skip if i >= warm_up_index. Continuations share batches where the context has more
-// than one sequence, and come one by one where it has not. Empties the memory first; it holds the prefix afterwards. Throws
-// std::invalid_argument where the prefix is empty, where it does not fit the context with the longest continuation, or for
-// an id that is no token.
+// than one sequence, and come one by one where it has not. Empties the memory first; sequence 0 holds the prefix afterwards,
+// with the last continuation after it where the context has one sequence and its memory can't go back. Throws
+// std::invalid_argument, before anything is changed, where the prefix is empty, where it does not fit the context with the
+// longest continuation, or for an id that is no token.
 Scores score(Session & session, const std::vector<llama_token> & prefix,
              const std::vector<std::vector<llama_token>> & continuations);
 
