@@ -1,5 +1,6 @@
 #include "evaluation.h"
 
+#include "ffnskip/errors.h"
 #include "graph_edit.h"
 
 #include <algorithm>

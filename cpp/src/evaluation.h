@@ -7,7 +7,7 @@
 
 #include "buffers.h"
 #include "comparison.h"
-#include "ffnskip/controller.h"
+#include "ffnskip/rows.h"
 #include "graph_follower.h"
 #include "policy.h"
 #include "recorder.h"

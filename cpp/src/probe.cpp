@@ -1,6 +1,7 @@
 #include "probe.h"
 
-#include "ffnskip/session.h"
+#include "ffnskip/errors.h"
+#include "ffnskip/rows.h"
 #include "graph_edit.h"
 #include "policy.h"
 #include "ubatches.h"

@@ -1,7 +1,7 @@
 // Counts and traces what was skipped. A decode may be repeated or fail, so nothing counts before commit().
 #pragma once
 
-#include "ffnskip/controller.h"
+#include "ffnskip/rows.h"
 #include "ffnskip/stats.h"
 #include "policy.h"
 

@@ -7,7 +7,7 @@
 // into chunks, down to one token, has no output but at its end.
 #pragma once
 
-#include "ffnskip/controller.h"
+#include "ffnskip/rows.h"
 
 #include <llama.h>
 

@@ -1,6 +1,6 @@
 #include "ffnskip/version.h"
 
-#include "ffnskip/controller.h"
+#include "ffnskip/errors.h"
 
 #include <ggml.h>
 #include <llama.h>

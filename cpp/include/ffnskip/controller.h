@@ -24,43 +24,20 @@
 #pragma once
 
 #include "ffnskip/config.h"
-#include "ffnskip/decode_status.h"
+#include "ffnskip/errors.h"
 #include "ffnskip/export.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
+#include "ffnskip/rows.h"
 #include "ffnskip/stats.h"
 
 #include <llama.h>
 
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 
 namespace ffnskip FFNSKIP_API {
-
-// The model or context has no FFN block that can be skipped, or one this version does not understand.
-struct Unsupported : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// The settings were found for another model.
-struct ProfileMismatch : std::invalid_argument {
-    using std::invalid_argument::invalid_argument;
-};
-
-enum class RowKind : uint8_t {
-    prompt,     // runs in full, not counted
-    warm_up,    // a generated token that runs in full (Algorithm 1's warm_up_index), counted
-    skippable,  // a generated token that may skip, counted
-};
-
-// What the rows of a batch are.
-enum class Fed : uint8_t {
-    recognise,  // seen from the batch, as above
-    prompt,
-    generated,  // by a loop of the caller's own: they continue the sequence's count
-};
 
 class Controller {
 public:

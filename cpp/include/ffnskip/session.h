@@ -15,6 +15,7 @@
 
 #include "ffnskip/controller.h"
 #include "ffnskip/export.h"
+#include "ffnskip/rows.h"
 
 #include <llama.h>
 
@@ -22,25 +23,6 @@
 #include <vector>
 
 namespace ffnskip FFNSKIP_API {
-
-// Rows for one llama_decode.
-class Batch {
-public:
-    void    clear();
-    void    add(llama_token token, llama_pos position, llama_seq_id seq, bool output);
-    int32_t n_rows() const { return int32_t(tokens_.size()); }
-
-    // Valid until the next change.
-    llama_batch rows();
-
-private:
-    std::vector<llama_token>    tokens_;
-    std::vector<llama_pos>      positions_;
-    std::vector<llama_seq_id>   sequences_;
-    std::vector<int8_t>         outputs_;
-    std::vector<llama_seq_id *> sequence_of_;
-    std::vector<int32_t>        n_sequences_;
-};
 
 class Session {
 public:

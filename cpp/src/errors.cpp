@@ -1,4 +1,4 @@
-#include "ffnskip/decode_status.h"
+#include "ffnskip/errors.h"
 
 namespace ffnskip {
 
