@@ -78,15 +78,7 @@ class Context:
         state = llm.save_state() if llm.n_tokens > 0 else None
         params = self._copied_params()
         self._attach(params)
-        context = _made(llm, params)
-        try:
-            self.probe(context.ctx)
-        except ValueError:
-            context.close()
-            raise
-        internals.adopt_context(llm, context)
-        self.params, self.has_callback = params, True
-        self._decoder.use(llm)
+        self._renew(llm, params, has_callback=True)
         if state is not None:
             llm.load_state(state)
             if has_outputs:
@@ -109,14 +101,22 @@ class Context:
         params.kv_unified = True
         if params.n_seq_max <= self.params.n_seq_max:
             return False
-        context = _made(llm, params)
-        if self.has_callback:
-            self.probe(context.ctx)
-        internals.adopt_context(llm, context)
-        self.params = params
-        self._decoder.use(llm)
+        self._renew(llm, params, has_callback=self.has_callback)
         llm.reset()
         return True
+
+    def _renew(self, llm: llama_cpp.Llama, params: Any, *, has_callback: bool) -> None:
+        """Makes the context anew, and empty. The one there is stays where that fails."""
+        context = _made(llm, params)
+        try:
+            if has_callback:
+                self.probe(context.ctx)
+            internals.adopt_context(llm, context)
+        except BaseException:
+            context.close()
+            raise
+        self.params, self.has_callback = params, has_callback
+        self._decoder.use(llm)
 
     def _compute_outputs_again(self, llm: llama_cpp.Llama) -> None:
         """A state has none, and the user may sample from them."""

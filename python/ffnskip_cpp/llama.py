@@ -257,13 +257,15 @@ class Llama(DecodingLlama):
                 evaluation harnesses do: together with the prefix, whose spaces at its end count to the continuation;
                 where no token ends between the two, or the prefix is token ids, alone.
         Raises:
-            ValueError: The prefix has no tokens, or a continuation does not fit the context behind it.
+            ValueError: The prefix has no tokens, a token id is out of range, or a continuation does not fit the context
+                behind the prefix. The context is as it was then.
         """
         with self._at_work():
             self._check_open()
+            ids, following = scoring.divided(self, prefix, continuations)
             if self._context.share(self):
                 self._skipping.restore(self)
-            return scoring.score(self, self._decoder, prefix, continuations)
+            return scoring.score(self, self._decoder, ids, following)
 
     # ---- generation ----
 
