@@ -136,7 +136,7 @@ class Llama(DecodingLlama):
     def dense(self) -> contextlib.AbstractContextManager[None]:
         """Within the block nothing is skipped. A text that skipping tokens wrote is evaluated again if it is part of a
         prompt there."""
-        return self.skipping(None)
+        return contextlib.nullcontext() if self._closed else self.skipping(None)
 
     @contextlib.contextmanager
     def skipping(self, config: Skip) -> Iterator[None]:

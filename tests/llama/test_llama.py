@@ -508,6 +508,13 @@ def test_dense_restores_what_was_set_after_an_exception(open_models):
     assert llm.skip == EAGER
 
 
+def test_dense_is_nothing_to_a_closed_model(open_models):
+    llm = open_models(skip=EAGER)
+    llm.close()
+    with llm.dense():
+        pass
+
+
 @pytest.mark.parametrize("leave", ["dense", "skip"])
 def test_what_skipped_before_leaves_no_trace_in_a_dense_generation(open_models, leave):
     """Tokens that skipped stay in the context; a prompt that goes on from them must not take them over."""
