@@ -41,16 +41,22 @@ class Context:
 
     def probe(self, address: int) -> None:
         """Raises UnsupportedModelError where the model has no FFN block that can be skipped, and other ValueErrors."""
-        self._is_probed = True
         try:
             self._decoder.controller.probe(address)
         except ValueError as error:
             self.why_dense = str(error)
             raise
+        finally:
+            self._is_probed = True
+
+    @property
+    def is_learnt(self) -> bool:
+        """All is known of the model that there is to know."""
+        return self._is_probed or not self.generates
 
     def learn(self, llm: llama_cpp.Llama) -> None:
         """Finds the FFN blocks, in a context for that alone if this one has no callback."""
-        if self._is_probed or not self.generates:
+        if self.is_learnt:
             return
         params = self._copied_params()
         self._attach(params)

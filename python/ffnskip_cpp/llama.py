@@ -145,7 +145,11 @@ class Llama(DecodingLlama):
         with contextlib.ExitStack() as block:
             with self._at_work():
                 block.enter_context(self._skipping.instead(self, config))
-            yield
+            try:
+                yield
+            finally:
+                with self._lock:  # once another thread's step is over
+                    block.close()
 
     @property
     def resolved(self) -> ResolvedConfig:
@@ -175,7 +179,9 @@ class Llama(DecodingLlama):
         return self._context.why_dense
 
     def _learnt(self) -> Controller:
-        self._context.learn(self)
+        if not self._context.is_learnt:
+            with self._at_work():
+                self._context.learn(self)
         return self._controller
 
     def save_profile(self, path: str | os.PathLike[str]) -> None:
