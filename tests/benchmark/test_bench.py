@@ -194,10 +194,14 @@ def test_table_4_of_the_paper():
 # ---- what is reported ----
 
 
-def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli):
-    policies = "ffn_skip,random,random_adaptive_region"
+@pytest.mark.parametrize(
+    "policies",
+    [["ffn_skip,random", "--region", "any,adaptive"], ["ffn_skip,random,random_adaptive_region"]],
+    ids=["region", "old name"],
+)
+def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli, policies):
     status, out, err = bench_cli(
-        "--shape", "tiny", "--type", "f32", "--policy", policies, "--skip-ratio", "0.3,0.5", "-o", "json"
+        "--shape", "tiny", "--type", "f32", "--policy", *policies, "--skip-ratio", "0.3,0.5", "-o", "json"
     )
     rows = json.loads(out)
     assert (status, err) == (0, "")
@@ -498,6 +502,8 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
         (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
         (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
+        (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
+        (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),
         (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),
