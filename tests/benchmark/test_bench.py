@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ffnskip_cpp import Llama, SkipConfig, Unsupported, cli
+from ffnskip_cpp import DecodeError, Llama, SkipConfig, Unsupported, cli
 from ffnskip_cpp.benchmark import rows as bench_rows
 from ffnskip_cpp.benchmark import runners
 from ffnskip_cpp.benchmark.benchmark import bench
@@ -299,6 +299,19 @@ def test_warm_up_is_a_run_that_is_not_timed(recorders):
         return sum(entry[1] == "generated" for entry in Recorder.log)
 
     assert (n_decodes(False), n_decodes(True)) == (2 * 4, 2 * 4 + 2 * 2)
+
+
+def test_every_runner_says_with_what_status_llama_cpp_failed(tmp_path):
+    test, options = BenchTest(n_prompt=8), Options(model_path=write_llama(tmp_path / "model.gguf", n_layer=4))
+    settings = settings_of(options, test)
+    with runners.open_model(options) as (model, _), runners.open_runners(model, settings, test, 1, options) as opened:
+        for runner in opened:
+            n_ctx = llama_cpp.llama_n_ctx(runner.ctx)
+            for begin in range(0, n_ctx, 8):
+                runner.prompt(list(range(8)), begin)
+            with pytest.raises(DecodeError, match="llama_decode returned 1") as caught:
+                runner.prompt([1], n_ctx)
+            assert caught.value.status == 1
 
 
 @pytest.mark.parametrize("write", [write_llama, partial(write_post_norm, sliding_window=4)])

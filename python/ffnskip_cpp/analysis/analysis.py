@@ -105,7 +105,7 @@ def analyze(
         ValueError: A bad value or text; a model that can't be loaded or can't skip (`UnsupportedModelError`).
         ImportError: matplotlib is missing.
         OSError: A file is missing, can't be read or written.
-        RuntimeError: llama.cpp failed to decode.
+        DecodeError: llama.cpp failed to decode.
     """
     return _analyzed(Wanted(**locals()))
 

@@ -73,7 +73,7 @@ def bench(
         FileNotFoundError: The model, a profile or the adapter does not exist.
         ValueError: A bad argument, a model that can't be loaded, or a skip ratio it can't reach (`Unsupported` where it
             has no FFN block to skip).
-        RuntimeError: llama.cpp failed to decode.
+        DecodeError: llama.cpp failed to decode.
     """
     options = Options(**locals())  # whose fields are these arguments
     options.check()
