@@ -39,12 +39,12 @@ with Llama(model, skip=None, n_ctx=512, verbose=False) as llm:
     n_ffn = len(llm.ffn_map)
     skippable = [block.layer for block in llm.ffn_map if block.skippable and block.layer < n_ffn - 1]
     measured, _ = grow(
-        skippable, lambda layers: cost(SkipConfig("fixed", layers=sorted(layers))).kl, round(RATIO * n_ffn)
+        skippable, lambda layers: cost(SkipConfig(layers=sorted(layers), max_skip=0)).kl, round(RATIO * n_ffn)
     )
     policies = {
-        "measured, one after another": SkipConfig("fixed", layers=sorted(measured)),
-        "Algorithm 1, paper's values": SkipConfig("ffn_skip", skip_ratio=RATIO),
-        "random, adaptive region": SkipConfig("random_adaptive_region", skip_ratio=RATIO),
+        "measured, one after another": SkipConfig(layers=sorted(measured), max_skip=0),
+        "Algorithm 1, paper's values": SkipConfig(skip_ratio=RATIO),
+        "random, adaptive region": SkipConfig("random", region="adaptive", skip_ratio=RATIO),
         "random, anywhere": SkipConfig("random", skip_ratio=RATIO),
     }
     for name, config in policies.items():

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Profile, __version__
+from ._core import FfnBlock, FfnWeight, Profile, __version__
 from .cmake import cmake_prefix
 from .demo import demo_model
 from .errors import (
@@ -25,7 +25,8 @@ from .errors import (
 )
 from .llama import Llama
 from .profile import read_profile
-from .skip_config import SkipConfig
+from .scoring import Score
+from .skip_config import ResolvedConfig, SkipConfig
 from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
@@ -47,12 +48,16 @@ __all__ = [
     "BenchmarkRow",
     "Calibration",
     "DecodeError",
+    "FfnBlock",
     "FfnSkipError",
+    "FfnWeight",
     "Inspection",
     "Llama",
     "ModelFile",
     "Profile",
     "ProfileMismatchError",
+    "ResolvedConfig",
+    "Score",
     "SkipConfig",
     "SkipStats",
     "TargetUnreachableError",

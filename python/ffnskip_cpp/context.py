@@ -41,16 +41,22 @@ class Context:
 
     def probe(self, address: int) -> None:
         """Raises UnsupportedModelError where the model has no FFN block that can be skipped, and other ValueErrors."""
-        self._is_probed = True
         try:
             self._decoder.controller.probe(address)
         except ValueError as error:
             self.why_dense = str(error)
             raise
+        finally:
+            self._is_probed = True
+
+    @property
+    def is_learnt(self) -> bool:
+        """All is known of the model that there is to know."""
+        return self._is_probed or not self.generates
 
     def learn(self, llm: llama_cpp.Llama) -> None:
         """Finds the FFN blocks, in a context for that alone if this one has no callback."""
-        if self._is_probed or not self.generates:
+        if self.is_learnt:
             return
         params = self._copied_params()
         self._attach(params)
@@ -78,15 +84,7 @@ class Context:
         state = llm.save_state() if llm.n_tokens > 0 else None
         params = self._copied_params()
         self._attach(params)
-        context = _made(llm, params)
-        try:
-            self.probe(context.ctx)
-        except ValueError:
-            context.close()
-            raise
-        internals.adopt_context(llm, context)
-        self.params, self.has_callback = params, True
-        self._decoder.use(llm)
+        self._renew(llm, params, has_callback=True)
         if state is not None:
             llm.load_state(state)
             if has_outputs:
@@ -109,14 +107,22 @@ class Context:
         params.kv_unified = True
         if params.n_seq_max <= self.params.n_seq_max:
             return False
-        context = _made(llm, params)
-        if self.has_callback:
-            self.probe(context.ctx)
-        internals.adopt_context(llm, context)
-        self.params = params
-        self._decoder.use(llm)
+        self._renew(llm, params, has_callback=self.has_callback)
         llm.reset()
         return True
+
+    def _renew(self, llm: llama_cpp.Llama, params: Any, *, has_callback: bool) -> None:
+        """Makes the context anew, and empty. The one there is stays where that fails."""
+        context = _made(llm, params)
+        try:
+            if has_callback:
+                self.probe(context.ctx)
+            internals.adopt_context(llm, context)
+        except BaseException:
+            context.close()
+            raise
+        self.params, self.has_callback = params, has_callback
+        self._decoder.use(llm)
 
     def _compute_outputs_again(self, llm: llama_cpp.Llama) -> None:
         """A state has none, and the user may sample from them."""

@@ -136,7 +136,7 @@ class Llama(DecodingLlama):
     def dense(self) -> contextlib.AbstractContextManager[None]:
         """Within the block nothing is skipped. A text that skipping tokens wrote is evaluated again if it is part of a
         prompt there."""
-        return self.skipping(None)
+        return contextlib.nullcontext() if self._closed else self.skipping(None)
 
     @contextlib.contextmanager
     def skipping(self, config: Skip) -> Iterator[None]:
@@ -145,7 +145,11 @@ class Llama(DecodingLlama):
         with contextlib.ExitStack() as block:
             with self._at_work():
                 block.enter_context(self._skipping.instead(self, config))
-            yield
+            try:
+                yield
+            finally:
+                with self._lock:  # once another thread's step is over
+                    block.close()
 
     @property
     def resolved(self) -> ResolvedConfig:
@@ -175,7 +179,9 @@ class Llama(DecodingLlama):
         return self._context.why_dense
 
     def _learnt(self) -> Controller:
-        self._context.learn(self)
+        if not self._context.is_learnt:
+            with self._at_work():
+                self._context.learn(self)
         return self._controller
 
     def save_profile(self, path: str | os.PathLike[str]) -> None:
@@ -257,13 +263,15 @@ class Llama(DecodingLlama):
                 evaluation harnesses do: together with the prefix, whose spaces at its end count to the continuation;
                 where no token ends between the two, or the prefix is token ids, alone.
         Raises:
-            ValueError: The prefix has no tokens, or a continuation does not fit the context behind it.
+            ValueError: The prefix has no tokens, a token id is out of range, or a continuation does not fit the context
+                behind the prefix. The context is as it was then.
         """
         with self._at_work():
             self._check_open()
+            ids, following = scoring.divided(self, prefix, continuations)
             if self._context.share(self):
                 self._skipping.restore(self)
-            return scoring.score(self, self._decoder, prefix, continuations)
+            return scoring.score(self, self._decoder, ids, following)
 
     # ---- generation ----
 

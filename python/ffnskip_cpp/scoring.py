@@ -15,7 +15,7 @@ from .checked import CheckedLlama, token_ids
 from .decoding import Decoder
 from .generation import prompt_tokens
 
-__all__ = ["Rows", "Score", "Text", "forward", "score"]
+__all__ = ["Rows", "Score", "Text", "divided", "forward", "score"]
 
 Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
 Text = Union[str, Sequence[int]]
@@ -68,10 +68,14 @@ def _kinds(decoder: Decoder, n_tokens: int, eligible: Sequence[bool] | None) -> 
 def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Sequence[bool] | None) -> None:
     if not 1 <= len(ids) <= internals.n_context(llm):
         raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={internals.n_context(llm)} can be evaluated")
-    if min(ids) < 0 or max(ids) >= llm.n_vocab():
-        raise ValueError(f"tokens: ids must be in [0, {llm.n_vocab()}); got {min(ids)} to {max(ids)}")
+    _check_ids(llm, "tokens", ids)
     if eligible is not None and len(eligible) != len(ids):
         raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
+
+
+def _check_ids(llm: CheckedLlama, name: str, ids: list[int]) -> None:
+    if ids and (min(ids) < 0 or max(ids) >= llm.n_vocab()):
+        raise ValueError(f"{name}: ids must be in [0, {llm.n_vocab()}); got {min(ids)} to {max(ids)}")
 
 
 def _check_kept(llm: CheckedLlama, ids: list[int], keep: int) -> None:
@@ -114,19 +118,35 @@ class Score:
     """int64 [n]: its length."""
 
 
-def score(llm: CheckedLlama, decoder: Decoder, prefix: Text, continuations: Sequence[Text]) -> Score:
-    """`Llama.score`."""
-    ids, following = _divided(llm, prefix, continuations)
+def score(llm: CheckedLlama, decoder: Decoder, prefix: list[int], continuations: list[list[int]]) -> Score:
+    """`Llama.score` of what `divided` gave."""
     decoder.generation = None
     try:
-        log_likelihood, is_greedy, _ = decoder.session.score(ids, following)
+        log_likelihood, is_greedy, _ = decoder.session.score(prefix, continuations)
     finally:
         llm.reset()
-    return Score(log_likelihood, is_greedy, np.array([len(tokens) for tokens in following], np.int64))
+    return Score(log_likelihood, is_greedy, np.array([len(tokens) for tokens in continuations], np.int64))
 
 
-def _divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the prefix, and of each continuation."""
+def divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prefix, and of each continuation; ValueError where they can't be scored."""
+    ids, following = _tokenised(llm, prefix, continuations)
+    if not ids:
+        raise ValueError("prefix: it has no tokens; one at least predicts the first token of a continuation")
+    _check_ids(llm, "prefix", ids)
+    for tokens in following:
+        _check_ids(llm, "continuations", tokens)
+    longest = max(map(len, following), default=0)
+    needed, n_ctx = len(ids) + max(longest - 1, 0), internals.n_context(llm)
+    if needed > n_ctx:
+        raise ValueError(
+            f"continuations: one of {longest} tokens after a prefix of {len(ids)} needs room for {needed}, the context "
+            f"has {n_ctx}"
+        )
+    return ids, following
+
+
+def _tokenised(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> tuple[list[int], list[list[int]]]:
     if isinstance(continuations, str):
         raise TypeError(f"continuations: {continuations[:20]!r} is one text; give a list of them")
     if not isinstance(prefix, str):

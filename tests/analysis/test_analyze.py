@@ -402,6 +402,19 @@ def test_text_of_the_model_is_escaped(analyzed):
     assert "<beyond>" not in html
 
 
+def test_every_policy_is_compared_unless_some_are_named(model, tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT)
+    usual = {"n_ctx": 64, "max_tokens": 64, "figures": "skip_ratio", "skip_ratio": 0.25, "n_speed": 0, "n_threads": 1}
+    for given, labels in (
+        ({}, ["ffn_skip", "random", "random in adaptive region"]),
+        ({"policy": "random"}, ["random"]),
+        ({"policy": "random", "region": "adaptive"}, ["random in adaptive region"]),
+        ({"policy": ["ffn_skip", "random_adaptive_region"]}, ["ffn_skip", "random in adaptive region"]),
+    ):
+        analysis = analyze(model, tmp_path / "t.txt", tmp_path / "out", **usual, **given)
+        assert [row["policy"] for row in analysis.numbers["skip_ratio_quality"]] == labels
+
+
 def test_only_the_figures_asked_for_are_made(model, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
     analysis = analyze(
@@ -492,7 +505,9 @@ def analyze_cli(model, tmp_path, capsys):
         (["--skip-ratio", "0.25,1.5"], "skip-ratio: 1.5 is outside (0, 1]"),
         (["--skip-ratio", "nan"], "skip-ratio: nan is outside (0, 1]"),
         (["--skip-ratio", "0.25,0.9"], "can skip at most 11 of 16"),
-        (["--policy", "fixed"], "policy: 'fixed' is not known; known are ffn_skip, random"),
+        (["--policy", "fixed"], "policy: 'fixed' takes no skip ratio; those that do: ffn_skip, random"),
+        (["--policy", "ffn_skip", "--region", "any"], "region: any is for policy random"),
+        (["--region", "cold"], "region: 'cold' is not known; known are any, adaptive"),
         (["--figures", "figure2"], "figures: 'figure2' is not known; known are similarity, "),
         (["--warm-up", "-1"], "warm_up_index"),
         (["--warm-ups", "70,80", "--n-ctx", "64"], "warm-ups: none is at most half of the longest chunk"),

@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ffnskip_cpp import Llama, SkipConfig, Unsupported, cli
+from ffnskip_cpp import DecodeError, Llama, SkipConfig, Unsupported, cli
 from ffnskip_cpp.benchmark import rows as bench_rows
 from ffnskip_cpp.benchmark import runners
 from ffnskip_cpp.benchmark.benchmark import bench
@@ -194,10 +194,14 @@ def test_table_4_of_the_paper():
 # ---- what is reported ----
 
 
-def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli):
-    policies = "ffn_skip,random,random_adaptive_region"
+@pytest.mark.parametrize(
+    "policies",
+    [["ffn_skip,random", "--region", "any,adaptive"], ["ffn_skip,random,random_adaptive_region"]],
+    ids=["region", "old name"],
+)
+def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli, policies):
     status, out, err = bench_cli(
-        "--shape", "tiny", "--type", "f32", "--policy", policies, "--skip-ratio", "0.3,0.5", "-o", "json"
+        "--shape", "tiny", "--type", "f32", "--policy", *policies, "--skip-ratio", "0.3,0.5", "-o", "json"
     )
     rows = json.loads(out)
     assert (status, err) == (0, "")
@@ -295,6 +299,19 @@ def test_warm_up_is_a_run_that_is_not_timed(recorders):
         return sum(entry[1] == "generated" for entry in Recorder.log)
 
     assert (n_decodes(False), n_decodes(True)) == (2 * 4, 2 * 4 + 2 * 2)
+
+
+def test_every_runner_says_with_what_status_llama_cpp_failed(tmp_path):
+    test, options = BenchTest(n_prompt=8), Options(model_path=write_llama(tmp_path / "model.gguf", n_layer=4))
+    settings = settings_of(options, test)
+    with runners.open_model(options) as (model, _), runners.open_runners(model, settings, test, 1, options) as opened:
+        for runner in opened:
+            n_ctx = llama_cpp.llama_n_ctx(runner.ctx)
+            for begin in range(0, n_ctx, 8):
+                runner.prompt(list(range(8)), begin)
+            with pytest.raises(DecodeError, match="llama_decode returned 1") as caught:
+                runner.prompt([1], n_ctx)
+            assert caught.value.status == 1
 
 
 @pytest.mark.parametrize("write", [write_llama, partial(write_post_norm, sliding_window=4)])
@@ -498,6 +515,8 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
         (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
         (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
+        (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
+        (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),
         (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),

@@ -10,6 +10,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from ffnskip_cpp import cli
 from ffnskip_cpp.conversion import conversion as converter
 from support.numpy_checkpoints import CONFIG, random_tensors, write_checkpoint
 
@@ -153,3 +154,10 @@ def test_a_chat_template_file_that_is_no_text_is_named(tmp_path):
     (model_dir / "chat_template.jinja").write_bytes(b"{{ x }}\xff")
     with pytest.raises(ValueError, match=r"chat_template\.jinja: not text in UTF-8 \(byte 7 is 0xff\)"):
         convert(model_dir, tmp_path / "m.gguf")
+
+
+def test_command_says_as_json_what_it_wrote(tmp_path, capsys):
+    model_dir, out = write_checkpoint(tmp_path / "hf"), tmp_path / "m.gguf"
+    assert cli.main(["convert", str(model_dir), "-o", str(out), "--outtype", "f32", "--json"]) == 0
+    written = {"path": str(out), "type": "f32", "n_bytes": out.stat().st_size}
+    assert json.loads(capsys.readouterr().out) == written

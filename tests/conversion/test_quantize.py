@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -316,6 +317,12 @@ def test_command_writes_the_file_and_reports_errors_with_status_1(model, out, ca
     assert captured.out == ""
     assert captured.err.startswith("ffnskip quantize: unknown type 'q9'")
     assert captured.err.count("\n") == 1
+
+
+def test_command_says_as_json_what_it_wrote(model, out, capsys):
+    assert run_command(model, out, "q8_0", "--threads", 1, "--no-progress", "--json") == 0
+    written = {"path": str(out), "type": "q8_0", "n_bytes": out.stat().st_size}
+    assert json.loads(capsys.readouterr().out) == written
 
 
 def test_module_in_the_current_directory_does_not_stand_in_for_a_library(model, tmp_path):

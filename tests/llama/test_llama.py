@@ -508,6 +508,53 @@ def test_dense_restores_what_was_set_after_an_exception(open_models):
     assert llm.skip == EAGER
 
 
+def test_dense_is_nothing_to_a_closed_model(open_models):
+    llm = open_models(skip=EAGER)
+    llm.close()
+    with llm.dense():
+        pass
+
+
+def test_the_end_of_a_block_waits_for_another_threads_step(open_models):
+    llm = open_models(skip=EAGER)
+    is_within, may_end, seen = threading.Event(), threading.Event(), []
+
+    def look(ids, scores):
+        is_within.set()
+        may_end.wait(10)
+        seen.append(llm.skip)
+        return scores
+
+    processors = llama_cpp.LogitsProcessorList([look])
+    step = threading.Thread(target=lambda: llm.create_completion([1, 2], max_tokens=1, logits_processor=processors))
+    with llm.dense():
+        step.start()
+        assert is_within.wait(10)
+        threading.Timer(0.2, may_end.set).start()
+    assert seen == [None]
+    assert llm.skip == EAGER
+    step.join()
+
+
+def test_a_model_is_not_probed_while_another_thread_is_at_work(open_models):
+    llm = open_models(skip=None)
+    refused = []
+
+    def ask():
+        try:
+            refused.append(llm.fingerprint)
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    for _ in range(2):
+        with llm._at_work():
+            asker = threading.Thread(target=ask)
+            asker.start()
+            asker.join()
+        fingerprint = llm.fingerprint  # known from here on
+    assert "another thread" in refused[0] and refused[1] == fingerprint
+
+
 @pytest.mark.parametrize("leave", ["dense", "skip"])
 def test_what_skipped_before_leaves_no_trace_in_a_dense_generation(open_models, leave):
     """Tokens that skipped stay in the context; a prompt that goes on from them must not take them over."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import Llama, SkipConfig, UnsupportedModelError, demo_model
+from ffnskip_cpp import llama_cpp_internals as internals
 from support import tiny_models
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "seed": 11, "verbose": False}
@@ -290,19 +291,62 @@ def test_the_model_goes_on_as_before(open_models):
     assert plain.n_tokens == fresh.n_tokens == llm.n_tokens
 
 
+@pytest.mark.parametrize("skip", [None, EAGER], ids=["dense", "skipping"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (([], [[1]]), "prefix: it has no tokens"),
-        (([1], [[2, 999]]), r"token 999 is outside \[0, 259\)"),
+        (([1, 259], [[1]]), r"prefix: ids must be in \[0, 259\); got 1 to 259"),
+        (([1], [[2, 999]]), r"continuations: ids must be in \[0, 259\); got 2 to 999"),
         (([1] * 200, [[2], [3] * 58]), "one of 58 tokens after a prefix of 200 needs room for 257"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(open_models, arguments, message):
-    llm = open_models(EAGER)
+def test_what_cannot_be_scored_is_refused(open_models, skip, arguments, message):
+    """What was going on goes on: the first score() would have made the context anew."""
+    llm, fresh = open_models(skip), open_models(skip)
+    prompt = llm.tokenize(TEXT.encode())
+    generation = llm.generate(prompt, temp=0.0)
+    begun = [next(generation) for _ in range(5)]
     with pytest.raises(ValueError, match=message):
         llm.score(*arguments)
+    assert list(llm.eval_tokens) == [*prompt, *begun[:-1]]
+    expected = list(fresh.generate(prompt, temp=0.0, max_tokens=12))
+    assert begun + [next(generation) for _ in range(7)] == expected
     assert llm.score([1], [[2]]).n_tokens.tolist() == [1]
+
+
+def test_a_score_ends_the_generation_before_it(open_models):
+    llm = open_models(EAGER)
+    generation = llm.generate([1, 2, 3], temp=0.0)
+    next(generation)
+    llm.score([1], [[2]])
+    with pytest.raises(RuntimeError, match="began on this Llama"):
+        next(generation)
+
+
+def test_a_context_that_cannot_be_shared_leaves_the_one_there_is(open_models, monkeypatch):
+    """And is closed itself."""
+    llm = open_models(EAGER)
+    generation = llm.generate([1, 2, 3], temp=0.0)
+    next(generation)
+    made = []
+
+    def make(*args):
+        made.append(make_context(*args))
+        return made[-1]
+
+    def refuse(address):
+        raise UnsupportedModelError("not this one")
+
+    make_context = internals.make_context
+    with monkeypatch.context() as patched:
+        patched.setattr(internals, "make_context", make)
+        patched.setattr(llm._context, "probe", refuse)
+        with pytest.raises(UnsupportedModelError, match="not this one"):
+            llm.score([1], [[2]])
+    assert [context.ctx for context in made] == [None]
+    assert list(llm.eval_tokens) == [1, 2, 3]
+    next(generation)
 
 
 def test_one_text_is_no_list_of_texts(open_models):

@@ -9,7 +9,7 @@ import typing
 import llama_cpp
 import pytest
 
-from ffnskip_cpp import Llama, arguments
+from ffnskip_cpp import FfnBlock, FfnWeight, Llama, ResolvedConfig, Score, arguments
 
 
 def described(hint):
@@ -53,3 +53,12 @@ def test_arguments_by_position_are_llama_cpps():
         given = [p.name for p in ours if p.kind is p.POSITIONAL_OR_KEYWORD]
         assert positional[: len(given)] == given
         assert len(given) == len(positional) or any(p.kind is p.VAR_POSITIONAL for p in ours)
+
+
+def test_types_of_results_can_be_imported(model_file):
+    """To annotate one's own code with."""
+    with Llama(str(model_file("llama")), skip=None, n_ctx=64, verbose=False) as llm:
+        assert isinstance(llm.ffn_map[0], FfnBlock)
+        assert isinstance(llm.ffn_map[0].weights[0], FfnWeight)
+        assert isinstance(llm.score([1], [[2]]), Score)
+        assert llm.resolved.keys() == ResolvedConfig.__annotations__.keys()

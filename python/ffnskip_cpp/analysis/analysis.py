@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.options import RATIO_POLICIES
 from ..files import check_output, whole_file
 from ..measure.text import read_texts
 from ..plain import plain
@@ -64,7 +63,8 @@ def analyze(
     *,
     figures: str | Sequence[str] = FIGURES,
     skip_ratio: float | Sequence[float] | None = None,
-    policy: str | Sequence[str] = RATIO_POLICIES,
+    policy: str | Sequence[str] | None = None,
+    region: str | Sequence[str] | None = None,
     profile: PathLike | None = None,
     lora: PathLike | None = None,
     sim_threshold: float | None = None,
@@ -90,7 +90,8 @@ def analyze(
         output: Folder for the files; made if it is missing.
         figures: Which of FIGURES to draw.
         skip_ratio, policy: In skip_ratio. Ratios in (0, 1], default 0.1 to 0.5 as far as they fit; the other pictures
-            show Algorithm 1 at the middle one.
+            show Algorithm 1 at the middle one. Policies "ffn_skip" and "random", default both.
+        region: Where "random" chooses from, "any" or "adaptive". Default: "any"; both if no policy is given.
         profile: A skip profile, or "auto" for the model's own: shown in place of that, and in skip_ratio as well.
         lora: LoRA adapter the model is used with, FILE or FILE:SCALE.
         sim_threshold, cold_s, cold_e, warm_up_index: Of Algorithm 1. Default: the model's own.
@@ -104,7 +105,7 @@ def analyze(
         ValueError: A bad value or text; a model that can't be loaded or can't skip (`UnsupportedModelError`).
         ImportError: matplotlib is missing.
         OSError: A file is missing, can't be read or written.
-        RuntimeError: llama.cpp failed to decode.
+        DecodeError: llama.cpp failed to decode.
     """
     return _analyzed(Wanted(**locals()))
 

@@ -78,7 +78,7 @@ class Subject:
 
     def configs(self) -> list[SkipConfig]:
         """Every policy at every ratio, as far as they fit the model."""
-        every = [with_ratio(self.config, r, policy) for policy in self.wanted.policies for r in self.ratios]
+        every = [with_ratio(self.config, r, **policy) for policy in self.wanted.policies for r in self.ratios]
         return [config for config in every if self._fits(config)]
 
     def prompts(self) -> list[list[int]]:
@@ -139,10 +139,9 @@ class Subject:
             pass
         if self.wanted.ratios is not None:
             ratios = sorted(set(self.wanted.ratios))
-            for policy in dict.fromkeys(("ffn_skip", *self.wanted.policies)):
-                for ratio in ratios:
-                    with self.llm.skipping(with_ratio(base, ratio, policy)):
-                        pass
+            for config in [with_ratio(base, r, **p) for p in ({}, *self.wanted.policies) for r in ratios]:
+                with self.llm.skipping(config):
+                    pass
             return ratios, []
         closest: dict[int, float] = {}  # of the ratios that give a number of blocks, the one that is nearest to it
         for ratio in sorted(SKIP_RATIOS, key=lambda ratio: abs(ratio * self.n_layer - round(ratio * self.n_layer))):
@@ -165,5 +164,5 @@ class Subject:
         return warm_ups
 
 
-def with_ratio(config: SkipConfig, ratio: float, policy: str = "ffn_skip") -> SkipConfig:
-    return config.replace(policy=policy, skip_ratio=ratio, max_skip=None)
+def with_ratio(config: SkipConfig, ratio: float, policy: str = "ffn_skip", region: str = "any") -> SkipConfig:
+    return config.replace(policy=policy, region=region, skip_ratio=ratio, max_skip=None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..benchmark.options import RATIO_POLICIES
 from ..measure.model import check_model
+from ..measure.policies import RATIO_POLICIES, REGIONS, policy_settings
 from ..measure.text import MIN_TOKENS, as_paths
 from ..profile import PathLike
 
@@ -26,7 +27,8 @@ class Wanted:
     output: PathLike
     figures: str | Sequence[str]
     skip_ratio: float | Sequence[float] | None
-    policy: str | Sequence[str]
+    policy: str | Sequence[str] | None
+    region: str | Sequence[str] | None
     profile: PathLike | None
     lora: PathLike | None
     sim_threshold: float | None
@@ -64,10 +66,10 @@ class Wanted:
         for ratio in self.ratios or ():
             if not 0 < ratio <= 1:
                 raise ValueError(f"skip-ratio: {ratio:g} is outside (0, 1]")
-        for name, names, known in (("policy", self.policies, RATIO_POLICIES), ("figures", self.names, FIGURES)):
-            for given in names:
-                if given not in known:
-                    raise ValueError(f"{name}: {given!r} is not known; known are {', '.join(known)}")
+        for name in self.names:
+            if name not in FIGURES:
+                raise ValueError(f"figures: {name!r} is not known; known are {', '.join(FIGURES)}")
+        _ = self.policies  # refuses those that are not known
         check_model(self.model_path, self.n_threads, self.lora)
 
     @property
@@ -75,13 +77,17 @@ class Wanted:
         return (self.skip_ratio,) if isinstance(self.skip_ratio, (int, float)) else self.skip_ratio
 
     @property
-    def policies(self) -> Sequence[str]:
-        return (self.policy,) if isinstance(self.policy, str) else tuple(dict.fromkeys(self.policy))
+    def policies(self) -> list[dict[str, Any]]:
+        """As fields of a SkipConfig. Default: all there are."""
+        policies, regions = self.policy, self.region
+        if policies is None:
+            policies, regions = RATIO_POLICIES, REGIONS if regions is None else regions
+        return policy_settings(_several(policies), None if regions is None else _several(regions))
 
     @property
     def names(self) -> Sequence[str]:
         """Of the pictures."""
-        return (self.figures,) if isinstance(self.figures, str) else self.figures
+        return _several(self.figures)
 
     @property
     def inputs(self) -> tuple[PathLike, ...]:
@@ -91,3 +97,7 @@ class Wanted:
     @property
     def folder(self) -> Path:
         return Path(self.output)
+
+
+def _several(given: str | Sequence[str]) -> Sequence[str]:
+    return (given,) if isinstance(given, str) else given

@@ -42,6 +42,7 @@ def bench(
     flash_attention: bool | None = None,
     skip_ratio: Several[float] | None = None,
     policy: Several[str] | None = None,
+    region: Several[str] | None = None,
     cold_s: int | None = None,
     cold_e: int | None = None,
     profile: Several[PathLike] | None = None,
@@ -61,7 +62,8 @@ def bench(
         n_gpu_layers: Layers on the GPU; -1: all.
         flash_attention: None: llama.cpp decides.
         skip_ratio: Shares of all FFN blocks to skip, in [0, 1]. Default: 0.3 and 0.5; none besides profiles.
-        policy: What to skip them by: "ffn_skip" (default) or a random policy.
+        policy: What to skip them by: "ffn_skip" (default) or "random".
+        region: Where "random" chooses from: "any" (default) or "adaptive".
         cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip. Default: an eighth at either end.
         profile: Profiles to measure too; "auto" is the model's own.
         lora: An adapter that every context has: FILE or FILE:SCALE.
@@ -71,7 +73,7 @@ def bench(
         FileNotFoundError: The model, a profile or the adapter does not exist.
         ValueError: A bad argument, a model that can't be loaded, or a skip ratio it can't reach (`Unsupported` where it
             has no FFN block to skip).
-        RuntimeError: llama.cpp failed to decode.
+        DecodeError: llama.cpp failed to decode.
     """
     options = Options(**locals())  # whose fields are these arguments
     options.check()

@@ -11,15 +11,15 @@ from typing import Any, TypeVar, Union
 from .._core import Profile
 from ..files import PathLike
 from ..lora import as_adapter
+from ..measure.policies import RATIO_POLICIES, policy_settings
 from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
 from ..skip_config import SkipConfig
 from ..threads import MAX_THREADS
 from .random_model import find_type
 from .shapes import find_shape
 
-__all__ = ["AUTO", "RATIO_POLICIES", "SKIP_RATIOS", "Options", "Setting", "Several", "Test", "settings_of"]
+__all__ = ["AUTO", "SKIP_RATIOS", "Options", "Setting", "Several", "Test", "settings_of"]
 
-RATIO_POLICIES = ("ffn_skip", "random", "random_adaptive_region")
 SKIP_RATIOS = (0.3, 0.5)
 AUTO = "auto"  # in place of a profile: the model's own
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
@@ -64,6 +64,7 @@ class Options:
     flash_attention: bool | None = None
     skip_ratio: Several[float] | None = None
     policy: Several[str] | None = None
+    region: Several[str] | None = None
     cold_s: int | None = None
     cold_e: int | None = None
     profile: Several[PathLike] | None = None
@@ -97,8 +98,11 @@ class Options:
         return () if alone else _several(SKIP_RATIOS if self.skip_ratio is None else self.skip_ratio)
 
     @property
-    def policies(self) -> tuple[str, ...]:
-        return _several(RATIO_POLICIES[0] if self.policy is None else self.policy)
+    def policies(self) -> list[dict[str, Any]]:
+        """As fields of a SkipConfig."""
+        return policy_settings(
+            _several(RATIO_POLICIES[0] if self.policy is None else self.policy), _several(self.region)
+        )
 
     def check(self) -> None:
         """Raises ValueError (field, value, range), and FileNotFoundError for the model."""
@@ -119,9 +123,7 @@ class Options:
         for ratio in self.ratios:
             if not 0 <= ratio <= 1:
                 raise ValueError(f"skip-ratio: {ratio:g} is outside [0, 1]")
-        for policy in self.policies:
-            if policy not in RATIO_POLICIES:
-                raise ValueError(f"policy: {policy!r} takes no skip ratio; those that do: {', '.join(RATIO_POLICIES)}")
+        _ = self.policies  # refuses those that are not known
         self._check_model()
 
     def _check_model(self) -> None:
@@ -168,7 +170,7 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
 
     base = SkipConfig(cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0)
     skipping = [
-        base.replace(policy=policy, sim_threshold=ALWAYS_TRIPS, skip_ratio=ratio)
+        base.replace(**policy, sim_threshold=ALWAYS_TRIPS, skip_ratio=ratio)
         for policy in options.policies
         for ratio in options.ratios
     ]

@@ -14,6 +14,7 @@ from typing import Any
 import llama_cpp
 
 from .._core import Controller, Profile, RowKind, Session
+from ..errors import DecodeError
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import WeightBytes, read_weight_bytes
 from ..load_error import explained
@@ -117,7 +118,7 @@ class SkippingRunner(Runner):
 
 def _check(status: int) -> None:
     if status != 0:
-        raise RuntimeError(f"llama_decode returned {status}")
+        raise DecodeError(f"llama_decode returned {status}", status)
 
 
 # ---- opening ----

@@ -116,7 +116,7 @@ def calibrate(
         ValueError: A bad value or text; an output that is no profile; a model that can't be loaded or can't skip
             (`UnsupportedModelError`); a target that can't be reached (`TargetUnreachableError`).
         OSError: A file is missing or can't be written, or another calibration of the model is running.
-        RuntimeError: llama.cpp failed to decode.
+        DecodeError: llama.cpp failed to decode.
     """
     wanted = Wanted(skip_ratio, max_kl, effort, n_ctx, max_tokens, warm_up_index, seed)
     check_model(model_path, n_threads, lora)

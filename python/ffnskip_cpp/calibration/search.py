@@ -25,7 +25,7 @@ from .race import Race
 from .race import cost as race_cost
 from .simulation import Region, ranks, skipped, solve, thresholds_at_rank, trips
 
-__all__ = ["Candidate", "Model", "Search"]
+__all__ = ["Candidate", "Model", "Search", "fixed_set"]
 
 SAME = 0.05  # share of the blocks skipped by which two settings differ that are worth measuring both
 RATIO_TOLERANCE = 0.005  # of what is simulated or measured on the text of the search, from what is wanted
@@ -88,10 +88,10 @@ class Adaptive:
         if self.per_layer:
             of_layer = dict(zip(self.region.layers[:-1], thresholds))  # after the last one nothing is left to skip
             every = [of_layer.get(il, np.inf) for il in range(model.n_layer)]
-            return SkipConfig("ffn_skip_per_layer", layer_thresholds=every, **common)
+            return SkipConfig(layer_thresholds=every, **common)
         if self.fixed:
-            return SkipConfig("fixed_plus_ffn_skip", thresholds[0], layers=self.fixed, **common)
-        return SkipConfig("ffn_skip", thresholds[0], **common)
+            return SkipConfig(sim_threshold=thresholds[0], layers=self.fixed, **common)
+        return SkipConfig(sim_threshold=thresholds[0], **common)
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def _regions(free: Sequence[int], wanted: float, model: Model) -> Iterator[Regio
 
 
 def fixed_set(layers: Sequence[int], model: Model) -> SkipConfig:
-    return SkipConfig("fixed", layers=sorted(layers), warm_up_index=model.warm_up_index)
+    return SkipConfig(layers=sorted(layers), max_skip=0, warm_up_index=model.warm_up_index)
 
 
 class GreedySet:

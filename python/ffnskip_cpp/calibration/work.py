@@ -20,7 +20,7 @@ from .evaluation import Evaluator
 from .parts import Parts
 from .progress import Bar
 from .race import Race
-from .search import Candidate, Model, Search
+from .search import Candidate, Model, Search, fixed_set
 from .wanted import Wanted
 
 __all__ = ["Found", "Work", "check_reachable"]
@@ -107,7 +107,7 @@ class Work:
 
     def _affordable(self, seconds: float, started: float) -> Effort:
         """The greatest effort that takes no longer than `seconds`, by the speed of the first evaluations."""
-        alone = SkipConfig("fixed", layers=self._model.skippable[:1], warm_up_index=self._model.warm_up_index)
+        alone = fixed_set(self._model.skippable[:1], self._model)
         self._evaluator.score(alone, self._searched(1))
         speed = self._evaluator.tokens_per_second
         left = seconds - (time.monotonic() - started)

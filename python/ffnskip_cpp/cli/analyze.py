@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from ..analysis.analysis import MAX_TOKENS, N_GENERATED, N_PROMPT, N_PROMPTS, N_SPEED, WARM_UPS, analyze
 from ..analysis.wanted import FIGURES, SKIP_RATIOS
-from ..benchmark.options import RATIO_POLICIES
 from ..lora import LORA_HELP
+from ..measure.policies import RATIO_POLICIES, REGIONS
 from ..measure.text import N_CTX
 from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
@@ -71,9 +71,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=list_of(str),
-        default=RATIO_POLICIES,
         metavar="P,...",
         help=f"policies in skip_ratio; the other pictures show ffn_skip (default: {_commas(RATIO_POLICIES)})",
+    )
+    parser.add_argument(
+        "--region",
+        type=list_of(str),
+        metavar="R,...",
+        help=f"where random chooses from: {', '.join(REGIONS)} (default: {REGIONS[0]}; both without --policy)",
     )
     parser.add_argument(
         "--profile",
@@ -127,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
         figures=args.figures,
         skip_ratio=args.skip_ratio,
         policy=args.policy,
+        region=args.region,
         profile=args.profile,
         lora=args.lora,
         sim_threshold=args.sim_threshold,

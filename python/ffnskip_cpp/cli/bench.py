@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.benchmark import bench
-from ..benchmark.options import RATIO_POLICIES, SKIP_RATIOS, Options
+from ..benchmark.options import SKIP_RATIOS, Options
 from ..benchmark.random_model import TYPES
 from ..benchmark.report import FORMATS, NOTES
 from ..benchmark.shapes import SHAPES
 from ..files import check_output, whole_file
 from ..lora import LORA_HELP
+from ..measure.policies import RATIO_POLICIES, REGIONS
 from .arguments import UsageError, add_model, add_progress, explain, list_of
 
 __all__ = ["add_arguments", "run"]
@@ -106,6 +107,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"what to skip them by: {', '.join(RATIO_POLICIES)} (default: {RATIO_POLICIES[0]})",
     )
+    _several(
+        parser,
+        "--region",
+        convert=str,
+        metavar="R",
+        help=f"where random chooses from: {', '.join(REGIONS)} (default: {REGIONS[0]})",
+    )
     parser.add_argument(
         "--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth of the layers)"
     )
@@ -142,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
         flash_attention=FLASH_ATTENTION[args.flash_attn],
         skip_ratio=args.skip_ratio,
         policy=args.policy,
+        region=args.region,
         cold_s=args.cold_s,
         cold_e=args.cold_e,
         profile=args.profile,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ..conversion.conversion import FAMILIES, OUTTYPES, convert
 from .arguments import add_model, add_progress, explain
@@ -35,11 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read weights in .bin files too, which are pickles; PyTorch opens them as plain weights only",
     )
     add_progress(parser)
+    parser.add_argument("--json", action="store_true", help="print path, type and size of the file as JSON")
     explain(parser, HELP)
 
 
 def run(args: argparse.Namespace) -> int:
     written = convert(args.model, args.output, args.outtype, allow_pickle=args.allow_pickle, progress=args.progress)
     if written.path.is_file():  # into a pipe goes the model alone
-        print(repr(written))
+        print(json.dumps(written.as_dict(), indent=2) if args.json else repr(written))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ..gguf_file.quantization import quantize
 from .arguments import UsageError, add_progress, explain
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-embedding-type", metavar="TYPE", help="type of the token embeddings: q8_0, say")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
     add_progress(parser)
+    parser.add_argument("--json", action="store_true", help="print path, type and size of the file as JSON")
     explain(parser, HELP)
 
 
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         progress=args.progress,
     )
     if written.path.is_file():  # into a pipe goes the model alone
-        print(repr(written))
+        print(json.dumps(written.as_dict(), indent=2) if args.json else repr(written))
     return 0
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from ..plain import plain
 
 __all__ = ["ModelFile"]
 
@@ -23,6 +26,10 @@ class ModelFile(os.PathLike[str]):
 
     def __str__(self) -> str:
         return os.fspath(self.path)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of plain values."""
+        return plain(self)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"{self.path}: {self.n_bytes / 1e6:.1f} MB"

@@ -53,7 +53,7 @@ def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], fl
     dense = [Reference.of(llm, chunk, WARM_UP) for chunk in chunks]
 
     def cost(layers: Sequence[int]) -> float:
-        with llm.skipping(SkipConfig("fixed", layers=sorted(layers))):
+        with llm.skipping(SkipConfig(layers=sorted(layers), max_skip=0)):
             kl = [reference.compare(logits_of(llm, chunk, WARM_UP)).kl for reference, chunk in zip(dense, chunks)]
         return float(np.concatenate(kl).mean())
 

@@ -73,7 +73,7 @@ def of_search(
     order = _search(llm, chunks, max(sizes.values()), course, share)
     found = []
     for ratio, n in sizes.items():
-        config = SkipConfig("fixed", layers=sorted(order[:n]), warm_up_index=warm_up_index)
+        config = SkipConfig(layers=sorted(order[:n]), max_skip=0, warm_up_index=warm_up_index)
         label = _percent(ratio)
         found.append(Subject(Row(label, "search", config, n / len(llm.ffn_map))))
         found += _of_paper(llm, label, ratio, warm_up_index, course)

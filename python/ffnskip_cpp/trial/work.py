@@ -94,7 +94,7 @@ def try_model(
         ValueError: A bad value; a model that can't be loaded or can't skip (`UnsupportedModelError`); a ratio that it
             can't reach (`TargetUnreachableError`); text that is too short.
         OSError: A file is missing or can't be read, or the smaller file not be written.
-        RuntimeError: llama.cpp failed to decode.
+        DecodeError: llama.cpp failed to decode.
         TrialInterrupted: Ctrl-C was pressed; what was measured by then comes with it.
     """
     ratios = (skip_ratio,) if isinstance(skip_ratio, (int, float)) else skip_ratio

@@ -1,0 +1,36 @@
+"""Policies that take a skip ratio, as `bench` and `analyze` set them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..skip_config import SkipConfig
+
+__all__ = ["RATIO_POLICIES", "REGIONS", "policy_settings"]
+
+RATIO_POLICIES = ("ffn_skip", "random")
+REGIONS = ("any", "adaptive")
+_OLD = "random_adaptive_region"
+
+
+def policy_settings(policies: Sequence[str], regions: Sequence[str] | None) -> list[dict[str, Any]]:
+    """For each policy, and of "random" for each region (default: any), the fields of a SkipConfig.
+
+    Raises:
+        ValueError: A policy that takes no skip ratio, a region that is not known, or regions without "random".
+    """
+    for policy in policies:
+        if policy not in (*RATIO_POLICIES, _OLD):
+            raise ValueError(f"policy: {policy!r} takes no skip ratio; those that do: {', '.join(RATIO_POLICIES)}")
+    for region in regions or ():
+        if region not in REGIONS:
+            raise ValueError(f"region: {region!r} is not known; known are {', '.join(REGIONS)}")
+    if regions and "random" not in policies:
+        raise ValueError(f"region: {', '.join(regions)} is for policy random, which is not among those to measure")
+    found = [
+        SkipConfig().replace(policy=policy, region=region)
+        for policy in policies
+        for region in (regions or REGIONS[:1] if policy == "random" else REGIONS[:1])
+    ]
+    return [{"policy": config.policy, "region": config.region} for config in dict.fromkeys(found)]
