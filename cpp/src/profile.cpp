@@ -11,7 +11,6 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <regex>
 #include <stdexcept>
 #include <system_error>
 
@@ -142,8 +141,15 @@ Profile read_profile(const std::string & path) {
 }
 
 std::string profile_path(const std::string & model_path) {
-    static const std::regex end("(-[0-9]{5}-of-[0-9]{5})?(\\.gguf)?$");
-    return std::regex_replace(model_path, end, ".ffnskip.gguf", std::regex_constants::format_first_only);
+    std::string stem     = model_path;
+    const auto  take_off = [&](const std::string & form) {  // with 0 for any digit
+        std::string end = stem.substr(stem.size() - std::min(stem.size(), form.size()));
+        std::replace_if(end.begin(), end.end(), [](char c) { return c >= '1' && c <= '9'; }, '0');
+        stem.resize(stem.size() - (end == form ? form.size() : 0));
+    };
+    take_off(".gguf");
+    take_off("-00000-of-00000");
+    return stem + ".ffnskip.gguf";
 }
 
 std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path) {

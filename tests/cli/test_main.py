@@ -244,6 +244,7 @@ BAD_INPUT = {
     "unknown cache type": (["-ctk", "q9_9"], ["-ctk", "'q9_9'", "q8_0"]),
     "quantised values without flash attention": (["-ctv", "q8_0", "-fa", "off"], ["q8_0", "flash attention"]),
     "unknown choice": (["-fa", "maybe"], ["-fa", "'maybe'", "on, off, auto"]),
+    "unknown reuse": (["--reuse", "some"], ["--reuse", "'some'", "all, full"]),
     "empty reverse prompt": (["-r", ""], ["-r", "''"]),
     "model that is not there": (["-m", "nothing.gguf"], ["--model", "'nothing.gguf'", "No such file"]),
     "model that is a directory": (["-m", "."], ["--model", "'.'", "directory"]),
@@ -302,7 +303,7 @@ def test_a_damaged_grammar_is_refused_with_the_parsers_reason(grammar):
     assert (result.returncode, result.stdout) == (2, b"") and DAMAGED[grammar] in message
     *above, ours = message.splitlines()
     reason = ours.removeprefix("ffnskip-main: --grammar: it is no GBNF grammar")
-    assert reason[:2] == ": " and reason[2:] or (above and reason == "; the lines above say why")
+    assert (reason[:2] == ": " and reason[2:]) or (above and reason == "; the lines above say why")
 
 
 DECODE_FAILS = """

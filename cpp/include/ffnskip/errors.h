@@ -19,7 +19,8 @@ struct ProfileMismatch : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
-// What llama_decode returned, in words: "llama_decode returned 1: no room for the batch: the context is full"; empty where it succeeded.
+// What llama_decode returned, in words: "llama_decode returned 1: no room for the batch: the context is full"; empty where
+// it succeeded.
 std::string decode_status(int32_t status);
 
 struct DecodeError : std::runtime_error {
