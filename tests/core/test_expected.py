@@ -11,6 +11,7 @@ import pytest
 import ffnskip_cpp
 from ffnskip_cpp import SkipConfig
 from support import expected
+from support.logits import log_softmax
 from support.running import ours
 
 TEXT = """Herno Jotsen's birthday is 5 December 1994. He works for Jusano Motors. He was born in Falholm. He became an
@@ -23,11 +24,6 @@ SETTINGS = {
     "random, adaptive region, 25 %": lambda: SkipConfig(policy="random", region="adaptive", skip_ratio=0.25),
     "layers 3, 7, 11": lambda: SkipConfig(layers=[3, 7, 11], max_skip=0),
 }
-
-
-def log_softmax(logits):
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 @pytest.mark.filterwarnings("ignore:skip. ffn_skip")  # the values are not calibrated
