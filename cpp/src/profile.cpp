@@ -28,7 +28,8 @@ class Reader {
 public:
     explicit Reader(const std::string & path) {
         // gguf_init_from_file writes its complaints to the log, and these two are the usual ones.
-        if (!std::ifstream(path)) {
+        std::ifstream file(path);
+        if (file.peek(); !file.is_open() || file.bad()) {  // a folder can be opened
             refuse("can't be read");
         }
         if (!is_gguf(path)) {
