@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Union
 
-__all__ = ["check_output", "whole_file"]
+__all__ = ["check_output", "check_text_output", "whole_file"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -52,6 +52,19 @@ def check_output(path: PathLike, inputs: Iterable[PathLike] = ()) -> None:
             raise ValueError(f"{path}: is the input itself; give another name")
     if not os.access(path, os.W_OK):
         raise PermissionError(f"{path}: is write-protected")
+
+
+def check_text_output(path: PathLike, inputs: Iterable[PathLike] = ()) -> None:
+    """`check_output` of what is no model: a GGUF file, which may have taken days to make, is not what it replaces.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: As `check_output`; ValueError where `path` is a GGUF file.
+    """
+    check_output(path, inputs)
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(4) == b"GGUF":
+                raise ValueError(f"{path}: is a GGUF file, which is not overwritten; give another name")
 
 
 @contextlib.contextmanager
