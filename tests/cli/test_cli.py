@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import llama_cpp
 import pytest
@@ -108,6 +109,41 @@ def test_interrupt_ends_quietly_with_130(monkeypatch, capsys):
     monkeypatch.setattr("ffnskip_cpp.cli.bench.bench", interrupted)
     assert cli.main(["bench", "--shape", "llama2-7b"]) == 130
     assert capsys.readouterr() == ("", "ffnskip bench: interrupted\n")
+
+
+def test_interrupt_while_the_package_is_loaded_is_one_line():
+    code = """
+import sys
+import ffnskip_command
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "llama_cpp":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.exit(ffnskip_command.main())
+"""
+    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "ffnskip: interrupted\n")
+
+
+def test_interrupt_in_a_callback_of_llama_cpp_is_not_forgotten(monkeypatch, capsys):
+    """As C calls it, which passes no exception on."""
+
+    @llama_cpp.llama_log_callback
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    def works(*_, **__):
+        pressed(2, b"loading", None)
+        time.sleep(10)
+
+    monkeypatch.setattr("ffnskip_cpp.cli.inspect.inspect", works)
+    began = time.monotonic()
+    assert cli.main(["inspect", "model.gguf"]) == 130
+    assert time.monotonic() - began < 9
+    assert capsys.readouterr() == ("", "ffnskip inspect: interrupted\n")
 
 
 def test_no_command_is_imported_before_it_is_asked_for():

@@ -8,7 +8,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from .arguments import UsageError, take_model
@@ -29,6 +30,8 @@ COMMANDS = {
     "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
     "completion": ("completion", "print what makes the Tab key complete commands and options in a shell"),
 }
+
+PRESSED_AGAIN = 0.02  # seconds
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -88,12 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"ffnskip {command}" if command in COMMANDS else "ffnskip"
     try:
         try:
-            return _run(argv, command)
+            with _interrupts_kept():
+                return _run(argv, command)
         finally:
             if sys.stdout is not None:  # None: the shell closed it
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        hint = getattr(_load(COMMANDS[command][0]), "INTERRUPTED", None) if command in COMMANDS else None
+        module = f"{__name__}.{COMMANDS[command][0]}" if command in COMMANDS else ""
+        hint = getattr(sys.modules.get(module), "INTERRUPTED", None)  # it may have been interrupted while it loaded
         print(f"{prog}: interrupted" + (f"; {hint}" if hint else ""), file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader has gone, as `head` does
@@ -106,6 +111,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: {error}", file=sys.stderr)
         _drop_stdout()
         return 1
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C in a callback of llama.cpp's, such as its log's, would be printed and forgotten, as no exception gets
+    through that: it is pressed once more a little later."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        again = threading.Timer(PRESSED_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _drop_stdout() -> None:
