@@ -96,6 +96,8 @@ def whole_file(path: PathLike, inputs: Iterable[PathLike] = (), *, size: int | N
         if error.errno in FULL:
             takes = "" if size is None else f"; it takes {size / 1e6:,.0f} MB"
             raise OSError(f"{path}: {FULL[error.errno]}{takes}; nothing was written") from error
+        if str(error.filename).endswith(PART):  # a name that the user does not know
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

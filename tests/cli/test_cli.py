@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import llama_cpp
 import pytest
 
-from ffnskip_cpp import __version__, cli
+from ffnskip_cpp import __version__, cli, demo_model
 from ffnskip_cpp.cli.arguments import take_model
 from support.tiny_models import write_llama
 
@@ -88,6 +90,32 @@ def test_missing_input_is_refused_in_one_line(command, capsys, tmp_path, monkeyp
     assert cli.main(command) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"ffnskip {command[0]}: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), "a.txt: no such file"),
+        (PermissionError(errno.EACCES, "Permission denied", b"a.txt"), "a.txt: permission denied"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", Path("a")), "a: is a directory"),
+        (OSError(errno.EIO, "Input/output error"), "input/output error"),
+        (OSError("a.txt: of our own"), "a.txt: of our own"),
+    ],
+)
+def test_errors_of_the_system_read_as_ours(error, line, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ffnskip_cpp.cli.inspect.inspect", fails)
+    assert cli.main(["inspect", "model.gguf"]) == 1
+    assert capsys.readouterr().err == f"ffnskip inspect: {line}\n"
+
+
+@pytest.mark.parametrize("command", ["calibrate", "try", "analyze"])
+def test_a_text_that_is_missing_is_named_alike(command, capsys, tmp_path):
+    words = ["-o", str(tmp_path / "out")] if command == "analyze" else []
+    assert cli.main([command, demo_model(), "--text", "nofile", *words]) == 1
+    assert capsys.readouterr().err == f"ffnskip {command}: nofile: no such file\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import signal
@@ -108,9 +109,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: {error}; {prog} --help says what there is", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {_worded(error)}", file=sys.stderr)
         _drop_stdout()
         return 1
+
+
+def _worded(error: Exception) -> str:
+    """Those of the operating system as ours are, in place of "[Errno 2] No such file or directory: 'name'"."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    why = "no such file" if error.errno == errno.ENOENT else error.strerror[0].lower() + error.strerror[1:]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return why if name is None else f"{name}: {why}"
 
 
 @contextlib.contextmanager
