@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Union
 
-__all__ = ["check_output", "whole_file"]
+__all__ = ["check_output", "check_text_output", "whole_file"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -54,6 +54,19 @@ def check_output(path: PathLike, inputs: Iterable[PathLike] = ()) -> None:
         raise PermissionError(f"{path}: is write-protected")
 
 
+def check_text_output(path: PathLike, inputs: Iterable[PathLike] = ()) -> None:
+    """`check_output` of what is no model: a GGUF file, which may have taken days to make, is not what it replaces.
+
+    Raises:
+        ValueError, FileNotFoundError, PermissionError: As `check_output`; ValueError where `path` is a GGUF file.
+    """
+    check_output(path, inputs)
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(4) == b"GGUF":
+                raise ValueError(f"{path}: is a GGUF file, which is not overwritten; give another name")
+
+
 @contextlib.contextmanager
 def whole_file(path: PathLike, inputs: Iterable[PathLike] = (), *, size: int | None = None) -> Iterator[Path]:
     """A name to write to, of an empty file. If the block ends without an error the file gets its own, in place of what
@@ -83,6 +96,8 @@ def whole_file(path: PathLike, inputs: Iterable[PathLike] = (), *, size: int | N
         if error.errno in FULL:
             takes = "" if size is None else f"; it takes {size / 1e6:,.0f} MB"
             raise OSError(f"{path}: {FULL[error.errno]}{takes}; nothing was written") from error
+        if str(error.filename).endswith(PART):  # a name that the user does not know
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

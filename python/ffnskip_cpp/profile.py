@@ -31,6 +31,7 @@ __all__ = [
     "check_profile_output",
     "embed_profile",
     "has_profile",
+    "layers_of_model",
     "locate_profile",
     "profile_keys",
     "profile_path",
@@ -110,6 +111,27 @@ def locate_profile(path: PathLike) -> Path:
     if not _own(header):
         raise ValueError(f"{path}: there is no profile in this model, nor beside it ({beside.name})")
     return path
+
+
+def layers_of_model(path: PathLike) -> int | None:
+    """How many layers the model has that holds a profile, or that a profile lies beside; None where there is none.
+
+    Args:
+        path: The model, or the profile.
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no GGUF file, or a damaged one.
+    """
+    path = Path(path)
+    header = read_header(path)
+    if not header.tensors:
+        for model in sorted(path.parent.glob("*.gguf")):
+            if profile_path(model) == path:
+                with contextlib.suppress(ValueError):  # a model that is damaged says nothing
+                    header = read_header(model)
+                    break
+    n_layer = header.of_architecture("block_count")
+    return n_layer if isinstance(n_layer, int) and n_layer > 0 else None
 
 
 def has_profile(model_path: PathLike) -> bool:

@@ -429,6 +429,27 @@ def test_the_result_goes_into_a_file(bench_cli, tmp_path, monkeypatch, words, be
     assert Path(words[1]).read_text().startswith(begins)
 
 
+@pytest.mark.parametrize("what", ["model", "link", "profile", "found profile", "adapter", "another model"])
+def test_the_result_takes_the_place_of_no_model(bench_cli, profiled, tmp_path, what):
+    """By whatever name; and a table that is there already is replaced."""
+    link = tmp_path / "link.csv"
+    link.symlink_to(profiled)
+    adapter = write_lora(tmp_path / "lora.gguf", n_layer=12)
+    other = tmp_path / "other.gguf"
+    words, output = {
+        "model": ([], profiled),
+        "link": ([], link),
+        "profile": (["--profile", other], other),
+        "found profile": (["--profile", "auto"], profile_path(profiled)),
+        "adapter": (["--lora", f"{adapter}:0.5"], adapter),
+        "another model": ([], other),
+    }[what]
+    before = output.read_bytes()
+    status, out, err = bench_cli(profiled, *words, "-o", output)
+    assert (status, out) == (1, "") and err.count("\n") == 1 and "; give another name" in err
+    assert output.read_bytes() == before and link.is_symlink()
+
+
 def test_csv_can_be_read_back(bench_cli):
     _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", 0.25, "-o", "csv")
     rows = list(csv.DictReader(out.splitlines()))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import llama_cpp
 import pytest
 
-from ffnskip_cpp import __version__, cli
+from ffnskip_cpp import __version__, cli, demo_model
 from ffnskip_cpp.cli.arguments import take_model
 from support.tiny_models import write_llama
 
@@ -90,6 +93,32 @@ def test_missing_input_is_refused_in_one_line(command, capsys, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), "a.txt: no such file"),
+        (PermissionError(errno.EACCES, "Permission denied", b"a.txt"), "a.txt: permission denied"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", Path("a")), "a: is a directory"),
+        (OSError(errno.EIO, "Input/output error"), "input/output error"),
+        (OSError("a.txt: of our own"), "a.txt: of our own"),
+    ],
+)
+def test_errors_of_the_system_read_as_ours(error, line, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ffnskip_cpp.cli.inspect.inspect", fails)
+    assert cli.main(["inspect", "model.gguf"]) == 1
+    assert capsys.readouterr().err == f"ffnskip inspect: {line}\n"
+
+
+@pytest.mark.parametrize("command", ["calibrate", "try", "analyze"])
+def test_a_text_that_is_missing_is_named_alike(command, capsys, tmp_path):
+    words = ["-o", str(tmp_path / "out")] if command == "analyze" else []
+    assert cli.main([command, demo_model(), "--text", "nofile", *words]) == 1
+    assert capsys.readouterr().err == f"ffnskip {command}: nofile: no such file\n"
+
+
+@pytest.mark.parametrize(
     "words",
     ["IN OUT q8_0", "IN q8_0 -o OUT", "-o OUT IN q8_0", "-m IN OUT q8_0", "q8_0 -m IN -o OUT", "IN OUT --pure q8_0"],
 )
@@ -108,6 +137,41 @@ def test_interrupt_ends_quietly_with_130(monkeypatch, capsys):
     monkeypatch.setattr("ffnskip_cpp.cli.bench.bench", interrupted)
     assert cli.main(["bench", "--shape", "llama2-7b"]) == 130
     assert capsys.readouterr() == ("", "ffnskip bench: interrupted\n")
+
+
+def test_interrupt_while_the_package_is_loaded_is_one_line():
+    code = """
+import sys
+import ffnskip_command
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "llama_cpp":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.exit(ffnskip_command.main())
+"""
+    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "ffnskip: interrupted\n")
+
+
+def test_interrupt_in_a_callback_of_llama_cpp_is_not_forgotten(monkeypatch, capsys):
+    """As C calls it, which passes no exception on."""
+
+    @llama_cpp.llama_log_callback
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    def works(*_, **__):
+        pressed(2, b"loading", None)
+        time.sleep(10)
+
+    monkeypatch.setattr("ffnskip_cpp.cli.inspect.inspect", works)
+    began = time.monotonic()
+    assert cli.main(["inspect", "model.gguf"]) == 130
+    assert time.monotonic() - began < 9
+    assert capsys.readouterr() == ("", "ffnskip inspect: interrupted\n")
 
 
 def test_no_command_is_imported_before_it_is_asked_for():

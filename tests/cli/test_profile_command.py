@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import struct
@@ -234,11 +235,57 @@ def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
 
 def test_layers_left_behind_take_with_them_that_no_other_is_skipped(command, refusal, write):
     path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
-    assert "policy: 'ffn_skip' needs sim_threshold, cold_s, cold_e, max_skip as well" in refusal(
-        "set", path, "policy=ffn_skip"
-    )
+    assert "policy: 'ffn_skip' needs sim_threshold, max_skip as well" in refusal("set", path, "policy=ffn_skip")
     command("set", path, "policy=ffn_skip", "sim_threshold=0.9", "cold_s=1", "cold_e=7", "max_skip=2")
     assert read_profile(path).config == TRIPPING
+
+
+@pytest.mark.parametrize("place", ["profile", "beside", "inside"])
+def test_cold_regions_nobody_gave_are_those_of_the_core(command, model, write, place):
+    path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
+    if place == "inside":
+        embed_profile(model, path)
+        path.unlink()
+        path = model
+    command("set", path if place == "profile" else model, "sim_threshold=0.95", "max_skip=2")
+    with ours(model, SkipConfig(sim_threshold=0.95, layers=[3], max_skip=2)) as llm:
+        expected = llm.resolved
+    with ours(model, "auto") as llm:
+        assert llm.resolved == expected
+        assert (llm.skip.layers, llm.skip.sim_threshold, llm.skip.max_skip) == ((3,), 0.95, 2)
+
+
+def test_cold_regions_of_a_model_that_is_not_there_are_asked_for(refusal, model, write):
+    path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
+    model.unlink()
+    assert "policy: 'ffn_skip' needs cold_s, cold_e as well" in refusal("set", path, "sim_threshold=0.95", "max_skip=2")
+
+
+TOO_MUCH = {
+    "layers=99 max_skip=0": SkipConfig(layers=[99], max_skip=0),
+    "layers=7 max_skip=0": SkipConfig(layers=[7], max_skip=0),
+    "cold_e=8": TRIPPING.replace(cold_e=8),
+    "max_skip=6": TRIPPING.replace(max_skip=6),
+    "layers=3 max_skip=5": TRIPPING.replace(layers=[3], max_skip=5),
+    "policy=ffn_skip_per_layer layer_thresholds=0.5,0.5": TRIPPING.replace(layer_thresholds=[0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize("place", ["profile", "inside"])
+@pytest.mark.parametrize("changes", TOO_MUCH)
+def test_what_the_core_would_refuse_is_not_written(refusal, model, write, place, changes):
+    path = write(TRIPPING)
+    if place == "inside":
+        embed_profile(model, path)
+        path.unlink()
+        path = model
+    before = path.read_bytes()
+    message = refusal("set", path, *changes.split())
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError) as error, ours(model, TOO_MUCH[changes]):
+        pass
+    what = re.search(r"\w+: \d+ (is|for|too)", str(error.value))[0]  # field and value
+    assert what in message
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -239,3 +240,13 @@ def test_quantize_into_a_pipe_writes_the_model_alone(model, tmp_path):
     result = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120)
     quantize(model, tmp_path / "q.gguf", "q8_0")
     assert result.stdout == (tmp_path / "q.gguf").read_bytes()
+
+
+def test_an_error_names_the_file_and_not_what_it_is_written_as(tmp_path):
+    path = tmp_path / "out.gguf"
+    with pytest.raises(PermissionError) as error, whole_file(path) as part:
+        raise PermissionError(errno.EACCES, "Permission denied", str(part))
+    assert error.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as error, whole_file(path) as part:
+        part.unlink()
+    assert error.value.filename == str(path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from .arguments import UsageError, take_model
@@ -29,6 +31,8 @@ COMMANDS = {
     "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
     "completion": ("completion", "print what makes the Tab key complete commands and options in a shell"),
 }
+
+PRESSED_AGAIN = 0.02  # seconds
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -88,12 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"ffnskip {command}" if command in COMMANDS else "ffnskip"
     try:
         try:
-            return _run(argv, command)
+            with _interrupts_kept():
+                return _run(argv, command)
         finally:
             if sys.stdout is not None:  # None: the shell closed it
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        hint = getattr(_load(COMMANDS[command][0]), "INTERRUPTED", None) if command in COMMANDS else None
+        module = f"{__name__}.{COMMANDS[command][0]}" if command in COMMANDS else ""
+        hint = getattr(sys.modules.get(module), "INTERRUPTED", None)  # it may have been interrupted while it loaded
         print(f"{prog}: interrupted" + (f"; {hint}" if hint else ""), file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader has gone, as `head` does
@@ -103,9 +109,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: {error}; {prog} --help says what there is", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {_worded(error)}", file=sys.stderr)
         _drop_stdout()
         return 1
+
+
+def _worded(error: Exception) -> str:
+    """Those of the operating system as ours are, in place of "[Errno 2] No such file or directory: 'name'"."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    why = "no such file" if error.errno == errno.ENOENT else error.strerror[0].lower() + error.strerror[1:]
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return why if name is None else f"{name}: {why}"
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C in a callback of llama.cpp's, such as its log's, would be printed and forgotten, as no exception gets
+    through that: it is pressed once more a little later."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        again = threading.Timer(PRESSED_AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _drop_stdout() -> None:

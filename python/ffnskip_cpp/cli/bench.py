@@ -11,7 +11,7 @@ from ..benchmark.options import SKIP_RATIOS, Options
 from ..benchmark.random_model import TYPES
 from ..benchmark.report import FORMATS, NOTES
 from ..benchmark.shapes import SHAPES
-from ..files import check_output, whole_file
+from ..files import check_text_output, whole_file
 from ..lora import LORA_HELP
 from ..measure.policies import RATIO_POLICIES, REGIONS
 from .arguments import UsageError, add_model, add_progress, explain, list_of
@@ -134,8 +134,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.shape is None):
         raise UsageError("give one of the two: a model, or --shape NAME")
     path, style = _output(args)
+    inputs = [name for name in (args.model, *(args.profile or ()), args.lora) if name is not None]
     if path is not None:
-        check_output(path)
+        check_text_output(path, inputs)
     result = bench(
         args.model,
         shape=args.shape,
@@ -162,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     if path is None:
         print(text)
         return 0
-    with whole_file(path) as part:
+    with whole_file(path, inputs) as part:
         part.write_text(text + "\n", encoding="utf-8")
     return 0
 

@@ -17,6 +17,7 @@ from ..profile import (
     SETTINGS,
     change_settings,
     embed_profile,
+    layers_of_model,
     locate_profile,
     profile_keys,
     profile_path,
@@ -39,7 +40,7 @@ OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
 EXAMPLES = {
     "show": ("ffnskip profile show model.gguf", "ffnskip profile show model.ffnskip.gguf --json"),
     "set": (
-        "ffnskip profile set model.gguf sim_threshold=0.95 max_skip=6",
+        "ffnskip profile set model.gguf warm_up_index=50",
         "ffnskip profile set model.ffnskip.gguf layers=8-12,14",
     ),
     "embed": ("ffnskip profile embed model.gguf", "ffnskip profile embed model.gguf --profile other.ffnskip.gguf"),
@@ -132,7 +133,10 @@ def _set(args: argparse.Namespace) -> None:
     changes = dict(map(_split, args.changes))
     path = locate_profile(args.model)
     old = read_profile(path).config
-    new = _changed(old, changes)
+    n_layer = layers_of_model(args.model)
+    new = _changed(old, changes, n_layer)
+    if n_layer is not None:
+        _check_fits(new, n_layer)
     if new == old:
         print(f"{path}: these are its settings already")
         return
@@ -153,8 +157,12 @@ def _split(change: str) -> tuple[str, str]:
     return key, text
 
 
-def _changed(old: SkipConfig, changes: Mapping[str, str]) -> SkipConfig:
-    """`old` with `changes`, as the skip options make them, in the order of the options: a policy comes first."""
+def _changed(old: SkipConfig, changes: Mapping[str, str], n_layer: int | None) -> SkipConfig:
+    """`old` with `changes`, as the skip options make them, in the order of the options: a policy comes first.
+
+    Args:
+        n_layer: Of the model, if it is at hand: cold regions that nobody gave are an eighth of it at either end then.
+    """
     keys = {_option(key): key for key in changes}
     options = [name for name, _, _ in _core.options() if name in keys]
     try:
@@ -163,6 +171,11 @@ def _changed(old: SkipConfig, changes: Mapping[str, str]) -> SkipConfig:
         option, colon, why = str(error).partition(":")
         raise ValueError(keys.get(option, option) + colon + why) from error
     wanted = settings_of(new)
+    if n_layer is not None and "cold_s" in wanted:
+        cold_s, cold_e = _default_cold_regions(n_layer)
+        new = new.replace(
+            cold_s=cold_s if new.cold_s is None else new.cold_s, cold_e=cold_e if new.cold_e is None else new.cold_e
+        )
     for key in changes:
         if key not in wanted:
             raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
@@ -172,6 +185,37 @@ def _changed(old: SkipConfig, changes: Mapping[str, str]) -> SkipConfig:
     if missing:
         raise ValueError(f"policy: {changes.get('policy', new.policy)!r} needs {', '.join(missing)} as well")
     return SkipConfig(**{key: getattr(new, key) for key in wanted})
+
+
+def _default_cold_regions(n_layer: int) -> tuple[int, int]:
+    """As the core has them."""
+    n_cold = max(1, (n_layer + 4) // 8)
+    return n_cold, n_layer - n_cold
+
+
+def _check_fits(config: SkipConfig, n_layer: int) -> None:
+    """Raises ValueError for what no model of so many layers takes."""
+    for il in config.layers or ():
+        if il >= n_layer - 1:
+            raise ValueError(
+                f"layers: {il} is out of range; a model of {n_layer} layers can skip [0, {n_layer - 2}] (the last "
+                "layer always runs)"
+            )
+    if config.layer_thresholds is not None and len(config.layer_thresholds) != n_layer:
+        raise ValueError(
+            f"layer_thresholds: {len(config.layer_thresholds)} for a model of {n_layer} layers; one for each is needed"
+        )
+    if config.cold_s is None or config.cold_e is None:  # nothing is checked
+        return
+    if config.cold_e > n_layer - 1:
+        raise ValueError(f"cold_e: {config.cold_e} is past {n_layer - 1}; the last of the {n_layer} layers always runs")
+    # Algorithm 1 computes the FFN of the layer that trips.
+    most = len(set(range(config.cold_s, config.cold_e)) - set(config.layers or ())) - 1
+    if config.max_skip is not None and config.max_skip > max(0, most):
+        raise ValueError(
+            f"max_skip: {config.max_skip} is too many; over layers [{config.cold_s}, {config.cold_e}) at most "
+            f"{max(0, most)} can be skipped" + ("" if config.layers is None else " beside those of layers")
+        )
 
 
 # ---- show ----
