@@ -1,6 +1,7 @@
 // Weights by channel, and every kernel that this CPU runs: against sums in float64 of ggml's own dequantised weights, and against
 // the error of ggml's own quantised dot product of the same input.
 #include "channels/channel_kernels.h"
+#include "channels/channel_memory.h"
 #include "channels/channel_weights.h"
 #include "channels/half.h"
 #include "expect.h"

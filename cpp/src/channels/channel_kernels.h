@@ -57,6 +57,8 @@ inline ChannelSlice channel_slice(const ChannelLayout & layout, int ith, int nth
 class ChannelInput {
 public:
     explicit ChannelInput(int64_t n_in);
+    ChannelInput(ChannelInput &&) = default;
+    ChannelInput & operator=(ChannelInput &&) = default;
 
     // Selects by threshold, or takes bits that are given, [ceil(n_in / 32)], and prepares. Returns how many channels are kept.
     int64_t keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v, const float * norms, float threshold);

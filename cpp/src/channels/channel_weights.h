@@ -1,4 +1,4 @@
-// Building a matrix by channel from its rows as they are in a model's file, and the memory to hold it.
+// Building a matrix by channel from its rows as they are in a model's file.
 #pragma once
 
 #include "channel_layout.h"
@@ -6,22 +6,6 @@
 #include <functional>
 
 namespace ffnskip {
-
-// Memory in huge pages where the system gives them: products from it take two thirds of the time. Zeros to begin with.
-class ChannelMemory {
-public:
-    // Throws std::runtime_error, naming the size, where the system has no such memory.
-    explicit ChannelMemory(size_t bytes);
-    ~ChannelMemory();
-    ChannelMemory(ChannelMemory && other) noexcept;
-    ChannelMemory & operator=(ChannelMemory && other) noexcept;
-
-    uint8_t * data() const { return data_; }
-
-private:
-    uint8_t * data_;
-    size_t    bytes_;
-};
 
 // Writes rows [first, first + n) of the matrix to `to`, as they are in the file: ggml_row_size(type, n_in) bytes for each
 // output. Called by several threads at once.

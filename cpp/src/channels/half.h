@@ -21,6 +21,8 @@ template <typename To, typename From> inline To bits_as(From from) {
 inline float from_half(uint16_t half) {
 #ifdef __F16C__
     return _cvtsh_ss(half);
+#elif defined(__aarch64__)
+    return bits_as<__fp16>(half);
 #else
     const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
     if (rest >= 0x7c00) {
@@ -35,6 +37,8 @@ inline float from_half(uint16_t half) {
 inline uint16_t to_half(float value) {
 #ifdef __F16C__
     return _cvtss_sh(value, 0);
+#elif defined(__aarch64__)
+    return bits_as<uint16_t>(__fp16(value));
 #else
     const uint32_t bits = bits_as<uint32_t>(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
     if (rest > 0x7f800000) {

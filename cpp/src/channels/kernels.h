@@ -88,8 +88,12 @@ template <typename List> void prepare_codes(const ChannelLayout & layout, const 
             mask_inputs(v + first + i, kept[(first + i) / 32], 32, masked + i);
         }
         const float most    = largest(masked, n);
-        const float inverse = most != 0.0f ? 127.0f / most : 0.0f;
-        const float exact   = halves ? most / 127.0f : most != 0.0f ? 1.0f / inverse : 0.0f;
+        // ggml's steps of 256 inputs are the inverse of the inverse; and so are its inverses of 32 inputs on ARM of the steps.
+        float inverse = most != 0.0f ? 127.0f / most : 0.0f;
+        const float exact = halves ? most / 127.0f : most != 0.0f ? 1.0f / inverse : 0.0f;
+#ifdef __aarch64__
+        inverse = halves && exact != 0.0f ? 1.0f / exact : inverse;
+#endif
         quantize(masked, inverse, n, code);
         for (int i = 0; i < n; i += block, ++b) {
             int32_t sum = 0;

@@ -16,15 +16,21 @@ struct Plain {
                 }
             }
         } else {
-            int32_t sums[k_channel_group];
-            for (int32_t & sum : sums) {
-                sum = block.zero;
-            }
+            // In the order of the bytes, which compilers make vectors of.
+            int32_t low[k_channel_group] = {}, high[k_channel_group] = {};
             for (int i = 0; i < block.n; ++i) {
-                add_codes<F>(block.low[i] + group * F::low, block.high[i] + group * F::high, block.code[i], sums);
+                add_low<F>(block.low[i] + group * F::low, block.code[i], low);
+                if (F::high > 0) {
+                    add_high<F>(block.high[i] + group * F::high, block.code[i], high);
+                }
             }
             for (int o = 0; o < k_channel_group; ++o) {
-                add_scaled<F>(block, group * k_channel_group + o, sums[o], y[o]);
+                int32_t sum = block.zero + low[o / 64 * 64 + code_byte(o % 64)];
+                if (F::high > 0) {
+                    const HighBits bits = high_bits(F::values, o);
+                    sum += 16 * high[F::high * (bits.shift * k_channel_group / (F::high * 8)) + bits.byte];
+                }
+                add_scaled<F>(block, group * k_channel_group + o, sum, y[o]);
             }
         }
     }
@@ -42,20 +48,22 @@ private:
                                                  : from_bfloat(at<uint16_t>(row, o));
     }
 
-    template <typename F> static FFNSKIP_INLINE void add_codes(const uint8_t * low, const uint8_t * high, int32_t x, int32_t * sums) {
-        constexpr bool bytes = F::values == ChannelValues::eight_bits;
-        for (int o = 0; o < 64; ++o) {
-            const int     byte   = code_byte(o);
-            const int32_t first  = bytes ? low[byte] : low[byte] & 15;
-            const int32_t second = bytes ? low[byte + 64] : low[byte] >> 4;
-            sums[o] += x * first;
-            sums[o + 64] += x * second;
+    // sums[64 * h + b]: of nibble h of byte b, or of byte b of line h.
+    template <typename F> static void add_low(const uint8_t * codes, int x, int32_t * sums) {
+        for (int b = 0; b < 64; ++b) {
+            sums[b] += int16_t(x) * int16_t(F::values == ChannelValues::eight_bits ? codes[b] : codes[b] & 15);
         }
-        if (F::high > 0) {
-            constexpr int mask = F::values == ChannelValues::five_bits ? 1 : 3;
-            for (int o = 0; o < k_channel_group; ++o) {
-                const HighBits bits = high_bits(F::values, o);
-                sums[o] += x * 16 * (high[bits.byte] >> bits.shift & mask);
+        for (int b = 0; b < 64; ++b) {
+            sums[b + 64] += int16_t(x) * int16_t(F::values == ChannelValues::eight_bits ? codes[b + 64] : codes[b] >> 4);
+        }
+    }
+
+    // sums[F::high * f + b]: of field f of byte b.
+    template <typename F> static void add_high(const uint8_t * codes, int x, int32_t * sums) {
+        constexpr int bits = F::high * 8 / k_channel_group;
+        for (int f = 0; f < 8 / bits; ++f) {
+            for (int b = 0; b < F::high; ++b) {
+                sums[F::high * f + b] += int16_t(x) * int16_t(codes[b] >> f * bits & ((1 << bits) - 1));
             }
         }
     }
