@@ -1,5 +1,5 @@
 // Weights by channel, and every kernel that this CPU runs: against sums in float64 of ggml's own dequantised weights, and against
-// the error of ggml's own quantised dot product of the same input.
+// the error of ggml's own quantised dot product of the same input. With the argument `large` the shapes of a 7B model, too.
 #include "channels/channel_kernels.h"
 #include "channels/channel_memory.h"
 #include "channels/channel_weights.h"
@@ -157,7 +157,7 @@ double norm_of_difference(const std::vector<double> & a, const std::vector<doubl
 }
 
 struct Errors {
-    double ours = 0, ggml = 0, between = 0;  // the largest, relative to the norm of y
+    double ours = 0, ggml = 0, between = 0;  // the largest of 100 outputs or more, relative to the norm of y
 } g_errors[GGML_TYPE_COUNT];
 
 std::vector<double> multiply(const ChannelKernels & kernels, const Matrix & m, const ChannelInput & input, int n_slices) {
@@ -203,10 +203,12 @@ void test_products(const Matrix & m, bool all_slices) {
             const std::vector<double> y = multiply(*kernels, m, input, 1);
             const double error = norm_of_difference(y, exact) / size, between = norm_of_difference(y, dense) / size;
             Errors & errors = g_errors[m.layout.format->type];
-            errors = { std::max(errors.ours, error), std::max(errors.ggml, ggml_error), std::max(errors.between, between) };
+            if (n_out >= 100) {  // of one output alone, a sum near zero makes any error large
+                errors = { std::max(errors.ours, error), std::max(errors.ggml, ggml_error), std::max(errors.between, between) };
+            }
             // Of floats: rounding alone. Else the input's quantisation, which is ggml's own; few outputs scatter.
             expect(error <= 1.05 * ggml_error + 1e-6, what + ": error " + std::to_string(error) + ", ggml's " + std::to_string(ggml_error));
-            expect(between <= 1e-4, what + ": differs from ggml's by " + std::to_string(between));
+            expect(between <= 1e-5, what + ": differs from ggml's by " + std::to_string(between));
             for (int n = 2; all_slices && n <= 5; ++n) {
                 expect(multiply(*kernels, m, input, n) == y, what + ": the same in " + std::to_string(n) + " slices");
             }
@@ -281,7 +283,7 @@ void test_build() {
     expect_refused([] { ChannelLayout(GGML_TYPE_Q4_0, 48, 64); }, "48 x 64");
     expect_refused([] { ChannelLayout(GGML_TYPE_Q4_K, 128, 64); }, "multiple of 256");
     expect_refused([] { ChannelLayout(GGML_TYPE_F16, 0, 64); }, "0 x 64");
-    expect_refused([] { ChannelLayout(GGML_TYPE_F16, 64, 64, 8192); }, "8192");
+    expect_refused([] { ChannelLayout(GGML_TYPE_F16, 64, 64, 10000); }, "10000");
 }
 
 void test_layout() {
@@ -301,9 +303,9 @@ void test_layout() {
             }
         }
         const ChannelLayout layout(type, 512, 256);
-        expect(layout.bytes_read(512) == layout.norms_offset() && layout.bytes_read(0) < layout.bytes_read(1), "bytes read");
+        expect(layout.bytes_read(512) == layout.n_groups * layout.group_bytes && layout.bytes_read(0) < layout.bytes_read(1), "bytes read");
         // Hardly more than the file has.
-        expect(double(layout.norms_offset()) <= 1.06 * double(ggml_row_size(type, 512) * 256), std::string(ggml_type_name(type)) + " in few bytes");
+        expect(double(layout.norms_offset()) <= 1.14 * double(ggml_row_size(type, 512) * 256), std::string(ggml_type_name(type)) + " in few bytes");
     }
 }
 

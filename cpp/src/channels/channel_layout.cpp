@@ -59,12 +59,17 @@ ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_
     }
     n_blocks    = ceil_div(n_in, format->block);
     n_groups    = ceil_div(n_out, k_channel_group);
-    group_bytes = n_blocks * block_bytes() + n_blocks / blocks_per_span() * span_bytes(format->scales);
-
     // An even number of tiles, so that they divide among two threads.
     n_tiles = std::max<int64_t>(1, (n_out + tile / 2) / tile);
     n_tiles += n_tiles > 1 ? n_tiles % 2 : 0;
     n_tiles = std::min(n_groups, std::max(n_tiles, ceil_div(n_groups, k_max_channel_tile / k_channel_group)));
+
+    const int64_t codes = int64_t(format->block) * (low_bytes(format->values) + high_bytes(format->values));
+    group_bytes = n_blocks * (codes + scale_bytes(format->scales)) + n_blocks / blocks_per_span() * span_bytes(format->scales);
+    const int64_t narrow = n_groups / n_tiles, wide = ceil_div(n_groups, n_tiles);
+    for (gap = 0; low_stride(narrow) % 512 == 0 || low_stride(wide) % 512 == 0;) {
+        gap += 64;
+    }
 }
 
 int64_t ChannelLayout::bytes_read(int64_t n_kept) const {

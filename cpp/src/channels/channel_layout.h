@@ -62,7 +62,7 @@ struct ChannelFormat {
 
 constexpr int k_channel_group = 128;        // outputs
 constexpr int k_channel_span  = 256;        // inputs of a span of a K type
-constexpr int k_max_channel_tile = 4096;    // outputs
+constexpr int k_max_channel_tile = 8192;    // outputs
 constexpr int k_max_channel_block = 32;     // inputs
 
 // Bytes for a group of outputs: of one input's low and high parts, of one block's scales, and of one span's.
@@ -93,15 +93,16 @@ constexpr int code_byte(int o) {
     return o % 16 / 4 * 16 + o / 16 * 4 + o % 4;
 }
 
-// Where the high bits of output o of 128 are: byte and shift.
-struct HighBits {
+// Where bits of a code are: from bit `shift` of a byte on.
+struct CodeBits {
     int byte, shift;
 };
 
-constexpr HighBits high_bits(ChannelValues values, int o) {
+// Where the high bits of output o of 128 are.
+constexpr CodeBits high_bits(ChannelValues values, int o) {
     const int vector = o / 16, d = o % 16;
-    return values == ChannelValues::five_bits ? HighBits{ d, vector }
-                                              : HighBits{ d / 4 % 2 * 16 + vector / 4 * 8 + d / 8 * 4 + d % 4, vector % 4 * 2 };
+    return values == ChannelValues::five_bits ? CodeBits{ d, vector }
+                                              : CodeBits{ d / 4 % 2 * 16 + vector / 4 * 8 + d / 8 * 4 + d % 4, vector % 4 * 2 };
 }
 
 // nullptr for a type that can't be stored by channel.
@@ -109,7 +110,7 @@ const ChannelFormat * channel_format(ggml_type type);
 
 // Where everything of one matrix is; offsets and sizes in bytes.
 struct ChannelLayout {
-    // `tile`: about how many outputs a tile has, at most 4,096. Throws std::invalid_argument where the type can't be stored by
+    // `tile`: about how many outputs a tile has, at most 8,192. Throws std::invalid_argument where the type can't be stored by
     // channel or a size is out of range.
     ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile = 2048);
 
@@ -119,24 +120,29 @@ struct ChannelLayout {
     int64_t n_groups;     // of outputs
     int64_t n_tiles;
     int64_t group_bytes;  // of all inputs' weights of one group of outputs
+    int64_t gap;          // between the low rows of a tile
 
     size_t bytes() const { return size_t(norms_offset()) + size_t(n_in) * sizeof(float); }
-    int64_t norms_offset() const { return n_groups * group_bytes; }
+    int64_t norms_offset() const { return tile_offset(n_tiles); }
 
-    int64_t blocks_per_span() const { return span_bytes(format->scales) > 0 ? k_channel_span / format->block : 1; }
     int64_t tile_begin(int64_t tile) const { return n_groups * tile / n_tiles; }  // the first group of a tile
     int64_t tile_of(int64_t group) const { return ((group + 1) * n_tiles - 1) / n_groups; }
+    int64_t tile_offset(int64_t tile) const { return tile_begin(tile) * group_bytes + tile * n_blocks * format->block * gap; }
 
-    // From the tile's beginning, for a tile of `width` groups.
-    int64_t span_offset(int64_t width, int64_t span) const { return width * span * (blocks_per_span() * block_bytes() + span_bytes(format->scales)); }
-    int64_t block_offset(int64_t width, int64_t block) const {
-        return span_offset(width, block / blocks_per_span()) +
-               width * (span_bytes(format->scales) + block % blocks_per_span() * block_bytes());
+    // From the tile's beginning, for a tile of `width` groups; the rest from a block's beginning.
+    int64_t span_offset(int64_t width, int64_t span) const {
+        return span * (blocks_per_span() * block_bytes(width) + width * span_bytes(format->scales));
     }
-
-    // For a group of outputs: of a block with its scales, and of a block's codes before its scales.
-    int64_t block_bytes() const { return code_bytes() + scale_bytes(format->scales); }
-    int64_t code_bytes() const { return int64_t(format->block) * (low_bytes(format->values) + high_bytes(format->values)); }
+    int64_t block_offset(int64_t width, int64_t block) const {
+        return span_offset(width, block / blocks_per_span()) + width * span_bytes(format->scales) +
+               block % blocks_per_span() * block_bytes(width);
+    }
+    int64_t low_stride(int64_t width) const { return width * low_bytes(format->values) + gap; }
+    int64_t high_stride(int64_t width) const { return width * high_bytes(format->values); }
+    int64_t high_offset(int64_t width) const { return format->block * low_stride(width); }
+    int64_t scales_offset(int64_t width) const { return high_offset(width) + format->block * high_stride(width); }
+    int64_t block_bytes(int64_t width) const { return scales_offset(width) + width * scale_bytes(format->scales); }
+    int64_t blocks_per_span() const { return span_bytes(format->scales) > 0 ? k_channel_span / format->block : 1; }
 
     // Bytes read by a product that keeps so many channels.
     int64_t bytes_read(int64_t n_kept) const;

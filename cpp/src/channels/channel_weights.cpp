@@ -1,5 +1,6 @@
 #include "channel_weights.h"
 
+#include "channel_span.h"
 #include "half.h"
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <cmath>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -14,19 +16,6 @@ namespace ffnskip {
 namespace {
 
 constexpr int k_group = k_channel_group, k_span = k_channel_span;
-constexpr int k_max_blocks = k_span / 16;  // of a span
-
-// ---- ggml's blocks, taken apart ----
-
-// One output's weights of up to 256 inputs.
-struct Span {
-    uint8_t  code[k_span];         // of types that have codes
-    uint16_t d[k_max_blocks];      // for each block: scales as 16-bit floats, or as bytes
-    uint16_t m[k_max_blocks];
-    uint8_t  s[k_max_blocks];
-    uint8_t  t[k_max_blocks];
-    uint16_t span_d, span_dmin;
-};
 
 uint16_t read16(const uint8_t * from) {
     uint16_t value;
@@ -38,78 +27,6 @@ uint32_t read32(const uint8_t * from) {
     uint32_t value;
     std::memcpy(&value, from, sizeof(value));
     return value;
-}
-
-// d [m] [32 high bits] 16 bytes of two codes, 16 inputs apart; Q8_0: d, 32 signed bytes.
-void unpack_block(const ChannelFormat & format, const uint8_t * from, uint8_t * code, uint16_t & d, uint16_t & m) {
-    d = read16(from);
-    from += 2;
-    if (format.scales == ChannelScales::d_m) {
-        m = read16(from);
-        from += 2;
-    }
-    if (format.values == ChannelValues::eight_bits) {
-        for (int j = 0; j < 32; ++j) {
-            code[j] = uint8_t(from[j] + 128);
-        }
-        return;
-    }
-    uint32_t high = 0;
-    if (format.values == ChannelValues::five_bits) {
-        high = read32(from);
-        from += 4;
-    }
-    for (int j = 0; j < 16; ++j) {
-        code[j]      = uint8_t((from[j] & 15) | (high >> j & 1) << 4);
-        code[j + 16] = uint8_t(from[j] >> 4 | (high >> (j + 16) & 1) << 4);
-    }
-}
-
-// d, dmin, 8 pairs of s and t in 6 bits, [a high bit of each: bit i of byte j is that of input 32 * i + j], then 32 bytes for
-// each 64 inputs.
-void unpack_q4_k_q5_k(const ChannelFormat & format, const uint8_t * from, Span & to) {
-    to.span_d    = read16(from);
-    to.span_dmin = read16(from + 2);
-    const uint8_t * packed = from + 4;
-    for (int b = 0; b < 8; ++b) {
-        to.s[b] = b < 4 ? packed[b] & 63 : uint8_t((packed[b + 4] & 15) | packed[b - 4] >> 6 << 4);
-        to.t[b] = b < 4 ? packed[b + 4] & 63 : uint8_t(packed[b + 4] >> 4 | packed[b] >> 6 << 4);
-    }
-    const bool      five = format.values == ChannelValues::five_bits;
-    const uint8_t * high = from + 16;
-    const uint8_t * low  = from + (five ? 48 : 16);
-    for (int b = 0; b < 8; ++b) {
-        for (int j = 0; j < 32; ++j) {
-            to.code[b * 32 + j] =
-                uint8_t((low[b / 2 * 32 + j] >> b % 2 * 4 & 15) | (five ? (high[j] >> b & 1) << 4 : 0));
-        }
-    }
-}
-
-// For each half of 128 inputs 64 bytes of low and 32 of high bits; then 16 signed bytes s, and d.
-void unpack_q6_k(const uint8_t * from, Span & to) {
-    for (int j = 0; j < 256; ++j) {
-        const int half = j / 128, quarter = j % 128 / 32, i = j % 32;
-        const int low  = from[half * 64 + quarter % 2 * 32 + i] >> quarter / 2 * 4 & 15;
-        to.code[j]     = uint8_t(low | (from[128 + half * 32 + i] >> quarter * 2 & 3) << 4);
-    }
-    std::memcpy(to.s, from + 192, 16);
-    to.span_d = read16(from + 208);
-}
-
-// `n` inputs beginning with `first`, a multiple of 256, of a row.
-void unpack(const ChannelLayout & layout, const uint8_t * row, int64_t first, int64_t n, Span & to) {
-    const ChannelFormat & format = *layout.format;
-    const uint8_t *       from   = row + ggml_row_size(format.type, first);
-    if (format.scales == ChannelScales::k) {
-        unpack_q4_k_q5_k(format, from, to);
-    } else if (format.scales == ChannelScales::k_signed) {
-        unpack_q6_k(from, to);
-    } else {
-        for (int64_t b = 0; b < n / 32; ++b) {
-            unpack_block(format, from + b * int64_t(ggml_type_size(format.type)), to.code + b * 32, to.d[b], to.m[b]);
-        }
-    }
 }
 
 // What the codes of a block are multiplied by, and what is added.
@@ -136,34 +53,49 @@ float float_at(ChannelValues values, const uint8_t * from, int64_t i) {
 
 // ---- one group of outputs ----
 
-// Where a group's arrays are: `tile` is the tile's beginning, of `width` groups, and the group is number `index` of them.
+// Where the arrays of a group are: it is number `index` of a tile of `width` groups.
 struct Place {
-    Place(const ChannelLayout & layout, int64_t group) {
+    Place(const ChannelLayout & layout, int64_t group) : layout(layout) {
         const int64_t t = layout.tile_of(group), begin = layout.tile_begin(t);
-        offset = begin * layout.group_bytes;
-        width  = layout.tile_begin(t + 1) - begin;
-        index  = group - begin;
+        tile  = layout.tile_offset(t);
+        width = layout.tile_begin(t + 1) - begin;
+        index = group - begin;
     }
 
-    int64_t offset, width, index;
+    int64_t block(int64_t block) const { return tile + layout.block_offset(width, block); }
+    int64_t low(int64_t input) const {
+        const int64_t size = layout.format->block;
+        return block(input / size) + input % size * layout.low_stride(width) + index * low_bytes(layout.format->values);
+    }
+    int64_t high(int64_t input) const {
+        const int64_t size = layout.format->block;
+        return block(input / size) + layout.high_offset(width) + input % size * layout.high_stride(width) +
+               index * high_bytes(layout.format->values);
+    }
+    int64_t scales(int64_t b) const { return block(b) + layout.scales_offset(width); }
+    int64_t span(int64_t b) const { return tile + layout.span_offset(width, b / layout.blocks_per_span()); }
+
+    const ChannelLayout & layout;
+    int64_t tile, width, index;
 };
 
+// Writes the weights of one group of outputs after the other, 256 inputs at a time.
 class GroupBuilder {
 public:
     GroupBuilder(const ChannelLayout & layout, uint8_t * to)
-        : layout_(layout), to_(to), row_bytes_(int64_t(ggml_row_size(layout.format->type, layout.n_in))),
-          rows_(size_t(k_group * row_bytes_)), spans_(k_group) {}
+        : layout_(layout), format_(*layout.format), to_(to), row_bytes_(int64_t(ggml_row_size(format_.type, layout.n_in))),
+          rows_(size_t(k_group * row_bytes_)), spans_(k_group), part_(size_t(k_group * k_part)) {}
 
-    // `squares`, [n_in]: the sums of the squares of each input's weights in this group.
-    void build(int64_t group, const ChannelSource & source, double * squares) {
+    // `squares`, [n_in] zeros, will hold the sums of the squares of each input's weights in this group.
+    void build(int64_t group, const ChannelSource & source, float * squares) {
         const int64_t first = group * k_group;
         n_ = std::min<int64_t>(k_group, layout_.n_out - first);
         source(first, n_, rows_.data());
         const Place place(layout_, group);
         for (int64_t j = 0; j < layout_.n_in; j += k_span) {
             const int64_t n_inputs = std::min<int64_t>(k_span, layout_.n_in - j);
-            if (layout_.format->scales == ChannelScales::none) {
-                copy_floats(place, j, n_inputs, squares + j);
+            if (format_.scales == ChannelScales::none) {
+                write_floats(place, j, n_inputs, squares + j);
             } else {
                 write_codes(place, j, n_inputs, squares + j);
             }
@@ -171,110 +103,138 @@ public:
     }
 
 private:
-    void copy_floats(const Place & place, int64_t first, int64_t n_inputs, double * squares) {
-        const ChannelValues values = layout_.format->values;
-        const int64_t       size   = low_bytes(values) / k_group;
-        for (int64_t j = 0; j < n_inputs; ++j) {
-            uint8_t * to = input(place, first + j, low_bytes(values), 0);
-            for (int64_t o = 0; o < n_; ++o) {
-                const uint8_t * from = rows_.data() + o * row_bytes_ + (first + j) * size;
-                std::memcpy(to + o * size, from, size_t(size));
-                const double value = float_at(values, from, 0);
-                squares[j] += value * value;
-            }
-        }
-    }
+    // Bytes for an output, and for a byte of the codes: not powers of two, which caches don't hold many of.
+    static constexpr int k_part  = k_span * 4 + 64;
+    static constexpr int k_codes = k_span + 64;
 
-    void write_codes(const Place & place, int64_t first, int64_t n_inputs, double * squares) {
-        const ChannelFormat & format = *layout_.format;
+    void write_floats(const Place & place, int64_t first, int64_t n_inputs, float * squares) {
+        const int64_t size = low_bytes(format_.values) / k_group;
         for (int64_t o = 0; o < n_; ++o) {
-            unpack(layout_, rows_.data() + o * row_bytes_, first, n_inputs, spans_[size_t(o)]);
-            add_squares(spans_[size_t(o)], n_inputs, squares);
+            uint8_t * part = part_.data() + o * k_part;
+            std::memcpy(part, rows_.data() + o * row_bytes_ + first * size, size_t(n_inputs * size));
+            for (int64_t j = 0; j < n_inputs; ++j) {
+                const float value = float_at(format_.values, part, j);
+                squares[j] += value * value;
+            }
         }
         for (int64_t j = 0; j < n_inputs; ++j) {
-            uint8_t * low = input(place, first + j, low_bytes(format.values), 0);
-            for (int64_t o = 0; o < n_; ++o) {
-                const uint8_t code = spans_[size_t(o)].code[j];
-                if (format.values == ChannelValues::eight_bits) {
-                    low[o / 64 * 64 + code_byte(int(o % 64))] = code;
-                } else {
-                    low[code_byte(int(o % 64))] |= uint8_t((code & 15) << o / 64 * 4);
-                }
-            }
-            if (high_bytes(format.values) > 0) {
-                uint8_t * high = input(place, first + j, high_bytes(format.values), low_bytes(format.values));
-                for (int64_t o = 0; o < n_; ++o) {
-                    const HighBits at = high_bits(format.values, int(o));
-                    high[at.byte] |= uint8_t(spans_[size_t(o)].code[j] >> 4 << at.shift);
-                }
-            }
-        }
-        write_scales(place, first, n_inputs);
-    }
-
-    void write_scales(const Place & place, int64_t first, int64_t n_inputs) {
-        const ChannelScales scales = layout_.format->scales;
-        uint8_t * tile = to_ + place.offset;
-        for (int64_t b = 0; b < n_inputs / layout_.format->block; ++b) {
-            uint8_t * to = tile + layout_.block_offset(place.width, first / layout_.format->block + b) + place.width * layout_.code_bytes();
-            for (int64_t o = 0; o < n_; ++o) {
-                const Span &  span = spans_[size_t(o)];
-                const int64_t at   = place.index * k_group + o, all = place.width * k_group;
-                if (scales == ChannelScales::d || scales == ChannelScales::d_m) {
-                    std::memcpy(to + at * 2, &span.d[b], 2);
-                    if (scales == ChannelScales::d_m) {
-                        std::memcpy(to + (all + at) * 2, &span.m[b], 2);
-                    }
-                } else {
-                    to[at] = span.s[b];
-                    if (scales == ChannelScales::k) {
-                        to[all + at] = span.t[b];
-                    }
-                }
-            }
-        }
-        if (span_bytes(scales) > 0) {
-            uint8_t * to = tile + layout_.span_offset(place.width, first / k_span);
-            for (int64_t o = 0; o < n_; ++o) {
-                const int64_t at = place.index * k_group + o, all = place.width * k_group;
-                std::memcpy(to + at * 2, &spans_[size_t(o)].span_d, 2);
-                if (scales == ChannelScales::k) {
-                    std::memcpy(to + (all + at) * 2, &spans_[size_t(o)].span_dmin, 2);
-                }
+            uint8_t * to = to_ + place.low(first + j);
+            if (size == 2) {
+                write_column<2>(j, to);
+            } else {
+                write_column<4>(j, to);
             }
         }
     }
 
-    void add_squares(const Span & span, int64_t n_inputs, double * squares) const {
-        const ChannelFormat & format = *layout_.format;
-        for (int64_t b = 0; b < n_inputs / format.block; ++b) {
-            const Scale scale = scale_of(format.scales, span.d[b], span.m[b], span.s[b], span.t[b], span.span_d, span.span_dmin);
-            for (int64_t j = b * format.block; j < (b + 1) * format.block; ++j) {
-                const double value = scale.d * float(span.code[j] - format.offset) + scale.m;
+    template <int size> void write_column(int64_t j, uint8_t * to) const {
+        for (int64_t o = 0; o < n_; ++o) {
+            std::memcpy(to + o * size, part_.data() + o * k_part + j * size, size);
+        }
+    }
+
+    void write_codes(const Place & place, int64_t first, int64_t n_inputs, float * squares) {
+        for (int64_t o = 0; o < n_; ++o) {
+            ChannelSpan & span = spans_[size_t(o)];
+            unpack_channels(format_, rows_.data() + o * row_bytes_ + int64_t(ggml_row_size(format_.type, first)), n_inputs, span);
+            add_squares(span, n_inputs, squares);
+        }
+        for (int64_t o = n_; o < k_group; ++o) {
+            std::memset(spans_[size_t(o)].code, 0, k_span);
+        }
+        for (int o = 0; o < k_group; ++o) {
+            if (format_.values == ChannelValues::eight_bits) {
+                add_field(o, 0, 255, { o / 64 * 64 + code_byte(o % 64), 0 });
+            } else {
+                add_field(o, 0, 15, { code_byte(o % 64), o / 64 * 4 });
+            }
+        }
+        for (int64_t j = 0; j < n_inputs; ++j) {
+            write_part(j, low_bytes(format_.values), to_ + place.low(first + j));
+        }
+        if (high_bytes(format_.values) > 0) {
+            for (int o = 0; o < k_group; ++o) {
+                add_field(o, 4, 15, high_bits(format_.values, o));
+            }
+            for (int64_t j = 0; j < n_inputs; ++j) {
+                write_part(j, high_bytes(format_.values), to_ + place.high(first + j));
+            }
+        }
+        for (int64_t b = 0; b < n_inputs / format_.block; ++b) {
+            write_scales(place, first / format_.block + b, b);
+        }
+        if (span_bytes(format_.scales) > 0) {
+            uint8_t * to = to_ + place.span(first / format_.block);
+            for (int64_t o = 0; o < n_; ++o) {
+                put(to, place, 0, o, spans_[size_t(o)].span_d);
+                if (format_.scales == ChannelScales::k) {
+                    put(to, place, 1, o, spans_[size_t(o)].span_dmin);
+                }
+            }
+        }
+    }
+
+    // Bits of the codes of output o, from bit `down` on. Byte b of the group's part of input j's row is part_[b * k_codes + j],
+    // until it is written; a byte's first bits are those at shift 0.
+    void add_field(int o, int down, int mask, CodeBits at) {
+        const uint8_t * code = spans_[size_t(o)].code;
+        uint8_t *       part = part_.data() + at.byte * k_codes;
+        for (int j = 0; j < k_span; ++j) {
+            part[j] = uint8_t((at.shift == 0 ? 0 : part[j]) | (code[j] >> down & mask) << at.shift);
+        }
+    }
+
+    void write_part(int64_t j, int n_bytes, uint8_t * to) const {
+        const uint8_t * part = part_.data() + j;
+        for (int b = 0; b < n_bytes; ++b) {
+            to[b] = part[b * k_codes];
+        }
+    }
+
+    // Block number `block` of the matrix, and b of the spans.
+    void write_scales(const Place & place, int64_t block, int64_t b) {
+        uint8_t * to = to_ + place.scales(block);
+        for (int64_t o = 0; o < n_; ++o) {
+            const ChannelSpan & span = spans_[size_t(o)];
+            switch (format_.scales) {
+                case ChannelScales::d_m: put(to, place, 1, o, span.m[b]); [[fallthrough]];
+                case ChannelScales::d: put(to, place, 0, o, span.d[b]); break;
+                case ChannelScales::k: put(to, place, 1, o, span.t[b]); [[fallthrough]];
+                case ChannelScales::k_signed: put(to, place, 0, o, span.s[b]); break;
+                case ChannelScales::none: break;
+            }
+        }
+    }
+
+    // Output o of the group, in one of two arrays of the tile's outputs.
+    template <typename T> static void put(uint8_t * arrays, const Place & place, int which, int64_t o, T value) {
+        std::memcpy(arrays + ((which * place.width + place.index) * k_group + o) * int64_t(sizeof(T)), &value, sizeof(T));
+    }
+
+    void add_squares(const ChannelSpan & span, int64_t n_inputs, float * squares) const {
+        for (int64_t b = 0; b < n_inputs / format_.block; ++b) {
+            const Scale scale = scale_of(format_.scales, span.d[b], span.m[b], span.s[b], span.t[b], span.span_d, span.span_dmin);
+            for (int64_t j = b * format_.block; j < (b + 1) * format_.block; ++j) {
+                const float value = scale.d * float(span.code[j] - format_.offset) + scale.m;
                 squares[j] += value * value;
             }
         }
     }
 
-    // The group's part of an input's row: `size` bytes for each group; `before`: those of the arrays before, for an input and group.
-    uint8_t * input(const Place & place, int64_t input, int64_t size, int64_t before) {
-        const int64_t block = layout_.format->block;
-        return to_ + place.offset + layout_.block_offset(place.width, input / block) +
-               place.width * (before * block + input % block * size) + place.index * size;
-    }
-
-    const ChannelLayout & layout_;
-    uint8_t * const       to_;
-    const int64_t         row_bytes_;
-    int64_t               n_ = 0;  // outputs of the group at work
-    std::vector<uint8_t>  rows_;
-    std::vector<Span>     spans_;
+    const ChannelLayout &    layout_;
+    const ChannelFormat &    format_;
+    uint8_t * const          to_;
+    const int64_t            row_bytes_;
+    int64_t                  n_ = 0;  // outputs of the group at work
+    std::vector<uint8_t>     rows_;
+    std::vector<ChannelSpan> spans_;
+    std::vector<uint8_t>     part_;
 };
 
 }  // namespace
 
 void build_channels(const ChannelLayout & layout, const ChannelSource & source, int n_threads, uint8_t * to) {
-    std::vector<double>  squares(size_t(layout.n_groups * layout.n_in));
+    std::vector<float>   squares(size_t(layout.n_groups * layout.n_in));  // summed up in order at the end, whoever did which group
     std::atomic<int64_t> next{ 0 };
     std::exception_ptr   failure;
     std::mutex           mutex;
@@ -291,8 +251,12 @@ void build_channels(const ChannelLayout & layout, const ChannelSource & source, 
         }
     };
     std::vector<std::thread> threads;
-    for (int i = 1; i < n_threads; ++i) {
-        threads.emplace_back(work);
+    try {
+        for (int i = 1; i < n_threads; ++i) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::system_error &) {
+        // The system has no more threads: those there are do the work.
     }
     work();
     for (std::thread & thread : threads) {
@@ -305,7 +269,7 @@ void build_channels(const ChannelLayout & layout, const ChannelSource & source, 
     for (int64_t j = 0; j < layout.n_in; ++j) {
         double sum = 0;
         for (int64_t group = 0; group < layout.n_groups; ++group) {
-            sum += squares[size_t(group * layout.n_in + j)];
+            sum += double(squares[size_t(group * layout.n_in + j)]);
         }
         norms[j] = float(std::sqrt(sum));
     }
@@ -315,21 +279,19 @@ float channel_weight(const ChannelLayout & layout, const uint8_t * data, int64_t
     const ChannelFormat & format = *layout.format;
     const Place     place(layout, output / k_group);
     const int       o     = int(output % k_group);
-    const int64_t   block = input / format.block, low_size = low_bytes(format.values), high_size = high_bytes(format.values);
-    const uint8_t * begin = data + place.offset + layout.block_offset(place.width, block);
-    const uint8_t * low   = begin + (input % format.block * place.width + place.index) * low_size;
+    const int64_t   block = input / format.block;
+    const uint8_t * low   = data + place.low(input);
     if (format.scales == ChannelScales::none) {
         return float_at(format.values, low, o);
     }
     const bool bytes = format.values == ChannelValues::eight_bits;
     int code = bytes ? low[o / 64 * 64 + code_byte(o % 64)] : low[code_byte(o % 64)] >> o / 64 * 4 & 15;
-    if (high_size > 0) {
-        const HighBits  at   = high_bits(format.values, o);
-        const uint8_t * high = begin + place.width * format.block * low_size + (input % format.block * place.width + place.index) * high_size;
-        code |= (high[at.byte] >> at.shift & (high_size == 16 ? 1 : 3)) << 4;
+    if (high_bytes(format.values) > 0) {
+        const CodeBits at = high_bits(format.values, o);
+        code |= (data[place.high(input) + at.byte] >> at.shift & (format.values == ChannelValues::five_bits ? 1 : 3)) << 4;
     }
-    const uint8_t * scales = begin + place.width * layout.code_bytes();
-    const uint8_t * span   = data + place.offset + layout.span_offset(place.width, block / layout.blocks_per_span());
+    const uint8_t * scales = data + place.scales(block);
+    const uint8_t * span   = data + place.span(block);
     const int64_t   i = place.index * k_group + o, all = place.width * k_group;
     const auto half = [&](const uint8_t * from, int64_t at) { return read16(from + at * 2); };
     Scale scale{};

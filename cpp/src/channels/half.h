@@ -24,12 +24,11 @@ inline float from_half(uint16_t half) {
 #elif defined(__aarch64__)
     return bits_as<__fp16>(half);
 #else
+    // The exponent's bias differs by 112; done by a product, subnormals come out right. Infinity and what is not a number have
+    // the highest exponent.
     const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
-    if (rest >= 0x7c00) {
-        return bits_as<float>(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-    }
-    // The exponent's bias differs by 112; done by a product, subnormals come out right.
-    return bits_as<float>(sign | bits_as<uint32_t>(bits_as<float>(rest << 13) * 0x1p112f));
+    const uint32_t bits = bits_as<uint32_t>(bits_as<float>(rest << 13) * 0x1p112f);
+    return bits_as<float>(sign | bits | (rest >= 0x7c00 ? 0x7f800000 : 0));
 #endif
 }
 

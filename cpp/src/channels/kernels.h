@@ -200,7 +200,7 @@ public:
     static void run(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first, int64_t last, float * y) {
         while (first < last) {
             const int64_t tile = layout.tile_of(first), begin = layout.tile_begin(tile), end = layout.tile_begin(tile + 1);
-            const Slice   slice{ layout, data + begin * layout.group_bytes, end - begin, first - begin, min_of(last, end) - first };
+            const Slice   slice{ layout, data + layout.tile_offset(tile), end - begin, first - begin, min_of(last, end) - first };
             alignas(64) float sums[k_max_channel_tile];
             add_blocks(slice, kept, sums);
             const int64_t o = first * k_channel_group, n = min_of(slice.n * k_channel_group, layout.n_out - o);
@@ -249,12 +249,14 @@ private:
     static int point(const Slice & slice, const KeptChannels & kept, int64_t b, const uint8_t ** low, const uint8_t ** high, const uint8_t ** scales) {
         const uint8_t * begin = slice.data + slice.layout.block_offset(slice.width, b);
         const int       n     = int(kept.begin[b + 1] - kept.begin[b]);
+        const uint8_t * high_begin = begin + slice.layout.high_offset(slice.width);
+        const int64_t   low_stride = slice.layout.low_stride(slice.width), high_stride = slice.layout.high_stride(slice.width);
         for (int i = 0; i < n; ++i) {
             const int64_t channel = kept.channel[kept.begin[b] + i];
-            low[i]  = begin + (channel * slice.width + slice.first) * F::low;
-            high[i] = begin + (F::block * F::low * slice.width) + (channel * slice.width + slice.first) * F::high;
+            low[i]  = begin + channel * low_stride + slice.first * F::low;
+            high[i] = high_begin + channel * high_stride + slice.first * F::high;
         }
-        scales[0] = begin + F::block * (F::low + F::high) * slice.width + slice.first * k_channel_group * F::scale_size;
+        scales[0] = begin + slice.layout.scales_offset(slice.width) + slice.first * k_channel_group * F::scale_size;
         scales[1] = scales[0] + slice.width * k_channel_group * F::scale_size;
         return n;
     }

@@ -108,8 +108,10 @@ private:
 
     template <typename F>
     static FFNSKIP_INLINE void add_codes(const Block & block, const NextBlock & next, int64_t group, int half, __m256i sums[8]) {
+        // Codes of four bits: pairs of products are added up in 16 bits, 8 times 2 * 15 * 127 at most.
+        constexpr bool four = F::values == ChannelValues::four_bits;
         for (int k = 0; k < 8; ++k) {
-            sums[k] = _mm256_set1_epi32(block.zero);
+            sums[k] = _mm256_set1_epi32(four ? 0 : block.zero);
         }
         const __m256i low   = _mm256_set1_epi8(15);
         const __m256i fifth = _mm256_set1_epi8(F::values == ChannelValues::five_bits ? 0x10 : 0x30);
@@ -143,12 +145,17 @@ private:
                     if constexpr (F::high > 0) {
                         code = _mm256_or_si256(code, _mm256_and_si256(high_field<F>(h, k), fifth));
                     }
-                    sums[k] = dot(sums[k], code, x);
+                    sums[k] = four ? _mm256_add_epi16(sums[k], _mm256_maddubs_epi16(code, x)) : dot(sums[k], code, x);
                 }
             }
         }
         if (half == 0) {
             fetch_channels<Avx2, F>(next, group, block.n, next.n);
+        }
+        if constexpr (four) {
+            for (int k = 0; k < 8; ++k) {
+                sums[k] = _mm256_add_epi32(_mm256_madd_epi16(sums[k], _mm256_set1_epi16(1)), _mm256_set1_epi32(block.zero));
+            }
         }
     }
 

@@ -27,7 +27,7 @@ struct Plain {
             for (int o = 0; o < k_channel_group; ++o) {
                 int32_t sum = block.zero + low[o / 64 * 64 + code_byte(o % 64)];
                 if (F::high > 0) {
-                    const HighBits bits = high_bits(F::values, o);
+                    const CodeBits bits = high_bits(F::values, o);
                     sum += 16 * high[F::high * (bits.shift * k_channel_group / (F::high * 8)) + bits.byte];
                 }
                 add_scaled<F>(block, group * k_channel_group + o, sum, y[o]);
