@@ -156,25 +156,22 @@ struct PlainList {
 
 // ---- multiply ----
 
-// One block's kept channels, for the tile's groups of outputs from `first` of the slice on.
-struct Block {
-    int             n;                               // channels kept, a multiple of 4
-    const uint8_t * low[k_max_channel_block];        // their rows
-    const uint8_t * high[k_max_channel_block];
-    const int8_t *  code;                            // what they are multiplied by
-    const float *   value;
-    float           scale, sum;
-    int32_t         zero;                            // what the codes' offset makes of the sum
-    const uint8_t * scales[2];                       // the first and the second array of the block's scales
-    const uint8_t * span[2];                         // and of the span's
-};
-
-// And what is wanted next of the memory.
-struct NextBlock {
-    int             n;
+// Where the kept channels of a block are, from the slice's first group of outputs on.
+struct Rows {
+    int             n;  // channels, a multiple of 4
     const uint8_t * low[k_max_channel_block];
     const uint8_t * high[k_max_channel_block];
-    const uint8_t * scales[2];
+    const uint8_t * scales[2];  // one array or two
+    const uint8_t * span[2];
+};
+
+// And what they are multiplied by.
+struct Block {
+    const Rows &   rows;
+    const int8_t * code;
+    const float *  value;
+    float          scale, sum;
+    int32_t        zero;  // what the offset of the codes makes of the sum
 };
 
 // Four inputs' codes as one number.
@@ -187,84 +184,88 @@ FFNSKIP_INLINE int32_t four_codes(const int8_t * code) {
 template <ChannelValues values_, ChannelScales scales_> struct Format {
     static constexpr ChannelValues values = values_;
     static constexpr ChannelScales scales = scales_;
-    static constexpr int block = values == ChannelValues::six_bits ? 16 : 32;
     static constexpr int low   = low_bytes(values), high = high_bytes(values);
     static constexpr bool has_second = scales == ChannelScales::d_m || scales == ChannelScales::k;
     static constexpr int scale_size = scales == ChannelScales::none ? 0 : scales == ChannelScales::d || scales == ChannelScales::d_m ? 2 : 1;
 };
 
-// The walk over tiles, blocks and groups. Isa::template add<Format>(block, group, y) adds a block's product to the 128
-// outputs of a group; Isa::fetch(address) asks for a line of memory.
+// The walk over tiles, blocks and groups. Isa::add<F>(block, next, group, y) adds a block's product to the 128 outputs of a
+// group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
 template <typename Isa, typename F> class Multiplication {
 public:
-    static void run(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first, int64_t last, float * y) {
+    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept)
+        : layout_(layout), data_(data), kept_(kept) {}
+
+    void run(int64_t first, int64_t last, float * y) {
         while (first < last) {
-            const int64_t tile = layout.tile_of(first), begin = layout.tile_begin(tile), end = layout.tile_begin(tile + 1);
-            const Slice   slice{ layout, data + layout.tile_offset(tile), end - begin, first - begin, min_of(last, end) - first };
+            const int64_t tile = layout_.tile_of(first), begin = layout_.tile_begin(tile), end = layout_.tile_begin(tile + 1);
+            tile_  = data_ + layout_.tile_offset(tile);
+            width_ = end - begin;
+            first_ = first - begin;
+            n_     = min_of(last, end) - first;
             alignas(64) float sums[k_max_channel_tile];
-            add_blocks(slice, kept, sums);
-            const int64_t o = first * k_channel_group, n = min_of(slice.n * k_channel_group, layout.n_out - o);
-            __builtin_memcpy(y + o, sums, size_t(n) * sizeof(float));
-            first += slice.n;
+            add_blocks(sums);
+            const int64_t o = first * k_channel_group;
+            __builtin_memcpy(y + o, sums, size_t(min_of(n_ * k_channel_group, layout_.n_out - o)) * sizeof(float));
+            first += n_;
         }
     }
 
 private:
-    // `n` groups of a tile of `width`, which lies at `data`.
-    struct Slice {
-        const ChannelLayout & layout;
-        const uint8_t *       data;
-        int64_t               width, first, n;
-    };
-
-    static void add_blocks(const Slice & slice, const KeptChannels & kept, float * sums) {
-        __builtin_memset(sums, 0, size_t(slice.n) * k_channel_group * sizeof(float));
-        const int64_t n_blocks = slice.layout.n_blocks;
-        Block         block;
-        NextBlock     next;
-        for (int64_t b = 0; b < n_blocks; ++b) {
-            if (kept.begin[b] == kept.begin[b + 1]) {
-                continue;
+    void add_blocks(float * sums) {
+        __builtin_memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
+        Rows    rows[2];
+        int     now = 0;
+        int64_t b   = find(-1, rows[now]);
+        while (b < layout_.n_blocks) {
+            const int64_t next  = find(b, rows[1 - now]);
+            const int32_t at    = kept_.begin[b];
+            const Block   block = { rows[now],       kept_.code + at, kept_.value + at,
+                                    kept_.scale[b], kept_.sum[b],    -layout_.format->offset * kept_.code_sum[b] };
+            for (int64_t group = 0; group < n_; ++group) {
+                Isa::template add<F>(block, rows[1 - now], group, sums + group * k_channel_group);
             }
-            block.n = point(slice, kept, b, block.low, block.high, block.scales);
-            if (F::scales == ChannelScales::none) {
-                block.value = kept.value + kept.begin[b];
-            } else {
-                block.code  = kept.code + kept.begin[b];
-                block.scale = kept.scale[b];
-                block.sum   = kept.sum[b];
-                block.zero  = -slice.layout.format->offset * kept.code_sum[b];
-                if (span_bytes(F::scales) > 0) {
-                    block.span[0] = slice.data + slice.layout.span_offset(slice.width, b / slice.layout.blocks_per_span()) + slice.first * k_channel_group * 2;
-                    block.span[1] = block.span[0] + slice.width * k_channel_group * 2;
-                }
-            }
-            next.n = b + 1 < n_blocks ? point(slice, kept, b + 1, next.low, next.high, next.scales) : 0;
-            for (int64_t group = 0; group < slice.n; ++group) {
-                Isa::template add<F>(block, next, group, sums + group * k_channel_group);
-            }
+            b   = next;
+            now = 1 - now;
         }
     }
 
-    static int point(const Slice & slice, const KeptChannels & kept, int64_t b, const uint8_t ** low, const uint8_t ** high, const uint8_t ** scales) {
-        const uint8_t * begin = slice.data + slice.layout.block_offset(slice.width, b);
-        const int       n     = int(kept.begin[b + 1] - kept.begin[b]);
-        const uint8_t * high_begin = begin + slice.layout.high_offset(slice.width);
-        const int64_t   low_stride = slice.layout.low_stride(slice.width), high_stride = slice.layout.high_stride(slice.width);
-        for (int i = 0; i < n; ++i) {
-            const int64_t channel = kept.channel[kept.begin[b] + i];
-            low[i]  = begin + channel * low_stride + slice.first * F::low;
-            high[i] = high_begin + channel * high_stride + slice.first * F::high;
+    // The next block after b of which a channel is kept, or n_blocks.
+    int64_t find(int64_t b, Rows & rows) const {
+        do {
+            if (++b == layout_.n_blocks) {
+                rows.n = 0;
+                return b;
+            }
+        } while (kept_.begin[b] == kept_.begin[b + 1]);
+        const uint8_t * block = tile_ + layout_.block_offset(width_, b);
+        const uint8_t * low   = block + first_ * F::low;
+        const uint8_t * high  = block + layout_.high_offset(width_) + first_ * F::high;
+        const int64_t   low_stride = layout_.low_stride(width_), high_stride = layout_.high_stride(width_);
+        const uint8_t * channel = kept_.channel + kept_.begin[b];
+        rows.n = int(kept_.begin[b + 1] - kept_.begin[b]);
+        for (int i = 0; i < rows.n; ++i) {
+            rows.low[i]  = low + channel[i] * low_stride;
+            rows.high[i] = high + channel[i] * high_stride;
         }
-        scales[0] = begin + slice.layout.scales_offset(slice.width) + slice.first * k_channel_group * F::scale_size;
-        scales[1] = scales[0] + slice.width * k_channel_group * F::scale_size;
-        return n;
+        rows.scales[0] = block + layout_.scales_offset(width_) + first_ * k_channel_group * F::scale_size;
+        rows.scales[1] = rows.scales[0] + width_ * k_channel_group * F::scale_size;
+        rows.span[0]   = tile_ + layout_.span_offset(width_, b / layout_.blocks_per_span()) + first_ * k_channel_group * 2;
+        rows.span[1]   = rows.span[0] + width_ * k_channel_group * 2;
+        return b;
     }
+
+    const ChannelLayout & layout_;
+    const uint8_t *       data_;
+    const KeptChannels &  kept_;
+    const uint8_t *       tile_;
+    int64_t               width_, first_, n_;  // of the tile; the slice's first group of it, and its number of groups
 };
 
-// Asks for the lines that group `group` of the next block has of its channels [first, last).
-template <typename Isa, typename F> FFNSKIP_INLINE void fetch_channels(const NextBlock & next, int64_t group, int first, int last) {
-    for (int i = first; i < last; ++i) {
+// Asks for the lines that a group has of channels [first, last).
+template <typename Isa, typename F>
+FFNSKIP_INLINE void fetch_channels(const Rows & next, int64_t group, int first, int last) {
+    for (int i = first; i < min_of(last, next.n); ++i) {
         for (int line = 0; line < F::low; line += 64) {
             Isa::fetch(next.low[i] + group * F::low + line);
         }
@@ -274,37 +275,47 @@ template <typename Isa, typename F> FFNSKIP_INLINE void fetch_channels(const Nex
     }
 }
 
-template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const NextBlock & next, int64_t group) {
-    if (next.n > 0) {
-        for (int line = 0; line < k_channel_group * F::scale_size; line += 64) {
-            Isa::fetch(next.scales[0] + group * k_channel_group * F::scale_size + line);
-            if (F::has_second) {
-                Isa::fetch(next.scales[1] + group * k_channel_group * F::scale_size + line);
-            }
+template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const Rows & next, int64_t group) {
+    for (int line = 0; next.n > 0 && line < k_channel_group * F::scale_size; line += 64) {
+        const int64_t at = group * k_channel_group * F::scale_size + line;
+        Isa::fetch(next.scales[0] + at);
+        if (F::has_second) {
+            Isa::fetch(next.scales[1] + at);
         }
     }
 }
 
+template <typename Isa, ChannelValues values, ChannelScales scales>
+void multiply_format(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
+                     int64_t last, float * y) {
+    Multiplication<Isa, Format<values, scales>>(layout, data, kept).run(first, last, y);
+}
+
 template <typename Isa>
-void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first, int64_t last, float * y) {
+void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
+                       int64_t last, float * y) {
     using V = ChannelValues;
     using S = ChannelScales;
-    const S scales = layout.format->scales;
-    switch (layout.format->values) {
-        case V::four_bits:
-            return (scales == S::d     ? Multiplication<Isa, Format<V::four_bits, S::d>>::run
-                    : scales == S::d_m ? Multiplication<Isa, Format<V::four_bits, S::d_m>>::run
-                                       : Multiplication<Isa, Format<V::four_bits, S::k>>::run)(layout, data, kept, first, last, y);
-        case V::five_bits:
-            return (scales == S::d     ? Multiplication<Isa, Format<V::five_bits, S::d>>::run
-                    : scales == S::d_m ? Multiplication<Isa, Format<V::five_bits, S::d_m>>::run
-                                       : Multiplication<Isa, Format<V::five_bits, S::k>>::run)(layout, data, kept, first, last, y);
-        case V::six_bits: return Multiplication<Isa, Format<V::six_bits, S::k_signed>>::run(layout, data, kept, first, last, y);
-        case V::eight_bits: return Multiplication<Isa, Format<V::eight_bits, S::d>>::run(layout, data, kept, first, last, y);
-        case V::f16: return Multiplication<Isa, Format<V::f16, S::none>>::run(layout, data, kept, first, last, y);
-        case V::bf16: return Multiplication<Isa, Format<V::bf16, S::none>>::run(layout, data, kept, first, last, y);
-        case V::f32: return Multiplication<Isa, Format<V::f32, S::none>>::run(layout, data, kept, first, last, y);
-    }
+    const S    scales   = layout.format->scales;
+    const auto multiply = [&] {
+        switch (layout.format->values) {
+            case V::four_bits:
+                return scales == S::d     ? multiply_format<Isa, V::four_bits, S::d>
+                       : scales == S::d_m ? multiply_format<Isa, V::four_bits, S::d_m>
+                                          : multiply_format<Isa, V::four_bits, S::k>;
+            case V::five_bits:
+                return scales == S::d     ? multiply_format<Isa, V::five_bits, S::d>
+                       : scales == S::d_m ? multiply_format<Isa, V::five_bits, S::d_m>
+                                          : multiply_format<Isa, V::five_bits, S::k>;
+            case V::six_bits: return multiply_format<Isa, V::six_bits, S::k_signed>;
+            case V::eight_bits: return multiply_format<Isa, V::eight_bits, S::d>;
+            case V::f16: return multiply_format<Isa, V::f16, S::none>;
+            case V::bf16: return multiply_format<Isa, V::bf16, S::none>;
+            case V::f32: break;
+        }
+        return multiply_format<Isa, V::f32, S::none>;
+    }();
+    multiply(layout, data, kept, first, last, y);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ struct Avx2 {
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add(const Block & block, const NextBlock & next, int64_t group, float * y) {
+    static FFNSKIP_INLINE void add(const Block & block, const Rows & next, int64_t group, float * y) {
         if constexpr (F::scales == ChannelScales::none) {
             add_floats<F>(block, next, group, y);
         } else {
@@ -49,20 +49,20 @@ private:
 
     template <typename F> static FFNSKIP_INLINE __m256 scale(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            return _mm256_mul_ps(halves(block.span[0] + o * 2), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(block.scales[0] + o))));
+            return _mm256_mul_ps(halves(block.rows.span[0] + o * 2), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(block.rows.scales[0] + o))));
         } else if constexpr (F::scales == ChannelScales::k_signed) {
-            return _mm256_mul_ps(halves(block.span[0] + o * 2), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(block.scales[0] + o))));
+            return _mm256_mul_ps(halves(block.rows.span[0] + o * 2), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(block.rows.scales[0] + o))));
         } else {
-            return halves(block.scales[0] + o * 2);
+            return halves(block.rows.scales[0] + o * 2);
         }
     }
 
     template <typename F> static FFNSKIP_INLINE __m256 minimum(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            const __m256 t = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(block.scales[1] + o)));
-            return _mm256_fnmadd_ps(halves(block.span[1] + o * 2), t, _mm256_setzero_ps());
+            const __m256 t = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(block.rows.scales[1] + o)));
+            return _mm256_fnmadd_ps(halves(block.rows.span[1] + o * 2), t, _mm256_setzero_ps());
         } else {
-            return halves(block.scales[1] + o * 2);
+            return halves(block.rows.scales[1] + o * 2);
         }
     }
 
@@ -107,7 +107,7 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_codes(const Block & block, const NextBlock & next, int64_t group, int half, __m256i sums[8]) {
+    static FFNSKIP_INLINE void add_codes(const Block & block, const Rows & next, int64_t group, int half, __m256i sums[8]) {
         // Codes of four bits: pairs of products are added up in 16 bits, 8 times 2 * 15 * 127 at most.
         constexpr bool four = F::values == ChannelValues::four_bits;
         for (int k = 0; k < 8; ++k) {
@@ -115,17 +115,17 @@ private:
         }
         const __m256i low   = _mm256_set1_epi8(15);
         const __m256i fifth = _mm256_set1_epi8(F::values == ChannelValues::five_bits ? 0x10 : 0x30);
-        for (int i = 0; i < block.n; i += 4) {
+        for (int i = 0; i < block.rows.n; i += 4) {
             const __m256i x = _mm256_set1_epi32(four_codes(block.code + i));
             __m256i       u[4];
-            interleave(block.low + i, group * F::low + half * 32, u);
+            interleave(block.rows.low + i, group * F::low + half * 32, u);
             if (half == 0) {
-                fetch_channels<Avx2, F>(next, group, i, min_of(i + 4, next.n));
+                fetch_channels<Avx2, F>(next, group, i, i + 4);
             }
             if constexpr (F::values == ChannelValues::eight_bits) {
                 const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), odd = _mm256_srai_epi16(x, 8);
                 __m256i       w[4];
-                interleave(block.low + i, group * F::low + half * 32 + 64, w);
+                interleave(block.rows.low + i, group * F::low + half * 32 + 64, w);
                 for (int k = 0; k < 4; ++k) {
                     sums[k]     = dot_bytes(sums[k], u[k], even, odd);
                     sums[k + 4] = dot_bytes(sums[k + 4], w[k], even, odd);
@@ -133,10 +133,10 @@ private:
             } else {
                 __m256i h[2];
                 if constexpr (F::values == ChannelValues::five_bits) {
-                    h[0] = interleave8(block.high + i, group * F::high + half * 8);
+                    h[0] = interleave8(block.rows.high + i, group * F::high + half * 8);
                 } else if constexpr (F::values == ChannelValues::six_bits) {
                     __m256i all[4];
-                    interleave(block.high + i, group * F::high, all);
+                    interleave(block.rows.high + i, group * F::high, all);
                     h[0] = all[half];
                     h[1] = all[2 + half];
                 }
@@ -150,7 +150,7 @@ private:
             }
         }
         if (half == 0) {
-            fetch_channels<Avx2, F>(next, group, block.n, next.n);
+            fetch_channels<Avx2, F>(next, group, block.rows.n, k_max_channel_block);
         }
         if constexpr (four) {
             for (int k = 0; k < 8; ++k) {
@@ -160,24 +160,24 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_floats(const Block & block, const NextBlock & next, int64_t group, float * y) {
+    static FFNSKIP_INLINE void add_floats(const Block & block, const Rows & next, int64_t group, float * y) {
         for (int half = 0; half < 2; ++half) {
             __m256 sums[8];  // vector k: of outputs 64 half + 8 k on
             for (int k = 0; k < 8; ++k) {
                 sums[k] = _mm256_load_ps(y + half * 64 + k * 8);
             }
-            for (int i = 0; i < block.n; ++i) {
+            for (int i = 0; i < block.rows.n; ++i) {
                 const __m256    x   = _mm256_set1_ps(block.value[i]);
-                const uint8_t * row = block.low[i] + group * F::low + half * F::low / 2;
+                const uint8_t * row = block.rows.low[i] + group * F::low + half * F::low / 2;
                 if (half == 0) {
-                    fetch_channels<Avx2, F>(next, group, i, min_of(i + 1, next.n));
+                    fetch_channels<Avx2, F>(next, group, i, i + 1);
                 }
                 for (int k = 0; k < 8; ++k) {
                     sums[k] = _mm256_fmadd_ps(x, floats<F>(row, k), sums[k]);
                 }
             }
             if (half == 0) {
-                fetch_channels<Avx2, F>(next, group, block.n, next.n);
+                fetch_channels<Avx2, F>(next, group, block.rows.n, k_max_channel_block);
             }
             for (int k = 0; k < 8; ++k) {
                 _mm256_store_ps(y + half * 64 + k * 8, sums[k]);

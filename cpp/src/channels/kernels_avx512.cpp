@@ -13,7 +13,7 @@ struct Avx512 {
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add(const Block & block, const NextBlock & next, int64_t group, float * y) {
+    static FFNSKIP_INLINE void add(const Block & block, const Rows & next, int64_t group, float * y) {
         if constexpr (F::scales == ChannelScales::none) {
             add_floats<F>(block, next, group, y);
         } else {
@@ -43,20 +43,20 @@ private:
 
     template <typename F> static FFNSKIP_INLINE __m512 scale(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            return _mm512_mul_ps(halves(block.span[0] + o * 2), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(block.scales[0] + o))));
+            return _mm512_mul_ps(halves(block.rows.span[0] + o * 2), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(block.rows.scales[0] + o))));
         } else if constexpr (F::scales == ChannelScales::k_signed) {
-            return _mm512_mul_ps(halves(block.span[0] + o * 2), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(block.scales[0] + o))));
+            return _mm512_mul_ps(halves(block.rows.span[0] + o * 2), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(block.rows.scales[0] + o))));
         } else {
-            return halves(block.scales[0] + o * 2);
+            return halves(block.rows.scales[0] + o * 2);
         }
     }
 
     template <typename F> static FFNSKIP_INLINE __m512 minimum(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            const __m512 t = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(block.scales[1] + o)));
-            return _mm512_fnmadd_ps(halves(block.span[1] + o * 2), t, _mm512_setzero_ps());
+            const __m512 t = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(block.rows.scales[1] + o)));
+            return _mm512_fnmadd_ps(halves(block.rows.span[1] + o * 2), t, _mm512_setzero_ps());
         } else {
-            return halves(block.scales[1] + o * 2);
+            return halves(block.rows.scales[1] + o * 2);
         }
     }
 
@@ -100,7 +100,7 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_codes(const Block & block, const NextBlock & next, int64_t group, __m512i sums[8]) {
+    static FFNSKIP_INLINE void add_codes(const Block & block, const Rows & next, int64_t group, __m512i sums[8]) {
         constexpr bool four = F::values == ChannelValues::four_bits;
         // Two codes of four bits in a byte: the sums of whole bytes, and of the higher codes where they are, 16-fold.
         for (int k = 0; k < 8; ++k) {
@@ -108,11 +108,11 @@ private:
         }
         const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(char(0xf0));
         const __m512i fifth = _mm512_set1_epi8(F::values == ChannelValues::five_bits ? 0x10 : 0x30);
-        for (int i = 0; i < block.n; i += 4) {
+        for (int i = 0; i < block.rows.n; i += 4) {
             const __m512i x = _mm512_set1_epi32(four_codes(block.code + i));
             __m512i       u[4];
-            interleave(block.low + i, group * F::low, u);
-            fetch_channels<Avx512, F>(next, group, i, min_of(i + 4, next.n));
+            interleave(block.rows.low + i, group * F::low, u);
+            fetch_channels<Avx512, F>(next, group, i, i + 4);
             if constexpr (four) {
                 for (int k = 0; k < 4; ++k) {
                     sums[k]     = _mm512_dpbusd_epi32(sums[k], u[k], x);
@@ -120,7 +120,7 @@ private:
                 }
             } else if constexpr (F::values == ChannelValues::eight_bits) {
                 __m512i w[4];
-                interleave(block.low + i, group * F::low + 64, w);
+                interleave(block.rows.low + i, group * F::low + 64, w);
                 for (int k = 0; k < 4; ++k) {
                     sums[k]     = _mm512_dpbusd_epi32(sums[k], u[k], x);
                     sums[k + 4] = _mm512_dpbusd_epi32(sums[k + 4], w[k], x);
@@ -128,9 +128,9 @@ private:
             } else {
                 __m512i h[2];
                 if constexpr (F::values == ChannelValues::five_bits) {
-                    h[0] = interleave16(block.high + i, group * F::high);
+                    h[0] = interleave16(block.rows.high + i, group * F::high);
                 } else {
-                    interleave32(block.high + i, group * F::high, h);
+                    interleave32(block.rows.high + i, group * F::high, h);
                 }
                 for (int k = 0; k < 8; ++k) {
                     const __m512i nibble = _mm512_and_si512(k < 4 ? u[k] : _mm512_srli_epi16(u[k - 4], 4), low);
@@ -139,7 +139,7 @@ private:
                 }
             }
         }
-        fetch_channels<Avx512, F>(next, group, block.n, next.n);
+        fetch_channels<Avx512, F>(next, group, block.rows.n, k_max_channel_block);
         if constexpr (four) {
             for (int k = 0; k < 4; ++k) {
                 sums[k]     = _mm512_sub_epi32(sums[k], sums[k + 4]);
@@ -149,20 +149,20 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_floats(const Block & block, const NextBlock & next, int64_t group, float * y) {
+    static FFNSKIP_INLINE void add_floats(const Block & block, const Rows & next, int64_t group, float * y) {
         __m512 sums[8];
         for (int k = 0; k < 8; ++k) {
             sums[k] = _mm512_load_ps(y + k * 16);
         }
-        for (int i = 0; i < block.n; ++i) {
+        for (int i = 0; i < block.rows.n; ++i) {
             const __m512    x   = _mm512_set1_ps(block.value[i]);
-            const uint8_t * row = block.low[i] + group * F::low;
-            fetch_channels<Avx512, F>(next, group, i, min_of(i + 1, next.n));
+            const uint8_t * row = block.rows.low[i] + group * F::low;
+            fetch_channels<Avx512, F>(next, group, i, i + 1);
             for (int k = 0; k < 8; ++k) {
                 sums[k] = _mm512_fmadd_ps(x, floats<F>(row, k), sums[k]);
             }
         }
-        fetch_channels<Avx512, F>(next, group, block.n, next.n);
+        fetch_channels<Avx512, F>(next, group, block.rows.n, k_max_channel_block);
         for (int k = 0; k < 8; ++k) {
             _mm512_store_ps(y + k * 16, sums[k]);
         }

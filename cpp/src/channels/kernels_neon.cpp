@@ -12,12 +12,12 @@ struct Neon {
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add(const Block & block, const NextBlock & next, int64_t group, float * y) {
+    static FFNSKIP_INLINE void add(const Block & block, const Rows & next, int64_t group, float * y) {
         if constexpr (F::scales == ChannelScales::none) {
             add_floats<F>(block, next, group, y);
         } else {
             fetch_scales<Neon, F>(next, group);
-            fetch_channels<Neon, F>(next, group, 0, next.n);
+            fetch_channels<Neon, F>(next, group, 0, k_max_channel_block);
             for (int quarter = 0; quarter < 4; ++quarter) {
                 int32x4_t sums[8];  // vector k: of outputs 16 k + 4 quarter on
                 add_codes<F>(block, group, quarter, sums);
@@ -57,19 +57,19 @@ private:
 
     template <typename F> static FFNSKIP_INLINE float32x4_t scale(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            return vmulq_f32(halves(block.span[0] + o * 2), unsigned_bytes(block.scales[0] + o));
+            return vmulq_f32(halves(block.rows.span[0] + o * 2), unsigned_bytes(block.rows.scales[0] + o));
         } else if constexpr (F::scales == ChannelScales::k_signed) {
-            return vmulq_f32(halves(block.span[0] + o * 2), signed_bytes(block.scales[0] + o));
+            return vmulq_f32(halves(block.rows.span[0] + o * 2), signed_bytes(block.rows.scales[0] + o));
         } else {
-            return halves(block.scales[0] + o * 2);
+            return halves(block.rows.scales[0] + o * 2);
         }
     }
 
     template <typename F> static FFNSKIP_INLINE float32x4_t minimum(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            return vnegq_f32(vmulq_f32(halves(block.span[1] + o * 2), unsigned_bytes(block.scales[1] + o)));
+            return vnegq_f32(vmulq_f32(halves(block.rows.span[1] + o * 2), unsigned_bytes(block.rows.scales[1] + o)));
         } else {
-            return halves(block.scales[1] + o * 2);
+            return halves(block.rows.scales[1] + o * 2);
         }
     }
 
@@ -107,13 +107,13 @@ private:
         }
         const auto dot = [](int32x4_t sum, uint8x16_t code, int8x16_t x) { return vdotq_s32(sum, vreinterpretq_s8_u8(code), x); };
         const uint8x16_t fifth = vdupq_n_u8(F::values == ChannelValues::five_bits ? 0x10 : 0x30);
-        for (int i = 0; i < block.n; i += 4) {
+        for (int i = 0; i < block.rows.n; i += 4) {
             const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four_codes(block.code + i)));
             uint8x16_t      u[4];
-            interleave(block.low + i, group * F::low + quarter * 16, u);
+            interleave(block.rows.low + i, group * F::low + quarter * 16, u);
             if constexpr (bytes) {
                 uint8x16_t w[4];
-                interleave(block.low + i, group * F::low + quarter * 16 + 64, w);
+                interleave(block.rows.low + i, group * F::low + quarter * 16 + 64, w);
                 for (int k = 0; k < 4; ++k) {
                     sums[k]     = dot(sums[k], veorq_u8(u[k], vdupq_n_u8(0x80)), x);
                     sums[k + 4] = dot(sums[k + 4], veorq_u8(w[k], vdupq_n_u8(0x80)), x);
@@ -121,11 +121,11 @@ private:
             } else {
                 uint8x16_t h[2];
                 if constexpr (F::values == ChannelValues::five_bits) {
-                    h[0] = interleave4(block.high + i, group * F::high + quarter * 4);
+                    h[0] = interleave4(block.rows.high + i, group * F::high + quarter * 4);
                 } else if constexpr (F::values == ChannelValues::six_bits) {
                     const int64_t at = group * F::high + quarter % 2 * 16 + quarter / 2 * 4;
-                    h[0] = interleave4(block.high + i, at);
-                    h[1] = interleave4(block.high + i, at + 8);
+                    h[0] = interleave4(block.rows.high + i, at);
+                    h[1] = interleave4(block.rows.high + i, at + 8);
                 }
                 for (int k = 0; k < 8; ++k) {
                     uint8x16_t code = k < 4 ? vandq_u8(u[k], vdupq_n_u8(15)) : vshrq_n_u8(u[k - 4], 4);
@@ -139,15 +139,15 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_floats(const Block & block, const NextBlock & next, int64_t group, float * y) {
-        fetch_channels<Neon, F>(next, group, 0, next.n);
+    static FFNSKIP_INLINE void add_floats(const Block & block, const Rows & next, int64_t group, float * y) {
+        fetch_channels<Neon, F>(next, group, 0, k_max_channel_block);
         for (int half = 0; half < 2; ++half) {
             float32x4_t sums[16];
             for (int k = 0; k < 16; ++k) {
                 sums[k] = vld1q_f32(y + half * 64 + k * 4);
             }
-            for (int i = 0; i < block.n; ++i) {
-                const uint8_t * row = block.low[i] + group * F::low + half * F::low / 2;
+            for (int i = 0; i < block.rows.n; ++i) {
+                const uint8_t * row = block.rows.low[i] + group * F::low + half * F::low / 2;
                 for (int k = 0; k < 16; ++k) {
                     sums[k] = vfmaq_n_f32(sums[k], floats<F>(row, k), block.value[i]);
                 }

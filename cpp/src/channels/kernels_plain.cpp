@@ -7,10 +7,10 @@ namespace {
 struct Plain {
     static FFNSKIP_INLINE void fetch(const uint8_t *) {}
 
-    template <typename F> static void add(const Block & block, const NextBlock &, int64_t group, float * y) {
+    template <typename F> static void add(const Block & block, const Rows &, int64_t group, float * y) {
         if constexpr (F::scales == ChannelScales::none) {
-            for (int i = 0; i < block.n; ++i) {
-                const uint8_t * row = block.low[i] + group * F::low;
+            for (int i = 0; i < block.rows.n; ++i) {
+                const uint8_t * row = block.rows.low[i] + group * F::low;
                 for (int o = 0; o < k_channel_group; ++o) {
                     y[o] += block.value[i] * float_at<F>(row, o);
                 }
@@ -18,10 +18,10 @@ struct Plain {
         } else {
             // In the order of the bytes, which compilers make vectors of.
             int32_t low[k_channel_group] = {}, high[k_channel_group] = {};
-            for (int i = 0; i < block.n; ++i) {
-                add_low<F>(block.low[i] + group * F::low, block.code[i], low);
+            for (int i = 0; i < block.rows.n; ++i) {
+                add_low<F>(block.rows.low[i] + group * F::low, block.code[i], low);
                 if (F::high > 0) {
-                    add_high<F>(block.high[i] + group * F::high, block.code[i], high);
+                    add_high<F>(block.rows.high[i] + group * F::high, block.code[i], high);
                 }
             }
             for (int o = 0; o < k_channel_group; ++o) {
@@ -70,12 +70,12 @@ private:
 
     template <typename F> static FFNSKIP_INLINE void add_scaled(const Block & block, int64_t o, int32_t sum, float & y) {
         switch (F::scales) {
-            case ChannelScales::d_m: y += from_half(at<uint16_t>(block.scales[1], o)) * block.sum; [[fallthrough]];
-            case ChannelScales::d: y += from_half(at<uint16_t>(block.scales[0], o)) * block.scale * float(sum); break;
-            case ChannelScales::k: y -= from_half(at<uint16_t>(block.span[1], o)) * float(block.scales[1][o]) * block.sum;
-                y += from_half(at<uint16_t>(block.span[0], o)) * float(block.scales[0][o]) * block.scale * float(sum); break;
+            case ChannelScales::d_m: y += from_half(at<uint16_t>(block.rows.scales[1], o)) * block.sum; [[fallthrough]];
+            case ChannelScales::d: y += from_half(at<uint16_t>(block.rows.scales[0], o)) * block.scale * float(sum); break;
+            case ChannelScales::k: y -= from_half(at<uint16_t>(block.rows.span[1], o)) * float(block.rows.scales[1][o]) * block.sum;
+                y += from_half(at<uint16_t>(block.rows.span[0], o)) * float(block.rows.scales[0][o]) * block.scale * float(sum); break;
             case ChannelScales::k_signed:
-                y += from_half(at<uint16_t>(block.span[0], o)) * float(int8_t(block.scales[0][o])) * block.scale * float(sum); break;
+                y += from_half(at<uint16_t>(block.rows.span[0], o)) * float(int8_t(block.rows.scales[0][o])) * block.scale * float(sum); break;
             case ChannelScales::none: break;
         }
     }
