@@ -6,7 +6,7 @@
 #include <string>
 
 #if defined(FFNSKIP_NEON) && defined(__linux__)
-#include <sys/auxv.h>
+#    include <sys/auxv.h>
 #endif
 
 namespace ffnskip {
@@ -18,18 +18,19 @@ bool has_avx2() {
 }
 
 bool has_avx512() {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
 }
 #endif
 
 #ifdef FFNSKIP_NEON
 bool has_dot_product() {
-#ifdef __linux__
+#    ifdef __linux__
     return (getauxval(AT_HWCAP) & (1ul << 20)) != 0;  // HWCAP_ASIMDDP
-#else
+#    else
     return true;  // all of Apple's
-#endif
+#    endif
 }
 #endif
 
@@ -70,17 +71,29 @@ ChannelInput::ChannelInput(int64_t n_in) {
     integers_.resize(2 * n_blocks + 1);
     floats_.resize(n + 2 * n_blocks);
     bytes_.resize(2 * n);
-    kept_ = { integers_.data(), bytes_.data(), reinterpret_cast<int8_t *>(bytes_.data() + n), floats_.data(), floats_.data() + n,
-              floats_.data() + n + n_blocks, integers_.data() + n_blocks + 1 };
+    kept_ = { integers_.data(),
+              bytes_.data(),
+              reinterpret_cast<int8_t *>(bytes_.data() + n),
+              floats_.data(),
+              floats_.data() + n,
+              floats_.data() + n + n_blocks,
+              integers_.data() + n_blocks + 1 };
 }
 
-int64_t ChannelInput::keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v, const float * norms, float threshold) {
+int64_t ChannelInput::keep(const ChannelKernels & kernels,
+                           const ChannelLayout &  layout,
+                           const float *          v,
+                           const float *          norms,
+                           float                  threshold) {
     const int64_t n = kernels.select(v, norms, threshold, layout.n_in, bits_.data());
     kernels.prepare(layout, v, bits_.data(), kept_);
     return n;
 }
 
-void ChannelInput::keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v, const uint32_t * kept) {
+void ChannelInput::keep(const ChannelKernels & kernels,
+                        const ChannelLayout &  layout,
+                        const float *          v,
+                        const uint32_t *       kept) {
     kernels.prepare(layout, v, kept, kept_);
 }
 

@@ -12,17 +12,17 @@ using Scales = ChannelScales;
 using Inputs = ChannelInputs;
 
 constexpr ChannelFormat k_formats[] = {
-    { GGML_TYPE_Q4_0, Values::four_bits, Scales::d, Inputs::q8_32, 32, 8 },
-    { GGML_TYPE_Q4_1, Values::four_bits, Scales::d_m, Inputs::q8_32, 32, 0 },
-    { GGML_TYPE_Q4_K, Values::four_bits, Scales::k, Inputs::q8_256, 32, 0 },
-    { GGML_TYPE_Q5_0, Values::five_bits, Scales::d, Inputs::q8_32, 32, 16 },
-    { GGML_TYPE_Q5_1, Values::five_bits, Scales::d_m, Inputs::q8_32, 32, 0 },
-    { GGML_TYPE_Q5_K, Values::five_bits, Scales::k, Inputs::q8_256, 32, 0 },
-    { GGML_TYPE_Q6_K, Values::six_bits, Scales::k_signed, Inputs::q8_256, 16, 32 },
-    { GGML_TYPE_Q8_0, Values::eight_bits, Scales::d, Inputs::q8_32, 32, 128 },
-    { GGML_TYPE_F16, Values::f16, Scales::none, Inputs::f16, 32, 0 },
-    { GGML_TYPE_BF16, Values::bf16, Scales::none, Inputs::bf16, 32, 0 },
-    { GGML_TYPE_F32, Values::f32, Scales::none, Inputs::f32, 32, 0 },
+    { GGML_TYPE_Q4_0, Values::four_bits,  Scales::d,        Inputs::q8_32,  32, 8   },
+    { GGML_TYPE_Q4_1, Values::four_bits,  Scales::d_m,      Inputs::q8_32,  32, 0   },
+    { GGML_TYPE_Q4_K, Values::four_bits,  Scales::k,        Inputs::q8_256, 32, 0   },
+    { GGML_TYPE_Q5_0, Values::five_bits,  Scales::d,        Inputs::q8_32,  32, 16  },
+    { GGML_TYPE_Q5_1, Values::five_bits,  Scales::d_m,      Inputs::q8_32,  32, 0   },
+    { GGML_TYPE_Q5_K, Values::five_bits,  Scales::k,        Inputs::q8_256, 32, 0   },
+    { GGML_TYPE_Q6_K, Values::six_bits,   Scales::k_signed, Inputs::q8_256, 16, 32  },
+    { GGML_TYPE_Q8_0, Values::eight_bits, Scales::d,        Inputs::q8_32,  32, 128 },
+    { GGML_TYPE_F16,  Values::f16,        Scales::none,     Inputs::f16,    32, 0   },
+    { GGML_TYPE_BF16, Values::bf16,       Scales::none,     Inputs::bf16,   32, 0   },
+    { GGML_TYPE_F32,  Values::f32,        Scales::none,     Inputs::f32,    32, 0   },
 };
 
 int64_t ceil_div(int64_t a, int64_t b) {
@@ -32,40 +32,48 @@ int64_t ceil_div(int64_t a, int64_t b) {
 }  // namespace
 
 const ChannelFormat * channel_format(ggml_type type) {
-    const auto * found = std::find_if(std::begin(k_formats), std::end(k_formats), [&](auto & f) { return f.type == type; });
+    const auto * found =
+        std::find_if(std::begin(k_formats), std::end(k_formats), [&](auto & f) { return f.type == type; });
     return found == std::end(k_formats) ? nullptr : found;
 }
 
-ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile)
-    : format(channel_format(type)), n_in(n_in), n_out(n_out) {
+ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile) :
+    format(channel_format(type)),
+    n_in(n_in),
+    n_out(n_out) {
     const std::string name = ggml_type_name(type);
     if (!format) {
         std::string known;
         for (const ChannelFormat & f : k_formats) {
             known += (known.empty() ? "" : ", ") + std::string(ggml_type_name(f.type));
         }
-        throw std::invalid_argument("weights of type " + name + " can't be stored by channel; types that can: " + known);
+        throw std::invalid_argument("weights of type " + name +
+                                    " can't be stored by channel; types that can: " + known);
     }
     const std::string shape = std::to_string(n_in) + " x " + std::to_string(n_out);
     if (n_in < 1 || n_out < 1 || n_in > INT32_MAX || n_out > INT32_MAX) {
         throw std::invalid_argument("a matrix of " + shape + " weights can't be stored by channel");
     }
     if (n_in % ggml_blck_size(type) != 0) {
-        throw std::invalid_argument("a matrix of " + shape + " weights of type " + name + " is not possible: the first is not a multiple of " +
+        throw std::invalid_argument("a matrix of " + shape + " weights of type " + name +
+                                    " is not possible: the first is not a multiple of " +
                                     std::to_string(ggml_blck_size(type)));
     }
     if (tile < 1 || tile > k_max_channel_tile) {
-        throw std::invalid_argument("a tile has 1 to " + std::to_string(k_max_channel_tile) + " outputs, not " + std::to_string(tile));
+        throw std::invalid_argument("a tile has 1 to " + std::to_string(k_max_channel_tile) + " outputs, not " +
+                                    std::to_string(tile));
     }
-    n_blocks    = ceil_div(n_in, format->block);
-    n_groups    = ceil_div(n_out, k_channel_group);
+    n_blocks = ceil_div(n_in, format->block);
+    n_groups = ceil_div(n_out, k_channel_group);
     // An even number of tiles, so that they divide among two threads.
     n_tiles = std::max<int64_t>(1, (n_out + tile / 2) / tile);
     n_tiles += n_tiles > 1 ? n_tiles % 2 : 0;
     n_tiles = std::min(n_groups, std::max(n_tiles, ceil_div(n_groups, k_max_channel_tile / k_channel_group)));
 
     const int64_t codes = int64_t(format->block) * (low_bytes(format->values) + high_bytes(format->values));
-    group_bytes = n_blocks * (codes + scale_bytes(format->scales)) + n_blocks / blocks_per_span() * span_bytes(format->scales);
+    group_bytes =
+        n_blocks * (codes + scale_bytes(format->scales)) + n_blocks / blocks_per_span() * span_bytes(format->scales);
+    // The rows of tiles of both widths there are.
     const int64_t narrow = n_groups / n_tiles, wide = ceil_div(n_groups, n_tiles);
     for (gap = 0; low_stride(narrow) % 512 == 0 || low_stride(wide) % 512 == 0;) {
         gap += 64;

@@ -42,11 +42,11 @@ void unpack_block(const ChannelFormat & format, const uint8_t * from, uint8_t * 
     }
 }
 
-// d, dmin, 8 pairs of s and t in 6 bits, [a high bit of each: bit i of byte j is that of input 32 * i + j], then 32 bytes for
-// each 64 inputs.
+// d, dmin, 8 pairs of s and t in 6 bits, [a high bit of each: bit i of byte j is that of input 32 * i + j], then 32
+// bytes for each 64 inputs.
 void unpack_q4_k_q5_k(const ChannelFormat & format, const uint8_t * from, ChannelSpan & to) {
-    to.span_d    = read16(from);
-    to.span_dmin = read16(from + 2);
+    to.span_d              = read16(from);
+    to.span_dmin           = read16(from + 2);
     const uint8_t * packed = from + 4;
     for (int b = 0; b < 8; ++b) {
         to.s[b] = b < 4 ? packed[b] & 63 : uint8_t((packed[b + 4] & 15) | packed[b - 4] >> 6 << 4);

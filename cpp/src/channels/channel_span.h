@@ -7,8 +7,8 @@
 
 namespace ffnskip {
 
-// One output's weights of up to 256 inputs: weight = scale * (code - offset) + minimum, as channel_layout.h has it. Of the
-// scales those are there that the format has.
+// One output's weights of up to 256 inputs: weight = scale * (code - offset) + minimum, as channel_layout.h has it. Of
+// the scales those are there that the format has.
 struct ChannelSpan {
     static constexpr int k_blocks = k_channel_span / 16;
 

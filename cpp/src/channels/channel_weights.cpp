@@ -34,21 +34,32 @@ struct Scale {
     float d, m;
 };
 
-Scale scale_of(ChannelScales scales, uint16_t d, uint16_t m, uint8_t s, uint8_t t, uint16_t span_d, uint16_t span_dmin) {
+Scale scale_of(ChannelScales scales,
+               uint16_t      d,
+               uint16_t      m,
+               uint8_t       s,
+               uint8_t       t,
+               uint16_t      span_d,
+               uint16_t      span_dmin) {
     switch (scales) {
-        case ChannelScales::d: return { from_half(d), 0.0f };
-        case ChannelScales::d_m: return { from_half(d), from_half(m) };
-        case ChannelScales::k: return { from_half(span_d) * float(s), -(from_half(span_dmin) * float(t)) };
-        case ChannelScales::k_signed: return { from_half(span_d) * float(int8_t(s)), 0.0f };
-        case ChannelScales::none: break;
+        case ChannelScales::d:
+            return { from_half(d), 0.0f };
+        case ChannelScales::d_m:
+            return { from_half(d), from_half(m) };
+        case ChannelScales::k:
+            return { from_half(span_d) * float(s), -(from_half(span_dmin) * float(t)) };
+        case ChannelScales::k_signed:
+            return { from_half(span_d) * float(int8_t(s)), 0.0f };
+        case ChannelScales::none:
+            break;
     }
     return { 1.0f, 0.0f };
 }
 
 float float_at(ChannelValues values, const uint8_t * from, int64_t i) {
-    return values == ChannelValues::f32   ? bits_as<float>(read32(from + i * 4))
-           : values == ChannelValues::f16 ? from_half(read16(from + i * 2))
-                                          : from_bfloat(read16(from + i * 2));
+    return values == ChannelValues::f32 ? bits_as<float>(read32(from + i * 4)) :
+           values == ChannelValues::f16 ? from_half(read16(from + i * 2)) :
+                                          from_bfloat(read16(from + i * 2));
 }
 
 // ---- one group of outputs ----
@@ -63,33 +74,42 @@ struct Place {
     }
 
     int64_t block(int64_t block) const { return tile + layout.block_offset(width, block); }
+
     int64_t low(int64_t input) const {
         const int64_t size = layout.format->block;
         return block(input / size) + input % size * layout.low_stride(width) + index * low_bytes(layout.format->values);
     }
+
     int64_t high(int64_t input) const {
         const int64_t size = layout.format->block;
         return block(input / size) + layout.high_offset(width) + input % size * layout.high_stride(width) +
                index * high_bytes(layout.format->values);
     }
+
     int64_t scales(int64_t b) const { return block(b) + layout.scales_offset(width); }
+
     int64_t span(int64_t b) const { return tile + layout.span_offset(width, b / layout.blocks_per_span()); }
 
     const ChannelLayout & layout;
-    int64_t tile, width, index;
+    int64_t               tile, width, index;
 };
 
 // Writes the weights of one group of outputs after the other, 256 inputs at a time.
 class GroupBuilder {
-public:
-    GroupBuilder(const ChannelLayout & layout, uint8_t * to)
-        : layout_(layout), format_(*layout.format), to_(to), row_bytes_(int64_t(ggml_row_size(format_.type, layout.n_in))),
-          rows_(size_t(k_group * row_bytes_)), spans_(k_group), part_(size_t(k_group * k_part)) {}
+  public:
+    GroupBuilder(const ChannelLayout & layout, uint8_t * to) :
+        layout_(layout),
+        format_(*layout.format),
+        to_(to),
+        row_bytes_(int64_t(ggml_row_size(format_.type, layout.n_in))),
+        rows_(size_t(k_group * row_bytes_)),
+        spans_(k_group),
+        part_(size_t(k_group * k_part)) {}
 
     // `squares`, [n_in] zeros, will hold the sums of the squares of each input's weights in this group.
     void build(int64_t group, const ChannelSource & source, float * squares) {
         const int64_t first = group * k_group;
-        n_ = std::min<int64_t>(k_group, layout_.n_out - first);
+        n_                  = std::min<int64_t>(k_group, layout_.n_out - first);
         source(first, n_, rows_.data());
         const Place place(layout_, group);
         for (int64_t j = 0; j < layout_.n_in; j += k_span) {
@@ -102,7 +122,7 @@ public:
         }
     }
 
-private:
+  private:
     // Bytes for an output, and for a byte of the codes: not powers of two, which caches don't hold many of.
     static constexpr int k_part  = k_span * 4 + 64;
     static constexpr int k_codes = k_span + 64;
@@ -136,7 +156,8 @@ private:
     void write_codes(const Place & place, int64_t first, int64_t n_inputs, float * squares) {
         for (int64_t o = 0; o < n_; ++o) {
             ChannelSpan & span = spans_[size_t(o)];
-            unpack_channels(format_, rows_.data() + o * row_bytes_ + int64_t(ggml_row_size(format_.type, first)), n_inputs, span);
+            unpack_channels(format_, rows_.data() + o * row_bytes_ + int64_t(ggml_row_size(format_.type, first)),
+                            n_inputs, span);
             add_squares(span, n_inputs, squares);
         }
         for (int64_t o = n_; o < k_group; ++o) {
@@ -174,8 +195,8 @@ private:
         }
     }
 
-    // Bits of the codes of output o, from bit `down` on. Byte b of the group's part of input j's row is part_[b * k_codes + j],
-    // until it is written; a byte's first bits are those at shift 0.
+    // Bits of the codes of output o, from bit `down` on. Byte b of the group's part of input j's row is part_[b *
+    // k_codes + j], until it is written; a byte's first bits are those at shift 0.
     void add_field(int o, int down, int mask, CodeBits at) {
         const uint8_t * code = spans_[size_t(o)].code;
         uint8_t *       part = part_.data() + at.byte * k_codes;
@@ -197,23 +218,34 @@ private:
         for (int64_t o = 0; o < n_; ++o) {
             const ChannelSpan & span = spans_[size_t(o)];
             switch (format_.scales) {
-                case ChannelScales::d_m: put(to, place, 1, o, span.m[b]); [[fallthrough]];
-                case ChannelScales::d: put(to, place, 0, o, span.d[b]); break;
-                case ChannelScales::k: put(to, place, 1, o, span.t[b]); [[fallthrough]];
-                case ChannelScales::k_signed: put(to, place, 0, o, span.s[b]); break;
-                case ChannelScales::none: break;
+                case ChannelScales::d_m:
+                    put(to, place, 1, o, span.m[b]);
+                    [[fallthrough]];
+                case ChannelScales::d:
+                    put(to, place, 0, o, span.d[b]);
+                    break;
+                case ChannelScales::k:
+                    put(to, place, 1, o, span.t[b]);
+                    [[fallthrough]];
+                case ChannelScales::k_signed:
+                    put(to, place, 0, o, span.s[b]);
+                    break;
+                case ChannelScales::none:
+                    break;
             }
         }
     }
 
     // Output o of the group, in one of two arrays of the tile's outputs.
     template <typename T> static void put(uint8_t * arrays, const Place & place, int which, int64_t o, T value) {
-        std::memcpy(arrays + ((which * place.width + place.index) * k_group + o) * int64_t(sizeof(T)), &value, sizeof(T));
+        std::memcpy(arrays + ((which * place.width + place.index) * k_group + o) * int64_t(sizeof(T)), &value,
+                    sizeof(T));
     }
 
     void add_squares(const ChannelSpan & span, int64_t n_inputs, float * squares) const {
         for (int64_t b = 0; b < n_inputs / format_.block; ++b) {
-            const Scale scale = scale_of(format_.scales, span.d[b], span.m[b], span.s[b], span.t[b], span.span_d, span.span_dmin);
+            const Scale scale =
+                scale_of(format_.scales, span.d[b], span.m[b], span.s[b], span.t[b], span.span_d, span.span_dmin);
             for (int64_t j = b * format_.block; j < (b + 1) * format_.block; ++j) {
                 const float value = scale.d * float(span.code[j] - format_.offset) + scale.m;
                 squares[j] += value * value;
@@ -234,11 +266,12 @@ private:
 }  // namespace
 
 void build_channels(const ChannelLayout & layout, const ChannelSource & source, int n_threads, uint8_t * to) {
-    std::vector<float>   squares(size_t(layout.n_groups * layout.n_in));  // summed up in order at the end, whoever did which group
+    std::vector<float> squares(
+        size_t(layout.n_groups * layout.n_in));  // summed up in order at the end, whoever did which group
     std::atomic<int64_t> next{ 0 };
     std::exception_ptr   failure;
     std::mutex           mutex;
-    const auto work = [&] {
+    const auto           work = [&] {
         try {
             GroupBuilder builder(layout, to);
             for (int64_t group; (group = next++) < layout.n_groups;) {
@@ -277,30 +310,42 @@ void build_channels(const ChannelLayout & layout, const ChannelSource & source, 
 
 float channel_weight(const ChannelLayout & layout, const uint8_t * data, int64_t input, int64_t output) {
     const ChannelFormat & format = *layout.format;
-    const Place     place(layout, output / k_group);
-    const int       o     = int(output % k_group);
-    const int64_t   block = input / format.block;
-    const uint8_t * low   = data + place.low(input);
+    const Place           place(layout, output / k_group);
+    const int             o     = int(output % k_group);
+    const int64_t         block = input / format.block;
+    const uint8_t *       low   = data + place.low(input);
     if (format.scales == ChannelScales::none) {
         return float_at(format.values, low, o);
     }
     const bool bytes = format.values == ChannelValues::eight_bits;
-    int code = bytes ? low[o / 64 * 64 + code_byte(o % 64)] : low[code_byte(o % 64)] >> o / 64 * 4 & 15;
+    int        code  = bytes ? low[o / 64 * 64 + code_byte(o % 64)] : low[code_byte(o % 64)] >> o / 64 * 4 & 15;
     if (high_bytes(format.values) > 0) {
         const CodeBits at = high_bits(format.values, o);
-        code |= (data[place.high(input) + at.byte] >> at.shift & (format.values == ChannelValues::five_bits ? 1 : 3)) << 4;
+        code |= (data[place.high(input) + at.byte] >> at.shift & (format.values == ChannelValues::five_bits ? 1 : 3))
+                << 4;
     }
     const uint8_t * scales = data + place.scales(block);
     const uint8_t * span   = data + place.span(block);
     const int64_t   i = place.index * k_group + o, all = place.width * k_group;
-    const auto half = [&](const uint8_t * from, int64_t at) { return read16(from + at * 2); };
+    const auto      half = [&](const uint8_t * from, int64_t at) {
+        return read16(from + at * 2);
+    };
     Scale scale{};
     switch (format.scales) {
-        case ChannelScales::d: scale = scale_of(format.scales, half(scales, i), 0, 0, 0, 0, 0); break;
-        case ChannelScales::d_m: scale = scale_of(format.scales, half(scales, i), half(scales, all + i), 0, 0, 0, 0); break;
-        case ChannelScales::k: scale = scale_of(format.scales, 0, 0, scales[i], scales[all + i], half(span, i), half(span, all + i)); break;
-        case ChannelScales::k_signed: scale = scale_of(format.scales, 0, 0, scales[i], 0, half(span, i), 0); break;
-        case ChannelScales::none: break;
+        case ChannelScales::d:
+            scale = scale_of(format.scales, half(scales, i), 0, 0, 0, 0, 0);
+            break;
+        case ChannelScales::d_m:
+            scale = scale_of(format.scales, half(scales, i), half(scales, all + i), 0, 0, 0, 0);
+            break;
+        case ChannelScales::k:
+            scale = scale_of(format.scales, 0, 0, scales[i], scales[all + i], half(span, i), half(span, all + i));
+            break;
+        case ChannelScales::k_signed:
+            scale = scale_of(format.scales, 0, 0, scales[i], 0, half(span, i), 0);
+            break;
+        case ChannelScales::none:
+            break;
     }
     return scale.d * float(code - format.offset) + scale.m;
 }

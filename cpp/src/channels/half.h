@@ -5,7 +5,7 @@
 #include <cstring>
 
 #ifdef __F16C__
-#include <immintrin.h>
+#    include <immintrin.h>
 #endif
 
 namespace ffnskip {
@@ -24,8 +24,8 @@ inline float from_half(uint16_t half) {
 #elif defined(__aarch64__)
     return bits_as<__fp16>(half);
 #else
-    // The exponent's bias differs by 112; done by a product, subnormals come out right. Infinity and what is not a number have
-    // the highest exponent.
+    // The exponent's bias differs by 112; done by a product, subnormals come out right. Infinity and what is not a
+    // number have the highest exponent.
     const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
     const uint32_t bits = bits_as<uint32_t>(bits_as<float>(rest << 13) * 0x1p112f);
     return bits_as<float>(sign | bits | (rest >= 0x7c00 ? 0x7f800000 : 0));
@@ -59,7 +59,8 @@ inline float from_bfloat(uint16_t value) {
 
 inline uint16_t to_bfloat(float value) {
     const uint32_t bits = bits_as<uint32_t>(value);
-    return (bits & 0x7fffffff) > 0x7f800000 ? uint16_t(bits >> 16 | 64) : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return (bits & 0x7fffffff) > 0x7f800000 ? uint16_t(bits >> 16 | 64) :
+                                              uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 }  // namespace

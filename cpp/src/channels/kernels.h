@@ -1,15 +1,16 @@
-// What the kernels of all instruction sets have in common: the rounding of the input, and the walk over a matrix. Each file
-// of kernels includes this for itself, compiled for its own instruction set: all is in the unnamed namespace, and nothing
-// inline of the standard library is used, for the linker would take one file's copy for all, on a CPU that can't run it.
+// What the kernels of all instruction sets have in common: the rounding of the input, and the walk over a matrix. Each
+// file of kernels includes this for itself, compiled for its own instruction set. So all is in the unnamed namespace,
+// and nothing inline of the standard library is used: of that the linker takes one file's copy for all, which another
+// CPU may not run.
 #pragma once
 
 #include "channel_kernels.h"
 #include "half.h"
 
 #ifdef _MSC_VER
-#define FFNSKIP_INLINE __forceinline
+#    define FFNSKIP_INLINE __forceinline
 #else
-#define FFNSKIP_INLINE inline __attribute__((always_inline))
+#    define FFNSKIP_INLINE inline __attribute__((always_inline))
 #endif
 
 namespace ffnskip {
@@ -25,7 +26,12 @@ template <typename T> FFNSKIP_INLINE T min_of(T a, T b) {
 // ---- select ----
 
 // The channels from `j`, a multiple of 32, on, one by one.
-inline int64_t select_rest(const float * v, const float * norms, float threshold, int64_t j, int64_t n_in, uint32_t * kept) {
+inline int64_t select_rest(const float * v,
+                           const float * norms,
+                           float         threshold,
+                           int64_t       j,
+                           int64_t       n_in,
+                           uint32_t *    kept) {
     int64_t n = 0;
     for (; j < n_in; j += 32) {
         uint32_t bits = 0;
@@ -42,13 +48,13 @@ inline int64_t select_rest(const float * v, const float * norms, float threshold
 
 // ---- prepare ----
 
-// The largest |v|; bits of floats order like their absolute values, and not-a-number comes last. (As floats, compilers would not
-// take several at once.)
+// The largest |v|; bits of floats order like their absolute values, and not-a-number comes last. (As floats, compilers
+// would not take several at once.)
 inline float largest(const float * v, int n) {
     int32_t bits = 0;
     for (int i = 0; i < n; ++i) {
         const int32_t other = bits_as<int32_t>(v[i]) & 0x7fffffff;
-        bits = other > bits ? other : bits;
+        bits                = other > bits ? other : bits;
     }
     return bits_as<float>(bits);
 }
@@ -73,24 +79,25 @@ FFNSKIP_INLINE uint32_t bits_at(const uint32_t * kept, int64_t first, int n) {
     return n < 32 ? bits & ((1u << n) - 1) : bits;
 }
 
-// List::codes(code, kept, channel, out) writes the numbers and codes of the channels kept of a block of up to 32, in any number of bytes
-// up to 32, and returns how many there are.
-template <typename List> void prepare_codes(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to) {
+// List::codes(code, kept, block, channel, to) lists the numbers and codes of the channels kept of a block of 16 or 32,
+// and returns how many there are. It may write up to 32 bytes whatever their number.
+template <typename List>
+void prepare_codes(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to) {
     const ChannelFormat & format = *layout.format;
     const bool            halves = format.inputs == ChannelInputs::q8_32;
-    const int             n      = halves ? 32 : 256, block = format.block;  // inputs that share a scale; and blocks
-    float   masked[256];
-    int8_t  code[256];
-    int32_t at = 0;
-    to.begin[0] = 0;
+    const int             n = halves ? 32 : 256, block = format.block;  // inputs that share a scale; and blocks
+    float                 masked[256];
+    int8_t                code[256];
+    int32_t               at = 0;
+    to.begin[0]              = 0;
     for (int64_t first = 0, b = 0; first < layout.n_in; first += n) {
         for (int i = 0; i < n; i += 32) {
             mask_inputs(v + first + i, kept[(first + i) / 32], 32, masked + i);
         }
-        const float most    = largest(masked, n);
-        // ggml's steps of 256 inputs are the inverse of the inverse; and so are its inverses of 32 inputs on ARM of the steps.
-        float inverse = most != 0.0f ? 127.0f / most : 0.0f;
-        const float exact = halves ? most / 127.0f : most != 0.0f ? 1.0f / inverse : 0.0f;
+        const float most = largest(masked, n);
+        // As ggml has it: of 256 inputs the step is the inverse of the inverse, of 32 on ARM the other way round.
+        float       inverse = most != 0.0f ? 127.0f / most : 0.0f;
+        const float exact   = halves ? most / 127.0f : most != 0.0f ? 1.0f / inverse : 0.0f;
 #ifdef __aarch64__
         inverse = halves && exact != 0.0f ? 1.0f / exact : inverse;
 #endif
@@ -103,7 +110,8 @@ template <typename List> void prepare_codes(const ChannelLayout & layout, const 
             to.scale[b]    = halves ? from_half(to_half(exact)) : exact;
             to.sum[b]      = halves ? from_half(to_half(exact * float(sum))) : exact * float(sum);
             to.code_sum[b] = sum;
-            const int32_t end = at + List::codes(code + i, bits_at(kept, first + i, block), block, to.channel + at, to.code + at);
+            const int32_t end =
+                at + List::codes(code + i, bits_at(kept, first + i, block), block, to.channel + at, to.code + at);
             for (at = end; at % 4 != 0; ++at) {
                 to.channel[at] = to.channel[end - 1];
                 to.code[at]    = 0;
@@ -113,17 +121,20 @@ template <typename List> void prepare_codes(const ChannelLayout & layout, const 
     }
 }
 
-inline void prepare_floats(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to) {
-    int32_t at = 0;
+inline void prepare_floats(const ChannelLayout & layout,
+                           const float *         v,
+                           const uint32_t *      kept,
+                           const KeptChannels &  to) {
+    int32_t at  = 0;
     to.begin[0] = 0;
     for (int64_t first = 0, b = 0; first < layout.n_in; first += 32, ++b) {
         for (uint32_t bits = kept[b]; bits != 0; bits &= bits - 1, ++at) {
             const int   i     = __builtin_ctz(bits);
             const float value = v[first + i];
             to.channel[at]    = uint8_t(i);
-            to.value[at]      = layout.format->inputs == ChannelInputs::f16    ? from_half(to_half(value))
-                                : layout.format->inputs == ChannelInputs::bf16 ? from_bfloat(to_bfloat(value))
-                                                                               : value;
+            to.value[at]      = layout.format->inputs == ChannelInputs::f16  ? from_half(to_half(value)) :
+                                layout.format->inputs == ChannelInputs::bf16 ? from_bfloat(to_bfloat(value)) :
+                                                                               value;
         }
         for (const int32_t end = at; at % 4 != 0; ++at) {
             to.channel[at] = to.channel[end - 1];
@@ -133,7 +144,8 @@ inline void prepare_floats(const ChannelLayout & layout, const float * v, const 
     }
 }
 
-template <typename List> void prepare_input(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to) {
+template <typename List>
+void prepare_input(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to) {
     if (layout.format->scales == ChannelScales::none) {
         prepare_floats(layout, v, kept, to);
     } else {
@@ -184,25 +196,30 @@ FFNSKIP_INLINE int32_t four_codes(const int8_t * code) {
 template <ChannelValues values_, ChannelScales scales_> struct Format {
     static constexpr ChannelValues values = values_;
     static constexpr ChannelScales scales = scales_;
-    static constexpr int low   = low_bytes(values), high = high_bytes(values);
-    static constexpr bool has_second = scales == ChannelScales::d_m || scales == ChannelScales::k;
-    static constexpr int scale_size = scales == ChannelScales::none ? 0 : scales == ChannelScales::d || scales == ChannelScales::d_m ? 2 : 1;
+    static constexpr int           low = low_bytes(values), high = high_bytes(values);
+    static constexpr bool          has_second = scales == ChannelScales::d_m || scales == ChannelScales::k;
+    static constexpr int           scale_size = scales == ChannelScales::none                              ? 0 :
+                                                scales == ChannelScales::d || scales == ChannelScales::d_m ? 2 :
+                                                                                                             1;
 };
 
-// The walk over tiles, blocks and groups. Isa::add<F>(block, next, group, y) adds a block's product to the 128 outputs of a
-// group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
+// The walk over tiles, blocks and groups. Isa::add<F>(block, next, group, y) adds a block's product to the 128 outputs
+// of a group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
 template <typename Isa, typename F> class Multiplication {
-public:
-    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept)
-        : layout_(layout), data_(data), kept_(kept) {}
+  public:
+    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept) :
+        layout_(layout),
+        data_(data),
+        kept_(kept) {}
 
     void run(int64_t first, int64_t last, float * y) {
         while (first < last) {
-            const int64_t tile = layout_.tile_of(first), begin = layout_.tile_begin(tile), end = layout_.tile_begin(tile + 1);
-            tile_  = data_ + layout_.tile_offset(tile);
-            width_ = end - begin;
-            first_ = first - begin;
-            n_     = min_of(last, end) - first;
+            const int64_t tile = layout_.tile_of(first), begin = layout_.tile_begin(tile),
+                          end = layout_.tile_begin(tile + 1);
+            tile_             = data_ + layout_.tile_offset(tile);
+            width_            = end - begin;
+            first_            = first - begin;
+            n_                = min_of(last, end) - first;
             alignas(64) float sums[k_max_channel_tile];
             add_blocks(sums);
             const int64_t o = first * k_channel_group;
@@ -211,7 +228,7 @@ public:
         }
     }
 
-private:
+  private:
     void add_blocks(float * sums) {
         __builtin_memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
         Rows    rows[2];
@@ -220,7 +237,7 @@ private:
         while (b < layout_.n_blocks) {
             const int64_t next  = find(b, rows[1 - now]);
             const int32_t at    = kept_.begin[b];
-            const Block   block = { rows[now],       kept_.code + at, kept_.value + at,
+            const Block   block = { rows[now],      kept_.code + at, kept_.value + at,
                                     kept_.scale[b], kept_.sum[b],    -layout_.format->offset * kept_.code_sum[b] };
             for (int64_t group = 0; group < n_; ++group) {
                 Isa::template add<F>(block, rows[1 - now], group, sums + group * k_channel_group);
@@ -238,20 +255,21 @@ private:
                 return b;
             }
         } while (kept_.begin[b] == kept_.begin[b + 1]);
-        const uint8_t * block = tile_ + layout_.block_offset(width_, b);
-        const uint8_t * low   = block + first_ * F::low;
-        const uint8_t * high  = block + layout_.high_offset(width_) + first_ * F::high;
+        const uint8_t * block      = tile_ + layout_.block_offset(width_, b);
+        const uint8_t * low        = block + first_ * F::low;
+        const uint8_t * high       = block + layout_.high_offset(width_) + first_ * F::high;
         const int64_t   low_stride = layout_.low_stride(width_), high_stride = layout_.high_stride(width_);
         const uint8_t * channel = kept_.channel + kept_.begin[b];
-        rows.n = int(kept_.begin[b + 1] - kept_.begin[b]);
+        rows.n                  = int(kept_.begin[b + 1] - kept_.begin[b]);
         for (int i = 0; i < rows.n; ++i) {
             rows.low[i]  = low + channel[i] * low_stride;
             rows.high[i] = high + channel[i] * high_stride;
         }
         rows.scales[0] = block + layout_.scales_offset(width_) + first_ * k_channel_group * F::scale_size;
         rows.scales[1] = rows.scales[0] + width_ * k_channel_group * F::scale_size;
-        rows.span[0]   = tile_ + layout_.span_offset(width_, b / layout_.blocks_per_span()) + first_ * k_channel_group * 2;
-        rows.span[1]   = rows.span[0] + width_ * k_channel_group * 2;
+        rows.span[0] =
+            tile_ + layout_.span_offset(width_, b / layout_.blocks_per_span()) + first_ * k_channel_group * 2;
+        rows.span[1] = rows.span[0] + width_ * k_channel_group * 2;
         return b;
     }
 
@@ -286,32 +304,45 @@ template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const Rows 
 }
 
 template <typename Isa, ChannelValues values, ChannelScales scales>
-void multiply_format(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
-                     int64_t last, float * y) {
+void multiply_format(const ChannelLayout & layout,
+                     const uint8_t *       data,
+                     const KeptChannels &  kept,
+                     int64_t               first,
+                     int64_t               last,
+                     float *               y) {
     Multiplication<Isa, Format<values, scales>>(layout, data, kept).run(first, last, y);
 }
 
 template <typename Isa>
-void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
-                       int64_t last, float * y) {
-    using V = ChannelValues;
-    using S = ChannelScales;
+void multiply_channels(const ChannelLayout & layout,
+                       const uint8_t *       data,
+                       const KeptChannels &  kept,
+                       int64_t               first,
+                       int64_t               last,
+                       float *               y) {
+    using V             = ChannelValues;
+    using S             = ChannelScales;
     const S    scales   = layout.format->scales;
     const auto multiply = [&] {
         switch (layout.format->values) {
             case V::four_bits:
-                return scales == S::d     ? multiply_format<Isa, V::four_bits, S::d>
-                       : scales == S::d_m ? multiply_format<Isa, V::four_bits, S::d_m>
-                                          : multiply_format<Isa, V::four_bits, S::k>;
+                return scales == S::d   ? multiply_format<Isa, V::four_bits, S::d> :
+                       scales == S::d_m ? multiply_format<Isa, V::four_bits, S::d_m> :
+                                          multiply_format<Isa, V::four_bits, S::k>;
             case V::five_bits:
-                return scales == S::d     ? multiply_format<Isa, V::five_bits, S::d>
-                       : scales == S::d_m ? multiply_format<Isa, V::five_bits, S::d_m>
-                                          : multiply_format<Isa, V::five_bits, S::k>;
-            case V::six_bits: return multiply_format<Isa, V::six_bits, S::k_signed>;
-            case V::eight_bits: return multiply_format<Isa, V::eight_bits, S::d>;
-            case V::f16: return multiply_format<Isa, V::f16, S::none>;
-            case V::bf16: return multiply_format<Isa, V::bf16, S::none>;
-            case V::f32: break;
+                return scales == S::d   ? multiply_format<Isa, V::five_bits, S::d> :
+                       scales == S::d_m ? multiply_format<Isa, V::five_bits, S::d_m> :
+                                          multiply_format<Isa, V::five_bits, S::k>;
+            case V::six_bits:
+                return multiply_format<Isa, V::six_bits, S::k_signed>;
+            case V::eight_bits:
+                return multiply_format<Isa, V::eight_bits, S::d>;
+            case V::f16:
+                return multiply_format<Isa, V::f16, S::none>;
+            case V::bf16:
+                return multiply_format<Isa, V::bf16, S::none>;
+            case V::f32:
+                break;
         }
         return multiply_format<Isa, V::f32, S::none>;
     }();

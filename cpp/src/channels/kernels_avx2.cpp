@@ -1,4 +1,5 @@
-// AVX2 with FMA and F16C. Sixteen registers hold the sums of half a group at a time: of each vector of 16 outputs, the first or the second eight.
+// AVX2 with FMA and F16C. Sixteen registers hold the sums of half a group at a time: of each vector of 16 outputs, the
+// first or the second eight.
 #include "kernels.h"
 
 #include <immintrin.h>
@@ -21,10 +22,10 @@ struct Avx2 {
                 __m256i sums[8];  // vector k: of outputs 16 k + 8 half on
                 add_codes<F>(block, next, group, half, sums);
                 for (int k = 0; k < 8; ++k) {
-                    const int64_t o  = group * k_channel_group + k * 16 + half * 8;
-                    float *       to = y + k * 16 + half * 8;
-                    const __m256  d  = _mm256_mul_ps(scale<F>(block, o), _mm256_set1_ps(block.scale));
-                    __m256 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[k]), d, _mm256_load_ps(to));
+                    const int64_t o   = group * k_channel_group + k * 16 + half * 8;
+                    float *       to  = y + k * 16 + half * 8;
+                    const __m256  d   = _mm256_mul_ps(scale<F>(block, o), _mm256_set1_ps(block.scale));
+                    __m256        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[k]), d, _mm256_load_ps(to));
                     if constexpr (F::has_second) {
                         sum = _mm256_fmadd_ps(minimum<F>(block, o), _mm256_set1_ps(block.sum), sum);
                     }
@@ -34,7 +35,7 @@ struct Avx2 {
         }
     }
 
-private:
+  private:
     static FFNSKIP_INLINE __m128i load16(const uint8_t * from) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
     }
@@ -43,15 +44,15 @@ private:
         return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from));
     }
 
-    static FFNSKIP_INLINE __m256 halves(const uint8_t * from) {
-        return _mm256_cvtph_ps(load16(from));
-    }
+    static FFNSKIP_INLINE __m256 halves(const uint8_t * from) { return _mm256_cvtph_ps(load16(from)); }
 
     template <typename F> static FFNSKIP_INLINE __m256 scale(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            return _mm256_mul_ps(halves(block.rows.span[0] + o * 2), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(block.rows.scales[0] + o))));
+            return _mm256_mul_ps(halves(block.rows.span[0] + o * 2),
+                                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load8(block.rows.scales[0] + o))));
         } else if constexpr (F::scales == ChannelScales::k_signed) {
-            return _mm256_mul_ps(halves(block.rows.span[0] + o * 2), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(block.rows.scales[0] + o))));
+            return _mm256_mul_ps(halves(block.rows.span[0] + o * 2),
+                                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load8(block.rows.scales[0] + o))));
         } else {
             return halves(block.rows.scales[0] + o * 2);
         }
@@ -72,7 +73,8 @@ private:
 
     // Dwords of four channels' bytes, from 32 bytes of each.
     static FFNSKIP_INLINE void interleave(const uint8_t * const * row, int64_t at, __m256i to[4]) {
-        const __m256i r0 = load32(row[0] + at), r1 = load32(row[1] + at), r2 = load32(row[2] + at), r3 = load32(row[3] + at);
+        const __m256i r0 = load32(row[0] + at), r1 = load32(row[1] + at), r2 = load32(row[2] + at),
+                      r3 = load32(row[3] + at);
         const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1);
         const __m256i c = _mm256_unpacklo_epi8(r2, r3), d = _mm256_unpackhi_epi8(r2, r3);
         to[0] = _mm256_unpacklo_epi16(a, c);
@@ -107,7 +109,11 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_codes(const Block & block, const Rows & next, int64_t group, int half, __m256i sums[8]) {
+    static FFNSKIP_INLINE void add_codes(const Block & block,
+                                         const Rows &  next,
+                                         int64_t       group,
+                                         int           half,
+                                         __m256i       sums[8]) {
         // Codes of four bits: pairs of products are added up in 16 bits, 8 times 2 * 15 * 127 at most.
         constexpr bool four = F::values == ChannelValues::four_bits;
         for (int k = 0; k < 8; ++k) {
@@ -154,7 +160,8 @@ private:
         }
         if constexpr (four) {
             for (int k = 0; k < 8; ++k) {
-                sums[k] = _mm256_add_epi32(_mm256_madd_epi16(sums[k], _mm256_set1_epi16(1)), _mm256_set1_epi32(block.zero));
+                sums[k] =
+                    _mm256_add_epi32(_mm256_madd_epi16(sums[k], _mm256_set1_epi16(1)), _mm256_set1_epi32(block.zero));
             }
         }
     }
@@ -202,7 +209,8 @@ int64_t select(const float * v, const float * norms, float threshold, int64_t n_
     for (; j + 32 <= n_in; j += 32) {
         uint32_t bits = 0;
         for (int i = 0; i < 32; i += 8) {
-            const __m256 reach = _mm256_mul_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(v + j + i)), _mm256_loadu_ps(norms + j + i));
+            const __m256 reach =
+                _mm256_mul_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(v + j + i)), _mm256_loadu_ps(norms + j + i));
             bits |= uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(reach, least, _CMP_NLT_UQ))) << i;
         }
         kept[j / 32] = bits;

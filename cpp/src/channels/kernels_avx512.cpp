@@ -21,9 +21,9 @@ struct Avx512 {
             add_codes<F>(block, next, group, sums);
             fetch_scales<Avx512, F>(next, group);
             for (int k = 0; k < 8; ++k) {
-                const int64_t o = group * k_channel_group + k * 16;
-                const __m512  d = _mm512_mul_ps(scale<F>(block, o), _mm512_set1_ps(block.scale));
-                __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[k]), d, _mm512_load_ps(y + k * 16));
+                const int64_t o   = group * k_channel_group + k * 16;
+                const __m512  d   = _mm512_mul_ps(scale<F>(block, o), _mm512_set1_ps(block.scale));
+                __m512        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[k]), d, _mm512_load_ps(y + k * 16));
                 if constexpr (F::has_second) {
                     sum = _mm512_fmadd_ps(minimum<F>(block, o), _mm512_set1_ps(block.sum), sum);
                 }
@@ -32,7 +32,7 @@ struct Avx512 {
         }
     }
 
-private:
+  private:
     static FFNSKIP_INLINE __m512 halves(const uint8_t * from) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
     }
@@ -43,9 +43,11 @@ private:
 
     template <typename F> static FFNSKIP_INLINE __m512 scale(const Block & block, int64_t o) {
         if constexpr (F::scales == ChannelScales::k) {
-            return _mm512_mul_ps(halves(block.rows.span[0] + o * 2), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(block.rows.scales[0] + o))));
+            return _mm512_mul_ps(halves(block.rows.span[0] + o * 2),
+                                 _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load16(block.rows.scales[0] + o))));
         } else if constexpr (F::scales == ChannelScales::k_signed) {
-            return _mm512_mul_ps(halves(block.rows.span[0] + o * 2), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(block.rows.scales[0] + o))));
+            return _mm512_mul_ps(halves(block.rows.span[0] + o * 2),
+                                 _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load16(block.rows.scales[0] + o))));
         } else {
             return halves(block.rows.scales[0] + o * 2);
         }
@@ -74,7 +76,8 @@ private:
 
     // From 16 bytes of each, that is 16 dwords.
     static FFNSKIP_INLINE __m512i interleave16(const uint8_t * const * row, int64_t at) {
-        const __m128i r0 = load16(row[0] + at), r1 = load16(row[1] + at), r2 = load16(row[2] + at), r3 = load16(row[3] + at);
+        const __m128i r0 = load16(row[0] + at), r1 = load16(row[1] + at), r2 = load16(row[2] + at),
+                      r3 = load16(row[3] + at);
         const __m128i a = _mm_unpacklo_epi8(r0, r1), b = _mm_unpackhi_epi8(r0, r1);
         const __m128i c = _mm_unpacklo_epi8(r2, r3), d = _mm_unpackhi_epi8(r2, r3);
         const __m256i low  = _mm256_set_m128i(_mm_unpackhi_epi16(a, c), _mm_unpacklo_epi16(a, c));
@@ -84,7 +87,9 @@ private:
 
     // From 32 bytes of each: dwords 0 to 3 and 16 to 19, then 4 to 7 and 20 to 23; and the rest.
     static FFNSKIP_INLINE void interleave32(const uint8_t * const * row, int64_t at, __m512i to[2]) {
-        const auto    load = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row[i] + at)); };
+        const auto load = [&](int i) {
+            return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row[i] + at));
+        };
         const __m256i r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
         const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1);
         const __m256i c = _mm256_unpacklo_epi8(r2, r3), d = _mm256_unpackhi_epi8(r2, r3);
@@ -135,7 +140,8 @@ private:
                 for (int k = 0; k < 8; ++k) {
                     const __m512i nibble = _mm512_and_si512(k < 4 ? u[k] : _mm512_srli_epi16(u[k - 4], 4), low);
                     // (field & fifth) | nibble
-                    sums[k] = _mm512_dpbusd_epi32(sums[k], _mm512_ternarylogic_epi32(high_field<F>(h, k), fifth, nibble, 0xea), x);
+                    sums[k] = _mm512_dpbusd_epi32(
+                        sums[k], _mm512_ternarylogic_epi32(high_field<F>(h, k), fifth, nibble, 0xea), x);
                 }
             }
         }
@@ -183,13 +189,15 @@ private:
 struct Avx512List {
     static int32_t codes(const int8_t * code, uint32_t kept, int block, uint8_t * channel, int8_t * to) {
         const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-        int32_t       n = 0;
+        int32_t       n       = 0;
         for (int i = 0; i < block; i += 16) {
             const __mmask16 mask = __mmask16(kept >> i);
             const __m512i   x    = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(code + i)));
             const __m512i   j    = _mm512_add_epi32(numbers, _mm512_set1_epi32(i));
-            _mm_storeu_si128(reinterpret_cast<__m128i *>(to + n), _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32(mask, x)));
-            _mm_storeu_si128(reinterpret_cast<__m128i *>(channel + n), _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32(mask, j)));
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(to + n),
+                             _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32(mask, x)));
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(channel + n),
+                             _mm512_cvtepi32_epi8(_mm512_maskz_compress_epi32(mask, j)));
             n += __builtin_popcount(mask);
         }
         return n;
@@ -197,9 +205,10 @@ struct Avx512List {
 };
 
 int64_t select(const float * v, const float * norms, float threshold, int64_t n_in, uint32_t * kept) {
-    int64_t    n = 0;
+    int64_t    n    = 0;
     const auto bits = [&](int64_t j, __mmask16 there) {
-        const __m512 reach = _mm512_mul_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(there, v + j)), _mm512_maskz_loadu_ps(there, norms + j));
+        const __m512 reach =
+            _mm512_mul_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(there, v + j)), _mm512_maskz_loadu_ps(there, norms + j));
         return uint32_t(_mm512_mask_cmp_ps_mask(there, reach, _mm512_set1_ps(threshold), _CMP_NLT_UQ));
     };
     const auto there = [&](int64_t j) {

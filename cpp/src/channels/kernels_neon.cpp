@@ -7,9 +7,7 @@ namespace ffnskip {
 namespace {
 
 struct Neon {
-    static FFNSKIP_INLINE void fetch(const uint8_t * address) {
-        __builtin_prefetch(address, 0, 2);
-    }
+    static FFNSKIP_INLINE void fetch(const uint8_t * address) { __builtin_prefetch(address, 0, 2); }
 
     template <typename F>
     static FFNSKIP_INLINE void add(const Block & block, const Rows & next, int64_t group, float * y) {
@@ -22,9 +20,9 @@ struct Neon {
                 int32x4_t sums[8];  // vector k: of outputs 16 k + 4 quarter on
                 add_codes<F>(block, group, quarter, sums);
                 for (int k = 0; k < 8; ++k) {
-                    const int64_t     o  = group * k_channel_group + k * 16 + quarter * 4;
-                    float *           to = y + k * 16 + quarter * 4;
-                    const float32x4_t d  = vmulq_n_f32(scale<F>(block, o), block.scale);
+                    const int64_t     o   = group * k_channel_group + k * 16 + quarter * 4;
+                    float *           to  = y + k * 16 + quarter * 4;
+                    const float32x4_t d   = vmulq_n_f32(scale<F>(block, o), block.scale);
                     float32x4_t       sum = vfmaq_f32(vld1q_f32(to), vcvtq_f32_s32(sums[k]), d);
                     if constexpr (F::has_second) {
                         sum = vfmaq_n_f32(sum, minimum<F>(block, o), block.sum);
@@ -35,7 +33,7 @@ struct Neon {
         }
     }
 
-private:
+  private:
     static FFNSKIP_INLINE float32x4_t halves(const uint8_t * from) {
         return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)));
     }
@@ -75,7 +73,8 @@ private:
 
     // Dwords of four channels' bytes, from 16 bytes of each.
     static FFNSKIP_INLINE void interleave(const uint8_t * const * row, int64_t at, uint8x16_t to[4]) {
-        const uint8x16_t r0 = vld1q_u8(row[0] + at), r1 = vld1q_u8(row[1] + at), r2 = vld1q_u8(row[2] + at), r3 = vld1q_u8(row[3] + at);
+        const uint8x16_t r0 = vld1q_u8(row[0] + at), r1 = vld1q_u8(row[1] + at), r2 = vld1q_u8(row[2] + at),
+                         r3 = vld1q_u8(row[3] + at);
         const uint16x8_t a = vreinterpretq_u16_u8(vzip1q_u8(r0, r1)), b = vreinterpretq_u16_u8(vzip2q_u8(r0, r1));
         const uint16x8_t c = vreinterpretq_u16_u8(vzip1q_u8(r2, r3)), d = vreinterpretq_u16_u8(vzip2q_u8(r2, r3));
         to[0] = vreinterpretq_u8_u16(vzip1q_u16(a, c));
@@ -86,7 +85,8 @@ private:
 
     // From 4 bytes of each.
     static FFNSKIP_INLINE uint8x16_t interleave4(const uint8_t * const * row, int64_t at) {
-        const uint8x8_t a = vzip1_u8(load4(row[0] + at), load4(row[1] + at)), b = vzip1_u8(load4(row[2] + at), load4(row[3] + at));
+        const uint8x8_t  a = vzip1_u8(load4(row[0] + at), load4(row[1] + at)),
+                         b = vzip1_u8(load4(row[2] + at), load4(row[3] + at));
         const uint16x4_t c = vreinterpret_u16_u8(a), d = vreinterpret_u16_u8(b);
         return vreinterpretq_u8_u16(vcombine_u16(vzip1_u16(c, d), vzip2_u16(c, d)));
     }
@@ -105,7 +105,9 @@ private:
         for (int k = 0; k < 8; ++k) {
             sums[k] = vdupq_n_s32(bytes ? 0 : block.zero);
         }
-        const auto dot = [](int32x4_t sum, uint8x16_t code, int8x16_t x) { return vdotq_s32(sum, vreinterpretq_s8_u8(code), x); };
+        const auto dot = [](int32x4_t sum, uint8x16_t code, int8x16_t x) {
+            return vdotq_s32(sum, vreinterpretq_s8_u8(code), x);
+        };
         const uint8x16_t fifth = vdupq_n_u8(F::values == ChannelValues::five_bits ? 0x10 : 0x30);
         for (int i = 0; i < block.rows.n; i += 4) {
             const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four_codes(block.code + i)));
@@ -124,8 +126,8 @@ private:
                     h[0] = interleave4(block.rows.high + i, group * F::high + quarter * 4);
                 } else if constexpr (F::values == ChannelValues::six_bits) {
                     const int64_t at = group * F::high + quarter % 2 * 16 + quarter / 2 * 4;
-                    h[0] = interleave4(block.rows.high + i, at);
-                    h[1] = interleave4(block.rows.high + i, at + 8);
+                    h[0]             = interleave4(block.rows.high + i, at);
+                    h[1]             = interleave4(block.rows.high + i, at + 8);
                 }
                 for (int k = 0; k < 8; ++k) {
                     uint8x16_t code = k < 4 ? vandq_u8(u[k], vdupq_n_u8(15)) : vshrq_n_u8(u[k - 4], 4);
@@ -171,8 +173,8 @@ private:
 
 int64_t select(const float * v, const float * norms, float threshold, int64_t n_in, uint32_t * kept) {
     static const uint32_t k_bits[4] = { 1, 2, 4, 8 };
-    const uint32x4_t      bit = vld1q_u32(k_bits);
-    const float32x4_t     least = vdupq_n_f32(threshold);
+    const uint32x4_t      bit       = vld1q_u32(k_bits);
+    const float32x4_t     least     = vdupq_n_f32(threshold);
     int64_t               n = 0, j = 0;
     for (; j + 32 <= n_in; j += 32) {
         uint32_t bits = 0;

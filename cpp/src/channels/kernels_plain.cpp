@@ -35,7 +35,7 @@ struct Plain {
         }
     }
 
-private:
+  private:
     template <typename T> static FFNSKIP_INLINE T at(const uint8_t * from, int64_t i) {
         T value;
         __builtin_memcpy(&value, from + i * int64_t(sizeof(T)), sizeof(T));
@@ -43,9 +43,9 @@ private:
     }
 
     template <typename F> static FFNSKIP_INLINE float float_at(const uint8_t * row, int o) {
-        return F::values == ChannelValues::f32   ? at<float>(row, o)
-               : F::values == ChannelValues::f16 ? from_half(at<uint16_t>(row, o))
-                                                 : from_bfloat(at<uint16_t>(row, o));
+        return F::values == ChannelValues::f32 ? at<float>(row, o) :
+               F::values == ChannelValues::f16 ? from_half(at<uint16_t>(row, o)) :
+                                                 from_bfloat(at<uint16_t>(row, o));
     }
 
     // sums[64 * h + b]: of nibble h of byte b, or of byte b of line h.
@@ -54,7 +54,8 @@ private:
             sums[b] += int16_t(x) * int16_t(F::values == ChannelValues::eight_bits ? codes[b] : codes[b] & 15);
         }
         for (int b = 0; b < 64; ++b) {
-            sums[b + 64] += int16_t(x) * int16_t(F::values == ChannelValues::eight_bits ? codes[b + 64] : codes[b] >> 4);
+            sums[b + 64] +=
+                int16_t(x) * int16_t(F::values == ChannelValues::eight_bits ? codes[b + 64] : codes[b] >> 4);
         }
     }
 
@@ -68,15 +69,26 @@ private:
         }
     }
 
-    template <typename F> static FFNSKIP_INLINE void add_scaled(const Block & block, int64_t o, int32_t sum, float & y) {
+    template <typename F>
+    static FFNSKIP_INLINE void add_scaled(const Block & block, int64_t o, int32_t sum, float & y) {
         switch (F::scales) {
-            case ChannelScales::d_m: y += from_half(at<uint16_t>(block.rows.scales[1], o)) * block.sum; [[fallthrough]];
-            case ChannelScales::d: y += from_half(at<uint16_t>(block.rows.scales[0], o)) * block.scale * float(sum); break;
-            case ChannelScales::k: y -= from_half(at<uint16_t>(block.rows.span[1], o)) * float(block.rows.scales[1][o]) * block.sum;
-                y += from_half(at<uint16_t>(block.rows.span[0], o)) * float(block.rows.scales[0][o]) * block.scale * float(sum); break;
+            case ChannelScales::d_m:
+                y += from_half(at<uint16_t>(block.rows.scales[1], o)) * block.sum;
+                [[fallthrough]];
+            case ChannelScales::d:
+                y += from_half(at<uint16_t>(block.rows.scales[0], o)) * block.scale * float(sum);
+                break;
+            case ChannelScales::k:
+                y -= from_half(at<uint16_t>(block.rows.span[1], o)) * float(block.rows.scales[1][o]) * block.sum;
+                y += from_half(at<uint16_t>(block.rows.span[0], o)) * float(block.rows.scales[0][o]) * block.scale *
+                     float(sum);
+                break;
             case ChannelScales::k_signed:
-                y += from_half(at<uint16_t>(block.rows.span[0], o)) * float(int8_t(block.rows.scales[0][o])) * block.scale * float(sum); break;
-            case ChannelScales::none: break;
+                y += from_half(at<uint16_t>(block.rows.span[0], o)) * float(int8_t(block.rows.scales[0][o])) *
+                     block.scale * float(sum);
+                break;
+            case ChannelScales::none:
+                break;
         }
     }
 };
