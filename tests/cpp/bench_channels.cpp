@@ -2,7 +2,8 @@
 // its threads, its weights repacked where it repacks them. Both run in turn in one process; what is printed are medians
 // of the ratios of neighbouring runs, with their quartiles. Not a test: it takes minutes.
 //
-//   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rounds=15] [kernels=AVX2] [tile=2048]
+//   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rounds=15] [kernels=AVX2]
+//                  [tile=2048]
 #include "channels/channel_kernels.h"
 #include "channels/channel_memory.h"
 #include "channels/channel_weights.h"

@@ -7,7 +7,10 @@
 #include "channel_kernels.h"
 #include "half.h"
 
+#include <string.h>
+
 #ifdef _MSC_VER
+#    include <intrin.h>
 #    define FFNSKIP_INLINE __forceinline
 #else
 #    define FFNSKIP_INLINE inline __attribute__((always_inline))
@@ -21,6 +24,17 @@ namespace {
 
 template <typename T> FFNSKIP_INLINE T min_of(T a, T b) {
     return a < b ? a : b;
+}
+
+// Of bits that are not all 0.
+FFNSKIP_INLINE int lowest_bit(uint32_t bits) {
+#ifdef _MSC_VER
+    unsigned long at;
+    _BitScanForward(&at, bits);
+    return int(at);
+#else
+    return __builtin_ctz(bits);
+#endif
 }
 
 // ---- select ----
@@ -129,7 +143,7 @@ inline void prepare_floats(const ChannelLayout & layout,
     to.begin[0] = 0;
     for (int64_t first = 0, b = 0; first < layout.n_in; first += 32, ++b) {
         for (uint32_t bits = kept[b]; bits != 0; bits &= bits - 1, ++at) {
-            const int   i     = __builtin_ctz(bits);
+            const int   i     = lowest_bit(bits);
             const float value = v[first + i];
             to.channel[at]    = uint8_t(i);
             to.value[at]      = layout.format->inputs == ChannelInputs::f16  ? from_half(to_half(value)) :
@@ -158,7 +172,7 @@ struct PlainList {
     static int32_t codes(const int8_t * code, uint32_t kept, int, uint8_t * channel, int8_t * to) {
         int32_t n = 0;
         for (; kept != 0; kept &= kept - 1, ++n) {
-            const int i = __builtin_ctz(kept);
+            const int i = lowest_bit(kept);
             channel[n]  = uint8_t(i);
             to[n]       = code[i];
         }
@@ -189,7 +203,7 @@ struct Block {
 // Four inputs' codes as one number.
 FFNSKIP_INLINE int32_t four_codes(const int8_t * code) {
     int32_t bits;
-    __builtin_memcpy(&bits, code, sizeof(bits));
+    memcpy(&bits, code, sizeof(bits));
     return bits;
 }
 
@@ -223,14 +237,14 @@ template <typename Isa, typename F> class Multiplication {
             alignas(64) float sums[k_max_channel_tile];
             add_blocks(sums);
             const int64_t o = first * k_channel_group;
-            __builtin_memcpy(y + o, sums, size_t(min_of(n_ * k_channel_group, layout_.n_out - o)) * sizeof(float));
+            memcpy(y + o, sums, size_t(min_of(n_ * k_channel_group, layout_.n_out - o)) * sizeof(float));
             first += n_;
         }
     }
 
   private:
     void add_blocks(float * sums) {
-        __builtin_memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
+        memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
         Rows    rows[2];
         int     now = 0;
         int64_t b   = find(-1, rows[now]);

@@ -41,7 +41,7 @@ struct Neon {
     // Four bytes as floats.
     static FFNSKIP_INLINE uint8x8_t load4(const uint8_t * from) {
         uint32_t bits;
-        __builtin_memcpy(&bits, from, sizeof(bits));
+        memcpy(&bits, from, sizeof(bits));
         return vcreate_u8(bits);
     }
 

@@ -38,7 +38,7 @@ struct Plain {
   private:
     template <typename T> static FFNSKIP_INLINE T at(const uint8_t * from, int64_t i) {
         T value;
-        __builtin_memcpy(&value, from + i * int64_t(sizeof(T)), sizeof(T));
+        memcpy(&value, from + i * int64_t(sizeof(T)), sizeof(T));
         return value;
     }
 
