@@ -3,7 +3,7 @@
 // of the ratios of neighbouring runs, with their quartiles. Not a test: it takes minutes.
 //
 //   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rounds=15] [kernels=AVX2]
-//                  [tile=2048]
+//                  [tile=4096]
 #include "channels/channel_kernels.h"
 #include "channels/channel_memory.h"
 #include "channels/channel_weights.h"
@@ -80,7 +80,7 @@ void run_product(ggml_tensor * y, int ith, int nth, void * userdata) {
 
 // Matrices of one type and shape, for ggml and by channel, and a graph of their products for each.
 class Bench {
-  public:
+public:
     Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int64_t tile) :
         layout_(type, n_in, n_out, tile),
         backend_(ggml_backend_cpu_init()),
@@ -128,7 +128,7 @@ class Bench {
                     },
                     1, to);
             } else {
-                std::memcpy(to, memory_->data(), layout_.bytes());
+                std::memcpy(to, memory_->data(), size_t(layout_.bytes()));
             }
             products_[i] = { &kernels, &layout_, to, &inputs_, 0.0f };
         }
@@ -187,8 +187,8 @@ class Bench {
         std::fflush(stdout);
     }
 
-  private:
-    size_t padded() const { return (layout_.bytes() + 63) / 64 * 64; }
+private:
+    size_t padded() const { return (size_t(layout_.bytes()) + 63) / 64 * 64; }
 
     // Where llama.cpp would have these weights: what repacks them, if anything does.
     ggml_backend_buffer_type_t buffer_type(ggml_tensor * x) {
@@ -237,13 +237,13 @@ ggml_type type_named(const std::string & name) {
 
 int main(int argc, char ** argv) {
     std::map<std::string, std::string> options = {
-        { "types",   "q4_0,q4_K,q8_0"                 },
-        { "threads", "1,2"                            },
-        { "rounds",  "15"                             },
-        { "tile",    "2048"                           },
-        { "kernels", ""                               },
-        { "shapes",  "4096x11008,11008x4096,576x1536" },
-        { "kept",    "100,75,60,50,30"                }
+        { "types",   "q4_0,q4_K,q8_0"                   },
+        { "threads", "1,2"                              },
+        { "rounds",  "15"                               },
+        { "tile",    std::to_string(k_max_channel_tile) },
+        { "kernels", ""                                 },
+        { "shapes",  "4096x11008,11008x4096,576x1536"   },
+        { "kept",    "100,75,60,50,30"                  }
     };
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i], name = argument.substr(0, argument.find('='));

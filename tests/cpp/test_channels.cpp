@@ -37,7 +37,7 @@ struct Matrix {
         layout(type, n_in, n_out, tile),
         row_bytes(ggml_row_size(type, n_in)),
         rows(row_bytes * size_t(n_out)),
-        memory(layout.bytes()) {
+        memory(size_t(layout.bytes())) {
         std::vector<float> row(static_cast<size_t>(n_in));
         for (int64_t o = 0; o < n_out; ++o) {
             const float size = 0.02f * std::exp(0.5f * normal());
@@ -291,9 +291,10 @@ void test_not_a_number() {
 void test_build() {
     // Any number of threads, the same bytes; tiles of any width, the same products up to nothing.
     const Matrix  one(GGML_TYPE_Q4_K, 512, 1000, 1);
-    ChannelMemory other(one.layout.bytes());
+    ChannelMemory other(size_t(one.layout.bytes()));
     build_channels(one.layout, one.source(), 3, other.data());
-    expect(std::memcmp(one.memory.data(), other.data(), one.layout.bytes()) == 0, "three threads build the same");
+    expect(std::memcmp(one.memory.data(), other.data(), size_t(one.layout.bytes())) == 0,
+           "three threads build the same");
 
     const ChannelSource broken = [&](int64_t first, int64_t n, uint8_t * to) {
         if (first >= 256) {
@@ -317,14 +318,17 @@ void test_layout() {
         for (int64_t n_out : { 1, 127, 129, 1536, 4096, 4097, 11008, 14336, 28672 }) {
             for (int64_t tile : { 1, 128, 1000, 2048, 4096 }) {
                 const ChannelLayout layout(type, 512, n_out, tile);
-                bool                right = layout.tile_begin(layout.n_tiles) == layout.n_groups;
-                for (int64_t t = 0; t < layout.n_tiles; ++t) {
-                    const int64_t begin = layout.tile_begin(t), end = layout.tile_begin(t + 1);
-                    right = right && end > begin && (end - begin) * k_channel_group <= k_max_channel_tile;
-                    for (int64_t group = begin; group < end; ++group) {
-                        right = right && layout.tile_of(group) == t;
-                    }
+                int64_t             n = 0, end = 0;  // groups, bytes
+                bool                right = true;
+                while (n < layout.n_groups) {
+                    const ChannelTile t = layout.tile_of(n);
+                    right = right && t.first == n && t.width > 0 && t.width * k_channel_group <= k_max_channel_tile &&
+                            t.begin == end && t.low_stride % 512 != 0 &&
+                            layout.tile_of(n + t.width - 1).first == t.first;
+                    n += t.width;
+                    end = t.block(layout.n_blocks - 1) + t.block_bytes;
                 }
+                right = right && n == layout.n_groups && end == layout.norms_offset();
                 expect(right, "tiles of " + std::to_string(tile) + " of " + std::to_string(n_out) + " outputs");
             }
         }

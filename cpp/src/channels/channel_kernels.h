@@ -62,7 +62,7 @@ inline ChannelSlice channel_slice(const ChannelLayout & layout, int ith, int nth
 
 // Memory for the channels kept of inputs of up to n_in channels, of any format; one for each thread.
 class ChannelInput {
-  public:
+public:
     explicit ChannelInput(int64_t n_in);
     ChannelInput(ChannelInput &&)             = default;
     ChannelInput & operator=(ChannelInput &&) = default;
@@ -78,7 +78,7 @@ class ChannelInput {
 
     const KeptChannels & kept() const { return kept_; }
 
-  private:
+private:
     std::vector<uint32_t> bits_;
     std::vector<int32_t>  integers_;
     std::vector<float>    floats_;

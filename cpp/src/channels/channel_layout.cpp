@@ -29,6 +29,15 @@ int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
+// Of one input and a group of outputs.
+int64_t row_bytes(const ChannelFormat & format) {
+    return low_bytes(format.values) + high_bytes(format.values);
+}
+
+int64_t blocks_per_span(const ChannelFormat & format) {
+    return span_bytes(format.scales) > 0 ? k_channel_span / format.block : 1;
+}
+
 }  // namespace
 
 const ChannelFormat * channel_format(ggml_type type) {
@@ -70,19 +79,49 @@ ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_
     n_tiles += n_tiles > 1 ? n_tiles % 2 : 0;
     n_tiles = std::min(n_groups, std::max(n_tiles, ceil_div(n_groups, k_max_channel_tile / k_channel_group)));
 
-    const int64_t codes = int64_t(format->block) * (low_bytes(format->values) + high_bytes(format->values));
-    group_bytes =
-        n_blocks * (codes + scale_bytes(format->scales)) + n_blocks / blocks_per_span() * span_bytes(format->scales);
-    // The rows of tiles of both widths there are.
-    const int64_t narrow = n_groups / n_tiles, wide = ceil_div(n_groups, n_tiles);
-    for (gap = 0; low_stride(narrow) % 512 == 0 || low_stride(wide) % 512 == 0;) {
+    group_bytes = n_blocks * (format->block * row_bytes(*format) + scale_bytes(format->scales)) +
+                  n_blocks / blocks_per_span(*format) * span_bytes(format->scales);
+    // Tiles have one of two widths.
+    const int64_t low = low_bytes(format->values), narrow = n_groups / n_tiles, wide = ceil_div(n_groups, n_tiles);
+    for (gap = 0; (narrow * low + gap) % 512 == 0 || (wide * low + gap) % 512 == 0;) {
         gap += 64;
     }
 }
 
+ChannelTile ChannelLayout::tile_of(int64_t group) const {
+    const int64_t t      = ((group + 1) * n_tiles - 1) / n_groups;
+    ChannelTile   tile   = {};
+    tile.first           = n_groups * t / n_tiles;
+    tile.width           = n_groups * (t + 1) / n_tiles - tile.first;
+    tile.begin           = tile.first * group_bytes + t * n_blocks * format->block * gap;
+    tile.low_stride      = tile.width * low_bytes(format->values) + gap;
+    tile.high            = format->block * tile.low_stride;
+    tile.high_stride     = tile.width * high_bytes(format->values);
+    tile.scales          = tile.high + format->block * tile.high_stride;
+    tile.block_bytes     = tile.scales + tile.width * scale_bytes(format->scales);
+    tile.span_bytes      = tile.width * span_bytes(format->scales);
+    tile.blocks_per_span = blocks_per_span(*format);
+    return tile;
+}
+
+int64_t ChannelTile::span(int64_t b) const {
+    return begin + b / blocks_per_span * (span_bytes + blocks_per_span * block_bytes);
+}
+
+int64_t ChannelTile::block(int64_t b) const {
+    return span(b) + span_bytes + b % blocks_per_span * block_bytes;
+}
+
+int64_t ChannelLayout::norms_offset() const {
+    return n_groups * group_bytes + n_tiles * n_blocks * format->block * gap;
+}
+
+int64_t ChannelLayout::bytes() const {
+    return norms_offset() + n_in * int64_t(sizeof(float));
+}
+
 int64_t ChannelLayout::bytes_read(int64_t n_kept) const {
-    const int64_t per_channel = low_bytes(format->values) + high_bytes(format->values);
-    return n_groups * (n_kept * per_channel + group_bytes - n_blocks * format->block * per_channel);
+    return n_groups * (group_bytes - (n_blocks * format->block - n_kept) * row_bytes(*format));
 }
 
 }  // namespace ffnskip

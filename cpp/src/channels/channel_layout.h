@@ -115,11 +115,32 @@ constexpr CodeBits high_bits(ChannelValues values, int o) {
 // nullptr for a type that can't be stored by channel.
 const ChannelFormat * channel_format(ggml_type type);
 
-// Where everything of one matrix is; offsets and sizes in bytes.
+// Where the arrays of one tile are: offsets from the matrix's beginning, and sizes, in bytes.
+//
+// The row of input j, the n-th of block b, begins at block(b) + n * low_stride; its high bits at block(b) + high +
+// n * high_stride; the block's scales at block(b) + scales; those of the span that b is in at span(b).
+struct ChannelTile {
+    int64_t first, width;  // groups
+    int64_t begin;
+    int64_t low_stride, high, high_stride, scales;
+    int64_t block_bytes, span_bytes;  // span_bytes: of the span's scales alone
+    int64_t blocks_per_span;
+
+    int64_t block(int64_t b) const;
+    int64_t span(int64_t b) const;
+};
+
+// Where everything of one matrix is.
 struct ChannelLayout {
     // `tile`: about how many outputs a tile has, at most 16,384. Throws std::invalid_argument where the type can't be
     // stored by channel or a size is out of range.
-    ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile = 2048);
+    ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile = k_max_channel_tile);
+
+    ChannelTile tile_of(int64_t group) const;  // the tile that has the group
+
+    int64_t norms_offset() const;
+    int64_t bytes() const;                     // of all
+    int64_t bytes_read(int64_t n_kept) const;  // by a product that keeps so many channels
 
     const ChannelFormat * format;
     int64_t               n_in, n_out;
@@ -128,43 +149,6 @@ struct ChannelLayout {
     int64_t               n_tiles;
     int64_t               group_bytes;  // of all inputs' weights of one group of outputs
     int64_t               gap;          // between the low rows of a tile
-
-    size_t bytes() const { return size_t(norms_offset()) + size_t(n_in) * sizeof(float); }
-
-    int64_t norms_offset() const { return tile_offset(n_tiles); }
-
-    int64_t tile_begin(int64_t tile) const { return n_groups * tile / n_tiles; }  // the first group of a tile
-
-    int64_t tile_of(int64_t group) const { return ((group + 1) * n_tiles - 1) / n_groups; }
-
-    int64_t tile_offset(int64_t tile) const {
-        return tile_begin(tile) * group_bytes + tile * n_blocks * format->block * gap;
-    }
-
-    // From the tile's beginning, for a tile of `width` groups; the rest from a block's beginning.
-    int64_t span_offset(int64_t width, int64_t span) const {
-        return span * (blocks_per_span() * block_bytes(width) + width * span_bytes(format->scales));
-    }
-
-    int64_t block_offset(int64_t width, int64_t block) const {
-        return span_offset(width, block / blocks_per_span()) + width * span_bytes(format->scales) +
-               block % blocks_per_span() * block_bytes(width);
-    }
-
-    int64_t low_stride(int64_t width) const { return width * low_bytes(format->values) + gap; }
-
-    int64_t high_stride(int64_t width) const { return width * high_bytes(format->values); }
-
-    int64_t high_offset(int64_t width) const { return format->block * low_stride(width); }
-
-    int64_t scales_offset(int64_t width) const { return high_offset(width) + format->block * high_stride(width); }
-
-    int64_t block_bytes(int64_t width) const { return scales_offset(width) + width * scale_bytes(format->scales); }
-
-    int64_t blocks_per_span() const { return span_bytes(format->scales) > 0 ? k_channel_span / format->block : 1; }
-
-    // Bytes read by a product that keeps so many channels.
-    int64_t bytes_read(int64_t n_kept) const;
 };
 
 }  // namespace ffnskip

@@ -8,7 +8,7 @@ namespace ffnskip {
 
 // Memory in huge pages where the system gives them: products from it take two thirds of the time. Zeros to begin with.
 class ChannelMemory {
-  public:
+public:
     // Throws std::runtime_error, naming the size, where the system has no such memory.
     explicit ChannelMemory(size_t bytes);
     ~ChannelMemory();
@@ -17,7 +17,7 @@ class ChannelMemory {
 
     uint8_t * data() const { return data_; }
 
-  private:
+private:
     uint8_t * data_;
     size_t    bytes_;
 };

@@ -64,39 +64,37 @@ float float_at(ChannelValues values, const uint8_t * from, int64_t i) {
 
 // ---- one group of outputs ----
 
-// Where the arrays of a group are: it is number `index` of a tile of `width` groups.
+// Where a group's part of its tile's arrays is.
 struct Place {
-    Place(const ChannelLayout & layout, int64_t group) : layout(layout) {
-        const int64_t t = layout.tile_of(group), begin = layout.tile_begin(t);
-        tile  = layout.tile_offset(t);
-        width = layout.tile_begin(t + 1) - begin;
-        index = group - begin;
-    }
-
-    int64_t block(int64_t block) const { return tile + layout.block_offset(width, block); }
+    Place(const ChannelLayout & layout, int64_t group) :
+        format(*layout.format),
+        tile(layout.tile_of(group)),
+        width(tile.width),
+        index(group - tile.first) {}
 
     int64_t low(int64_t input) const {
-        const int64_t size = layout.format->block;
-        return block(input / size) + input % size * layout.low_stride(width) + index * low_bytes(layout.format->values);
+        return tile.block(input / format.block) + input % format.block * tile.low_stride +
+               index * low_bytes(format.values);
     }
 
     int64_t high(int64_t input) const {
-        const int64_t size = layout.format->block;
-        return block(input / size) + layout.high_offset(width) + input % size * layout.high_stride(width) +
-               index * high_bytes(layout.format->values);
+        return tile.block(input / format.block) + tile.high + input % format.block * tile.high_stride +
+               index * high_bytes(format.values);
     }
 
-    int64_t scales(int64_t b) const { return block(b) + layout.scales_offset(width); }
+    // The tile's scales; the group's begin `index` groups after.
+    int64_t scales(int64_t b) const { return tile.block(b) + tile.scales; }
 
-    int64_t span(int64_t b) const { return tile + layout.span_offset(width, b / layout.blocks_per_span()); }
+    int64_t span(int64_t b) const { return tile.span(b); }
 
-    const ChannelLayout & layout;
-    int64_t               tile, width, index;
+    const ChannelFormat & format;
+    const ChannelTile     tile;
+    const int64_t         width, index;
 };
 
 // Writes the weights of one group of outputs after the other, 256 inputs at a time.
 class GroupBuilder {
-  public:
+public:
     GroupBuilder(const ChannelLayout & layout, uint8_t * to) :
         layout_(layout),
         format_(*layout.format),
@@ -122,7 +120,7 @@ class GroupBuilder {
         }
     }
 
-  private:
+private:
     // Bytes for an output, and for a byte of the codes: not powers of two, which caches don't hold many of.
     static constexpr int k_part  = k_span * 4 + 64;
     static constexpr int k_codes = k_span + 64;

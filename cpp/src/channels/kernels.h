@@ -220,7 +220,7 @@ template <ChannelValues values_, ChannelScales scales_> struct Format {
 // The walk over tiles, blocks and groups. Isa::add<F>(block, next, group, y) adds a block's product to the 128 outputs
 // of a group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
 template <typename Isa, typename F> class Multiplication {
-  public:
+public:
     Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept) :
         layout_(layout),
         data_(data),
@@ -228,12 +228,9 @@ template <typename Isa, typename F> class Multiplication {
 
     void run(int64_t first, int64_t last, float * y) {
         while (first < last) {
-            const int64_t tile = layout_.tile_of(first), begin = layout_.tile_begin(tile),
-                          end = layout_.tile_begin(tile + 1);
-            tile_             = data_ + layout_.tile_offset(tile);
-            width_            = end - begin;
-            first_            = first - begin;
-            n_                = min_of(last, end) - first;
+            tile_  = layout_.tile_of(first);
+            first_ = first - tile_.first;
+            n_     = min_of(last, tile_.first + tile_.width) - first;
             alignas(64) float sums[k_max_channel_tile];
             add_blocks(sums);
             const int64_t o = first * k_channel_group;
@@ -242,7 +239,7 @@ template <typename Isa, typename F> class Multiplication {
         }
     }
 
-  private:
+private:
     void add_blocks(float * sums) {
         memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
         Rows    rows[2];
@@ -269,29 +266,27 @@ template <typename Isa, typename F> class Multiplication {
                 return b;
             }
         } while (kept_.begin[b] == kept_.begin[b + 1]);
-        const uint8_t * block      = tile_ + layout_.block_offset(width_, b);
-        const uint8_t * low        = block + first_ * F::low;
-        const uint8_t * high       = block + layout_.high_offset(width_) + first_ * F::high;
-        const int64_t   low_stride = layout_.low_stride(width_), high_stride = layout_.high_stride(width_);
+        const uint8_t * block   = data_ + tile_.block(b);
+        const uint8_t * low     = block + first_ * F::low;
+        const uint8_t * high    = block + tile_.high + first_ * F::high;
         const uint8_t * channel = kept_.channel + kept_.begin[b];
         rows.n                  = int(kept_.begin[b + 1] - kept_.begin[b]);
         for (int i = 0; i < rows.n; ++i) {
-            rows.low[i]  = low + channel[i] * low_stride;
-            rows.high[i] = high + channel[i] * high_stride;
+            rows.low[i]  = low + channel[i] * tile_.low_stride;
+            rows.high[i] = high + channel[i] * tile_.high_stride;
         }
-        rows.scales[0] = block + layout_.scales_offset(width_) + first_ * k_channel_group * F::scale_size;
-        rows.scales[1] = rows.scales[0] + width_ * k_channel_group * F::scale_size;
-        rows.span[0] =
-            tile_ + layout_.span_offset(width_, b / layout_.blocks_per_span()) + first_ * k_channel_group * 2;
-        rows.span[1] = rows.span[0] + width_ * k_channel_group * 2;
+        rows.scales[0] = block + tile_.scales + first_ * k_channel_group * F::scale_size;
+        rows.scales[1] = rows.scales[0] + tile_.width * k_channel_group * F::scale_size;
+        rows.span[0]   = data_ + tile_.span(b) + first_ * k_channel_group * 2;
+        rows.span[1]   = rows.span[0] + tile_.width * k_channel_group * 2;
         return b;
     }
 
     const ChannelLayout & layout_;
     const uint8_t *       data_;
     const KeptChannels &  kept_;
-    const uint8_t *       tile_;
-    int64_t               width_, first_, n_;  // of the tile; the slice's first group of it, and its number of groups
+    ChannelTile           tile_;
+    int64_t               first_, n_;  // the slice's first group in the tile, and its number of groups
 };
 
 // Asks for the lines that a group has of channels [first, last).

@@ -35,7 +35,7 @@ struct Avx2 {
         }
     }
 
-  private:
+private:
     static FFNSKIP_INLINE __m128i load16(const uint8_t * from) {
         return _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
     }

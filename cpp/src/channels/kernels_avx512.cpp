@@ -32,7 +32,7 @@ struct Avx512 {
         }
     }
 
-  private:
+private:
     static FFNSKIP_INLINE __m512 halves(const uint8_t * from) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
     }

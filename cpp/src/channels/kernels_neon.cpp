@@ -33,7 +33,7 @@ struct Neon {
         }
     }
 
-  private:
+private:
     static FFNSKIP_INLINE float32x4_t halves(const uint8_t * from) {
         return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(from)));
     }

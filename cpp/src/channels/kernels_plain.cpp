@@ -35,7 +35,7 @@ struct Plain {
         }
     }
 
-  private:
+private:
     template <typename T> static FFNSKIP_INLINE T at(const uint8_t * from, int64_t i) {
         T value;
         memcpy(&value, from + i * int64_t(sizeof(T)), sizeof(T));
