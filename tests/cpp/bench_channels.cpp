@@ -3,7 +3,7 @@
 // of the ratios of neighbouring runs, with their quartiles. Not a test: it takes minutes.
 //
 //   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rounds=15] [kernels=AVX2]
-//                  [tile=4096]
+//                  [tile=4096]  (outputs, of weights by channel)
 #include "channels/channel_kernels.h"
 #include "channels/channel_memory.h"
 #include "channels/channel_weights.h"
@@ -237,13 +237,13 @@ ggml_type type_named(const std::string & name) {
 
 int main(int argc, char ** argv) {
     std::map<std::string, std::string> options = {
-        { "types",   "q4_0,q4_K,q8_0"                   },
-        { "threads", "1,2"                              },
-        { "rounds",  "15"                               },
-        { "tile",    std::to_string(k_max_channel_tile) },
-        { "kernels", ""                                 },
-        { "shapes",  "4096x11008,11008x4096,576x1536"   },
-        { "kept",    "100,75,60,50,30"                  }
+        { "types",   "q4_0,q4_K,q8_0"                 },
+        { "threads", "1,2"                            },
+        { "rounds",  "15"                             },
+        { "tile",    "0"                              },
+        { "kernels", ""                               },
+        { "shapes",  "4096x11008,11008x4096,576x1536" },
+        { "kept",    "100,75,60,50,30"                }
     };
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i], name = argument.substr(0, argument.find('='));
@@ -257,8 +257,7 @@ int main(int argc, char ** argv) {
     for (const ChannelKernels * other : all_channel_kernels()) {
         kernels = options["kernels"] == other->name ? other : kernels;
     }
-    std::printf("kernels: %s; tiles of %s outputs; * repacked by the CPU backend\n", kernels->name,
-                options["tile"].c_str());
+    std::printf("kernels: %s; * repacked by the CPU backend\n", kernels->name, options["tile"].c_str());
     for (const std::string & type : split(options["types"], ',')) {
         for (const std::string & shape : split(options["shapes"], ',')) {
             const auto sides = split(shape, 'x');

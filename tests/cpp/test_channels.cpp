@@ -33,7 +33,7 @@ float normal() {
 
 // A matrix as a model's file has it, and by channel.
 struct Matrix {
-    Matrix(ggml_type type, int64_t n_in, int64_t n_out, int n_threads, int64_t tile = 2048) :
+    Matrix(ggml_type type, int64_t n_in, int64_t n_out, int n_threads, int64_t tile = 0) :
         layout(type, n_in, n_out, tile),
         row_bytes(ggml_row_size(type, n_in)),
         rows(row_bytes * size_t(n_out)),
@@ -316,7 +316,7 @@ void test_build() {
 void test_layout() {
     for (ggml_type type : k_types) {
         for (int64_t n_out : { 1, 127, 129, 1536, 4096, 4097, 11008, 14336, 28672 }) {
-            for (int64_t tile : { 1, 128, 1000, 2048, 4096 }) {
+            for (int64_t tile : { 0, 1, 128, 1000, 4096, 16384 }) {
                 const ChannelLayout layout(type, 512, n_out, tile);
                 int64_t             n = 0, end = 0;  // groups, bytes
                 bool                right = true;
@@ -371,7 +371,7 @@ int main(int argc, char ** argv) {
     test_not_a_number();
     for (ggml_type type : k_types) {
         const int64_t step = ggml_blck_size(type);
-        const auto    test = [&](int64_t n_in, int64_t n_out, int64_t tile = 2048) {
+        const auto    test = [&](int64_t n_in, int64_t n_out, int64_t tile = 0) {
             const Matrix m(type, n_in, n_out, 2, tile);
             test_weights(m);
             test_products(m, true);

@@ -25,6 +25,9 @@ constexpr ChannelFormat k_formats[] = {
     { GGML_TYPE_F32,  Values::f32,        Scales::none,     Inputs::f32,    32, 0   },
 };
 
+// Of a tile's row, by default: of a block of 32, two thirds of them kept, 256 KB.
+constexpr int64_t k_row_bytes = 12288;
+
 int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
@@ -68,12 +71,15 @@ ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_
                                     " is not possible: the first is not a multiple of " +
                                     std::to_string(ggml_blck_size(type)));
     }
-    if (tile < 1 || tile > k_max_channel_tile) {
-        throw std::invalid_argument("a tile has 1 to " + std::to_string(k_max_channel_tile) + " outputs, not " +
+    if (tile < 0 || tile > k_max_channel_tile) {
+        throw std::invalid_argument("a tile has 0 to " + std::to_string(k_max_channel_tile) + " outputs, not " +
                                     std::to_string(tile));
     }
     n_blocks = ceil_div(n_in, format->block);
     n_groups = ceil_div(n_out, k_channel_group);
+    if (tile == 0) {
+        tile = std::min<int64_t>(k_max_channel_tile, k_row_bytes * k_channel_group / low_bytes(format->values));
+    }
     // An even number of tiles, so that they divide among two threads.
     n_tiles = std::max<int64_t>(1, (n_out + tile / 2) / tile);
     n_tiles += n_tiles > 1 ? n_tiles % 2 : 0;
