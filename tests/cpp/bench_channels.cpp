@@ -257,7 +257,7 @@ int main(int argc, char ** argv) {
     for (const ChannelKernels * other : all_channel_kernels()) {
         kernels = options["kernels"] == other->name ? other : kernels;
     }
-    std::printf("kernels: %s; * repacked by the CPU backend\n", kernels->name, options["tile"].c_str());
+    std::printf("kernels: %s; * repacked by the CPU backend\n", kernels->name);
     for (const std::string & type : split(options["types"], ',')) {
         for (const std::string & shape : split(options["shapes"], ',')) {
             const auto sides = split(shape, 'x');
