@@ -3,13 +3,19 @@
 // of the ratios of neighbouring runs, with their quartiles. Not a test: it takes minutes.
 //
 //   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rounds=15] [kernels=AVX2]
-//                  [tile=4096]  (outputs, of weights by channel)
+//                  [tile=4096] [pages=huge]
+//
+// tile: outputs, of weights by channel. pages=huge: of ggml's weights, too, which llama.cpp has in small ones.
 #include "channels/channel_kernels.h"
 #include "channels/channel_memory.h"
 #include "channels/channel_weights.h"
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
+
+#ifdef __linux__
+#    include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
@@ -81,7 +87,7 @@ void run_product(ggml_tensor * y, int ith, int nth, void * userdata) {
 // Matrices of one type and shape, for ggml and by channel, and a graph of their products for each.
 class Bench {
 public:
-    Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int64_t tile) :
+    Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int64_t tile, bool huge_pages) :
         layout_(type, n_in, n_out, tile),
         backend_(ggml_backend_cpu_init()),
         weights_(context()),
@@ -115,7 +121,10 @@ public:
         }
         weights_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(weights_.get(), buffer_type(x)));
         repacked_ = !ggml_backend_buffer_is_host(weights_buffer_.get());
-        memory_   = std::make_unique<ChannelMemory>(n_ * padded());
+        if (huge_pages) {
+            advise_huge_pages();
+        }
+        memory_ = std::make_unique<ChannelMemory>(n_ * padded());
         products_.resize(n_);
         for (size_t i = 0; i < n_; ++i) {
             ggml_backend_tensor_set(dense_[i], all.data(), 0, bytes);
@@ -188,6 +197,16 @@ public:
     }
 
 private:
+    void advise_huge_pages() {
+#ifdef MADV_HUGEPAGE
+        constexpr size_t page  = 4096;
+        const size_t     begin = reinterpret_cast<size_t>(ggml_backend_buffer_get_base(weights_buffer_.get()));
+        const size_t     first = (begin + page - 1) / page * page;
+        const size_t     last  = (begin + ggml_backend_buffer_get_size(weights_buffer_.get())) / page * page;
+        madvise(reinterpret_cast<void *>(first), last - first, MADV_HUGEPAGE);
+#endif
+    }
+
     size_t padded() const { return (size_t(layout_.bytes()) + 63) / 64 * 64; }
 
     // Where llama.cpp would have these weights: what repacks them, if anything does.
@@ -265,7 +284,7 @@ int main(int argc, char ** argv) {
                 continue;
             }
             Bench bench(*kernels, type_named(type), std::stol(sides[0]), std::stol(sides[1]),
-                        std::stol(options["tile"]));
+                        std::stol(options["tile"]), options["pages"] == "huge");
             for (const std::string & threads : split(options["threads"], ',')) {
                 for (const std::string & kept : split(options["kept"], ',')) {
                     bench.run(std::min(k_max_threads, std::stoi(threads)), std::stoi(kept),
