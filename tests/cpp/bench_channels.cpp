@@ -260,6 +260,7 @@ int main(int argc, char ** argv) {
         { "threads", "1,2"                            },
         { "rounds",  "15"                             },
         { "tile",    "0"                              },
+        { "pages",   ""                                },
         { "kernels", ""                               },
         { "shapes",  "4096x11008,11008x4096,576x1536" },
         { "kept",    "100,75,60,50,30"                }
