@@ -51,6 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--may-skip", metavar="REGEX", help="fail where a test is skipped without this reason")
+    parser.addoption("--update-expected", action="store_true", help="write tests/expected/*.json in place of comparing")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

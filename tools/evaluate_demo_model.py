@@ -20,6 +20,7 @@ import random
 import sys
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,9 +28,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent))
 from demo_world import ATTRIBUTES, World
 from ffnskip_cpp import Llama, SkipConfig, demo_model, read_profile
-from ffnskip_cpp.measure.similarity import changed
+from ffnskip_cpp.table import markdown
 
-POLICIES = ("ffn_skip", "random_adaptive_region", "random")
+POLICIES = (SkipConfig(), SkipConfig("random", region="adaptive"), SkipConfig("random"))
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
 
 
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip-ratios", default=",".join(map(str, RATIOS)), help="comma-separated, in [0, 1]")
     parser.add_argument("--profiles", nargs="*", default=[], metavar="FILE", help="calibrated settings to evaluate too")
     parser.add_argument("--write-registers", type=int, metavar="N", help="print N registers as JSON lines, and end")
-    parser.add_argument("-o", "--output", choices=("md", "json"), default="md")
+    parser.add_argument("-o", "--format", choices=("md", "json"), default="md", help="of what is printed (default md)")
     args = parser.parse_args(argv)
 
     world = World(args.world_seed)
@@ -117,35 +118,28 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     settings: list[tuple[str, SkipConfig | None]] = [("dense", None)]
     settings += [
-        (f"calibrated: {profile.config.policy}", profile.config) for profile in map(read_profile, args.profiles)
+        (f"calibrated: {profile.config.label}", profile.config) for profile in map(read_profile, args.profiles)
     ]
     ratios = [float(ratio) for ratio in args.skip_ratios.split(",")]
-    settings += [(policy, SkipConfig(policy, skip_ratio=ratio)) for policy in POLICIES for ratio in ratios]
+    settings += [(policy.label, policy.replace(skip_ratio=ratio)) for policy in POLICIES for ratio in ratios]
     rows = []
     with Llama(args.model or demo_model(), n_ctx=512, skip=None, verbose=False) as llm:
         questions = question_facts(llm, world, args.questions, args.tail)
         texts = text_facts(llm, world, args.texts)
         for policy, setting in tqdm(settings, unit="setting", file=sys.stderr):
-            row: dict[str, object] = {"policy": policy}
+            row: dict[str, Any] = {"policy": policy}
             for name, documents, warm_up in (("answers", questions, 0), ("text", texts, args.warm_up)):
-                config = None if setting is None else changed(setting, warm_up_index=warm_up)
+                config = None if setting is None else setting.replace(warm_up_index=warm_up)
                 row[name], row[f"{name}_skip_ratio"] = evaluate(llm, documents, config)
             rows.append(row)
-    if args.output == "json":
-        print(json.dumps(rows, indent=1))
-    else:
-        print_table(rows)
+    print(json.dumps(rows, indent=1) if args.format == "json" else table(rows))
     return 0
 
 
-def print_table(rows: list[dict[str, object]]) -> None:
-    print("| policy | answers known | skipped | facts in text known | skipped |")
-    print("| --- | --- | --- | --- | --- |")
-    for r in rows:
-        print(
-            f"| {r['policy']} | {r['answers']:.1%} | {r['answers_skip_ratio']:.1%} "
-            f"| {r['text']:.1%} | {r['text_skip_ratio']:.1%} |"
-        )
+def table(rows: list[dict[str, Any]]) -> str:
+    shares = ("answers", "answers_skip_ratio", "text", "text_skip_ratio")
+    cells = [[row["policy"], *(f"{row[name]:.1%}" for name in shares)] for row in rows]
+    return markdown(("policy", "answers known", "skipped", "facts in text known", "skipped"), cells, left=("policy",))
 
 
 if __name__ == "__main__":

@@ -92,13 +92,13 @@ must build_native 600 cmake --build "$work/build"
 export OMP_WAIT_POLICY=passive
 failed=0
 # Run by themselves: ctest takes a skipped test for a passed one.
-step kernels_against_float64 120 "$work/build/tests/cuda/test_similarity_cuda" || failed=1
+step kernels_against_float64 120 "$work/build/tests/cuda/test_rows_cuda" || failed=1
 step rows_on_ggml_devices 60 "$work/build/tests/cpp/test_devices" || failed=1
 step native_tests 120 ctest --test-dir "$work/build" --output-on-failure || failed=1
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck; do
         step "sanitizer_$tool" 180 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$work/build/tests/cuda/test_similarity_cuda" few || failed=1
+            "$work/build/tests/cuda/test_rows_cuda" few || failed=1
     done
 fi
 # Bit-identity to llama.cpp on the same GPU, zeroed weights, mixed rows, alternating decisions, float64 similarity; then the
@@ -107,16 +107,15 @@ pytest() {
     "$python" -m pytest -q -p no:cacheprovider --junitxml="$work/$1.xml" "${@:2}"
 }
 export -f pytest; export python work
-step pytest_all_layers 300 env FFNSKIP_TEST_NGL=99 bash -c 'pytest pytest_all_layers tests/test_oracles.py \
-    tests/test_similarity.py tests/test_graph_traps.py tests/test_policies.py tests/test_algorithm1.py' || failed=1
-step pytest_some_layers 180 env FFNSKIP_TEST_NGL=4 bash -c 'pytest pytest_some_layers tests/test_oracles.py' || failed=1
+step pytest_all_layers 300 env FFNSKIP_TEST_NGL=99 bash -c 'pytest pytest_all_layers tests/core/test_{oracles,similarity,graph_traps,policies,algorithm1}.py' || failed=1
+step pytest_some_layers 180 env FFNSKIP_TEST_NGL=4 bash -c 'pytest pytest_some_layers tests/core/test_oracles.py' || failed=1
 
 # ---- measure ----
 
 measure() {  # measure NAME SECONDS COMMAND...: standard output goes to $work/NAME.json
     step "$1" "$2" bash -c 'name=$1; shift; "$@" >"$work/$name.json"' - "$1" "${@:3}" || failed=1
 }
-measure kernel 60 "$work/build/tests/cuda/bench_similarity_cuda"
+measure kernel 60 "$work/build/tests/cuda/bench_rows_cuda"
 for type in q4_0 f16; do
     bench=(ffnskip bench --shape llama2-7b --type "$type" -n 48 -r 2 --skip-ratio 0.05,0.1,0.2,0.25,0.3,0.5 -o json)
     measure "bench_$type" 240 "${bench[@]}"

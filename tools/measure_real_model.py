@@ -18,16 +18,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ffnskip_cpp import Llama, SkipConfig, calibrate, read_profile
-from ffnskip_cpp.gguf_file.quantization import quantize
-from ffnskip_cpp.measure.text import read_texts
+from ffnskip_cpp import Llama, SkipConfig, calibrate, quantize, read_profile
+from ffnskip_cpp.calibration.report import describe
+from ffnskip_cpp.measure.model import open_model
+from ffnskip_cpp.measure.text import N_CTX, read_texts
+from ffnskip_cpp.table import markdown
 from ffnskip_cpp.trial.quality import Measured, measure_quality
 from ffnskip_cpp.trial.speed import Speed, measure_speed
 from ffnskip_cpp.trial.texts import users_text
 
 CALIBRATED_ON = 0.7  # of the text
-N_CTX = 512
 WARM_UP = 30
+COLUMNS = ("", "FFN blocks skipped", "speed-up", "KL divergence", "perplexity", "same top token")
+DENSE = ("dense", "", "1.00", "0", "x1.00", "100 %")
 
 
 def main() -> None:
@@ -36,16 +39,18 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         subjects: dict[str, SkipConfig | Llama] = {}
         calibration, rest = split(args.text, folder)
+        opened = {"n_threads": args.threads, "n_gpu_layers": 0}
         for ratio in args.skip_ratio:
             label = f"{100 * ratio:g} %"
             subjects[f"{label}, calibrated"] = calibrated(args, calibration, ratio, folder)
             subjects[f"{label}, Algorithm 1 with the paper's values"] = SkipConfig(skip_ratio=ratio)
             subjects[f"{label}, random FFN blocks"] = SkipConfig("random", skip_ratio=ratio)
         for name in args.types:
-            path = quantize(args.model, folder / f"{name}.gguf", name, allow_requantize=True, threads=args.threads)
-            saved = 1 - path.stat().st_size / Path(args.model).stat().st_size
-            subjects[f"{name.upper()}, {saved:.0%} smaller"] = stack.enter_context(open_model(path, args.threads))
-        llm = stack.enter_context(open_model(Path(args.model), args.threads))
+            path = folder / f"{name}.gguf"
+            written = quantize(args.model, path, name, allow_requantize=True, n_threads=args.threads)
+            saved = 1 - written.n_bytes / Path(args.model).stat().st_size
+            subjects[f"{name.upper()}, {saved:.0%} smaller"] = stack.enter_context(open_model(path, N_CTX, **opened))
+        llm = stack.enter_context(open_model(args.model, N_CTX, **opened))
         chunks = users_text(llm, [rest], WARM_UP, N_CTX, args.tokens)
         quality = last(measure_quality(llm, list(subjects.values()), chunks, WARM_UP), "quality", len(chunks))
         n_tokens = sum(map(len, chunks))
@@ -54,14 +59,11 @@ def main() -> None:
         in_turn = measure_speed(llm, [None, *subjects.values()], prompt, timed, args.threads)
         speed = last(in_turn, "speed", args.speed - 1)
         print(f"{Path(args.model).name}: {n_tokens} tokens of text, {quality[0].quality.n_rows} compared\n")
-        print("| | FFN blocks skipped | speed-up | KL divergence | perplexity | same top token |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: |")
-        print("| dense | | 1.00 | 0 | x1.00 | 100 % |")
-        for name, of_quality, of_speed in zip(subjects, quality, speed[1:]):
-            print(row(name, of_quality, of_speed, len(llm.ffn_map)))
+        rows = [row(*of_one, len(llm.ffn_map)) for of_one in zip(subjects, quality, speed[1:])]
+        print(markdown(COLUMNS, [DENSE, *rows], left=COLUMNS[:1]))
         for name, config in subjects.items():
             if name.endswith("calibrated"):
-                print(f"\n{name}: {settings(config)}")
+                print(f"\n{name}: {describe(config)}")
 
 
 def last(results: Iterator[list[Any]], what: str, n: int) -> list[Any]:
@@ -107,43 +109,23 @@ def calibrated(args: argparse.Namespace, text: Path, ratio: float, folder: Path)
         output=folder / f"{ratio:g}.ffnskip.gguf",
         effort=float(args.effort) if args.effort.isdigit() else args.effort,
         n_threads=args.threads,
-        progress=True,
+        progress=None,
     )
     return calibration.chosen.config
 
 
-def open_model(path: Path, n_threads: int) -> Llama:
-    return Llama(
-        str(path),
-        skip=None,
-        n_ctx=N_CTX,
-        n_batch=N_CTX,
-        n_threads=n_threads,
-        n_threads_batch=n_threads,
-        n_gpu_layers=0,
-        verbose=False,
-    )
-
-
-def row(name: str, measured: Measured, speed: Speed, n_ffn: int) -> str:
+def row(name: str, measured: Measured, speed: Speed, n_ffn: int) -> list[str]:
     quality = measured.quality
     median, lower, upper = speed.speed_up
     ratio = measured.n_skipped / quality.n_rows / n_ffn
-    cells = [
+    return [
         name,
         f"{ratio:.1%}" if ratio else "",
         f"{median:.2f} [{lower:.2f}, {upper:.2f}]",
-        f"{quality.kl:.3g} ± {measured.kl_error:.2g}",
+        f"{quality.kl:.3g} ± {quality.kl_error:.2g}",
         f"x{quality.perplexity_ratio:.2f}",
         f"{quality.top1_agreement:.0%}",
     ]
-    return f"| {' | '.join(cells)} |"
-
-
-def settings(config: SkipConfig) -> str:
-    if config.policy == "fixed":
-        return f"layers {', '.join(map(str, config.layers or ()))}"
-    return str(config)
 
 
 if __name__ == "__main__":

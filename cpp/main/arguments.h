@@ -11,51 +11,15 @@
 
 namespace app {
 
-enum class Choice { off, on, automatic };
-
-struct Adapter {
-    std::string path;
-    float       scale;
-};
-
-struct Sampling {
-    uint32_t    seed               = LLAMA_DEFAULT_SEED;  // which stands for a random one
-    float       temp               = 0.8f;                // 0: greedy
-    int32_t     top_k              = 40;                  // 0 or less: off
-    float       top_p              = 0.95f;               // 1: off
-    float       min_p              = 0.05f;               // 0: off
-    float       typical            = 1.0f;                // 1: off
-    int32_t     repeat_last_n      = 64;                  // 0: no penalties
-    float       repeat_penalty     = 1.0f;                // 1: off
-    float       presence_penalty   = 0.0f;                // 0: off
-    float       frequency_penalty  = 0.0f;                // 0: off
-    float       dry_multiplier     = 0.0f;                // 0: off
-    float       dry_base           = 1.75f;
-    int32_t     dry_allowed_length = 2;
-    int32_t     dry_penalty_last_n = 64;
-    int         mirostat           = 0;                   // 0: off, 1, 2
-    float       mirostat_lr        = 0.1f;
-    float       mirostat_ent       = 5.0f;
-    bool        ignore_eos         = false;
-    std::string grammar;         // GBNF
-    std::string grammar_source;  // the option it came from; empty: no grammar
-
-    // Whether another seed may give another text.
-    bool is_random() const { return temp > 0.0f; }
-};
-
 struct Arguments {
     bool help    = false;
     bool version = false;
     bool verbose = false;
 
     // model
-    std::string            model;  // empty: the demo model
-    std::vector<Adapter>   adapters;
-    std::optional<int32_t> n_gpu_layers;  // negative: all
-    bool                   mmap  = true;
-    bool                   mlock = false;
-    ggml_numa_strategy     numa  = GGML_NUMA_STRATEGY_DISABLED;
+    std::string              model;  // empty: the demo model
+    std::vector<std::string> loras;  // files of adapters
+    std::optional<int32_t>   n_gpu_layers;  // negative: all
 
     // context
     std::optional<int32_t> n_ctx;  // 0: the model's
@@ -74,42 +38,50 @@ struct Arguments {
     int32_t                    n_predict      = -1;  // negative: to the end of the text or of the context
     bool                       escape         = true;
     bool                       display_prompt = true;
-    bool                       special        = false;
-    Choice                     color          = Choice::automatic;
 
     // chat
-    Choice      conversation = Choice::automatic;
-    bool        single_turn  = false;
-    bool        jinja        = false;
+    std::optional<bool>        conversation;  // not given: as the terminal suggests
+    bool                       single_turn = false;
     std::optional<std::string> system_prompt;
-    std::string                chat_template;
+    std::string                chat_template;  // empty: the model's
 
-    Sampling sampling;
+    // sampling
+    uint32_t    seed              = LLAMA_DEFAULT_SEED;  // which stands for a random one
+    float       temp              = 0.8f;                // 0: greedy
+    int32_t     top_k             = 40;                  // 0 or less: off
+    float       top_p             = 0.95f;               // 1: off
+    float       min_p             = 0.05f;               // 0: off
+    int32_t     repeat_last_n     = 64;                  // 0: no penalties
+    float       repeat_penalty    = 1.0f;                // 1: off
+    float       presence_penalty  = 0.0f;                // 0: off
+    float       frequency_penalty = 0.0f;                // 0: off
+    bool        ignore_eos        = false;
+    std::string grammar;         // GBNF
+    std::string grammar_source;  // the option it came from; empty: no grammar
 
     // skipping
     ffnskip::Config config;
     ffnskip::Reuse  reuse        = ffnskip::Reuse::all;
     bool            config_given = false;  // by options, those of a profile included
-    std::string     profile;       // the file that `config` is from
-    std::string     profile_model; // fingerprint of the model that it is for
+    std::string     profile;               // the file that `config` is from
+    std::string     profile_model;         // fingerprint of the model that it is for
     bool            stats   = false;
     bool            compare = false;
     std::string     trace;
 
     std::vector<std::string> files_read;  // by options, the model aside
 
+    // Whether another seed may give another text.
+    bool is_random() const { return temp > 0.0f; }
     // An option asks for a chat in so many words.
     bool asks_for_chat() const {
-        return conversation == Choice::on || single_turn || system_prompt || !chat_template.empty();
+        return conversation.value_or(false) || single_turn || system_prompt || !chat_template.empty();
     }
     // An option is of no use with a model that can't skip.
     bool asks_for_skipping() const {
         return compare || !trace.empty() || (config_given && config.policy != ffnskip::Policy::dense);
     }
 };
-
-// What --seed stands for where none is given.
-uint32_t random_seed();
 
 // Throws BadInput, and std::invalid_argument for skip options that contradict each other: the option, its value, and
 // what would be right.

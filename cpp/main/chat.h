@@ -2,7 +2,7 @@
 #pragma once
 
 #include "arguments.h"
-#include "jinja.h"
+#include "jinja/jinja.h"
 #include "model.h"
 
 #include <optional>

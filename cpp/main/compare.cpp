@@ -110,9 +110,9 @@ std::string spread(const std::vector<double> & ratios, bool past_warm_up) {
 
 Ending compare(Engine & engine, const Arguments & args, const Tokens & prompt, Output & output) {
     const Answering answering;
-    const Limits    limits = { args.n_predict, args.reverse_prompts, args.special };
+    const Limits    limits = { args.n_predict, args.reverse_prompts };
     Session         plain(engine.model, args, engine.session.n_ctx(), true);
-    Sampler         sampler(engine.model, args.sampling);
+    Sampler         sampler(engine.model, args);
 
     Run dense({ engine.model, plain, sampler }, prompt, limits);
     Run skipping(engine, prompt, limits);

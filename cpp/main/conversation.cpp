@@ -9,23 +9,6 @@
 namespace app {
 namespace {
 
-// The next message; on a terminal after a "> ", in the user's colour from there on.
-std::optional<std::string> read_message(Messages & messages, Output & output) {
-    return messages.next([&] {
-        if (stdin_is_terminal()) {
-            output.write("> ");
-            output.set(Colour::user);
-        }
-    });
-}
-
-void show_message(const std::string & message, Output & output) {
-    output.write("> ");
-    output.set(Colour::user);
-    output.write(message + "\n");
-    output.set(Colour::plain);
-}
-
 std::string room_needed(const Session & session, size_t n_tokens, int32_t n_free) {
     return "context full (n_ctx = " + std::to_string(session.n_ctx()) + "): the message takes " +
            std::to_string(n_tokens) + " tokens, " + std::to_string(n_free) + " are free; --ctx-size gives more";
@@ -66,21 +49,35 @@ std::string text_of(const Model & model, const Tokens & tokens) {
     return text;
 }
 
+// Answers one message; `missing` is what the context lacks of the answer before it.
+Ending answer(Engine & engine, Chat & chat, const Tokens & tokens, const Limits & limits, Output & output, Tokens & missing) {
+    engine.sampler.reset();
+    const Generation made = generate(engine, tokens, limits, output);
+    chat.answered(text_of(engine.model, made.tokens));
+    print_notice(engine.session);
+    missing = made.last_is_missing() ? Tokens{ made.tokens.back() } : Tokens();
+    if (made.ending == Ending::context_full) {
+        note("context full (n_ctx = " + std::to_string(engine.session.n_ctx()) +
+             "): the answer ends here; --ctx-size gives more room");
+    }
+    return made.ending;
+}
+
 }  // namespace
 
 Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optional<std::string> first,
                 Output & output) {
-    const Limits limits = { args.n_predict, args.reverse_prompts, args.special };
-    Messages     messages;
-    Tokens       missing;
+    const Limits limits      = { args.n_predict, args.reverse_prompts };
     const bool   on_terminal = stdin_is_terminal();
+    Messages     messages(output);
+    Tokens       missing;
     if (first && args.display_prompt && on_terminal) {
-        show_message(*first, output);
+        output.write("> " + *first + "\n");
     }
     for (;;) {
         std::optional<Tokens> tokens;
         try {
-            const auto message = first ? std::exchange(first, std::nullopt) : read_message(messages, output);
+            const auto message = first ? std::exchange(first, std::nullopt) : messages.next();
             if (!message) {
                 break;
             }
@@ -91,29 +88,19 @@ Ending converse(Engine & engine, Chat & chat, const Arguments & args, std::optio
             }
             note(error.what());
         }
-        const Answering answering;  // before anything is printed, so that whoever sees it can stop it
-        output.set(Colour::plain);
         if (!tokens && on_terminal) {
             continue;  // with another message; what has been said stays
         }
         if (!tokens) {
             return Ending::end_of_text;
         }
-        engine.sampler.reset();
-        const Generation made = generate(engine, *tokens, limits, output);
-        chat.answered(text_of(engine.model, made.tokens));
-        print_notice(engine.session);
-        missing = made.last_is_missing() ? Tokens{ made.tokens.back() } : Tokens();
-        if (made.ending == Ending::context_full) {
-            note("context full (n_ctx = " + std::to_string(engine.session.n_ctx()) +
-                 "): the answer ends here; --ctx-size gives more room");
-        }
+        const Answering answering;
+        const Ending    ending = answer(engine, chat, *tokens, limits, output, missing);
         if (args.single_turn) {
-            return made.ending == Ending::context_full ? Ending::end_of_text : made.ending;
+            return ending == Ending::context_full ? Ending::end_of_text : ending;
         }
     }
-    output.set(Colour::plain);
-    if (stdin_is_terminal()) {
+    if (on_terminal) {
         output.write("\n");  // Ctrl-D leaves the cursor in the line
     }
     return Ending::end_of_text;

@@ -39,7 +39,7 @@ void Text::feed() {
 
 std::string Text::choose() {
     const llama_token token = engine_.sampler.sample(engine_.session.context());
-    const std::string piece = engine_.model.piece(token, limits_.special);
+    const std::string piece = engine_.model.piece(token, false);
     const bool        ends  = token == LLAMA_TOKEN_NULL || llama_vocab_is_eog(engine_.model.vocab(), token);
     if (!ends) {
         made_.tokens.push_back(token);

@@ -23,7 +23,6 @@ enum class Ending {
 struct Limits {
     int32_t                  n_predict;  // negative: none
     std::vector<std::string> reverse_prompts;
-    bool                     special;  // special tokens are printed
 };
 
 struct Generation {

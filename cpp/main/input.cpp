@@ -44,7 +44,24 @@ std::string piped_prompt() {
     return without_last_newline(text);
 }
 
+std::optional<std::string> Messages::next() {
+    for (std::string message;;) {
+        const std::optional<std::string> line = next_line();
+        if (!line || (*line == "/exit" && message.empty())) {
+            return message.empty() ? std::nullopt : std::optional<std::string>(message);
+        }
+        if (!line->empty() && line->back() == '\\') {
+            message += line->substr(0, line->size() - 1) + "\n";
+        } else if (message += *line; !message.empty()) {
+            return message;
+        }
+    }
+}
+
 std::optional<std::string> Messages::next_line() {
+    if (stdin_is_terminal()) {
+        output_.write("> ");
+    }
     std::string line;
     if (!std::getline(std::cin, line)) {
         return std::nullopt;

@@ -2,12 +2,9 @@
 
 #include <llama.h>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 
 namespace app {
 namespace {
@@ -52,37 +49,6 @@ void explain_aborts(const std::string & what, int status) {
     g_what   = what;
     g_status = status;
     ggml_set_abort_callback(on_abort);
-}
-
-std::string stderr_of(const std::function<void()> & run) {
-    std::FILE * file  = std::tmpfile();
-    const int   saved = dup(STDERR_FILENO);
-    if (file == nullptr || saved < 0) {  // what it prints is then seen as it is
-        run();
-        return "";
-    }
-    std::fflush(stderr);
-    dup2(fileno(file), STDERR_FILENO);
-    std::exception_ptr error;
-    try {
-        run();
-    } catch (...) {
-        error = std::current_exception();
-    }
-    std::fflush(stderr);
-    dup2(saved, STDERR_FILENO);
-    close(saved);
-
-    std::string text;
-    std::rewind(file);
-    for (int c = std::fgetc(file); c != EOF; c = std::fgetc(file)) {
-        text += char(c);
-    }
-    std::fclose(file);
-    if (error != nullptr) {
-        std::rethrow_exception(error);
-    }
-    return text;
 }
 
 }  // namespace app

@@ -1,7 +1,6 @@
 // What libllama says: kept, so that a failure can say why, or shown with --verbose.
 #pragma once
 
-#include <functional>
 #include <string>
 
 namespace app {
@@ -15,8 +14,5 @@ std::string take_error();
 // From here on an assertion that fails in libllama, which ends the process in any case, is one line that begins with
 // `what`, and gives this exit status.
 void explain_aborts(const std::string & what, int status);
-
-// What `run` writes to standard error: libllama's grammar parser prints there instead of logging.
-std::string stderr_of(const std::function<void()> & run);
 
 }  // namespace app

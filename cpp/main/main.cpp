@@ -24,6 +24,7 @@
 #include <cstdio>
 #include <new>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -73,14 +74,9 @@ void settle_skipping(Arguments & args, const Model & model) {
     }
 }
 
-void start_backends(const Arguments & args) {
-    llama_backend_init();
-    llama_numa_init(args.numa);
-}
-
 // Where no option decides, a terminal gets a chat.
 bool chat_is_implied(const Arguments & args) {
-    return args.conversation == Choice::automatic && !args.asks_for_chat() && !args.compare && stdin_is_terminal();
+    return !args.conversation && !args.asks_for_chat() && !args.compare && stdin_is_terminal();
 }
 
 std::optional<Chat> begin_chat(const Model & model, const Arguments & args) {
@@ -104,6 +100,13 @@ int32_t context_size(const Model & model, const Arguments & args, size_t n_promp
     return int32_t(std::max<int64_t>(1, args.n_ctx && *args.n_ctx == 0 ? n_train : args.n_ctx.value_or(default_n_ctx)));
 }
 
+void require_room(const Session & session, size_t n_tokens) {
+    if (!session.has_room(n_tokens)) {
+        throw BadInput("the prompt has " + std::to_string(n_tokens) + " tokens, the context " +
+                       std::to_string(session.n_ctx()) + "; give a shorter one, or more with --ctx-size");
+    }
+}
+
 void print_skip_notes(const Arguments & args, const Session & session) {
     const bool dense = args.config.policy == ffnskip::Policy::dense;
     if (!session.why_dense().empty()) {
@@ -124,9 +127,6 @@ void print_notes(const Arguments & args, const Model & model, const std::optiona
     const int32_t n_train = llama_model_n_ctx_train(model.get());
     if (args.n_gpu_layers && !llama_supports_gpu_offload()) {
         note("--gpu-layers has no effect: this libllama was built without a GPU");
-    }
-    if (args.jinja) {
-        note("--jinja: chat templates are rendered as they stand in any case");
     }
     const bool has_template = llama_model_chat_template(model.get(), nullptr) != nullptr;
     if (has_template && chat_is_implied(args) && !Chat::is_possible(model)) {
@@ -154,12 +154,10 @@ void note_two_start_tokens(const Model & model, const Tokens & tokens) {
 Ending complete(Engine & engine, const Arguments & args, const std::string & prompt, const Tokens & tokens,
                 Output & output) {
     if (args.display_prompt) {
-        output.set(Colour::prompt);
         output.write(prompt);
-        output.set(Colour::plain);
     }
     const Answering answering;
-    return generate(engine, tokens, { args.n_predict, args.reverse_prompts, args.special }, output).ending;
+    return generate(engine, tokens, { args.n_predict, args.reverse_prompts }, output).ending;
 }
 
 int run(int argc, char ** argv) {
@@ -167,31 +165,31 @@ int run(int argc, char ** argv) {
     ffnskip::require_llama_version();
     keep_log(false);
     Arguments args = parse_arguments(argc, argv);
-    Output    output(args.color);
+    Output    output;
     if (args.help || args.version) {
         output.write(args.help ? help_text() : version_text());
         return 0;
     }
-    std::optional<TraceFile> trace_file;
     if (!args.trace.empty()) {
-        trace_file.emplace(args.trace, inputs(args));
+        require_trace_file(args.trace, inputs(args));
     }
     const std::optional<std::string> prompt = read_prompt(args);
 
     keep_log(args.verbose);
-    start_backends(args);
+    llama_backend_init();
     const Model model(args);
     settle_skipping(args, model);
-    if (args.sampling.seed == LLAMA_DEFAULT_SEED) {
-        args.sampling.seed = random_seed();
+    if (args.seed == LLAMA_DEFAULT_SEED) {
+        std::random_device device;
+        args.seed = std::uniform_int_distribution<uint32_t>(0, LLAMA_DEFAULT_SEED - 1)(device);
     }
-    Sampler             sampler(model, args.sampling);
+    Sampler             sampler(model, args);
     std::optional<Chat> chat      = begin_chat(model, args);
     const bool          converses = chat && !args.compare;
     const Tokens        tokens    = converses ? model.tokenize(prompt.value_or(""), true) :
                                                 prompt_tokens(model, chat, prompt.value_or(""));
     Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict), false);
-    session.require_room(tokens.size());
+    require_room(session, tokens.size());
     explain_aborts("--model '" + model.path() + "'", 1);
     const double load_ms = ms_since(start);
     print_notes(args, model, chat, session);
@@ -210,11 +208,11 @@ int run(int argc, char ** argv) {
     }
 
     print_notice(session);
-    if (trace_file) {
-        trace_file->write(session.controller()->stop_trace(), session.generated(), model);
+    if (!args.trace.empty()) {
+        write_trace(args.trace, session.controller()->stop_trace(), session.generated(), model);
     }
     const std::optional<uint32_t> seed =
-        args.sampling.is_random() ? std::optional<uint32_t>(args.sampling.seed) : std::nullopt;
+        args.is_random() ? std::optional<uint32_t>(args.seed) : std::nullopt;
     print_summary(session, seed, load_ms, ms_since(start));
     if (args.stats) {
         print_layers(session);

@@ -1,11 +1,10 @@
 #include "model.h"
 
 #include "errors.h"
+#include "gguf_magic.h"
 #include "log.h"
 #include "machine.h"
 #include "text.h"
-
-#include <gguf.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -15,62 +14,6 @@
 namespace app {
 namespace {
 
-void set_load_mode(llama_model_params & params, const Arguments & args) {
-#ifdef FFNSKIP_HAVE_LOAD_MODE
-    if (args.mlock) {
-        params.load_mode = args.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
-    } else {
-        params.load_mode = args.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE;
-    }
-#else
-    params.use_mmap  = args.mmap;
-    params.use_mlock = args.mlock;
-#endif
-}
-
-void require_gguf(const std::string & path) {
-    const std::string what = "--model";
-    require_file(what, path);
-    std::FILE * file     = std::fopen(path.c_str(), "rb");
-    char        magic[4] = {};
-    const bool  read     = file != nullptr && std::fread(magic, 1, sizeof(magic), file) == sizeof(magic);
-    if (file != nullptr) {
-        std::fclose(file);
-    }
-    if (!read || std::string(magic, sizeof(magic)) != "GGUF") {
-        throw BadInput(what + " '" + path + "': it is no GGUF file");
-    }
-}
-
-// The model's number under "ARCHITECTURE.`key`"; nullopt where it has none.
-std::optional<uint64_t> header_number(const gguf_context * header, const char * key) {
-    const int64_t architecture = gguf_find_key(header, "general.architecture");
-    if (architecture < 0 || gguf_get_kv_type(header, architecture) != GGUF_TYPE_STRING) {
-        return std::nullopt;
-    }
-    const std::string name = std::string(gguf_get_val_str(header, architecture)) + "." + key;
-    const int64_t     at   = gguf_find_key(header, name.c_str());
-    if (at < 0 || gguf_get_kv_type(header, at) != GGUF_TYPE_UINT32) {
-        return std::nullopt;  // libllama refuses other types
-    }
-    return gguf_get_val_u32(header, at);
-}
-
-// libllama aborts the process for these.
-void require_layers(const std::string & path) {
-    constexpr uint64_t k_most = 512;  // libllama's LLAMA_MAX_LAYERS
-
-    struct Free {
-        void operator()(gguf_context * header) const { gguf_free(header); }
-    };
-    const std::unique_ptr<gguf_context, Free> header(gguf_init_from_file(path.c_str(), { true, nullptr }));
-    const auto n_layer = header ? header_number(header.get(), "block_count") : std::nullopt;
-    if (n_layer && (*n_layer == 0 || *n_layer > k_most)) {
-        throw BadInput("--model '" + path + "': its header says " + std::to_string(*n_layer) +
-                       " layers (block_count); libllama takes 1 to " + std::to_string(k_most));
-    }
-}
-
 // Whether libllama puts a token after a text.
 bool adds_at_end(const llama_vocab * vocab) {
     return llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_WPM ? llama_vocab_get_add_sep(vocab) :
@@ -78,7 +21,7 @@ bool adds_at_end(const llama_vocab * vocab) {
 }
 
 // libllama aborts the process, or decodes nonsense, for models that don't generate text token by token.
-void require_generator(const llama_model * model, const std::string & path) {
+void require_generator(const llama_model * model, const std::string & what) {
     const char * reason = nullptr;
     if (llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
         reason = "it has an encoder";
@@ -88,7 +31,7 @@ void require_generator(const llama_model * model, const std::string & path) {
         reason = "it has no vocabulary";
     }
     if (reason != nullptr) {
-        throw BadInput("--model '" + path + "': " + reason + "; a model that generates text token by token is needed");
+        throw BadInput(what + ": " + reason + "; a model that generates text token by token is needed");
     }
 }
 
@@ -111,42 +54,36 @@ std::vector<std::string> model_files(const std::string & path) {
 }
 
 Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() : args.model) {
-    require_gguf(path_);
-    require_layers(path_);
+    const std::string what = name();
+    require_file("--model", path_);
+    if (!ffnskip::is_gguf(path_)) {
+        throw BadInput(what + ": it is no GGUF file");
+    }
 
     llama_model_params params = llama_model_default_params();
-    set_load_mode(params, args);
     params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
     take_error();
-    explain_aborts("--model '" + path_ + "'", 2);
+    explain_aborts(what, 2);
     model_.reset(llama_model_load_from_file(path_.c_str(), params));
     if (model_ == nullptr) {
-        throw BadInput("--model '" + path_ + "': libllama can't load it: " + take_error());
+        throw BadInput(what + ": libllama can't load it: " + take_error());
     }
-    require_generator(model_.get(), path_);
-    for (const Adapter & adapter : args.adapters) {
-        load_adapter(adapter);
+    require_generator(model_.get(), what);
+    for (const std::string & lora : args.loras) {
+        require_file("--lora", lora);
+        take_error();
+        adapters_.push_back(llama_adapter_lora_init(model_.get(), lora.c_str()));
+        if (adapters_.back() == nullptr) {
+            throw BadInput("--lora '" + lora + "': it is no LoRA adapter of this model: " + take_error());
+        }
     }
-}
-
-void Model::load_adapter(const Adapter & adapter) {
-    require_file("--lora", adapter.path);
-    take_error();
-    llama_adapter_lora * loaded = llama_adapter_lora_init(model_.get(), adapter.path.c_str());
-    if (loaded == nullptr) {
-        throw BadInput("--lora '" + adapter.path + "': it is no LoRA adapter of this model: " + take_error());
-    }
-    adapters_.push_back(loaded);
-    scales_.push_back(adapter.scale);
 }
 
 void Model::apply_adapters(llama_context * context) const {
-    if (adapters_.empty()) {
-        return;
-    }
     std::vector<llama_adapter_lora *> adapters = adapters_;
-    std::vector<float>                scales   = scales_;
-    if (llama_set_adapters_lora(context, adapters.data(), adapters.size(), scales.data()) != 0) {
+    std::vector<float>                scales(adapters.size(), 1.0f);
+    if (!adapters.empty() &&
+        llama_set_adapters_lora(context, adapters.data(), adapters.size(), scales.data()) != 0) {
         throw std::runtime_error("the LoRA adapters can't be applied: " + take_error());
     }
 }

@@ -23,6 +23,8 @@ public:
 
     llama_model *       get() const { return model_.get(); }
     const std::string & path() const { return path_; }
+    // As messages name it.
+    std::string         name() const { return "--model '" + path_ + "'"; }
     const llama_vocab * vocab() const { return llama_model_get_vocab(model_.get()); }
 
     // Special tokens are recognised by their text; `begin` adds those that the model wants at the beginning. What it
@@ -39,12 +41,9 @@ private:
         void operator()(llama_model * model) const { llama_model_free(model); }
     };
 
-    void load_adapter(const Adapter & adapter);
-
     std::string                        path_;
     std::unique_ptr<llama_model, Free> model_;
     std::vector<llama_adapter_lora *>  adapters_;  // freed with the model
-    std::vector<float>                 scales_;
 };
 
 }  // namespace app

@@ -1,5 +1,7 @@
 #include "report.h"
 
+#include "stats_text.h"
+
 #include <cinttypes>
 #include <cstdio>
 
@@ -9,15 +11,6 @@ namespace {
 void print_rate(const char * name, double ms, int32_t n, const char * unit) {
     std::fprintf(stderr, "ffnskip-main: %18s = %10.2f ms / %5d %-6s (%8.2f ms per token, %8.2f tokens per second)\n",
                  name, ms, n, unit, ms / n, 1e3 * n / ms);
-}
-
-void print_skipped(const ffnskip::Stats & stats) {
-    const double per_token = stats.tokens == 0 ? 0.0 : double(stats.checks) / double(stats.tokens);
-    std::fprintf(stderr, "ffnskip-main: %18s = %10.1f %% of %" PRIu64 " FFN blocks\n", "skipped",
-                 100.0 * stats.skip_ratio(), stats.ffn_total);
-    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f per token\n", "similarity checks", per_token);
-    std::fprintf(stderr, "ffnskip-main: %18s = %10.2f MiB of FFN weights\n", "not read",
-                 double(stats.ffn_bytes_not_read) / double(1 << 20));
 }
 
 }  // namespace
@@ -56,7 +49,7 @@ void print_summary(Session & session, std::optional<uint32_t> seed, double load_
         std::fprintf(stderr, "ffnskip-main: %18s = %10" PRIu32 "\n", "seed", *seed);
     }
     if (session.controller() != nullptr) {
-        print_skipped(session.controller()->stats());
+        std::fprintf(stderr, "ffnskip-main: %s\n", ffnskip::to_line(session.controller()->stats()).c_str());
     }
 }
 

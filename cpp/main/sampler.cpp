@@ -10,32 +10,17 @@
 namespace app {
 namespace {
 
-void add(llama_sampler * chain, llama_sampler * sampler) {
-    llama_sampler_chain_add(chain, sampler);
-}
-
-// Two functions that older versions of libllama declare otherwise.
-
-template <typename Init> llama_sampler * init_penalties(Init init, int32_t n_vocab, const Sampling & sampling) {
-    const float repeat = sampling.repeat_penalty, frequency = sampling.frequency_penalty, presence = sampling.presence_penalty;
+// Older versions of libllama take the size of the vocabulary too.
+template <typename Init> llama_sampler * init_penalties(Init init, int32_t n_vocab, const Arguments & args) {
     if constexpr (std::is_invocable_v<Init, int32_t, int32_t, float, float, float>) {
-        return init(n_vocab, sampling.repeat_last_n, repeat, frequency, presence);
+        return init(n_vocab, args.repeat_last_n, args.repeat_penalty, args.frequency_penalty, args.presence_penalty);
     } else {
-        return init(sampling.repeat_last_n, repeat, frequency, presence);
-    }
-}
-
-template <typename Init, typename... Rest>
-llama_sampler * init_dry(Init init, const llama_vocab * vocab, int32_t n_ctx_train, Rest... rest) {
-    if constexpr (std::is_invocable_v<Init, const llama_vocab *, Rest...>) {
-        return init(vocab, rest...);
-    } else {
-        return init(vocab, n_ctx_train, rest...);
+        return init(args.repeat_last_n, args.repeat_penalty, args.frequency_penalty, args.presence_penalty);
     }
 }
 
 // Tokens the model's file says never to generate, and with --ignore-eos those that end a text.
-void add_bias(llama_sampler * chain, const llama_vocab * vocab, const Sampling & sampling) {
+std::vector<llama_logit_bias> never_generated(const llama_vocab * vocab, bool ignore_eos) {
     std::vector<llama_logit_bias> never;
 #ifdef FFNSKIP_HAVE_SUPPRESS_TOKENS
     int32_t             n_suppressed = 0;
@@ -44,100 +29,57 @@ void add_bias(llama_sampler * chain, const llama_vocab * vocab, const Sampling &
         never.push_back({ suppressed[i], -INFINITY });
     }
 #endif
-    const int32_t n_vocab = llama_vocab_n_tokens(vocab);
-    for (llama_token token = 0; sampling.ignore_eos && token < n_vocab; ++token) {
+    for (llama_token token = 0; ignore_eos && token < llama_vocab_n_tokens(vocab); ++token) {
         if (llama_vocab_is_eog(vocab, token)) {
             never.push_back({ token, -INFINITY });
         }
     }
-    if (!never.empty()) {
-        add(chain, llama_sampler_init_logit_bias(n_vocab, int32_t(never.size()), never.data()));
-    }
+    return never;
 }
 
-void add_mirostat(llama_sampler * chain, int32_t n_vocab, const Sampling & sampling) {
-    const uint32_t seed = sampling.seed;
-    const float    tau  = sampling.mirostat_ent;
-    const float    eta  = sampling.mirostat_lr;
-    add(chain, llama_sampler_init_temp(sampling.temp));
-    add(chain, sampling.mirostat == 1 ? llama_sampler_init_mirostat(n_vocab, seed, tau, eta, 100) :
-                                        llama_sampler_init_mirostat_v2(seed, tau, eta));
+llama_sampler * new_chain(const llama_vocab * vocab, const Arguments & args) {
+    llama_sampler * chain   = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    const int32_t   n_vocab = llama_vocab_n_tokens(vocab);
+    const auto      add     = [&](llama_sampler * sampler) { llama_sampler_chain_add(chain, sampler); };
+    if (const auto never = never_generated(vocab, args.ignore_eos); !never.empty()) {
+        add(llama_sampler_init_logit_bias(n_vocab, int32_t(never.size()), never.data()));
+    }
+    add(init_penalties(llama_sampler_init_penalties, n_vocab, args));
+    if (!args.is_random()) {  // none of the others takes the most probable token away
+        add(llama_sampler_init_greedy());
+        return chain;
+    }
+    add(llama_sampler_init_top_k(args.top_k));
+    add(llama_sampler_init_top_p(args.top_p, 0));
+    add(llama_sampler_init_min_p(args.min_p, 0));
+    add(llama_sampler_init_temp(args.temp));
+    add(llama_sampler_init_dist(args.seed));
+    return chain;
 }
 
-void add_penalties(llama_sampler * chain, const llama_vocab * vocab, int32_t n_ctx_train, const Sampling & sampling) {
-    add(chain, init_penalties(llama_sampler_init_penalties, llama_vocab_n_tokens(vocab), sampling));
-    const char * breakers[] = { "\n", ":", "\"", "*" };
-    add(chain, init_dry(llama_sampler_init_dry, vocab, n_ctx_train, sampling.dry_multiplier, sampling.dry_base,
-                        sampling.dry_allowed_length, sampling.dry_penalty_last_n, &breakers[0], std::size(breakers)));
-}
-
-// At temperature 0 only typical sampling can take the most probable token away, so the others are left out.
-void add_truncation(llama_sampler * chain, const Sampling & sampling) {
-    const bool greedy = sampling.temp <= 0.0f;
-    if (!greedy) {
-        add(chain, llama_sampler_init_top_k(sampling.top_k));
-    }
-    if (sampling.typical < 1.0f) {
-        add(chain, llama_sampler_init_typical(sampling.typical, 0));
-    }
-    if (greedy) {
-        add(chain, llama_sampler_init_greedy());
-        return;
-    }
-    add(chain, llama_sampler_init_top_p(sampling.top_p, 0));
-    add(chain, llama_sampler_init_min_p(sampling.min_p, 0));
-    add(chain, llama_sampler_init_temp(sampling.temp));
-    add(chain, llama_sampler_init_dist(sampling.seed));
-}
-
-// The parser's reason, from what it printed or logged. It quotes the rest of the grammar: one line of it will do.
-std::string grammar_error(const std::string & printed) {
-    constexpr size_t  k_most   = 120;
-    const std::string k_before = "error parsing grammar: ";
-    const size_t      at       = printed.find(k_before);
-    if (at == std::string::npos) {
-        return take_error();
-    }
-    const std::string reason = printed.substr(at + k_before.size());
-    const std::string line   = reason.substr(0, std::min(k_most, reason.find('\n')));
-    return line.back() == ' ' ? line + "the end" : line;
-}
-
-llama_sampler * new_grammar(const llama_vocab * vocab, const Sampling & sampling) {
-    llama_sampler * grammar = nullptr;
+// What is wrong with a grammar, libllama's parser says itself on standard error.
+llama_sampler * new_grammar(const llama_vocab * vocab, const Arguments & args) {
     std::string     reason;
+    llama_sampler * grammar = nullptr;
     take_error();
-    const std::string printed = stderr_of([&] {
-        try {
-            grammar = llama_sampler_init_grammar(vocab, sampling.grammar.c_str(), "root");
-        } catch (const std::exception & error) {
-            reason = error.what();
-        }
-    });
+    try {
+        grammar = llama_sampler_init_grammar(vocab, args.grammar.c_str(), "root");
+        reason  = take_error();
+    } catch (const std::exception & error) {
+        reason = error.what();
+    }
     if (grammar == nullptr) {
-        throw BadInput(sampling.grammar_source + ": it is no GBNF grammar: " +
-                       (reason.empty() ? grammar_error(printed) : reason));
+        throw BadInput(args.grammar_source + ": it is no GBNF grammar: " + reason);
     }
     return grammar;
 }
 
 }  // namespace
 
-Sampler::Sampler(const Model & model, const Sampling & sampling) {
-    const llama_vocab * vocab = model.vocab();
-    candidates_.resize(size_t(llama_vocab_n_tokens(vocab)));
-    chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-    add_bias(chain_.get(), vocab, sampling);
-    if (sampling.mirostat != 0) {
-        add_mirostat(chain_.get(), llama_vocab_n_tokens(vocab), sampling);
-    } else {
-        add_penalties(chain_.get(), vocab, llama_model_n_ctx_train(model.get()), sampling);
-        add_truncation(chain_.get(), sampling);
-    }
-    if (!sampling.grammar_source.empty()) {
-        grammar_.reset(new_grammar(vocab, sampling));
-    }
-}
+Sampler::Sampler(const Model & model, const Arguments & args)
+    : chain_(new_chain(model.vocab(), args)),
+      grammar_(args.grammar_source.empty() ? nullptr : new_grammar(model.vocab(), args)),
+      candidates_(size_t(llama_vocab_n_tokens(model.vocab()))) {}
 
 // Asking the grammar about one token is cheap, about the vocabulary it is not: all tokens are put to it only after it
 // has refused the one chosen without it.

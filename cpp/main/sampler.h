@@ -14,7 +14,7 @@ namespace app {
 class Sampler {
 public:
     // Throws BadInput for a grammar that can't be used.
-    Sampler(const Model & model, const Sampling & sampling);
+    Sampler(const Model & model, const Arguments & args);
 
     // From the last output of the context; the token counts as generated. LLAMA_TOKEN_NULL where the grammar is
     // complete and --ignore-eos leaves nothing to follow it.

@@ -1,4 +1,4 @@
-// A context of the model that decodes through ffnskip.
+// A context of the model, made and skipping as the arguments say.
 #pragma once
 
 #include "arguments.h"
@@ -21,22 +21,19 @@ public:
     llama_context * context() const { return context_.get(); }
     // Null where the session runs without.
     ffnskip::Controller * controller() { return controller_ ? &*controller_ : nullptr; }
-
-    int32_t n_ctx() const { return int32_t(llama_n_ctx(context_.get())); }
-    int32_t n_used() const { return n_used_; }
-    bool    has_room(size_t n_tokens) const { return n_tokens <= size_t(n_ctx() - n_used_); }
-    // Throws BadInput where a prompt does not fit.
-    void    require_room(size_t n_tokens) const;
-
     // Why this model can't skip; empty where it can, or nothing asks for it.
     const std::string & why_dense() const { return why_dense_; }
 
+    int32_t n_ctx() const { return decoding_->n_ctx(); }
+    int32_t n_used() const { return decoding_->n_used(); }
+    bool    has_room(size_t n_tokens) const { return decoding_->has_room(n_tokens); }
+
     // Decode tokens after those in the context; the output of the last one can then be sampled from.
-    void feed_prompt(const Tokens & tokens);
+    void feed_prompt(const Tokens & tokens) { decoding_->prompt(tokens.data(), tokens.size()); }
     void feed_generated(llama_token token);
 
     // Empties the context. What was counted so far stays.
-    void clear();
+    void clear() { decoding_->clear(); }
 
     // Tokens fed as generated, in order: the rows of the trace.
     const Tokens & generated() const { return generated_; }
@@ -44,21 +41,15 @@ public:
 private:
     struct Free {
         void operator()(llama_context * context) const { llama_free(context); }
-        void operator()(llama_batch * batch) const {
-            llama_batch_free(*batch);
-            delete batch;
-        }
     };
 
-    void make_context(const Model & model, llama_context_params params);
+    void make_context(const Model & model, const llama_context_params & params);
     void begin_skipping(const Model & model, const Arguments & args, llama_context_params params);
-    void decode(const llama_token * tokens, int32_t n_tokens, bool output, ffnskip::Fed fed);
 
     std::optional<ffnskip::Controller>   controller_;  // outlives the context, which calls it back
     std::unique_ptr<llama_context, Free> context_;
-    std::unique_ptr<llama_batch, Free>   batch_;
+    std::optional<ffnskip::Session>      decoding_;
     std::string                          why_dense_;
-    int32_t                              n_used_ = 0;
     Tokens                               generated_;
 };
 

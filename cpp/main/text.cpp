@@ -15,49 +15,26 @@
 namespace app {
 namespace {
 
-bool between(unsigned char byte, int low, int high) {
-    return byte >= low && byte <= high;
+bool is_continuation(char byte) {
+    return (byte & 0xC0) == 0x80;
 }
 
 // Bytes of the character that begins with `lead`; 0 where none does.
 size_t character_length(unsigned char lead) {
-    if (lead < 0x80) {
-        return 1;
-    }
-    if (between(lead, 0xC2, 0xDF)) {
-        return 2;
-    }
-    if (between(lead, 0xE0, 0xEF)) {
-        return 3;
-    }
-    return between(lead, 0xF0, 0xF4) ? 4 : 0;
-}
-
-// Shorter forms of the same character, surrogates and what lies above U+10FFFF show in the second byte (RFC 3629).
-bool is_second_byte(unsigned char lead, unsigned char byte) {
-    switch (lead) {
-        case 0xE0: return between(byte, 0xA0, 0xBF);
-        case 0xED: return between(byte, 0x80, 0x9F);
-        case 0xF0: return between(byte, 0x90, 0xBF);
-        case 0xF4: return between(byte, 0x80, 0x8F);
-        default:   return between(byte, 0x80, 0xBF);
-    }
+    return lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
 }
 
 // Bytes of the character at the beginning of `text`; 0 if it is none, or an unfinished one.
 size_t valid_character(std::string_view text) {
-    const unsigned char lead   = static_cast<unsigned char>(text[0]);
-    const size_t        length = character_length(lead);
-    if (length == 0 || length > text.size()) {
+    const size_t length = character_length(static_cast<unsigned char>(text[0]));
+    if (length == 0 || length > text.size() || !std::all_of(text.begin() + 1, text.begin() + long(length), is_continuation)) {
         return 0;
     }
-    for (size_t i = 1; i < length; ++i) {
-        const unsigned char byte = static_cast<unsigned char>(text[i]);
-        if (i == 1 ? !is_second_byte(lead, byte) : !between(byte, 0x80, 0xBF)) {
-            return 0;
-        }
-    }
-    return length;
+    // Shorter forms of the same character, surrogates and what lies above U+10FFFF show in two bytes (RFC 3629).
+    const unsigned two = static_cast<unsigned char>(text[0]) << 8 | static_cast<unsigned char>(text[length > 1]);
+    const bool     bad = (two >= 0xE080 && two < 0xE0A0) || (two >= 0xEDA0 && two < 0xEDC0) ||
+                     (two >= 0xF080 && two < 0xF090) || (two >= 0xF490 && two < 0xF4C0);
+    return bad ? 0 : length;
 }
 
 struct Close {
@@ -93,9 +70,9 @@ std::optional<size_t> invalid_utf8(std::string_view text) {
 
 size_t complete_utf8(std::string_view text) {
     for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
-        const unsigned char byte = static_cast<unsigned char>(text[text.size() - back]);
-        if (!between(byte, 0x80, 0xBF)) {  // the byte that begins the last character
-            return character_length(byte) > back ? text.size() - back : text.size();
+        const char byte = text[text.size() - back];
+        if (!is_continuation(byte)) {  // the byte that begins the last character
+            return character_length(static_cast<unsigned char>(byte)) > back ? text.size() - back : text.size();
         }
     }
     return text.size();
@@ -111,27 +88,27 @@ std::string replace_invalid_utf8(std::string_view text) {
     return out;
 }
 
-std::string unescape(std::string_view text) {
+std::optional<char> escaped(char name) {
     constexpr std::string_view k_names  = "nrt'\"\\";
     constexpr std::string_view k_values = "\n\r\t'\"\\";
+    const size_t               at       = k_names.find(name);
+    return at == std::string_view::npos ? std::nullopt : std::optional<char>(k_values[at]);
+}
 
+std::string unescape(std::string_view text) {
+    const auto  is_hex = [&](size_t at) { return at < text.size() && std::isxdigit(static_cast<unsigned char>(text[at])); };
     std::string out;
     for (size_t i = 0; i < text.size(); ++i) {
         if (text[i] != '\\' || i + 1 == text.size()) {
             out += text[i];
-            continue;
-        }
-        const char   name  = text[++i];
-        const size_t known = k_names.find(name);
-        if (known != std::string_view::npos) {
-            out += k_values[known];
-        } else if (name == 'x' && i + 2 < text.size() && std::isxdigit(static_cast<unsigned char>(text[i + 1])) &&
-                   std::isxdigit(static_cast<unsigned char>(text[i + 2]))) {
-            out += char(std::strtol(std::string(text.substr(i + 1, 2)).c_str(), nullptr, 16));
-            i += 2;
+        } else if (const std::optional<char> known = escaped(text[i + 1])) {
+            out += *known;
+            ++i;
+        } else if (text[i + 1] == 'x' && is_hex(i + 2) && is_hex(i + 3)) {
+            out += char(std::strtol(std::string(text.substr(i + 2, 2)).c_str(), nullptr, 16));
+            i += 3;
         } else {
-            out += '\\';
-            out += name;
+            out += text.substr(i++, 2);
         }
     }
     return out;

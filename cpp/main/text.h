@@ -17,7 +17,10 @@ size_t complete_utf8(std::string_view text);
 // `text` with every byte that is not UTF-8 replaced by U+FFFD.
 std::string replace_invalid_utf8(std::string_view text);
 
-// \n, \r, \t, \', \", \\ and \xNN as llama-cli reads them; anything else stays as it is.
+// What a backslash and `name` stand for: n, r, t, quotation marks and the backslash.
+std::optional<char> escaped(char name);
+
+// Those and \xNN as llama-cli reads them; anything else stays as it is.
 std::string unescape(std::string_view text);
 
 // Throws BadInput, beginning with `what`, unless `path` is a file that can be read.

@@ -1,19 +1,16 @@
 #include "trace_file.h"
 
 #include "errors.h"
-#include "part_file.h"
+#include "output_file.h"
 #include "text.h"
 
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <stdexcept>
+#include <system_error>
 
 namespace app {
 namespace {
@@ -55,65 +52,41 @@ std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piec
     return line;
 }
 
-template <typename Stat> bool is_same(const struct stat & file, Stat stat_other) {
-    struct stat other;
-    return stat_other(&other) == 0 && other.st_dev == file.st_dev && other.st_ino == file.st_ino;
-}
-
-bool is_stream(const struct stat & file, int stream) {
-    return is_same(file, [&](struct stat * of) { return fstat(stream, of); });
-}
-
 }  // namespace
 
-TraceFile::TraceFile(const std::string & path, const std::vector<std::string> & inputs) {
+void require_trace_file(const std::string & path, const std::vector<std::string> & inputs) {
+    namespace fs = std::filesystem;
     const std::string what = "--trace: '" + path + "'";
-    path_                  = path;
-    struct stat status     = {};
-    const bool  exists     = stat(path.c_str(), &status) == 0;
-    if (exists && S_ISDIR(status.st_mode)) {
+    std::error_code   none;
+    if (fs::is_directory(path, none)) {
         throw BadInput(what + " is a directory, not a file");
     }
     for (const std::string & input : inputs) {
-        if (exists && is_same(status, [&](struct stat * of) { return stat(input.c_str(), of); })) {
+        if (fs::equivalent(path, input, none)) {
             throw BadInput(what + " is '" + input + "', which is read; give another name");
         }
     }
-    if (exists && S_ISREG(status.st_mode) && is_stream(status, STDIN_FILENO)) {
+    if (fs::is_regular_file(path, none) && ffnskip::is_open_on(STDIN_FILENO, path)) {
         throw BadInput(what + " is what standard input comes from; give another name");
     }
-    if (exists && access(path_.c_str(), W_OK) != 0) {
-        throw BadInput(what + " can't be written: " + std::strerror(errno));
+    const std::string why = ffnskip::why_not_writable(path);
+    if (!why.empty()) {
+        throw BadInput(what + " can't be written: " + why);
     }
-    if (exists && (!S_ISREG(status.st_mode) || is_stream(status, STDOUT_FILENO) || is_stream(status, STDERR_FILENO))) {
-        return;
-    }
-    const std::filesystem::path file = ffnskip::behind_links(path);
-    path_                            = file.string();
-    part_                            = ffnskip::begin_part(file).string();
-    if (!std::ofstream(part_)) {
-        throw BadInput(what + " can't be written: " + std::strerror(errno));
-    }
-    std::remove(part_.c_str());  // until there is something to write
 }
 
-void TraceFile::write(const ffnskip::Trace & trace, const Tokens & tokens, const Model & model) const {
+void write_trace(const std::string & path, const ffnskip::Trace & trace, const Tokens & tokens, const Model & model) {
     if (size_t(trace.n_tokens) != tokens.size()) {
         throw std::logic_error("the trace has " + std::to_string(trace.n_tokens) + " rows for " +
                                std::to_string(tokens.size()) + " tokens");
     }
-    std::ofstream file(part_.empty() ? path_ : part_, std::ios::binary | std::ios::app);
-    file << header(trace.n_layer) << '\n';
+    std::string text = header(trace.n_layer) + '\n';
     for (size_t i = 0; i < tokens.size(); ++i) {
-        file << row(trace, i, model.piece(tokens[i], true)) << '\n';
+        text += row(trace, i, model.piece(tokens[i], true)) + '\n';
     }
-    file.close();
-    if (!file || (!part_.empty() && !ffnskip::end_part(part_, path_))) {
-        const std::string reason = std::strerror(errno);
-        if (!part_.empty()) {
-            std::remove(part_.c_str());
-        }
-        throw std::runtime_error("--trace: '" + path_ + "' can't be written: " + reason);
+    const std::string why = ffnskip::write_file(path, text);
+    if (!why.empty()) {
+        throw std::runtime_error("--trace: '" + path + "' can't be written: " + why);
     }
 }
 

@@ -8,8 +8,6 @@
 
 #include <cstdint>
 
-struct llama_batch_ext;  // older versions have none
-
 namespace ffnskip {
 
 // Calls llama.cpp's own function.
@@ -29,19 +27,9 @@ struct Hooks {
     void   (*freed)(void * detached);
 
     int32_t (*decode)(llama_context * ctx, const llama_batch * batch, Run run, void * call);
-    int32_t (*process)(llama_context * ctx, llama_batch_ext * batch, Run run, void * call);
 
     // The program looks at outputs of the last decode.
     void (*outputs_read)(llama_context * ctx);
-
-    // The contents of a llama_batch_ext can't be read, so they are noted as they are set.
-    void (*batch_cleared)(llama_batch_ext * batch);
-    void (*batch_freed)(llama_batch_ext * batch);
-    void (*row_added)(llama_batch_ext * batch, int32_t row, llama_seq_id seq, llama_token token);  // LLAMA_TOKEN_NULL: an embedding
-    void (*row_shared)(llama_batch_ext * batch, int32_t row, llama_seq_id seq);
-    void (*row_embedded)(llama_batch_ext * batch, int32_t row);
-    void (*row_placed)(llama_batch_ext * batch, int32_t row, llama_pos pos);
-    void (*row_output)(llama_batch_ext * batch, int32_t row, bool output);
 
     void (*copied)(llama_memory_t memory, llama_seq_id from, llama_seq_id to);
     void (*shifted)(llama_memory_t memory, llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);

@@ -1,8 +1,10 @@
 // Skipping for every context of a program that knows nothing of it: one Controller each, set up from the environment.
-#include "batch_rows.h"
 #include "ffnskip/ffnskip.h"
+#include "environment.h"
+#include "gguf_magic.h"
 #include "hooks.h"
-#include "report.h"
+#include "output_file.h"
+#include "stats_text.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -39,14 +41,10 @@ struct Context {
 // Of the process. Contexts are decoded without its lock: each belongs to one thread at a time.
 struct Overlay {
     std::mutex                                                     mutex;
-    Config                                                         config;
-    bool                                                           config_given = false;
-    std::optional<Profile>                                         profile;  // given; `config` is its, options applied
-    Reuse                                                          reuse = Reuse::all;
+    Environment                                                    given;
     std::unordered_map<const llama_model *, std::string>           paths;
     std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
     std::unordered_map<llama_memory_t, Context *>                  by_memory;
-    std::unordered_map<llama_batch_ext *, BatchRows>               batches;
     std::unordered_set<std::string>                                said;  // messages that are not to be repeated
     Stats                                                          freed;  // of contexts that are gone
 };
@@ -55,10 +53,6 @@ struct Overlay {
 Overlay & overlay() {
     static Overlay & instance = *new Overlay;
     return instance;
-}
-
-void say(const std::string & message) {
-    std::fprintf(stderr, "ffnskip: %s\n", message.c_str());
 }
 
 // Programs make contexts as they like, one a request even.
@@ -90,13 +84,6 @@ Context * context_of(llama_context * ctx) {
     const std::lock_guard lock(all.mutex);
     const auto            found = all.contexts.find(ctx);
     return found == all.contexts.end() ? nullptr : found->second.get();
-}
-
-// Makes what `change` does to the rows noted of a batch.
-template <typename Change> void with_batch(llama_batch_ext * batch, Change change) {
-    Overlay &             all = overlay();
-    const std::lock_guard lock(all.mutex);
-    change(all.batches[batch]);
 }
 
 template <typename Change> void with_memory(llama_memory_t memory, Change change) {
@@ -146,14 +133,14 @@ std::optional<Profile> own_profile(const llama_model * model) {
 void set_up(Context & context) {
     const Overlay & all        = overlay();
     Controller &    controller = context.controller;
-    controller.set_reuse(all.reuse);
-    if (all.profile) {
-        controller.set_profile(*all.profile);
+    controller.set_reuse(all.given.reuse);
+    if (all.given.profile) {
+        controller.set_profile(*all.given.profile);
     } else if (context.profile) {
         controller.set_profile(*context.profile);
         say_once("skipping as " + context.profile->path + " says");
     } else {
-        controller.set_config(all.config);
+        controller.set_config(all.given.config);
     }
 }
 
@@ -161,10 +148,10 @@ void set_up(Context & context) {
 // one that can't be read, the context is left alone, and why is said.
 bool find_settings(Context & context, const llama_model * model) {
     const Overlay & all = overlay();
-    if (all.profile) {
+    if (all.given.profile) {
         return true;
     }
-    if (all.config_given) {
+    if (all.given.any_option) {
         say_once("these values are not calibrated for this model; \"ffnskip try MODEL\" says what they cost");
         return true;
     }
@@ -185,7 +172,7 @@ bool find_settings(Context & context, const llama_model * model) {
 }
 
 void * attach(const llama_model * model, llama_context_params * params) {
-    if (overlay().config.policy == Policy::dense || left_alone(model, *params)) {
+    if (overlay().given.config.policy == Policy::dense || left_alone(model, *params)) {
         return nullptr;
     }
     auto context = std::make_unique<Context>();
@@ -243,9 +230,9 @@ void prepare(Context & context, llama_context * ctx) {
 
 // ---- decoding ----
 
-int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void * call) {
+int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
     Context * context = context_of(ctx);
-    if (context == nullptr || rows.n_tokens == 0) {
+    if (context == nullptr || batch->n_tokens == 0) {
         return run(call);
     }
     prepare(*context, ctx);
@@ -270,7 +257,7 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
             context->controller.outputs_unread();
         }
         // A batch that was refused left the outputs of the one before it.
-        if (context->controller.decode(ctx, rows, Noted::decode, &noted) == 0) {
+        if (context->controller.decode(ctx, *batch, Noted::decode, &noted) == 0) {
             context->outputs_read = false;
         }
         if (const auto notice = context->controller.take_notice()) {
@@ -283,52 +270,10 @@ int32_t decode_rows(llama_context * ctx, const llama_batch & rows, Run run, void
     return noted.status ? *noted.status : run(call);  // the controller may have given up before it
 }
 
-int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
-    return decode_rows(ctx, *batch, run, call);
-}
-
-int32_t process(llama_context * ctx, llama_batch_ext * batch, Run run, void * call) {
-    llama_batch rows{};
-    with_batch(batch, [&](BatchRows & noted) { rows = noted.view(); });
-    return decode_rows(ctx, rows, run, call);
-}
-
 void outputs_read(llama_context * ctx) {
     if (Context * context = context_of(ctx)) {
         context->outputs_read = true;
     }
-}
-
-// ---- the contents of batches ----
-
-void batch_cleared(llama_batch_ext * batch) {
-    with_batch(batch, [](BatchRows & rows) { rows.clear(); });
-}
-
-void batch_freed(llama_batch_ext * batch) {
-    Overlay &             all = overlay();
-    const std::lock_guard lock(all.mutex);
-    all.batches.erase(batch);
-}
-
-void row_added(llama_batch_ext * batch, int32_t row, llama_seq_id seq, llama_token token) {
-    with_batch(batch, [=](BatchRows & rows) { rows.add(row, seq, token); });
-}
-
-void row_shared(llama_batch_ext * batch, int32_t row, llama_seq_id seq) {
-    with_batch(batch, [=](BatchRows & rows) { rows.share(row, seq); });
-}
-
-void row_embedded(llama_batch_ext * batch, int32_t row) {
-    with_batch(batch, [=](BatchRows & rows) { rows.embed(row); });
-}
-
-void row_placed(llama_batch_ext * batch, int32_t row, llama_pos pos) {
-    with_batch(batch, [=](BatchRows & rows) { rows.place(row, pos); });
-}
-
-void row_output(llama_batch_ext * batch, int32_t row, bool output) {
-    with_batch(batch, [=](BatchRows & rows) { rows.output(row, output); });
 }
 
 // ---- what happens to sequences between decodes ----
@@ -368,40 +313,15 @@ void report() {
         say(to_line(sum));
         return;
     }
-    const std::string why_not = write_report(path, to_json(sum));
+    const std::string why_not =
+        is_gguf(path) ? "is a GGUF file, which is not overwritten" : write_file(path, to_json(sum));
     if (!why_not.empty()) {
         say(std::string(path) + ": " + why_not + "; " + to_line(sum));
     }
 }
 
-constexpr Hooks k_hooks = { model_loaded, model_freeing, attach,     created,      freeing,    freed,
-                            decode,       process,       outputs_read, batch_cleared, batch_freed, row_added,  row_shared,
-                            row_embedded, row_placed,    row_output, copied,       shifted,    replaced,
-                            report };
-
-void read_environment(Overlay & all) {
-    if (const char * path = std::getenv("FFNSKIP_PROFILE")) {
-        all.profile = read_profile(path);
-        all.config  = all.profile->config;
-    }
-    for (const Option & option : options()) {
-        if (const char * value = std::getenv(environment_name(option.name).c_str())) {
-            set_option(all.config, option.name, value);
-            all.config_given = true;
-        }
-    }
-    if (const char * value = std::getenv("FFNSKIP_REUSE")) {
-        const std::string reuse = value;
-        if (reuse != "all" && reuse != "full") {
-            throw std::invalid_argument("reuse: '" + reuse + "' is unknown; known are all, full");
-        }
-        all.reuse = reuse == "full" ? Reuse::full : Reuse::all;
-    }
-    all.config.validate();
-    if (all.profile) {
-        all.profile->config = all.config;
-    }
-}
+constexpr Hooks k_hooks = { model_loaded, model_freeing, attach, created, freeing, freed,
+                            decode,       outputs_read,  copied, shifted, replaced, report };
 
 }  // namespace
 }  // namespace ffnskip
@@ -409,7 +329,7 @@ void read_environment(Overlay & all) {
 extern "C" __attribute__((visibility("default"))) const ffnskip::Hooks * ffnskip_hooks() {
     try {
         ffnskip::require_llama_version();  // here, and not where attach() is called from C
-        ffnskip::read_environment(ffnskip::overlay());
+        ffnskip::overlay().given = ffnskip::read_environment();
         return &ffnskip::k_hooks;
     } catch (const std::exception & error) {
         ffnskip::say(std::string(error.what()) + "; the program runs dense");

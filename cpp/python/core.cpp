@@ -2,6 +2,7 @@
 #include "ffnskip/ffnskip.h"
 #include "similarity.h"
 
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,16 +21,31 @@ using namespace ffnskip;
 
 namespace {
 
-template <typename T>
-py::array_t<T> array_2d(const std::vector<T> & values, int64_t rows, int64_t columns) {
-    py::array_t<T> out({ py::ssize_t(rows), py::ssize_t(columns) });
-    std::copy(values.begin(), values.end(), out.mutable_data());
-    return out;
-}
+Config     to_config(py::handle from);
+py::object to_python(const Config & config);
 
-py::array_t<bool> skipped_array(const Trace & trace) {
-    py::array_t<bool> out({ py::ssize_t(trace.n_tokens), py::ssize_t(trace.n_layer) });
-    std::transform(trace.skipped.begin(), trace.skipped.end(), out.mutable_data(), [](uint8_t v) { return v != 0; });
+}  // namespace
+
+// A Config is ffnskip_cpp.SkipConfig in Python.
+template <> struct pybind11::detail::type_caster<Config> {
+    PYBIND11_TYPE_CASTER(Config, const_name("ffnskip_cpp.skip_config.SkipConfig"));
+
+    bool load(handle from, bool) {
+        if (!isinstance(from, module_::import("ffnskip_cpp.skip_config").attr("SkipConfig"))) {
+            return false;
+        }
+        value = to_config(from);
+        return true;
+    }
+
+    static handle cast(const Config & config, return_value_policy, handle) { return to_python(config).release(); }
+};
+
+namespace {
+
+py::array_t<bool> bools(const std::vector<uint8_t> & values) {
+    py::array_t<bool> out(py::ssize_t(values.size()));
+    std::copy(values.begin(), values.end(), out.mutable_data());
     return out;
 }
 
@@ -41,148 +57,155 @@ T * pointer(uintptr_t address, const char * what) {
     return reinterpret_cast<T *>(address);
 }
 
-template <typename T> py::object or_none(const std::vector<T> & values) {
-    return values.empty() ? py::object(py::none()) : py::cast(values);
+// A class of the Python package, which may not be imported yet when this module is.
+py::object python_class(const char * module, const char * name) {
+    return py::module_::import(module).attr(name);
 }
 
-py::tuple config_state(const Config & c) {
-    return py::make_tuple(policy_name(c.policy), c.sim_threshold, c.cold_s, c.cold_e, c.warm_up_index, c.skip_ratio,
-                          c.max_skip, or_none(c.layers), c.seed, or_none(c.layer_thresholds), c.check_stride);
+// Value of a field of a SkipConfig. A whole number in the wrong range is a ValueError, what is no number a TypeError.
+template <typename T> T field(py::handle config, const char * name, const char * wanted) {
+    const py::object value = config.attr(name);
+    try {
+        return value.cast<T>();
+    } catch (const py::cast_error &) {
+        const std::string message = std::string(name) + ": " + std::string(py::repr(value)) + " is not " + wanted;
+        constexpr bool is_whole = std::is_integral_v<T> || std::is_same_v<T, std::optional<int>>;
+        if (is_whole && py::isinstance<py::int_>(value)) {
+            throw py::value_error(message);
+        }
+        throw py::type_error(message);
+    }
 }
 
-Config make_config(const std::string & policy, float sim_threshold, std::optional<int> cold_s, std::optional<int> cold_e,
-                   int warm_up_index, float skip_ratio, std::optional<int> max_skip,
-                   std::optional<std::vector<int>> layers, uint64_t seed, std::optional<std::vector<float>> layer_thresholds,
-                   int check_stride) {
-    Config config;
-    config.policy           = policy_from_name(policy);
-    config.sim_threshold    = sim_threshold;
-    config.cold_s           = cold_s;
-    config.cold_e           = cold_e;
-    config.warm_up_index    = warm_up_index;
-    config.skip_ratio       = skip_ratio;
-    config.max_skip         = max_skip;
-    config.layers           = layers.value_or(std::vector<int>());
-    config.seed             = seed;
-    config.layer_thresholds = layer_thresholds.value_or(std::vector<float>());
-    config.check_stride     = check_stride;
+Config to_config(py::handle from) {
+    const char * count = "a whole number below 2**31, or None";
+    Config       config;
+    config.sim_threshold    = field<double>(from, "sim_threshold", "a number");
+    config.cold_s           = field<std::optional<int>>(from, "cold_s", count);
+    config.cold_e           = field<std::optional<int>>(from, "cold_e", count);
+    config.warm_up_index    = field<int>(from, "warm_up_index", "a whole number below 2**31");
+    config.skip_ratio       = field<double>(from, "skip_ratio", "a number in [0, 1]");
+    config.max_skip         = field<std::optional<int>>(from, "max_skip", count);
+    config.layers           = field<std::optional<std::vector<int>>>(from, "layers", "a list of layers, or None");
+    config.layer_thresholds = field<std::optional<std::vector<double>>>(from, "layer_thresholds", "a list of numbers, or None");
+    config.check_stride     = field<int>(from, "check_stride", "a whole number below 2**31");
+    config.region           = region_from_name(field<std::string>(from, "region", "the name of a region"));
+    config.seed             = field<uint64_t>(from, "seed", "a whole number in [0, 2**64)");
+    set_policy(config, field<std::string>(from, "policy", "the name of a policy"));
     config.validate();
     return config;
 }
 
-std::string config_repr(const Config & c) {
-    const char * names[] = { "policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index", "skip_ratio", "max_skip", "layers", "seed", "layer_thresholds", "check_stride" };
-    const py::tuple values = config_state(c);
-    std::string     text;
-    for (size_t i = 0; i < values.size(); ++i) {
-        text += (i == 0 ? "" : ", ") + std::string(names[i]) + "=" + std::string(py::str(py::repr(values[i])));
-    }
-    return "SkipConfig(" + text + ")";
+template <typename T> py::object tuple_or_none(const std::optional<std::vector<T>> & values) {
+    return values ? py::object(py::tuple(py::cast(*values))) : py::object(py::none());
 }
 
-void check_status(int32_t status) {
-    if (status == 0) {
-        return;
-    }
-    const char * meaning = status == 1    ? "no room for the batch: the context is full"
-                           : status == 2  ? "aborted by the abort callback"
-                           : status == -1 ? "the batch is invalid"
-                                          : "llama.cpp failed";
-    throw std::runtime_error("llama_decode returned " + std::to_string(status) + ": " + meaning);
+// Without SkipConfig's constructor, which comes here.
+py::object to_python(const Config & c) {
+    const py::object type   = python_class("ffnskip_cpp.skip_config", "SkipConfig");
+    py::object       config = type.attr("__new__")(type);
+    config.attr("__dict__").attr("update")(
+        py::arg("policy") = policy_name(c.policy), py::arg("sim_threshold") = c.sim_threshold, py::arg("cold_s") = c.cold_s,
+        py::arg("cold_e") = c.cold_e, py::arg("warm_up_index") = c.warm_up_index, py::arg("skip_ratio") = c.skip_ratio,
+        py::arg("max_skip") = c.max_skip, py::arg("layers") = tuple_or_none(c.layers),
+        py::arg("layer_thresholds") = tuple_or_none(c.layer_thresholds), py::arg("check_stride") = c.check_stride,
+        py::arg("region") = region_name(c.region), py::arg("seed") = c.seed);
+    return config;
 }
 
-const RowKind * row_kinds(const std::optional<std::vector<uint8_t>> & kinds, size_t n_tokens) {
-    static_assert(sizeof(RowKind) == 1, "kinds are passed as bytes");
+// Addresses for llama_context_params, as attach() sets them.
+llama_context_params attached(Controller & controller) {
+    llama_context_params params = llama_context_default_params();
+    controller.attach(params);
+    return params;
+}
+
+const RowKind * row_kinds(const std::optional<std::vector<RowKind>> & kinds, size_t n_tokens) {
     if (kinds && kinds->size() != n_tokens) {
         throw py::value_error("kinds: " + std::to_string(kinds->size()) + " entries for " + std::to_string(n_tokens) + " tokens");
     }
-    return kinds ? reinterpret_cast<const RowKind *>(kinds->data()) : nullptr;
+    return kinds ? kinds->data() : nullptr;
 }
 
-// A Controller with the batch it decodes from, so that a token costs no allocation.
-class PyController {
-public:
-    Controller controller;
-
-    uintptr_t callback() {
-        llama_context_params params = llama_context_default_params();
-        controller.attach(params);
-        return reinterpret_cast<uintptr_t>(params.cb_eval);
-    }
-
-    uintptr_t user_data() {
-        llama_context_params params = llama_context_default_params();
-        controller.attach(params);
-        return reinterpret_cast<uintptr_t>(params.cb_eval_user_data);
-    }
-
-    // Tokens of sequence 0 from position `position` on, in place of whatever the memory holds from there.
-    void decode(uintptr_t ctx_address, const std::vector<llama_token> & tokens, int32_t position,
-                const std::optional<std::vector<uint8_t>> & kinds, bool all_logits) {
-        auto * ctx = pointer<llama_context>(ctx_address, "decode");
-        if (tokens.empty()) {
-            throw py::value_error("decode: no tokens");
+void require_rows(const std::vector<int32_t> & rows, size_t n_tokens) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (rows[i] < (i == 0 ? 0 : rows[i - 1] + 1) || size_t(rows[i]) >= n_tokens) {
+            throw py::value_error("rows: " + std::to_string(rows[i]) + " is out of order, or outside [0, " +
+                                  std::to_string(n_tokens) + ")");
         }
-        const RowKind * rows = row_kinds(kinds, tokens.size());
-        fill(tokens, position, all_logits);
+    }
+}
+
+using Tokens = std::vector<llama_token>;
+
+// Tokens of sequence 0 from `position` on, in place of whatever the memory holds from there.
+void decode(Session & session, const Tokens & tokens, int32_t position, const std::optional<std::vector<RowKind>> & kinds) {
+    const RowKind * rows = row_kinds(kinds, tokens.size());
+    py::gil_scoped_release unlocked;
+    session.cut(position);
+    if (rows == nullptr) {
+        session.prompt(tokens.data(), tokens.size());
+        return;
+    }
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        session.add(tokens[i], 0, i + 1 == tokens.size());
+    }
+    session.decode(rows);
+}
+
+py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_t position,
+                                const std::optional<std::vector<RowKind>> & kinds, const std::vector<int32_t> & rows) {
+    const RowKind * kind = row_kinds(kinds, tokens.size());
+    require_rows(rows, tokens.size());
+    const int32_t      n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(session.context())));
+    py::array_t<float> logits({ py::ssize_t(rows.size()), py::ssize_t(n_vocab) });
+    float *            to = logits.mutable_data();
+    py::gil_scoped_release unlocked;
+    session.cut(position);
+    forward(session, tokens, kind, rows, to);
+    return logits;
+}
+
+llama_token step(Session & session, uintptr_t sampler_address, llama_token token, int32_t position) {
+    auto * sampler = pointer<llama_sampler>(sampler_address, "step");
+    py::gil_scoped_release unlocked;
+    session.cut(position);
+    return session.step(sampler, token);
+}
+
+// A llama_batch made elsewhere.
+void decode_batch(Session & session, uintptr_t address, std::optional<bool> generated) {
+    const llama_batch batch = *pointer<llama_batch>(address, "decode_batch");
+    const Fed         fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
+    py::gil_scoped_release unlocked;
+    session.decode(batch, fed);
+}
+
+py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations) {
+    const Scores scores = [&] {
         py::gil_scoped_release unlocked;
-        go_back(ctx, position);
-        check_status(rows == nullptr ? controller.decode(ctx, batch_, Fed::prompt) : controller.decode(ctx, batch_, rows));
-    }
+        return score(session, prefix, continuations);
+    }();
+    py::array_t<double> likelihood(py::ssize_t(scores.log_likelihood.size()), scores.log_likelihood.data());
+    return py::make_tuple(likelihood, bools(scores.greedy), scores.n_evaluated);
+}
 
-    // A llama_batch made elsewhere.
-    void decode_batch(uintptr_t ctx_address, uintptr_t batch_address, std::optional<bool> generated) {
-        auto *            ctx   = pointer<llama_context>(ctx_address, "decode_batch");
-        const llama_batch batch = *pointer<llama_batch>(batch_address, "decode_batch");
-        const Fed         fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
-        py::gil_scoped_release unlocked;
-        check_status(controller.decode(ctx, batch, fed));
-    }
+void raise(const char * name, const std::exception & error) {
+    py::set_error(python_class("ffnskip_cpp.errors", name), error.what());
+}
 
-    // One turn of the generation loop: decodes a generated token, samples the next.
-    llama_token step(uintptr_t ctx_address, uintptr_t sampler_address, llama_token token, int32_t position) {
-        auto * ctx     = pointer<llama_context>(ctx_address, "step");
-        auto * sampler = pointer<llama_sampler>(sampler_address, "step");
-        py::gil_scoped_release unlocked;
-        tokens_.assign(1, token);
-        fill(tokens_, position, false);
-        go_back(ctx, position);
-        check_status(controller.decode(ctx, batch_, Fed::generated));
-        return llama_sampler_sample(sampler, ctx, -1);
+void translate(std::exception_ptr thrown) {
+    try {
+        std::rethrow_exception(thrown);
+    } catch (const Unsupported & error) {
+        raise("UnsupportedModelError", error);
+    } catch (const ProfileMismatch & error) {
+        raise("ProfileMismatchError", error);
+    } catch (const DecodeError & error) {
+        py::object exception = python_class("ffnskip_cpp.errors", "DecodeError")(error.what(), error.status);
+        py::set_error(py::type::of(exception), exception);
     }
-
-private:
-    static void go_back(llama_context * ctx, int32_t position) {
-        if (!llama_memory_seq_rm(llama_get_memory(ctx), 0, position, -1)) {
-            throw std::runtime_error("the memory of this model can't go back to position " + std::to_string(position) +
-                                     "; reset() it and evaluate the text again");
-        }
-    }
-
-    void fill(const std::vector<llama_token> & tokens, int32_t position, bool all_logits) {
-        const size_t n = tokens.size();
-        if (&tokens != &tokens_) {
-            tokens_ = tokens;
-        }
-        positions_.resize(n);
-        sequences_.assign(n, &sequence_);
-        counts_.assign(n, 1);
-        logits_.assign(n, int8_t(all_logits));
-        logits_[n - 1] = 1;
-        for (size_t i = 0; i < n; ++i) {
-            positions_[i] = position + int32_t(i);
-        }
-        batch_ = { int32_t(n), tokens_.data(), nullptr, positions_.data(), counts_.data(), sequences_.data(), logits_.data() };
-    }
-
-    std::vector<llama_token>    tokens_;
-    std::vector<llama_pos>      positions_;
-    std::vector<llama_seq_id *> sequences_;
-    std::vector<int32_t>        counts_;
-    std::vector<int8_t>         logits_;
-    llama_seq_id                sequence_ = 0;
-    llama_batch                 batch_{};
-};
+}
 
 // On import, since llama_cpp passes structures by value whether a controller is attached or not.
 void require_built_for_llama_cpp() {
@@ -205,40 +228,14 @@ PYBIND11_MODULE(_core, m) {
     m.attr("__version__") = version();
     require_built_for_llama_cpp();
 
-    py::register_exception<Unsupported>(m, "Unsupported", PyExc_ValueError);
+    py::register_exception_translator(&translate);
 
-    py::class_<Config>(m, "SkipConfig", "What to skip; see SkipConfig in the documentation.")
-        .def(py::init(&make_config), py::arg("policy") = "ffn_skip", py::arg("sim_threshold") = 0.9f,
-             py::arg("cold_s") = py::none(), py::arg("cold_e") = py::none(), py::arg("warm_up_index") = 30,
-             py::arg("skip_ratio") = 0.25f, py::arg("max_skip") = py::none(), py::arg("layers") = py::none(),
-             py::arg("seed") = 0, py::arg("layer_thresholds") = py::none(), py::arg("check_stride") = 1)
-        .def_property_readonly("policy", [](const Config & c) { return policy_name(c.policy); })
-        .def_readonly("sim_threshold", &Config::sim_threshold)
-        .def_readonly("cold_s", &Config::cold_s)
-        .def_readonly("cold_e", &Config::cold_e)
-        .def_readonly("warm_up_index", &Config::warm_up_index)
-        .def_readonly("skip_ratio", &Config::skip_ratio)
-        .def_readonly("max_skip", &Config::max_skip)
-        .def_property_readonly("layers", [](const Config & c) { return or_none(c.layers); })
-        .def_readonly("seed", &Config::seed)
-        .def_property_readonly("layer_thresholds", [](const Config & c) { return or_none(c.layer_thresholds); })
-        .def_readonly("check_stride", &Config::check_stride)
-        .def("__repr__", &config_repr)
-        .def("__eq__", [](const Config & a, const py::object & b) {
-            return py::isinstance<Config>(b) && config_state(a).equal(config_state(b.cast<const Config &>()));
-        })
-        .def("__hash__", [](const Config & c) { return py::hash(py::str(config_repr(c))); })
-        .def(py::pickle(&config_state, [](const py::tuple & t) {
-            return make_config(t[0].cast<std::string>(), t[1].cast<float>(), t[2].cast<std::optional<int>>(),
-                               t[3].cast<std::optional<int>>(), t[4].cast<int>(), t[5].cast<float>(),
-                               t[6].cast<std::optional<int>>(), t[7].cast<std::optional<std::vector<int>>>(),
-                               t[8].cast<uint64_t>(), t[9].cast<std::optional<std::vector<float>>>(), t[10].cast<int>());
-        }));
+    m.def("canonical", [](const Config & config) { return config; }, py::arg("config"));
 
     py::class_<Profile>(m, "Profile", "Settings found for one model.")
         .def_readonly("path", &Profile::path)
         .def_readonly("model", &Profile::model)
-        .def_readonly("config", &Profile::config);
+        .def_property_readonly("config", [](const Profile & profile) { return profile.config; });
     m.def("read_profile", &read_profile, py::arg("path"));
     m.def("profile_path", &profile_path, py::arg("model_path"));
     m.def("find_profile", [](uintptr_t model, const std::string & path) {
@@ -283,59 +280,55 @@ PYBIND11_MODULE(_core, m) {
                    std::to_string(b.bytes_per_token) + ")";
         });
 
-    py::class_<PyController>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
+    py::native_enum<RowKind>(m, "RowKind", "enum.IntEnum", "What a row of a batch is.")
+        .value("prompt", RowKind::prompt)
+        .value("warm_up", RowKind::warm_up)
+        .value("skippable", RowKind::skippable)
+        .finalize();
+
+    py::class_<Controller>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
-        .def_property_readonly("callback", &PyController::callback)
-        .def_property_readonly("user_data", &PyController::user_data)
-        .def("probe", [](PyController & c, uintptr_t ctx) { c.controller.probe(pointer<llama_context>(ctx, "probe")); },
-             py::arg("ctx"))
-        .def_property_readonly("n_layer", [](const PyController & c) { return c.controller.n_layer(); })
-        .def_property_readonly("skippable", [](const PyController & c) {
-            const auto & v = c.controller.skippable();
-            py::array_t<bool> out(py::ssize_t(v.size()));
-            std::copy(v.begin(), v.end(), out.mutable_data());
-            return out;
+        .def_property_readonly("callback", [](Controller & c) { return uintptr_t(attached(c).cb_eval); })
+        .def_property_readonly("user_data", [](Controller & c) { return uintptr_t(attached(c).cb_eval_user_data); })
+        .def("probe", [](Controller & c, uintptr_t ctx) { c.probe(pointer<llama_context>(ctx, "probe")); }, py::arg("ctx"))
+        .def_property_readonly("n_layer", &Controller::n_layer)
+        .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
+        .def_property_readonly("ffn_map", [](const Controller & c) { return c.ffn_map(); })
+        .def_property_readonly("fingerprint", &Controller::fingerprint)
+        .def("set_profile", &Controller::set_profile, py::arg("profile"))
+        .def_property("config", [](const Controller & c) { return c.config(); }, &Controller::set_config)
+        .def_property_readonly("resolved", [](const Controller & c) {
+            const Settings & s = c.settings();
+            return py::dict(py::arg("policy") = policy_name(s.policy), py::arg("sim_threshold") = c.config().sim_threshold,
+                            py::arg("cold_s") = s.cold_s, py::arg("cold_e") = s.cold_e,
+                            py::arg("warm_up_index") = s.warm_up_index, py::arg("max_skip") = s.max_skip);
         })
-        .def_property_readonly("ffn_map", [](const PyController & c) { return c.controller.ffn_map(); })
-        .def_property_readonly("fingerprint", [](const PyController & c) { return c.controller.fingerprint(); })
-        .def("set_profile", [](PyController & c, const Profile & profile) { c.controller.set_profile(profile); },
-             py::arg("profile"))
-        .def_property("config", [](const PyController & c) { return c.controller.config(); },
-                      [](PyController & c, const Config & config) { c.controller.set_config(config); })
-        .def_property_readonly("resolved", [](const PyController & c) {
-            const Settings & s = c.controller.settings();
-            py::dict out;
-            out["policy"]        = policy_name(s.policy);
-            out["sim_threshold"] = c.controller.config().sim_threshold;
-            out["cold_s"]        = s.cold_s;
-            out["cold_e"]        = s.cold_e;
-            out["warm_up_index"] = s.warm_up_index;
-            out["max_skip"]      = s.max_skip;
-            return out;
-        })
-        .def("decode", &PyController::decode, py::arg("ctx"), py::arg("tokens"), py::arg("position"),
-             py::arg("kinds") = py::none(), py::arg("all_logits") = false)
-        .def("decode_batch", &PyController::decode_batch, py::arg("ctx"), py::arg("batch"), py::arg("generated") = py::none())
-        .def("step", &PyController::step, py::arg("ctx"), py::arg("sampler"), py::arg("token"), py::arg("position"))
-        .def("set_reuse", [](PyController & c, bool full) { c.controller.set_reuse(full ? Reuse::full : Reuse::all); },
-             py::arg("full"))
-        .def("first_to_repeat", [](const PyController & c, int32_t end) { return c.controller.first_to_repeat(0, end); },
-             py::arg("end"))
-        .def("count_from_here", [](PyController & c) { c.controller.count_from_here(0); })
-        .def("replaced", [](PyController & c) { c.controller.replaced(0); })
-        .def("account", [](const PyController & c) { return py::bytes(c.controller.account(0)); })
-        .def("restore", [](PyController & c, const std::string & account) { c.controller.restore(0, account); },
-             py::arg("account"))
-        .def("take_notice", [](PyController & c) { return c.controller.take_notice(); })
-        .def("row_kind", [](const PyController & c, int64_t index) { return int(c.controller.row_kind(index)); },
-             py::arg("generated_index"))
-        .def_property_readonly("stats", [](const PyController & c) { return c.controller.stats(); })
-        .def("reset_stats", [](PyController & c) { c.controller.reset_stats(); })
-        .def("start_trace", [](PyController & c) { c.controller.start_trace(); })
-        .def("stop_trace", [](PyController & c) {
-            const Trace trace = c.controller.stop_trace();
-            return py::make_tuple(array_2d(trace.similarity, trace.n_tokens, trace.n_layer), skipped_array(trace));
+        .def("set_reuse", [](Controller & c, bool full) { c.set_reuse(full ? Reuse::full : Reuse::all); }, py::arg("full"))
+        .def("first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); }, py::arg("end"))
+        .def("count_from_here", [](Controller & c) { c.count_from_here(0); })
+        .def("replaced", [](Controller & c) { c.replaced(0); })
+        .def("account", [](const Controller & c) { return py::bytes(c.account(0)); })
+        .def("restore", [](Controller & c, const std::string & account) { c.restore(0, account); }, py::arg("account"))
+        .def("take_notice", &Controller::take_notice)
+        .def_property_readonly("stats", &Controller::stats)
+        .def("reset_stats", &Controller::reset_stats)
+        .def("start_trace", &Controller::start_trace)
+        .def("stop_trace", [](Controller & c) {
+            const Trace                    trace = c.stop_trace();
+            const std::vector<py::ssize_t> shape = { trace.n_tokens, trace.n_layer };
+            py::array_t<float>             similarity(py::ssize_t(trace.similarity.size()), trace.similarity.data());
+            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape));
         });
+
+    py::class_<Session>(m, "Session", "Sequences of a llama.cpp context; see ffnskip/session.h.")
+        .def(py::init([](uintptr_t ctx, Controller * controller) {
+            return Session(pointer<llama_context>(ctx, "Session"), controller);
+        }), py::arg("ctx"), py::arg("controller"), py::keep_alive<1, 3>())
+        .def("decode", &decode, py::arg("tokens"), py::arg("position"), py::arg("kinds") = py::none())
+        .def("forward", &forward_rows, py::arg("tokens"), py::arg("position"), py::arg("kinds"), py::arg("rows"))
+        .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"))
+        .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
+        .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
 
     m.def("options", [] {
         std::vector<std::tuple<std::string, std::optional<std::string>, std::string>> out;
@@ -351,14 +344,14 @@ PYBIND11_MODULE(_core, m) {
         }
         config.validate();
         return config;
-    }, py::arg("values"), py::arg("base") = Config());
+    }, py::arg("values"), py::arg("base"));
     m.def("environment_name", &environment_name, py::arg("option"));
 
-    m.def("cosine", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & a,
-                       const py::array_t<float, py::array::c_style | py::array::forcecast> & b) {
-        if (a.ndim() != 1 || b.ndim() != 1 || a.shape(0) != b.shape(0)) {
-            throw py::value_error("cosine: two vectors of one length are needed");
+    m.def("similarity", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & h,
+                           const py::array_t<float, py::array::c_style | py::array::forcecast> & f) {
+        if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
+            throw py::value_error("similarity: two vectors of one length are needed");
         }
-        return cosine(a.data(), b.data(), a.shape(0));
-    }, py::arg("a"), py::arg("b"));
+        return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
+    }, py::arg("h"), py::arg("f"));
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -12,11 +13,12 @@ namespace {
 constexpr std::pair<Policy, const char *> k_policies[] = {
     { Policy::dense, "dense" },
     { Policy::ffn_skip, "ffn_skip" },
-    { Policy::ffn_skip_per_layer, "ffn_skip_per_layer" },
     { Policy::random, "random" },
-    { Policy::random_adaptive_region, "random_adaptive_region" },
-    { Policy::fixed, "fixed" },
-    { Policy::fixed_plus_ffn_skip, "fixed_plus_ffn_skip" },
+};
+
+constexpr std::pair<Region, const char *> k_regions[] = {
+    { Region::any, "any" },
+    { Region::adaptive, "adaptive" },
 };
 
 [[noreturn]] void refuse(const std::string & message) {
@@ -28,15 +30,31 @@ std::string range(int low, int high) {
 }
 
 // "0.9", not "0.900000"
-std::string number(float value) {
-    std::string text = std::to_string(value);
-    if (text.find('.') != std::string::npos) {
-        text.erase(text.find_last_not_of('0') + 1);
-        if (text.back() == '.') {
-            text.pop_back();
+std::string number(double value) {
+    char text[32];
+    std::snprintf(text, sizeof(text), "%g", value);
+    return text;
+}
+
+template <typename Names, typename Value> const char * name_in(const Names & names, Value value) {
+    for (const auto & [known, name] : names) {
+        if (known == value) {
+            return name;
         }
     }
-    return text;
+    return "?";
+}
+
+template <typename Value, size_t n>
+Value value_in(const std::pair<Value, const char *> (&names)[n], const char * field, const std::string & name) {
+    std::string known;
+    for (const auto & [value, text] : names) {
+        if (name == text) {
+            return value;
+        }
+        known += (known.empty() ? "" : ", ") + std::string(text);
+    }
+    refuse(std::string(field) + ": '" + name + "' is unknown; known are " + known);
 }
 
 // One eighth at either end, as far as the paper's Figure 2 shows for LLaMA-2.
@@ -52,7 +70,7 @@ int count(const std::vector<uint8_t> & flags) {
 std::vector<uint8_t> fixed_set(const Config & config, const std::vector<uint8_t> & skippable) {
     const int            n_layer = int(skippable.size());
     std::vector<uint8_t> set(skippable.size(), 0);
-    for (const int il : config.layers) {
+    for (const int il : config.layers.value_or(std::vector<int>())) {
         if (il < 0 || il >= n_layer - 1) {
             refuse("layers: " + std::to_string(il) + " is out of range; a model of " + std::to_string(n_layer) +
                    " layers can skip " + range(0, n_layer - 2) + " (the last layer always runs)");
@@ -65,14 +83,65 @@ std::vector<uint8_t> fixed_set(const Config & config, const std::vector<uint8_t>
     return set;
 }
 
-// The adaptive region, with its checks.
-void set_up_checks(Settings & out, const Config & config) {
-    const bool per_layer  = config.policy == Policy::ffn_skip_per_layer;
-    int        since_last = config.check_stride - 1;  // the first layer is checked
+// The threshold of each layer.
+void set_thresholds(Settings & out, const Config & config) {
+    if (!config.layer_thresholds) {
+        return;
+    }
+    if (config.layer_thresholds->size() != out.threshold.size()) {
+        refuse("layer_thresholds: " + std::to_string(config.layer_thresholds->size()) + " for a model of " +
+               std::to_string(out.n_layer()) + " layers; one for each is needed");
+    }
+    std::transform(config.layer_thresholds->begin(), config.layer_thresholds->end(), out.threshold.begin(),
+                   [](double threshold) { return float(threshold); });
+}
+
+// Where max_skip blocks beside those of `layers` are chosen from, and how many that is.
+void set_candidates(Settings & out, const Config & config, const std::vector<uint8_t> & skippable) {
+    const int n_layer = out.n_layer();
+    if (out.cold_e > n_layer - 1) {
+        refuse("cold_e: " + std::to_string(out.cold_e) + " is past " + std::to_string(n_layer - 1) +
+               "; the last of the " + std::to_string(n_layer) + " layers always runs");
+    }
+    if (out.cold_s >= out.cold_e) {
+        refuse("cold_s: " + std::to_string(out.cold_s) + " leaves no adaptive region below cold_e = " +
+               std::to_string(out.cold_e) + " in a model of " + std::to_string(n_layer) + " layers");
+    }
+    const bool anywhere = config.policy == Policy::random && config.region == Region::any;
+    const int  first    = anywhere ? 0 : out.cold_s;
+    const int  last     = anywhere ? n_layer - 1 : out.cold_e;
+    std::copy(skippable.begin() + first, skippable.begin() + last, out.candidate.begin() + first);
+
+    // Algorithm 1 computes the FFN of the layer that trips, so one block of the region is never skipped.
+    const int n_free    = count(out.candidate) - out.n_always;
+    const int reachable = std::max(0, n_free - (config.policy == Policy::ffn_skip ? 1 : 0));
+    const int wanted    = int(std::lround(config.skip_ratio * n_layer));
+    if (!config.max_skip && wanted < out.n_always) {
+        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + " of " +
+               std::to_string(n_layer) + " FFN blocks, fewer than the " + std::to_string(out.n_always) + " of layers");
+    }
+    out.max_skip = config.max_skip.value_or(wanted - out.n_always);
+    if (out.max_skip <= reachable) {
+        return;
+    }
+    const std::string most = "; policy '" + std::string(policy_name(config.policy)) + "' over layers [" +
+                             std::to_string(first) + ", " + std::to_string(last) + ") can skip at most " +
+                             std::to_string(reachable) + " of " + std::to_string(n_layer) + " FFN blocks" +
+                             (out.n_always > 0 ? " beside the " + std::to_string(out.n_always) + " of layers" : "");
+    if (config.max_skip) {
+        refuse("max_skip: " + std::to_string(out.max_skip) + " is too many" + most);
+    }
+    refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + most + " (a ratio of " +
+           number(double(reachable + out.n_always) / n_layer) + ")");
+}
+
+// The layers of the adaptive region that are checked.
+void set_checks(Settings & out, const Config & config) {
+    int since_last = config.check_stride - 1;  // the first layer is checked
     for (int il = out.cold_s; il < out.cold_e; ++il) {
         if (out.candidate[size_t(il)] && !out.always[size_t(il)] && ++since_last >= config.check_stride) {
             const float threshold   = out.threshold[size_t(il)];
-            out.checked[size_t(il)] = uint8_t(!(per_layer && std::isinf(threshold) && threshold > 0.0f));
+            out.checked[size_t(il)] = uint8_t(!(config.layer_thresholds && std::isinf(threshold) && threshold > 0.0f));
             since_last              = 0;
         }
     }
@@ -81,23 +150,36 @@ void set_up_checks(Settings & out, const Config & config) {
 }  // namespace
 
 const char * policy_name(Policy policy) {
-    for (const auto & [value, name] : k_policies) {
-        if (value == policy) {
-            return name;
-        }
-    }
-    return "?";
+    return name_in(k_policies, policy);
 }
 
-Policy policy_from_name(const std::string & name) {
-    std::string known;
-    for (const auto & [value, text] : k_policies) {
-        if (name == text) {
-            return value;
+const char * region_name(Region region) {
+    return name_in(k_regions, region);
+}
+
+Region region_from_name(const std::string & name) {
+    return value_in(k_regions, "region", name);
+}
+
+void set_policy(Config & config, const std::string & name) {
+    const auto need = [](auto & list) {
+        if (!list) {
+            list.emplace();
         }
-        known += (known.empty() ? "" : ", ") + std::string(text);
+    };
+    if (name == "fixed" || name == "fixed_plus_ffn_skip") {
+        config.policy   = Policy::ffn_skip;
+        config.max_skip = name == "fixed" ? 0 : config.max_skip;
+        need(config.layers);
+    } else if (name == "ffn_skip_per_layer") {
+        config.policy = Policy::ffn_skip;
+        need(config.layer_thresholds);
+    } else if (name == "random_adaptive_region") {
+        config.policy = Policy::random;
+        config.region = Region::adaptive;
+    } else {
+        config.policy = value_in(k_policies, "policy", name);
     }
-    refuse("policy: '" + name + "' is unknown; known are " + known);
 }
 
 void Config::validate() const {
@@ -107,7 +189,7 @@ void Config::validate() const {
     if (warm_up_index < 0) {
         refuse("warm_up_index: " + std::to_string(warm_up_index) + " is negative; it counts generated tokens, 0 or more");
     }
-    if (!(skip_ratio >= 0.0f && skip_ratio <= 1.0f)) {
+    if (!(skip_ratio >= 0.0 && skip_ratio <= 1.0)) {
         refuse("skip_ratio: " + number(skip_ratio) + " is outside [0, 1]");
     }
     if (max_skip && *max_skip < 0) {
@@ -122,21 +204,23 @@ void Config::validate() const {
     if (check_stride < 1) {
         refuse("check_stride: " + std::to_string(check_stride) + " is no distance between checked layers; 1 or more");
     }
-    const std::string name = policy_name(policy);
-    if (has_fixed_set(policy) && layers.empty()) {
-        refuse("layers: policy '" + name + "' needs the layers whose FFN block it skips");
+    if (policy != Policy::ffn_skip && (layers || layer_thresholds)) {
+        refuse(std::string(layers ? "layers: only policy 'ffn_skip' takes layers" :
+                                    "layer_thresholds: only policy 'ffn_skip' takes them") +
+               ", not '" + policy_name(policy) + "'");
     }
-    if (!has_fixed_set(policy) && !layers.empty()) {
-        refuse("layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not '" + name + "'");
+    if (layers && layers->empty()) {
+        refuse("layers: policy '" + std::string(max_skip == 0 ? "fixed" : "fixed_plus_ffn_skip") +
+               "' needs the layers whose FFN block it skips; the list is empty");
     }
-    const bool per_layer = policy == Policy::ffn_skip_per_layer;
-    if (per_layer && layer_thresholds.empty()) {
-        refuse("layer_thresholds: policy '" + name + "' needs a threshold for each layer");
+    if (layer_thresholds && layer_thresholds->empty()) {
+        refuse("layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each layer; the list is empty");
     }
-    if (!per_layer && !layer_thresholds.empty()) {
-        refuse("layer_thresholds: only policy 'ffn_skip_per_layer' takes them, not '" + name + "'");
+    if (layer_thresholds && layers && max_skip == 0) {
+        refuse("layer_thresholds: nothing is checked where max_skip is 0");
     }
-    if (std::any_of(layer_thresholds.begin(), layer_thresholds.end(), [](float t) { return std::isnan(t); })) {
+    if (layer_thresholds &&
+        std::any_of(layer_thresholds->begin(), layer_thresholds->end(), [](double t) { return std::isnan(t); })) {
         refuse("layer_thresholds: nan is not a similarity; give a number, infinite where a layer is not checked");
     }
 }
@@ -156,66 +240,20 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
     out.candidate.assign(skippable.size(), 0);
     out.always.assign(skippable.size(), 0);
     out.checked.assign(skippable.size(), 0);
-    out.threshold.assign(skippable.size(), config.sim_threshold);
-
+    out.threshold.assign(skippable.size(), float(config.sim_threshold));
     if (config.policy == Policy::dense) {
         return out;
     }
-    if (has_fixed_set(config.policy)) {
-        out.always = out.candidate = fixed_set(config, skippable);
-    }
-    const int n_always = count(out.always);
-    if (config.policy == Policy::fixed) {
-        out.max_skip = n_always;
+    out.always    = fixed_set(config, skippable);
+    out.n_always  = count(out.always);
+    out.candidate = out.always;
+    if (config.layers && config.max_skip == 0) {
         return out;
     }
-    if (config.policy == Policy::ffn_skip_per_layer) {
-        if (int(config.layer_thresholds.size()) != n_layer) {
-            refuse("layer_thresholds: " + std::to_string(config.layer_thresholds.size()) + " for a model of " +
-                   std::to_string(n_layer) + " layers; one for each is needed");
-        }
-        out.threshold = config.layer_thresholds;
-    }
-
-    if (out.cold_e > n_layer - 1) {
-        refuse("cold_e: " + std::to_string(out.cold_e) + " is past " + std::to_string(n_layer - 1) +
-               "; the last of the " + std::to_string(n_layer) + " layers always runs");
-    }
-    if (out.cold_s >= out.cold_e) {
-        refuse("cold_s: " + std::to_string(out.cold_s) + " leaves no adaptive region below cold_e = " +
-               std::to_string(out.cold_e) + " in a model of " + std::to_string(n_layer) + " layers");
-    }
-    const bool anywhere = config.policy == Policy::random;
-    const int  first    = anywhere ? 0 : out.cold_s;
-    const int  last     = anywhere ? n_layer - 1 : out.cold_e;
-    int        n_free   = 0;  // candidates that are not skipped anyway
-    for (int il = first; il < last; ++il) {
-        const bool free = skippable[size_t(il)] && !out.always[size_t(il)];
-        n_free += free;
-        out.candidate[size_t(il)] = uint8_t(free || out.always[size_t(il)]);
-    }
-    if (is_adaptive(config.policy)) {
-        set_up_checks(out, config);
-    }
-
-    // Algorithm 1 computes the FFN of the layer that trips, so one block of the region is never skipped.
-    const int reachable = std::max(0, n_free - (is_adaptive(config.policy) ? 1 : 0));
-    const int wanted    = int(std::lround(double(config.skip_ratio) * n_layer));
-    if (!config.max_skip && wanted < n_always) {
-        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + " of " +
-               std::to_string(n_layer) + " FFN blocks, fewer than the " + std::to_string(n_always) + " of layers");
-    }
-    out.max_skip = config.max_skip.value_or(wanted - n_always);
-    if (out.max_skip > reachable) {
-        const std::string most = "; policy '" + std::string(policy_name(config.policy)) + "' over layers [" +
-                                 std::to_string(first) + ", " + std::to_string(last) + ") can skip at most " +
-                                 std::to_string(reachable) + " of " + std::to_string(n_layer) + " FFN blocks" +
-                                 (n_always > 0 ? " beside the " + std::to_string(n_always) + " of layers" : "");
-        if (config.max_skip) {
-            refuse("max_skip: " + std::to_string(out.max_skip) + " is too many" + most);
-        }
-        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + most +
-               " (a ratio of " + number(float(reachable + n_always) / float(n_layer)) + ")");
+    set_thresholds(out, config);
+    set_candidates(out, config, skippable);
+    if (config.policy == Policy::ffn_skip && out.max_skip > 0) {
+        set_checks(out, config);
     }
     return out;
 }

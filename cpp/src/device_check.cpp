@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t k_n = 256;
 
-using Values = std::vector<float>;
-
 struct Free {
     void operator()(ggml_context * ctx) const { ggml_free(ctx); }
     void operator()(ggml_backend_buffer_t buffer) const { ggml_backend_buffer_free(buffer); }
@@ -23,31 +21,26 @@ struct Free {
 };
 
 void set(ggml_tensor * tensor, float value) {
-    const Values values(size_t(k_n), value);
+    const std::vector<float> values(size_t(k_n), value);
     ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(float));
 }
 
 bool holds(const ggml_tensor * tensor, float value) {
-    Values values(static_cast<size_t>(k_n));
+    std::vector<float> values(static_cast<size_t>(k_n));
     ggml_backend_tensor_get(tensor, values.data(), 0, values.size() * sizeof(float));
     return std::all_of(values.begin(), values.end(), [&](float found) { return found == value; });
 }
 
-// A thread of our own is enough for two nodes, and leaves the program without threads where it had none.
-void use_one_thread(ggml_backend_dev_t device, ggml_backend_t backend) {
-    void * found = ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
-    if (found != nullptr) {
-        reinterpret_cast<ggml_backend_set_n_threads_t>(found)(backend, 1);
-    }
-}
-
 std::string try_device(ggml_backend_dev_t device) {
-    const std::string                              name = "device '" + std::string(ggml_backend_dev_name(device)) + "' ";
+    const std::string name = "device '" + std::string(ggml_backend_dev_name(device)) + "' ";
     const std::unique_ptr<ggml_backend, Free> backend(ggml_backend_dev_init(device, nullptr));
     if (backend == nullptr) {
         return name + "can't be opened a second time, to try whether it passes over what is left out";
     }
-    use_one_thread(device, backend.get());
+    // A thread of our own is enough for two nodes, and leaves the program without threads where it had none.
+    if (void * found = ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads")) {
+        reinterpret_cast<ggml_backend_set_n_threads_t>(found)(backend.get(), 1);
+    }
     const std::string fault = edits_fault(ggml_backend_dev_buffer_type(device), [&](ggml_cgraph * graph) {
         for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
             if (!ggml_backend_dev_supports_op(device, ggml_graph_node(graph, i))) {
@@ -84,12 +77,11 @@ std::string edits_fault(ggml_backend_buffer_type_t memory, const ComputeGraph & 
     for (const bool edited : { false, true, false }) {
         set(body, k_before);
         set(add, k_before);
+        restore(body);
+        restore(add);
         if (edited) {
             leave_out(body);
             pass_h(add, 1);
-        } else {
-            restore(body);
-            restore(add);
         }
         if (!compute(graph)) {
             return edited ? "can't copy the residual in place of adding to it" : "can't add";

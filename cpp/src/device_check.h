@@ -1,7 +1,8 @@
 // Whether a device does what graph_edit.h asks of it.
 //
-// A backend that looks at neither the COMPUTE flag nor an operation changed after the graph was built computes something else
-// than it was told, and reports success. So each device that holds an FFN block has to show it once, on a graph of two nodes.
+// A backend that looks at neither the COMPUTE flag nor an operation changed after the graph was built computes
+// something else than it was told, and reports success. So each device that holds an FFN block has to show it once, on
+// a graph of two nodes.
 #pragma once
 
 #include <ggml-backend.h>
@@ -14,7 +15,8 @@ namespace ffnskip {
 // Computes a graph whose tensors are in memory of a device; false where it can't.
 using ComputeGraph = std::function<bool(ggml_cgraph * graph)>;
 
-// What is wrong with a device whose memory is of type `memory`: such as "computes what is left out"; empty if nothing is.
+// What is wrong with a device whose memory is of type `memory`: such as "computes what is left out"; empty if nothing
+// is.
 std::string edits_fault(ggml_backend_buffer_type_t memory, const ComputeGraph & compute);
 
 // The same for a device, with its name: tried once in a process. From any thread; null is no device that can be tried.

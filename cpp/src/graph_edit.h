@@ -21,20 +21,21 @@ inline bool is_view(ggml_op op) {
     return op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
 }
 
-// Backends pass over a node without the COMPUTE flag; device_check.h finds those that don't. Views compute nothing and stay
-// as they are: ggml's fusion checks want their flag.
+// Backends pass over a node without the COMPUTE flag; device_check.h finds those that don't. Views compute nothing and
+// stay as they are: ggml's fusion checks want their flag.
 inline void leave_out(ggml_tensor * node) {
     if (!is_view(node->op) && (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0) {
         node->flags = (node->flags & ~int32_t(GGML_TENSOR_FLAG_COMPUTE)) | k_left_out;
     }
 }
 
-// Makes the residual add hand on h, its operand number `h_src`, without the FFN's part. CONT is the same copy as DUP, and the
-// one of the two that every backend has.
+// Makes the residual add hand on h, its operand number `h_src`, without the FFN's part. CONT is the same copy as DUP,
+// and the one of the two that every backend has.
 //
-// The Vulkan backend, computing an ADD with a norm of it behind, also sums the squares that the norm needs, and does not look
-// whether that norm is left out: the sums then go to the next norm that runs. That is right as long as nothing but copies of
-// the sum lies between the two, which holds here: what follows a block left out is the CONT, and the norm that reads it.
+// The Vulkan backend, computing an ADD with a norm of it behind, also sums the squares that the norm needs, and does
+// not look whether that norm is left out: the sums then go to the next norm that runs. That is right as long as nothing
+// but copies of the sum lies between the two, which holds here: what follows a block left out is the CONT, and the norm
+// that reads it.
 inline void pass_h(ggml_tensor * add, int h_src) {
     if (add->data == add->src[h_src]->data) {
         leave_out(add);  // done in place over h: the result is there already

@@ -7,12 +7,13 @@
 //
 // The FFN block of layer L is what is derived from the weights blk.L.ffn_*, up to the residual add. Three shapes:
 //
-//   sequential   h ----> norm, FFN ----> f       out = f + h                  one add
-//   in place     the same                        out = h + f, written over h  one add that destroys h
+//   sequential   h ----> norm, FFN ----> f       out = f + h
+//   in place     the same                        out = h + f, written over h
 //   parallel     attention a and FFN f from x    out = (f + x) + a            h = x + a exists only as out - f
 #pragma once
 
 #include "device_check.h"
+#include "ffnskip/ffn_map.h"
 
 #include <ggml.h>
 
@@ -33,8 +34,6 @@ enum class Role : uint8_t {
     layer_output,  // parallel blocks: the later add whose result is h + f
 };
 
-enum class Form : uint8_t { sequential, in_place, parallel };
-
 struct Node {
     static constexpr int     k_src  = 3;   // operands compared; no FFN operation of ggml has more that are nodes
     static constexpr int32_t k_none = -1;  // no operand
@@ -47,40 +46,31 @@ struct Node {
     const ggml_tensor * weight = nullptr;  // operand 0, where that is a weight
 };
 
-struct Block {
-    int         layer        = -1;
-    int         n_body       = 0;     // nodes left out, of all that the block is made of
-    int         branch       = -1;    // node indices
-    int         residual_add = -1;
-    int         layer_output = -1;    // parallel blocks only
-    int         h_src        = -1;    // operand number of h in the residual add
-    int         h            = -1;    // node index of that operand, or of what it is a copy of from another device; k_leaf
-                                      // where the copy was made early, and the original may be gone
-    uint64_t    bytes        = 0;     // of weights read for one token: of experts, those chosen
-    int64_t     n_rows       = 0;     // of the residual add; fewer than the batch's tokens where rows were pruned
-    Form        form         = Form::sequential;
-    bool        gated        = false;
-    bool        experts      = false;
-    // Weights of experts come to the device as needed (batches of many rows), and ggml reads which are needed before it asks
-    // about the node that needs them. Such a block has to be computed, even if every row skips it.
-    bool        fetches_experts = false;
-    std::string refusal;              // why the block can't be skipped; empty where it can
-    std::vector<const ggml_tensor *> weights;  // read by the nodes left out
+// What users are told of a block, and where it is. Layer -1: the layer has none.
+struct Block : FfnBlock {
+    int  branch       = -1;  // node indices
+    int  residual_add = -1;
+    int  h_src        = -1;  // operand number of h in the residual add
+    int  h            = -1;  // node index of that operand, or of what it is a copy of from another device
+    // The node that is h + f, where h is not there yet, or no longer, when f is computed: in parallel blocks, and where
+    // h was copied to another device early. Else -1.
+    int  output       = -1;
+    // Weights of experts come to the device as needed (batches of many rows), and ggml reads which are needed before it
+    // asks about the node that needs them. Such a block has to be computed, even if every row skips it.
+    bool fetches_experts = false;
 };
 
 struct GraphMap {
-    int64_t            n_embd   = 0;
-    int64_t            n_tokens = 0;  // of the batch it was learnt from
     std::vector<Node>  nodes;
-    std::vector<Block> blocks;  // [n_layer], layer -1 where a layer has no FFN block
+    std::vector<Block> blocks;  // [n_layer]
 };
 
-// True if `node` has the structure of `map.nodes[i]` in an evaluation whose earlier nodes are `seen[0..i)`.
-// `node` must be unedited.
+// True if `node` has the structure of `expected` in an evaluation whose earlier nodes are `seen`. `node` must be
+// unedited.
 bool matches(const Node & expected, const ggml_tensor * node, ggml_tensor * const * seen);
 
-// The node that reads the token embeddings, the first of every evaluation, if this is one: its weight, else null.
-const ggml_tensor * embedding_weight(const ggml_tensor * node);
+// Whether this node reads the token embeddings: the first of every evaluation.
+bool reads_embedding(const ggml_tensor * node);
 
 // Learns a GraphMap from the nodes of one evaluation, told in order. Allocates; not for the hot path.
 class GraphLearner {
@@ -88,48 +78,50 @@ public:
     using DeviceFault = const std::string & (*) (ggml_backend_dev_t device);
 
     // A block on a device with a fault is refused.
-    explicit GraphLearner(int n_layer, DeviceFault device_fault = edits_fault) :
-        n_layer_(n_layer), device_fault_(device_fault) {}
+    explicit GraphLearner(int n_layer, DeviceFault device_fault = edits_fault) : device_fault_(device_fault) {
+        map_.blocks.resize(size_t(n_layer));
+    }
 
-    void add(const ggml_tensor * node);
+    void     add(const ggml_tensor * node);
     GraphMap finish();
 
 private:
     struct Operand {
-        int32_t            node   = Node::k_none;
-        bool               weight = false;
-        const char *       name   = "";
+        const ggml_tensor * tensor;
+        int32_t             node   = Node::k_leaf;  // index
+        bool                copied = false;         // of the node, to another device
+        bool                weight = false;
+    };
+
+    // What is remembered of a node beyond its Node. Its tensor may be gone by the time of finish().
+    struct Seen {
+        std::vector<int32_t>   operands;        // indices of all operands that are nodes
+        std::vector<FfnWeight> weights;         // that it reads
+        uint64_t               bytes  = 0;      // of these, for one token
+        int                    layer  = -1;     // derived from this layer's FFN weights
+        bool                   activation = false;  // [n_embd, rows] float32: could be a residual
+        bool                   removable  = false;  // leaving it out can't be noticed but by its readers
+        bool                   placed     = false;  // in the memory of `device`
+        ggml_backend_dev_t     device     = nullptr;
     };
 
     Operand operand(const ggml_tensor * src) const;
-    void    derive(const ggml_tensor * node, int index, const std::vector<Operand> & operands);
+    void    derive(const ggml_tensor * node, const std::vector<Operand> & operands);
     bool    is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int layer, int & h) const;
+    void    mark(int node, Role role, int layer);
     void    refuse(int layer, const std::string & why);
-    void    find_parallel_output(Block & block);
-    void    take_in_feeders(int layer);
-    void    describe(Block & block) const;
-    void    try_devices();
+    void    find_output(Block & block);
+    void    take_in_feeders(const Block & block);
+    void    describe(Block & block);
 
-    // What is remembered of a node beyond its Node.
-    struct Seen {
-        std::vector<int32_t> operands;        // indices of all operands that are nodes
-        int                  layer = -1;      // derived from this layer's FFN weights
-        uint64_t             bytes = 0;       // of weights it reads
-        std::vector<const ggml_tensor *> weights;
-        bool                 activation = false;  // [n_embd, rows] float32: could be a residual
-        bool                 removable  = false;  // leaving it out can't be noticed but by its readers
-        bool                 placed     = false;  // in the memory of `device`
-        ggml_backend_dev_t   device     = nullptr;
-        std::string          name;
-    };
-
-    int                                            n_layer_;
-    DeviceFault                                    device_fault_;
-    GraphMap                                       map_;
-    std::vector<Seen>                              seen_;
+    DeviceFault                                      device_fault_;
+    GraphMap                                         map_;
+    int64_t                                          n_embd_   = 0;
+    int64_t                                          n_tokens_ = 0;  // of the batch
+    std::vector<Seen>                                seen_;
     std::unordered_map<const ggml_tensor *, int32_t> index_;
-    std::unordered_map<std::string, int32_t>       by_name_;
-    std::unordered_set<const ggml_tensor *>        copies_read_;  // of nodes, made by the scheduler for another device
+    std::unordered_map<std::string, int32_t>         by_name_;
+    std::unordered_set<const ggml_tensor *>          copies_read_;  // of nodes
 };
 
 }  // namespace ffnskip

@@ -1,9 +1,9 @@
 #include "ffnskip/options.h"
 
+#include "numbers.h"
+
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
-#include <cstdlib>
 #include <limits>
 #include <stdexcept>
 
@@ -15,34 +15,31 @@ namespace {
 }
 
 uint64_t to_unsigned(const std::string & name, const std::string & value, uint64_t most) {
-    errno = 0;
-    char *         end    = nullptr;
-    const uint64_t number = std::strtoull(value.c_str(), &end, 10);
-    if (value.empty() || !std::isdigit(static_cast<unsigned char>(value[0])) || *end != '\0' || errno != 0 || number > most) {
+    const std::optional<uint64_t> number = parse_number<uint64_t>(value);
+    if (!number || *number > most) {
         refuse(name, value, "an integer >= 0");
     }
-    return number;
+    return *number;
 }
 
 int to_count(const std::string & name, const std::string & value) {
     return int(to_unsigned(name, value, std::numeric_limits<int>::max()));
 }
 
-float to_float(const std::string & name, const std::string & value) {
-    char *      end    = nullptr;
-    const float number = std::strtof(value.c_str(), &end);
-    if (value.empty() || std::isspace(static_cast<unsigned char>(value[0])) || *end != '\0') {
+double to_number(const std::string & name, const std::string & value) {
+    const std::optional<double> number = parse_number<double>(value);
+    if (!number) {
         refuse(name, value, "a number");
     }
-    return number;
+    return *number;
 }
 
 // "0.9,0.95,inf" is three of them.
-std::vector<float> to_floats(const std::string & name, const std::string & value) {
-    std::vector<float> numbers;
+std::vector<double> to_numbers(const std::string & name, const std::string & value) {
+    std::vector<double> numbers;
     for (size_t begin = 0; begin <= value.size();) {
         const size_t comma = std::min(value.find(',', begin), value.size());
-        numbers.push_back(to_float(name, value.substr(begin, comma - begin)));
+        numbers.push_back(to_number(name, value.substr(begin, comma - begin)));
         begin = comma + 1;
     }
     return numbers;
@@ -50,11 +47,10 @@ std::vector<float> to_floats(const std::string & name, const std::string & value
 
 // "3,5-7" is 3, 5, 6, 7.
 std::vector<int> to_layers(const std::string & name, const std::string & value) {
-    constexpr size_t k_digits = 4;  // no model has more layers
-    const auto       layer    = [&](const std::string & text) {
-        const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
-        const bool good     = !text.empty() && text.size() <= k_digits && std::all_of(text.begin(), text.end(), is_digit);
-        return good ? std::atoi(text.c_str()) : -1;
+    constexpr int k_most = 9999;  // no model has more layers
+    const auto    layer  = [&](const std::string & text) {
+        const std::optional<int> number = parse_number<int>(text);
+        return number && *number <= k_most ? *number : -1;
     };
     std::vector<int> layers;
     for (size_t begin = 0; begin <= value.size();) {
@@ -84,11 +80,15 @@ struct Entry {
 using Text = const std::string &;
 
 const Entry k_entries[] = {
-    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), ffn_skip_per_layer, fixed, fixed_plus_ffn_skip, random, "
-                          "random_adaptive_region or dense" },
-      [](Config & c, Text, Text v) { c.policy = policy_from_name(v); } },
+    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random or dense" },
+      [](Config & c, Text, Text v) {
+          if (v == "fixed_plus_ffn_skip" && c.max_skip == 0) {
+              c.max_skip.reset();  // which --skip-layers implied
+          }
+          set_policy(c, v);
+      } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
-      [](Config & c, Text n, Text v) { c.sim_threshold = to_float(n, v); } },
+      [](Config & c, Text n, Text v) { c.sim_threshold = to_number(n, v); } },
     { { "cold-s", "N", "layers [0, N) never skip (default: an eighth of the layers)" },
       [](Config & c, Text n, Text v) { c.cold_s = to_count(n, v); } },
     { { "cold-e", "N", "layers from N on never skip (default: all but the last eighth)" },
@@ -96,28 +96,30 @@ const Entry k_entries[] = {
     { { "warm-up", "N", "generated tokens of a sequence that run in full first (default 30)" },
       [](Config & c, Text n, Text v) { c.warm_up_index = to_count(n, v); } },
     { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" },
-      [](Config & c, Text n, Text v) { c.skip_ratio = to_float(n, v); } },
-    { { "max-skip", "K", "FFN blocks a token skips, in place of --skip-ratio" },
+      [](Config & c, Text n, Text v) { c.skip_ratio = to_number(n, v); } },
+    { { "skip-layers", "LIST", "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
+      [](Config & c, Text n, Text v) {
+          c.policy   = Policy::ffn_skip;
+          c.max_skip = c.layers ? c.max_skip : 0;
+          c.layers   = to_layers(n, v);
+      } },
+    { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked" },
+      [](Config & c, Text n, Text v) {
+          c.policy           = Policy::ffn_skip;
+          c.layer_thresholds = to_numbers(n, v);
+      } },
+    { { "max-skip", "K", "FFN blocks a token skips, in place of --skip-ratio; beside those of --skip-layers" },
       [](Config & c, Text n, Text v) { c.max_skip = to_count(n, v); } },
-    { { "skip-layers", "LIST", "layers whose FFN block is always skipped, such as 3,5-7; implies --policy fixed unless "
-                               "fixed_plus_ffn_skip is set" },
-      [](Config & c, Text n, Text v) {
-          c.layers = to_layers(n, v);
-          c.policy = c.policy == Policy::fixed_plus_ffn_skip ? c.policy : Policy::fixed;
-      } },
-    { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked; implies --policy ffn_skip_per_layer" },
-      [](Config & c, Text n, Text v) {
-          c.layer_thresholds = to_floats(n, v);
-          c.policy           = Policy::ffn_skip_per_layer;
-      } },
     { { "check-stride", "N", "check every N-th layer of the adaptive region only (default 1)" },
       [](Config & c, Text n, Text v) { c.check_stride = to_count(n, v); } },
-    { { "skip-seed", "N", "seed of the random policies (default 0)" },
+    { { "region", "NAME", "where --policy random chooses from: any (layer but the last, default) or adaptive" },
+      [](Config & c, Text, Text v) { c.region = region_from_name(v); } },
+    { { "skip-seed", "N", "seed of --policy random (default 0)" },
       [](Config & c, Text n, Text v) { c.seed = to_unsigned(n, v, std::numeric_limits<uint64_t>::max()); } },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
       [](Config & c, Text, Text) {
-          c.layers.clear();
-          c.layer_thresholds.clear();
+          c.layers.reset();
+          c.layer_thresholds.reset();
           c.policy = Policy::dense;
       } },
 };

@@ -52,7 +52,7 @@ void TokenState::begin(const Settings & settings, int32_t position, int32_t toke
     may_skip_ = true;
 
     const int n_layer = settings.n_layer();
-    if (settings.policy != Policy::random && settings.policy != Policy::random_adaptive_region) {
+    if (settings.policy != Policy::random) {
         for (int il = 0; il < n_layer; ++il) {
             skip_[size_t(il)]  = settings.always[size_t(il)];
             check_[size_t(il)] = settings.checked[size_t(il)];

@@ -32,7 +32,7 @@ public:
 
     bool may_skip() const { return may_skip_; }
     bool skips_any() const { return skip_.any(); }
-    bool tripped() const { return trip_layer_ >= 0; }
+    bool never_tripped() const { return check_.any(); }  // once its layers are through: it could have, and did not
     int  trip_layer() const { return trip_layer_; }  // -1: has not tripped
 
 private:

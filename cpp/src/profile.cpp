@@ -1,10 +1,14 @@
 #include "ffnskip/profile.h"
 
+#include "gguf_magic.h"
+
 #include <ggml.h>
 #include <gguf.h>
 
 #include <algorithm>
 #include <cctype>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -26,11 +30,10 @@ class Reader {
 public:
     explicit Reader(const std::string & path) : path_(path) {
         // gguf_init_from_file writes its complaints to the log, and these two are the usual ones.
-        char magic[4] = {};
-        if (!std::ifstream(path, std::ios::binary).read(magic, sizeof(magic))) {
+        if (!std::ifstream(path)) {
             refuse("can't be read");
         }
-        if (std::string(magic, sizeof(magic)) != "GGUF") {
+        if (!is_gguf(path)) {
             refuse("is no GGUF file");
         }
         file_.reset(gguf_init_from_file(path.c_str(), { true, nullptr }));
@@ -42,16 +45,21 @@ public:
     bool        has(const char * key) const { return gguf_find_key(file_.get(), key) >= 0; }
     std::string text(const char * key) const { return gguf_get_val_str(file_.get(), find(key, GGUF_TYPE_STRING)); }
     int         count(const char * key) const { return int(gguf_get_val_u32(file_.get(), find(key, GGUF_TYPE_UINT32))); }
-    float       number(const char * key) const { return gguf_get_val_f32(file_.get(), find(key, GGUF_TYPE_FLOAT32)); }
+    double number(const char * key) const {
+        const bool single = type_of(key) == GGUF_TYPE_FLOAT32;
+        return single ? decimal(gguf_get_val_f32(file_.get(), find(key, GGUF_TYPE_FLOAT32))) :
+                        gguf_get_val_f64(file_.get(), find(key, GGUF_TYPE_FLOAT64));
+    }
 
-    std::vector<int>   counts(const char * key) const { return list<uint32_t, int>(key, GGUF_TYPE_UINT32); }
-    std::vector<float> numbers(const char * key) const { return list<float, float>(key, GGUF_TYPE_FLOAT32); }
-
-    Policy policy(const char * key) const {
-        const std::string name  = text(key);
-        Policy            found = Policy::dense;
-        naming_the_file([&] { found = policy_from_name(name); });
-        return found;
+    std::vector<int>    counts(const char * key) const { return list<uint32_t, int>(key, GGUF_TYPE_UINT32); }
+    std::vector<double> numbers(const char * key) const {
+        const int64_t id = find(key, GGUF_TYPE_ARRAY);
+        if (gguf_get_arr_type(file_.get(), id) != GGUF_TYPE_FLOAT32) {
+            return list<double, double>(key, GGUF_TYPE_FLOAT64);
+        }
+        std::vector<double> numbers = list<float, double>(key, GGUF_TYPE_FLOAT32);
+        std::transform(numbers.begin(), numbers.end(), numbers.begin(), [](double x) { return decimal(float(x)); });
+        return numbers;
     }
 
     template <typename Check> void naming_the_file(Check check) const {
@@ -65,11 +73,30 @@ public:
 private:
     [[noreturn]] void refuse(const std::string & why) const { throw std::invalid_argument("profile " + path_ + ": " + why); }
 
-    int64_t find(const char * key, gguf_type type) const {
+    // Older versions wrote float32: 0.9, which was meant, in place of 0.8999999761581421.
+    static double decimal(float value) {
+        char text[32];
+        for (int digits = 6; digits <= 9; ++digits) {
+            std::snprintf(text, sizeof(text), "%.*g", digits, double(value));
+            if (std::strtof(text, nullptr) == value) {
+                break;
+            }
+        }
+        return std::strtod(text, nullptr);
+    }
+
+    gguf_type type_of(const char * key) const { return gguf_get_kv_type(file_.get(), find(key)); }
+
+    int64_t find(const char * key) const {
         const int64_t id = gguf_find_key(file_.get(), key);
         if (id < 0) {
             refuse("has no " + std::string(key));
         }
+        return id;
+    }
+
+    int64_t find(const char * key, gguf_type type) const {
+        const int64_t id = find(key);
         if (gguf_get_kv_type(file_.get(), id) != type) {
             refuse(std::string(key) + " is a " + gguf_type_name(gguf_get_kv_type(file_.get(), id)) + ", not a " +
                    gguf_type_name(type));
@@ -119,16 +146,21 @@ Profile read_profile(const std::string & path) {
     Config &     config = profile.config;
     profile.path        = path;
     profile.model       = reader.text("ffnskip.model");
-    config.policy       = reader.policy("ffnskip.policy");
-    if (has_fixed_set(config.policy)) {
+
+    const std::string policy = reader.text("ffnskip.policy");
+    reader.naming_the_file([&] { set_policy(config, policy); });
+    if (config.layers || reader.has("ffnskip.layers")) {
         config.layers = reader.counts("ffnskip.layers");
     }
-    if (config.policy == Policy::ffn_skip_per_layer) {
-        config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
-    } else if (is_adaptive(config.policy)) {
-        config.sim_threshold = reader.number("ffnskip.sim_threshold");
+    if (reader.has("ffnskip.max_skip")) {
+        config.max_skip = reader.count("ffnskip.max_skip");
     }
-    if (config.policy != Policy::fixed) {
+    if (!config.layers || config.max_skip != 0) {  // something is checked
+        if (config.layer_thresholds || reader.has("ffnskip.layer_thresholds")) {
+            config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
+        } else {
+            config.sim_threshold = reader.number("ffnskip.sim_threshold");
+        }
         config.cold_s       = reader.count("ffnskip.cold_s");
         config.cold_e       = reader.count("ffnskip.cold_e");
         config.max_skip     = reader.count("ffnskip.max_skip");

@@ -38,7 +38,7 @@ void Recorder::checked(int32_t row, int layer, float similarity) {
     }
 }
 
-void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy) {
+void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows) {
     const std::lock_guard lock(stats_mutex_);
     stats_.checks += checks_;
     stats_.ffn_bytes_not_read += bytes_;
@@ -50,27 +50,20 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
         for (int il = 0; il < n_layer_; ++il) {
             stats_.ffn_skipped += row.skips(il);
             stats_.skipped_per_layer[size_t(il)] += row.skips(il);
+            if (tracing_) {
+                trace_.similarity.push_back(similarity_[size_t(i) * size_t(n_layer_) + size_t(il)]);
+                trace_.skipped.push_back(row.skips(il));
+            }
         }
+        trace_.n_tokens += tracing_;
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;
-        stats_.tokens_never_tripped += is_adaptive(policy) && row.may_skip() && !row.tripped();
+        stats_.tokens_never_tripped += row.never_tripped();
         if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip()) {
             ++n_judged_;
             n_at_once_ += row.trip_layer() == first_checked_;
         }
-        if (tracing_) {
-            append_trace(i, row);
-        }
     }
-}
-
-void Recorder::append_trace(int32_t i, const TokenState & row) {
-    const auto first = similarity_.begin() + std::ptrdiff_t(i) * n_layer_;
-    trace_.similarity.insert(trace_.similarity.end(), first, first + n_layer_);
-    for (int il = 0; il < n_layer_; ++il) {
-        trace_.skipped.push_back(row.skips(il));
-    }
-    ++trace_.n_tokens;
 }
 
 void Recorder::judge(const Settings & settings) {

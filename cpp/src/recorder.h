@@ -23,7 +23,7 @@ public:
     // A block was left out for all rows of an ubatch, and its weights with it.
     void dropped(uint64_t bytes) { bytes_ += bytes; }
     // The decode stands. `rows` and `kinds` are of its batch, in order.
-    void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows, Policy policy);
+    void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
 
     // Settings to be judged by the first tokens that may skip under them; or not.
     void judge(const Settings & settings);
@@ -38,8 +38,6 @@ public:
     Trace stop_trace();
 
 private:
-    void append_trace(int32_t i, const TokenState & row);
-
     int      n_layer_ = 0;
     uint64_t n_ffn_   = 0;  // FFN blocks of the model
 

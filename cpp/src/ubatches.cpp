@@ -4,13 +4,15 @@
 #include <numeric>
 
 namespace ffnskip {
-namespace {
 
-llama_seq_id first_sequence(const llama_batch & batch, int32_t row) {
-    return batch.seq_id == nullptr ? 0 : batch.seq_id[row][0];
+Split usual_split(const llama_context * ctx) {
+    const bool unified = llama_n_ctx_seq(ctx) == llama_n_ctx(ctx);  // one memory, shared by all sequences
+    const bool hybrid  = llama_model_is_hybrid(llama_get_model(ctx));
+    if (llama_n_seq_max(ctx) == 1 || (unified && !hybrid)) {
+        return Split::simple;
+    }
+    return unified ? Split::equal : Split::equal_sequential;
 }
-
-}  // namespace
 
 void Ubatches::configure(Split split, int32_t n_ubatch) {
     usual_    = split;
@@ -33,133 +35,103 @@ const int32_t * Ubatches::next(const int32_t * tokens, int32_t n_tokens) {
             plan(other);
         }
     }
-    if (!fits(tokens, n_tokens)) {
-        return nullptr;
-    }
-    const int32_t first = n_done_ == 0 ? 0 : ends_[n_done_ - 1];
-    ++n_done_;
-    return &order_[size_t(first)];
+    return fits(tokens, n_tokens) ? &order_[size_t(first_of(n_done_++))] : nullptr;
 }
 
 bool Ubatches::fits(const int32_t * tokens, int32_t n_tokens) const {
-    const int32_t first = n_done_ == 0 ? 0 : ends_[n_done_ - 1];
-    if (n_done_ == ends_.size() || ends_[n_done_] - first != n_tokens) {
-        return false;
-    }
-    for (int32_t r = 0; r < n_tokens; ++r) {
-        if (batch_->token[order_[size_t(first + r)]] != tokens[r]) {
-            return false;
-        }
-    }
-    return true;
+    return n_done_ < ends_.size() && ends_[n_done_] - first_of(n_done_) == n_tokens &&
+           std::equal(tokens, tokens + n_tokens, &order_[size_t(first_of(n_done_))],
+                      [&](int32_t token, int32_t row) { return batch_->token[row] == token; });
 }
 
 void Ubatches::plan(Split split) {
     order_.clear();
     ends_.clear();
     if (split == Split::simple || batch_->n_tokens == 1) {
-        plan_simple();
+        order_.resize(size_t(batch_->n_tokens));
+        std::iota(order_.begin(), order_.end(), 0);
+        for (int32_t end = n_ubatch_; end < batch_->n_tokens; end += n_ubatch_) {
+            ends_.push_back(end);
+        }
+        ends_.push_back(batch_->n_tokens);
         return;
     }
-    find_sets();
-    if (split == Split::by_sequence) {
-        plan_by_sequence();
-    } else {
-        plan_equal(split == Split::equal_sequential);
+    read_sequences();
+    while (int32_t(order_.size()) < batch_->n_tokens) {
+        if (split == Split::by_sequence) {
+            take_one_sequence();
+        } else {
+            take_equal(split == Split::equal_sequential);
+        }
+        ends_.push_back(int32_t(order_.size()));
     }
 }
 
-void Ubatches::plan_simple() {
-    order_.resize(size_t(batch_->n_tokens));
-    std::iota(order_.begin(), order_.end(), 0);
-    for (int32_t end = n_ubatch_; end < batch_->n_tokens; end += n_ubatch_) {
-        ends_.push_back(end);
-    }
-    end_ubatch();
-}
-
-void Ubatches::find_sets() {
-    const int32_t n = batch_->n_tokens;
-    sets_.clear();
-    set_of_.resize(size_t(n));
-    taken_.assign(size_t(n), 0);
-    for (auto & rows : rows_) {
-        rows.clear();
-    }
-    for (int32_t i = 0; i < n; ++i) {
-        Set           set;
-        const int32_t n_seq = batch_->n_seq_id == nullptr ? 1 : batch_->n_seq_id[i];
+void Ubatches::read_sequences() {
+    sets_.assign(size_t(batch_->n_tokens), Set());
+    taken_.assign(size_t(batch_->n_tokens), 0);
+    for (int32_t i = 0; i < batch_->n_tokens; ++i) {
+        const int32_t n_seq = batch_->n_seq_id == nullptr || batch_->seq_id == nullptr ? 0 : batch_->n_seq_id[i];
         for (int32_t s = 0; s < n_seq; ++s) {
-            const llama_seq_id seq = batch_->seq_id == nullptr ? 0 : batch_->seq_id[i][s];
-            if (seq >= 0 && size_t(seq) < k_max_sequences) {
-                set.set(size_t(seq));
+            if (const llama_seq_id seq = batch_->seq_id[i][s]; seq >= 0 && size_t(seq) < k_max_sequences) {
+                sets_[size_t(i)].set(size_t(seq));
             }
         }
-        const auto found = std::find(sets_.rbegin(), sets_.rend(), set);
-        set_of_[size_t(i)] = int32_t(found == sets_.rend() ? sets_.size() : size_t(sets_.rend() - found) - 1);
-        if (found == sets_.rend()) {
-            sets_.push_back(set);
-            rows_.resize(std::max(rows_.size(), sets_.size()));
+        if (n_seq == 0) {
+            sets_[size_t(i)].set(0);
         }
-        rows_[size_t(set_of_[size_t(i)])].push_back(i);
     }
-    n_taken_.assign(sets_.size(), 0);
 }
 
 void Ubatches::take(int32_t row) {
     order_.push_back(row);
     taken_[size_t(row)] = 1;
-    ++n_taken_[size_t(set_of_[size_t(row)])];
 }
 
-// Sets that have no sequence in common, by the order of their first row left.
-void Ubatches::choose_sets(bool sequential) {
-    chosen_.clear();
+void Ubatches::take_equal(bool sequential) {
+    // Sets that have no sequence in common, by the order of their first row left.
     Set          covered;
     llama_seq_id last = -1;
+    chosen_.clear();
     for (int32_t i = 0; i < batch_->n_tokens && int32_t(chosen_.size()) <= n_ubatch_; ++i) {
-        const Set &        set = sets_[size_t(set_of_[size_t(i)])];
-        const llama_seq_id seq = first_sequence(*batch_, i);
-        if (taken_[size_t(i)] || (set & covered).any() || (sequential && !chosen_.empty() && seq != last + 1)) {
-            continue;
+        const Set &        set = sets_[size_t(i)];
+        const llama_seq_id seq = batch_->seq_id == nullptr ? 0 : batch_->seq_id[i][0];
+        if (!taken_[size_t(i)] && (set & covered).none() && (!sequential || chosen_.empty() || seq == last + 1)) {
+            chosen_.push_back(set);
+            covered |= set;
+            last = seq;
         }
-        chosen_.push_back(set_of_[size_t(i)]);
-        covered |= set;
-        last = seq;
     }
-}
-
-void Ubatches::plan_equal(bool sequential) {
-    while (int32_t(order_.size()) < batch_->n_tokens) {
-        choose_sets(sequential);
-        // As many rows of each set as the shortest has left and as n_ubatch has room for, but one at least.
-        const int32_t n_sets = int32_t(chosen_.size());
-        int32_t       n_each = std::max(1, n_ubatch_ / n_sets);
-        for (const int32_t s : chosen_) {
-            n_each = std::min(n_each, int32_t(rows_[size_t(s)].size()) - n_taken_[size_t(s)]);
+    // As many rows of each set as the shortest has left and as n_ubatch has room for, but one at least.
+    const auto is_of  = [&](int32_t i, const Set & set) { return !taken_[size_t(i)] && sets_[size_t(i)] == set; };
+    int32_t    n_each = std::max(1, n_ubatch_ / int32_t(chosen_.size()));
+    for (const Set & set : chosen_) {
+        int32_t n_left = 0;
+        for (int32_t i = 0; i < batch_->n_tokens && n_left < n_each; ++i) {
+            n_left += is_of(i, set);
         }
-        for (const int32_t s : chosen_) {
-            for (int32_t k = 0; k < n_each; ++k) {
-                take(rows_[size_t(s)][size_t(n_taken_[size_t(s)])]);
+        n_each = std::min(n_each, n_left);
+    }
+    for (const Set & set : chosen_) {
+        for (int32_t i = 0, n = 0; n < n_each; ++i) {
+            if (is_of(i, set)) {
+                take(i);
+                ++n;
             }
         }
-        end_ubatch();
     }
 }
 
 // The first row left, then rows whose set of sequences is part of the one before.
-void Ubatches::plan_by_sequence() {
-    while (int32_t(order_.size()) < batch_->n_tokens) {
-        const size_t begin   = order_.size();
-        const Set *  current = nullptr;
-        for (int32_t i = 0; i < batch_->n_tokens && int32_t(order_.size() - begin) < n_ubatch_; ++i) {
-            const Set & set = sets_[size_t(set_of_[size_t(i)])];
-            if (!taken_[size_t(i)] && (current == nullptr || (*current & set) == set)) {
-                take(i);
-                current = &set;
-            }
+void Ubatches::take_one_sequence() {
+    const Set * current = nullptr;
+    for (int32_t i = 0, n = 0; i < batch_->n_tokens && n < n_ubatch_; ++i) {
+        const Set & set = sets_[size_t(i)];
+        if (!taken_[size_t(i)] && (current == nullptr || (*current & set) == set)) {
+            take(i);
+            ++n;
+            current = &set;
         }
-        end_ubatch();
     }
 }
 

@@ -19,9 +19,12 @@ enum class Split : uint8_t {
     by_sequence,       // one sequence at a time: hybrid models where every row has output
 };
 
+// How a context cuts its batches, as a rule.
+Split usual_split(const llama_context * ctx);
+
 class Ubatches {
 public:
-    static constexpr size_t k_max_sequences = 1024;  // llama.cpp itself stops at 256
+    static constexpr size_t k_max_sequences = 256;  // llama.cpp's own limit
 
     // The way a context splits as a rule, and its n_ubatch.
     void configure(Split split, int32_t n_ubatch);
@@ -35,14 +38,12 @@ private:
     using Set = std::bitset<k_max_sequences>;
 
     void plan(Split split);
-    void plan_simple();
-    void plan_equal(bool sequential);
-    void plan_by_sequence();
-    void find_sets();
-    void choose_sets(bool sequential);
+    void read_sequences();
+    void take_equal(bool sequential);
+    void take_one_sequence();
     void take(int32_t row);
-    void end_ubatch() { ends_.push_back(int32_t(order_.size())); }
     bool fits(const int32_t * tokens, int32_t n_tokens) const;
+    int32_t first_of(size_t ubatch) const { return ubatch == 0 ? 0 : ends_[ubatch - 1]; }
 
     Split   usual_    = Split::simple;
     int32_t n_ubatch_ = 1;
@@ -52,13 +53,9 @@ private:
     std::vector<int32_t> ends_;   // where each ends in order_
     size_t               n_done_ = 0;
 
-    // Sets of sequences that rows belong to, most of them of one sequence.
-    std::vector<Set>                  sets_;
-    std::vector<int32_t>              set_of_;    // [n_tokens] index of the row's set
-    std::vector<std::vector<int32_t>> rows_;      // of each set, in order
-    std::vector<int32_t>              n_taken_;   // of each set
-    std::vector<int32_t>              chosen_;    // sets of the ubatch being made
-    std::vector<uint8_t>              taken_;     // [n_tokens]
+    std::vector<Set>     sets_;    // [n_tokens] the sequences that the row belongs to
+    std::vector<uint8_t> taken_;   // [n_tokens]
+    std::vector<Set>     chosen_;  // of the ubatch being made
 };
 
 }  // namespace ffnskip

@@ -1,90 +1,27 @@
-"""The C++ core. `SkipConfig`, `SkipStats` and `Unsupported` are public, from `ffnskip_cpp`; the rest serves `Llama`."""
+"""The C++ core, which serves `Llama`. Raises the classes of `ffnskip_cpp.errors`."""
 
+import enum
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from .skip_config import ResolvedConfig, SkipConfig
+
 __version__: str
 
-PolicyName = Literal[
-    "dense",
-    "ffn_skip",
-    "ffn_skip_per_layer",
-    "random",
-    "random_adaptive_region",
-    "fixed",
-    "fixed_plus_ffn_skip",
-]
+class _Native(type):
+    """Metaclass of the classes of a pybind11 module."""
 
-class Unsupported(ValueError):
-    """The model or context has no FFN block that can be skipped, or one that is not understood."""
+def canonical(config: SkipConfig) -> SkipConfig:
+    """With policies of older versions turned into those there are now. Raises TypeError, ValueError for a bad value."""
 
-class SkipConfig:
-    """What to skip. FFN-SkipLLM (arXiv:2404.03865), section 3.2 and Algorithm 1. Immutable, hashable, picklable.
-
-    Args:
-        policy: "ffn_skip" is Algorithm 1, "ffn_skip_per_layer" the same with a threshold for each layer; "random" and
-            "random_adaptive_region" are the paper's baselines 1 and 2 (max_skip FFN blocks a token, from all layers
-            but the last, or from the adaptive region); "fixed" skips the FFN blocks of `layers`, and
-            "fixed_plus_ffn_skip" those and, by Algorithm 1, others of the adaptive region; "dense" skips nothing.
-        sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
-            Above 1: never.
-        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
-            0 <= cold_s < cold_e < n_layer. Default: an eighth of the layers at either end.
-        warm_up_index: Generated tokens per generation that run in full first, 0 or more.
-        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer), less the
-            number of `layers`.
-        max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
-        layers: For the fixed policies: layers in [0, n_layer - 1) that every token skips.
-        seed: For the random policies.
-        layer_thresholds: For "ffn_skip_per_layer": float [n_layer], each like sim_threshold; infinite where a layer is
-            not to be checked.
-        check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
-    Raises:
-        ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
-    """
-
-    def __init__(
-        self,
-        policy: PolicyName = "ffn_skip",
-        sim_threshold: float = 0.9,
-        cold_s: int | None = None,
-        cold_e: int | None = None,
-        warm_up_index: int = 30,
-        skip_ratio: float = 0.25,
-        max_skip: int | None = None,
-        layers: Sequence[int] | None = None,
-        seed: int = 0,
-        layer_thresholds: Sequence[float] | None = None,
-        check_stride: int = 1,
-    ) -> None: ...
-    @property
-    def policy(self) -> PolicyName: ...
-    @property
-    def sim_threshold(self) -> float: ...
-    @property
-    def cold_s(self) -> int | None: ...
-    @property
-    def cold_e(self) -> int | None: ...
-    @property
-    def warm_up_index(self) -> int: ...
-    @property
-    def skip_ratio(self) -> float: ...
-    @property
-    def max_skip(self) -> int | None: ...
-    @property
-    def layers(self) -> list[int] | None: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def layer_thresholds(self) -> list[float] | None: ...
-    @property
-    def check_stride(self) -> int: ...
-
-class SkipStats:
+class SkipStats(metaclass=_Native):
     """Counts over generated tokens since the last reset; a snapshot."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def tokens(self) -> int:
@@ -110,8 +47,11 @@ class SkipStats:
     def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
 
-class FfnWeight:
+class FfnWeight(metaclass=_Native):
     """A weight of an FFN block."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def name(self) -> str: ...
@@ -123,8 +63,11 @@ class FfnWeight:
     @property
     def bytes(self) -> int: ...
 
-class FfnBlock:
+class FfnBlock(metaclass=_Native):
     """The FFN block of a layer, as it was found in the model's graph."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def layer(self) -> int: ...
@@ -143,8 +86,11 @@ class FfnBlock:
     @property
     def weights(self) -> list[FfnWeight]: ...
 
-class Profile:
+class Profile(metaclass=_Native):
     """Settings found for one model; `Llama(skip=...)` takes its path, or its config."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
 
     @property
     def path(self) -> str:
@@ -160,20 +106,21 @@ def profile_path(model_path: str) -> str: ...
 def find_profile(model: int, model_path: str) -> Profile | None:
     """The profile beside or in a model, which is given by its address too."""
 
-class ResolvedConfig(TypedDict):
-    """A SkipConfig as it applies to one model."""
+class RowKind(enum.IntEnum):
+    """What a row of a batch is."""
 
-    policy: PolicyName
-    sim_threshold: float
-    cold_s: int
-    cold_e: int
-    warm_up_index: int
-    max_skip: int
+    prompt = 0
+    """Runs in full, not counted."""
+    warm_up = 1
+    """A generated token that runs in full (Algorithm 1's warm_up_index), counted."""
+    skippable = 2
+    """A generated token that may skip, counted."""
+    __pybind11_native_enum__: object
 
-class Controller:
+class Controller(metaclass=_Native):
     """Skips FFN blocks in one llama.cpp context; ffnskip/controller.h has the contract.
 
-    Contexts, samplers and batches are given by address. Row kinds: 0 prompt, 1 warm-up, 2 skippable.
+    Contexts, samplers and batches are given by address.
     """
 
     def __init__(self) -> None: ...
@@ -184,7 +131,7 @@ class Controller:
     def user_data(self) -> int:
         """Address for llama_context_params.cb_eval_user_data."""
     def probe(self, ctx: int) -> None:
-        """Learns the FFN blocks of the context's model. Raises Unsupported."""
+        """Learns the FFN blocks of the context's model. Raises UnsupportedModelError."""
     @property
     def n_layer(self) -> int: ...
     @property
@@ -198,23 +145,9 @@ class Controller:
         """What tells the model from others, whatever its quantisation; empty before probe()."""
     config: SkipConfig
     def set_profile(self, profile: Profile) -> None:
-        """Raises ValueError where it is another model's."""
+        """Raises ProfileMismatchError where it is another model's."""
     @property
     def resolved(self) -> ResolvedConfig: ...
-    def decode(
-        self,
-        ctx: int,
-        tokens: Sequence[int],
-        position: int,
-        kinds: Sequence[int] | None = None,
-        all_logits: bool = False,
-    ) -> None:
-        """Decodes tokens of sequence 0 from `position` on. Raises RuntimeError with llama_decode's status."""
-    def decode_batch(self, ctx: int, batch: int, generated: bool | None = None) -> None:
-        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch. Raises RuntimeError with
-        llama_decode's status."""
-    def step(self, ctx: int, sampler: int, token: int, position: int) -> int:
-        """Decodes a generated token of sequence 0 and samples the next one."""
     def set_reuse(self, full: bool) -> None: ...
     def first_to_repeat(self, end: int) -> int:
         """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
@@ -228,7 +161,6 @@ class Controller:
         """Raises ValueError where these are not the bytes of an account."""
     def take_notice(self) -> str | None:
         """What the user should be told of the settings in use, at most once."""
-    def row_kind(self, generated_index: int) -> int: ...
     @property
     def stats(self) -> SkipStats: ...
     def reset_stats(self) -> None: ...
@@ -236,14 +168,48 @@ class Controller:
     def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
 
-def cosine(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Cosine similarity of two float32 vectors, as the policies compute it; NaN where an element is not finite."""
+class Session(metaclass=_Native):
+    """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.
+
+    Raises DecodeError where llama.cpp does not decode a batch, UnsupportedModelError where it does what is not
+    understood, and RuntimeError where the memory of the model can't go back to `position`.
+    """
+
+    def __init__(self, ctx: int, controller: Controller | None) -> None: ...
+    def decode(self, tokens: Sequence[int], position: int, kinds: Sequence[RowKind] | None = None) -> None:
+        """Decodes tokens of sequence 0 from `position` on, in place of what is there; None: of a prompt, of which there
+        may be more than a batch takes. The last one has an output."""
+    def forward(
+        self, tokens: Sequence[int], position: int, kinds: Sequence[RowKind] | None, rows: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """The same for any number of tokens; None: they are generated ones, counted from the first.
+
+        Returns:
+            float32 [len(rows), n_vocab]: logits of these rows, which are given in ascending order. The last
+            token has an output in the context besides.
+        """
+    def score(
+        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], int]:
+        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated.
+
+        Returns:
+            float64 [n]: log-likelihood of each continuation, bool [n]: whether it is the greedy one, and the number of
+            tokens that were evaluated.
+        """
+    def step(self, sampler: int, token: int, position: int) -> int:
+        """Decodes a generated token of sequence 0 and samples the next one."""
+    def decode_batch(self, batch: int, generated: bool | None = None) -> None:
+        """Decodes a llama_batch, of prompt or generated rows; None: seen from the batch."""
+
+def similarity(h: npt.ArrayLike, f: npt.ArrayLike) -> float:
+    """Cosine of the float32 vectors h and h + f, as the policies compute it; NaN where an element is not finite."""
 
 def options() -> list[tuple[str, str | None, str]]:
     """The skip options of programs: name, placeholder of the value (None for a switch), one line of help."""
 
-def config_from_options(values: Sequence[tuple[str, str]], base: SkipConfig = ...) -> SkipConfig:
-    """`base`, by default SkipConfig(), after options, given by name and value. Raises ValueError."""
+def config_from_options(values: Sequence[tuple[str, str]], base: SkipConfig) -> SkipConfig:
+    """`base` after options, given by name and value. Raises ValueError."""
 
 def environment_name(option: str) -> str:
     """The variable that `ffnskip run` passes an option in: "FFNSKIP_SKIP_RATIO" of "skip-ratio"."""

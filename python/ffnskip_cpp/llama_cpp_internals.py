@@ -13,8 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
-import numpy as np
-import numpy.typing as npt
 from llama_cpp import _internals
 from llama_cpp._ggml import libggml
 
@@ -27,8 +25,8 @@ __all__ = [
     "context_address",
     "exact_pieces",
     "ggml_type",
+    "go_back",
     "libggml",
-    "logits",
     "lora_is_missing",
     "make_context",
     "makes_context",
@@ -91,7 +89,7 @@ if _names := _missing():
 
 def context_address(llm: llama_cpp.Llama) -> int:
     """Of the llama_context. Raises RuntimeError where the model is closed."""
-    return llm._ctx.ctx
+    return int(llm._ctx.ctx)
 
 
 def model_address(llm: llama_cpp.Llama) -> int:
@@ -106,12 +104,12 @@ def batch_address(batch: Any) -> int:
 
 def n_rows(batch: Any) -> int:
     """Of a LlamaBatch."""
-    return batch.batch.n_tokens
+    return int(batch.batch.n_tokens)
 
 
 def redirect_decode(llm: llama_cpp.Llama, decode: Callable[[Any], None]) -> None:
     """`decode`, called with a LlamaBatch, stands in for the context's own."""
-    llm._ctx.decode = decode
+    llm._ctx.decode = decode  # type: ignore[assignment,method-assign]
 
 
 def make_context(llm: llama_cpp.Llama, params: Any) -> Any:
@@ -122,12 +120,17 @@ def make_context(llm: llama_cpp.Llama, params: Any) -> Any:
 def adopt_context(llm: llama_cpp.Llama, context: Any) -> None:
     """`context` takes the place of the one that `llm` has, which is freed; LoRA adapters stay."""
     if llm._lora_adapter:
-        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llm._lora_adapter)
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llm._lora_adapter)  # type: ignore[misc]
         scales = (ctypes.c_float * 1)(llm.lora_scale)
         if llama_cpp.llama_set_adapters_lora(context.ctx, adapters, 1, scales):
             raise RuntimeError(f"the LoRA adapter {llm.lora_path} can't be set")
     llm._ctx.close()
     llm._ctx = llm._stack.enter_context(contextlib.closing(context))
+
+
+def go_back(llm: llama_cpp.Llama, position: int) -> bool:
+    """Takes what is behind `position` out of the memory. False where it can't, and is as it was."""
+    return llm._ctx.kv_cache_seq_rm(-1, position, -1)
 
 
 def can_go_back(llm: llama_cpp.Llama, n_swa: int) -> None:
@@ -143,7 +146,7 @@ def can_go_back(llm: llama_cpp.Llama, n_swa: int) -> None:
                 return False
         return remove(seq_id, p0, p1)
 
-    context.kv_cache_seq_rm = guarded
+    context.kv_cache_seq_rm = guarded  # type: ignore[method-assign]
 
 
 def on_look(llm: llama_cpp.Llama, looked: Callable[[], None]) -> None:
@@ -160,13 +163,8 @@ def _then(before: Callable[[], None], function: Callable[..., Any]) -> Callable[
     return call
 
 
-def logits(llm: llama_cpp.Llama, n_rows: int) -> npt.NDArray[np.float32]:
-    """float32 [n_rows, n_vocab]: of the outputs of the last decode; a view."""
-    return np.ctypeslib.as_array(llm._ctx.get_logits(), shape=(n_rows, llm._n_vocab))
-
-
 def prepare(llm: llama_cpp.Llama) -> None:
-    """Before the base class constructs it: what it closes, however early that fails."""
+    """What `close()` closes, which the base class calls however early the construction failed."""
     llm._stack = contextlib.ExitStack()
 
 
@@ -247,7 +245,8 @@ def exact_pieces(llm: llama_cpp.Llama) -> None:
         begins = len(tokens) > 0 and tokens[0] == model.token_bos() and output[:1] == b" "
         return output[1:] if begins else output  # the space that some vocabularies put before a text
 
-    model.token_to_piece, model.detokenize = token_to_piece, detokenize
+    model.token_to_piece = token_to_piece  # type: ignore[method-assign]
+    model.detokenize = detokenize  # type: ignore[method-assign]
 
 
 def _piece(vocab: Any, token: int, special: bool) -> bytes:

@@ -86,7 +86,7 @@ def _address(callback: Any) -> int | None:
     return ctypes.cast(callback, ctypes.c_void_p).value
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _listen(level: int, text: bytes, _user_data: Any) -> None:
     lines = getattr(_heard, "lines", None)
     if lines is not None and level == GGML_LOG_LEVEL_ERROR:

@@ -16,17 +16,15 @@ import struct
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Union
 
 import gguf
 
 from . import _core
-from ._core import Profile, SkipConfig
+from ._core import Profile
 from .files import check_output, whole_file
 from .gguf_file.header import Entry, Header, read_header
-
-if TYPE_CHECKING:
-    from ._core import ResolvedConfig
+from .skip_config import SkipConfig
 
 __all__ = [
     "change_settings",
@@ -37,6 +35,7 @@ __all__ = [
     "profile_keys",
     "profile_path",
     "read_profile",
+    "settings_of",
     "strip_profile",
     "write_profile",
 ]
@@ -45,23 +44,17 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 PREFIX = "ffnskip."
 
-# The settings that each policy kept in profiles has, by the names of SkipConfig.
 ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
-SETTINGS_OF = {
-    "ffn_skip": ("policy", "sim_threshold", *ALGORITHM_1),
-    "ffn_skip_per_layer": ("policy", "layer_thresholds", *ALGORITHM_1),
-    "fixed": ("policy", "layers", "warm_up_index"),
-    "fixed_plus_ffn_skip": ("policy", "sim_threshold", "layers", *ALGORITHM_1),
-}
 RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
-SETTINGS = tuple(dict.fromkeys(key for keys in SETTINGS_OF.values() for key in keys))
+SETTINGS = ("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers")
+KEPT_POLICY = "ffn_skip"
 
 COPIED_AT_ONCE = 2**24  # bytes
 
-U32, I64, F32, STRING, ARRAY = (
+U32, I64, F64, STRING, ARRAY = (
     gguf.GGUFValueType.UINT32,
     gguf.GGUFValueType.INT64,
-    gguf.GGUFValueType.FLOAT32,
+    gguf.GGUFValueType.FLOAT64,
     gguf.GGUFValueType.STRING,
     gguf.GGUFValueType.ARRAY,
 )
@@ -142,7 +135,7 @@ def write_profile(
     path: PathLike,
     fingerprint: str,
     config: SkipConfig,
-    resolved: ResolvedConfig | Mapping[str, Any],
+    resolved: Mapping[str, object],
     learnt: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a profile; an existing file is replaced, and survives a failure.
@@ -167,15 +160,24 @@ def write_profile(
         writer.write_tensors_to_file()
 
 
-def _settings(fingerprint: str, config: SkipConfig, resolved: ResolvedConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that are read back: what the policy needs, and no more."""
-    if config.policy not in SETTINGS_OF:
-        raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}")
-    keys = {key: getattr(config, key) for key in SETTINGS_OF[config.policy]}
-    keys.update((key, resolved[key]) for key in RESOLVED if key in keys)
+def _settings(fingerprint: str, config: SkipConfig, resolved: Mapping[str, object]) -> dict[str, Any]:
+    """The keys that are read back: what the settings need, and no more."""
+    keys = {key: getattr(config, key) for key in settings_of(config)}
+    keys.update((key, resolved[key]) for key in RESOLVED if key in keys and keys[key] is None)
     if keys.get("check_stride") == 1:
         del keys["check_stride"]
     return {"model": fingerprint, **keys}
+
+
+def settings_of(config: SkipConfig) -> tuple[str, ...]:
+    """The fields that a profile keeps of it. Raises ValueError for a policy that no profile holds."""
+    if config.policy != KEPT_POLICY:
+        raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {KEPT_POLICY}")
+    layers = () if config.layers is None else ("layers",)
+    if layers and config.max_skip == 0:  # nothing is checked
+        return ("policy", *layers, "max_skip", "warm_up_index")
+    threshold = "sim_threshold" if config.layer_thresholds is None else "layer_thresholds"
+    return ("policy", threshold, *layers, *ALGORITHM_1)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -196,7 +198,7 @@ def _common_type(values: Sequence[Any]) -> gguf.GGUFValueType | None:
         return STRING
     if types == {int}:
         return U32 if all(0 <= value < 2**32 for value in values) else I64
-    return F32 if types and types <= {int, float} else None
+    return F64 if types and types <= {int, float} else None
 
 
 def check_profile_output(path: PathLike) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["progress_bar"]
+__all__ = ["Told", "nobody", "progress_bar"]
+
+Told = Callable[[int], Any]
+"""Called with how much was done, as the `update` of a bar."""
+
+
+def nobody(n: int) -> None:
+    """Is told, and does nothing about it."""
 
 
 @contextlib.contextmanager
 def progress_bar(
     description: str, total: float | None = None, *, unit: str = "", show: bool | None = None
-) -> Iterator[tqdm[None]]:
+) -> Iterator[tqdm[Any]]:
     """
     Args:
         total: What `update()` adds up to; None: not known yet (`bar.total` takes it later).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import numbers
@@ -11,8 +12,9 @@ from typing import Any, Literal, Union
 
 import llama_cpp
 
-from ._core import Profile, SkipConfig
+from ._core import Profile
 from .profile import read_profile
+from .skip_config import SkipConfig
 
 __all__ = ["DENSE", "Skip", "Wanted", "as_wanted", "check_keywords", "is_dense"]
 
@@ -22,12 +24,8 @@ Wanted = Union[SkipConfig, Profile, Literal["auto"], None]
 
 DENSE = SkipConfig(policy="dense")
 
-_FIELDS = (
-    *("policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index", "skip_ratio"),
-    *("max_skip", "layers", "layer_thresholds", "check_stride"),
-)
 _OURS = {
-    **{name: f"skip=SkipConfig({name}=...)" for name in _FIELDS},
+    **{field.name: f"skip=SkipConfig({field.name}=...)" for field in dataclasses.fields(SkipConfig)},
     "skip_ratio": "skip=0.25, or skip=SkipConfig(skip_ratio=0.25)",
     **dict.fromkeys(("skip_config", "ffn_skip", "skip_policy"), "skip=SkipConfig(...)"),
     **dict.fromkeys(("profile", "skip_profile"), 'skip="model.ffnskip.gguf"'),

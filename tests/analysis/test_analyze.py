@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import re
@@ -15,11 +16,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ffnskip_cpp import SkipConfig, Unsupported, __version__, cli
-from ffnskip_cpp.analysis import draw
-from ffnskip_cpp.analysis.analysis import FIGURES, Options, analyze
+from ffnskip_cpp import SkipConfig, UnsupportedModelError, __version__, analyze, cli
+from ffnskip_cpp.analysis.pictures import similarity
+from ffnskip_cpp.analysis.style import svg_text
+from ffnskip_cpp.analysis.wanted import FIGURES
 from ffnskip_cpp.measure import quality
-from ffnskip_cpp.measure.similarity import cold_regions, measure_never_tripped, measure_quality, measure_similarity
+from ffnskip_cpp.measure.cold_regions import cold_regions
+from ffnskip_cpp.measure.generation import measure_never_tripped
+from ffnskip_cpp.measure.points import measure_quality
+from ffnskip_cpp.measure.similarity import measure_similarity
+from support.logits import log_softmax
 from support.running import GREEDY, PROMPT_ROW, SKIPPABLE_ROW, feed, ours, plain
 from support.tiny_models import write_llama
 
@@ -69,12 +75,6 @@ def read(folder, name):
 
 def floats(rows, column):
     return np.array([float(row[column] or "nan") for row in rows])
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def expected_quality(dense, other, chunks, first_row):
@@ -250,7 +250,7 @@ def test_a_profile_is_a_point_beside_the_policies_and_the_setting_of_the_heat_ma
     skipped = floats(read(tmp_path / "out", "heat_map"), "skipped").reshape(-1, N_LAYER)
     assert np.flatnonzero(skipped[WARM_UP:].all(axis=0)).tolist() == layers and skipped[:WARM_UP].sum() == 0
     assert read(tmp_path / "out", "skip_ratio_speed")[-1]["policy"] == "profile own.gguf"
-    assert "the setting of own.gguf (fixed)" in (tmp_path / "out" / "report.html").read_text()
+    assert "the setting of own.gguf (fixed layers)" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -404,11 +404,17 @@ def test_text_of_the_model_is_escaped(analyzed):
 
 def test_only_the_figures_asked_for_are_made(model, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
-    options = Options(
-        str(model), (str(tmp_path / "t.txt"),), str(tmp_path / "new" / "out"), n_ctx=64, max_tokens=64,
-        figures=("skip_ratio",), skip_ratios=(0.25,), policies=("ffn_skip",), n_speed=0, n_generated=(8,),
+    analysis = analyze(
+        model, tmp_path / "t.txt", tmp_path / "new" / "out", n_ctx=64, max_tokens=64, figures="skip_ratio",
+        skip_ratio=0.25, policy="ffn_skip", n_speed=0, n_generated=[8], n_threads=1,
     )  # fmt: skip
-    assert analyze(options) == tmp_path / "new" / "out" / "report.html"
+    assert analysis.report == tmp_path / "new" / "out" / "report.html"
+    assert repr(analysis).splitlines()[-1] == f"written to {analysis.report}"
+    row = analysis.as_dict()["numbers"]["skip_ratio_quality"][0]
+    assert (
+        f"KL {row['kl']:.4g}" in repr(analysis)
+        and str(row["kl"]) == read(analysis.report.parent, "skip_ratio_quality")[0]["kl"]
+    )
     names = {path.name for path in (tmp_path / "new" / "out").iterdir()}
     assert names == {"report.html", "skip_ratio.png", "skip_ratio.svg", "skip_ratio_quality.csv"}
 
@@ -437,10 +443,30 @@ def test_an_interrupted_run_leaves_whole_files_and_no_report(model, tmp_path, mo
     assert (out / "never_tripped.png").read_text() == "of an earlier run"
 
 
+def test_the_command_prints_the_main_figures_or_all_of_them(model, tmp_path, capsys):
+    (tmp_path / "t.txt").write_text(TEXT)
+    arguments = [
+        "--max-tokens",
+        "64",
+        "--figures",
+        "similarity",
+        "--text",
+        str(tmp_path / "t.txt"),
+        "-o",
+        str(tmp_path),
+    ]
+    assert cli.main(["analyze", "-t", "1", *arguments, str(model)]) == 0
+    assert "similarity: mean " in capsys.readouterr().out
+    assert cli.main(["analyze", "-m", str(model), "-t", "1", "--json", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["numbers"]["similarity"]) == N_LAYER and found["numbers"]["similarity"][-1]["mean"] is None
+    assert found["report"] == str(tmp_path / "report.html")
+
+
 def test_the_same_numbers_give_the_same_picture(analyzed, model, chunks):
     with ours(model, None) as llm:
-        figures = [draw.draw_similarity(measure_similarity(llm, chunks), (COLD_S, COLD_E), THRESHOLD) for _ in "ab"]
-    assert len({draw.svg_text(figure) for figure in figures}) == 1
+        figures = [similarity.draw(measure_similarity(llm, chunks), (COLD_S, COLD_E), THRESHOLD) for _ in "ab"]
+    assert len({svg_text(figure) for figure in figures}) == 1
 
 
 # ---- refusals ----
@@ -480,7 +506,7 @@ def analyze_cli(model, tmp_path, capsys):
         (["--generated", "0"], "generated: 0 is too few; at least 1"),
         (["-t", "0"], "threads: 0 can't compute anything; 1 to 512"),
         (["-t", "100000"], "threads: 100000 can't compute anything; 1 to 512"),
-        (["--skip-seed", "-1"], "skip-seed: -1 is outside [0, 2**64)"),
+        (["--skip-seed", "-1"], "seed: -1 is outside [0, 2**64)"),
         (["--profile", "auto"], "profile: auto, but there is no profile beside or in "),
         (["--profile", "none.gguf"], "none.gguf"),
         (["--lora", "none.gguf"], "lora: none.gguf: no such file"),
@@ -488,7 +514,7 @@ def analyze_cli(model, tmp_path, capsys):
 )
 def test_bad_settings_are_refused_in_one_line(analyze_cli, arguments, message):
     status, out, err = analyze_cli(*arguments)
-    assert (status, out) == (2, "")
+    assert (status, out) == (1, "")
     assert err.startswith("ffnskip analyze: ") and err.count("\n") == 1
     assert message in err
 
@@ -504,7 +530,7 @@ def test_bad_settings_are_refused_in_one_line(analyze_cli, arguments, message):
 def test_bad_text_is_refused_by_name(analyze_cli, tmp_path, content, message):
     (tmp_path / "text.txt").write_bytes(content)
     status, out, err = analyze_cli(text=tmp_path / "text.txt")
-    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert (status, out, err.count("\n")) == (1, "", 1)
     assert message in err
 
 
@@ -516,14 +542,14 @@ def test_bad_model_is_refused_in_one_line(analyze_cli, tmp_path, model):
         (tmp_path / "cut.gguf", "cut.gguf"),
     ):
         status, out, err = analyze_cli(model=path)
-        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert (status, out, err.count("\n")) == (1, "", 1)
         assert message in err
 
 
 def test_model_without_a_block_to_skip_is_refused(model_file, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
-    with pytest.raises(Unsupported, match="mamba"):
-        analyze(Options(str(model_file("mamba")), (str(tmp_path / "t.txt"),), str(tmp_path / "out")))
+    with pytest.raises(UnsupportedModelError, match="mamba"):
+        analyze(model_file("mamba"), [tmp_path / "t.txt"], tmp_path / "out")
 
 
 def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
@@ -531,27 +557,27 @@ def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
     text = tmp_path / "out" / "report.html"
     text.write_text(TEXT)
     with pytest.raises(ValueError, match=r"report\.html: is the input itself"):
-        analyze(Options(str(model), (str(text),), str(tmp_path / "out")))
+        analyze(model, [text], tmp_path / "out")
     assert text.read_text() == TEXT
 
 
 def test_a_file_in_place_of_the_folder_is_refused(analyze_cli, tmp_path):
     (tmp_path / "out").write_text("")
     status, _, err = analyze_cli()
-    assert (status, err.count("\n")) == (2, 1)
+    assert (status, err.count("\n")) == (1, 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
 def test_a_folder_that_cannot_be_written_to_is_refused_before_measuring(analyze_cli, tmp_path):
     (tmp_path / "out").mkdir(mode=0o555)
     status, _, err = analyze_cli()
-    assert (status, err.count("\n")) == (2, 1) and "can't be written to" in err
+    assert (status, err.count("\n")) == (1, 1) and "can't be written to" in err
 
 
 def test_missing_matplotlib_says_what_to_install(analyze_cli, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, out, err = analyze_cli()
-    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert (status, out, err.count("\n")) == (1, "", 1)
     assert "pip install 'ffnskip_cpp[plots]'" in err
     assert not (tmp_path / "out").exists()
 

@@ -15,12 +15,20 @@ import numpy as np
 import pytest
 
 import demo_world
-from ffnskip_cpp import Llama, SkipConfig, Unsupported, calibrate, demo_model, read_profile
-from ffnskip_cpp.calibration import calibration as calibration_module
+from ffnskip_cpp import (
+    Llama,
+    SkipConfig,
+    TargetUnreachableError,
+    UnsupportedModelError,
+    calibrate,
+    demo_model,
+    read_profile,
+)
+from ffnskip_cpp.calibration import output as output_module
 from ffnskip_cpp.calibration.progress import Bar
-from ffnskip_cpp.cli.calibrate import report
 from ffnskip_cpp.profile import profile_keys, profile_path
 from support import tiny_models
+from support.logits import log_softmax
 
 N_CTX = 256
 OPTIONS = {"n_ctx": N_CTX, "n_threads": 2, "n_gpu_layers": 0, "effort": "quick"}
@@ -50,12 +58,6 @@ def model(tmp_path):
     path = tmp_path / "model.gguf"
     path.symlink_to(demo_model())
     return path
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def kl_and_ratio(skip, chunks):
@@ -128,12 +130,21 @@ def test_the_error_of_a_divergence_is_that_of_its_mean_over_chunks(calibrated):
 def test_the_table_has_every_policy_and_what_they_are_compared_with(calibrated):
     policies = [row.policy for row in calibrated(0.3).candidates]
     assert policies == [
-        *("fixed", "ffn_skip", "fixed_plus_ffn_skip"),
-        *("ffn_skip, uncalibrated", "random_adaptive_region", "random"),
+        *("fixed layers", "ffn_skip", "fixed layers + ffn_skip"),
+        *("ffn_skip, uncalibrated", "random in adaptive region", "random"),
     ]
-    lines = report(calibrated(0.3))
+    lines = repr(calibrated(0.3))
     assert all(f"| {policy}" in lines for policy in policies)
     assert f"chosen: {calibrated(0.3).chosen.policy}, " in lines and " ± " in lines
+
+
+def test_the_result_shows_what_was_chosen_and_is_json_for_programs(calibrated):
+    calibration = calibrated(0.3)
+    assert repr(calibration).splitlines()[-1] == f"written to {calibration.path}"
+    found = json.loads(json.dumps(calibration.as_dict(), allow_nan=False))
+    assert found["chosen"]["kl"] == calibration.chosen.kl and found["path"] == str(calibration.path)
+    assert SkipConfig(**found["chosen"]["config"]) == calibration.chosen.config
+    assert len(found["tried"]) == len(calibration.tried) and found["block_kl"][15] is None
 
 
 def test_the_profile_has_what_was_learnt(calibrated, fresh_tokens):
@@ -149,7 +160,7 @@ def test_the_profile_has_what_was_learnt(calibrated, fresh_tokens):
     mean = np.nanmean(trace.similarity[:, 1:15], axis=0)
     assert np.allclose(keys["similarity_mean"][1:15], mean, atol=0.02)
     assert np.allclose(keys["block_influence"][1:15], 1 - mean, atol=0.02)
-    assert [entry["policy"] for entry in json.loads(keys["candidates"])][:2] == ["fixed", "ffn_skip"]
+    assert [entry["policy"] for entry in json.loads(keys["candidates"])][:2] == ["fixed layers", "ffn_skip"]
 
 
 def test_an_automatic_llama_uses_the_profile(model, text):
@@ -157,7 +168,7 @@ def test_an_automatic_llama_uses_the_profile(model, text):
     assert calibration.path == profile_path(model)
     with Llama(str(model), n_ctx=N_CTX, verbose=False) as llm:
         assert llm.skip == read_profile(calibration.path).config
-        assert llm.skip.policy == calibration.chosen.policy
+        assert llm.skip.label == calibration.chosen.policy
 
 
 def test_most_is_skipped_within_a_divergence(text, tmp_path):
@@ -175,7 +186,7 @@ def test_embedding_leaves_one_file(model, text, tmp_path):
     calibration = calibrate(model, [text], embed=True, **OPTIONS)
     assert calibration.path == model and os.listdir(tmp_path) == ["model.gguf"]
     with Llama(str(model), n_ctx=N_CTX, verbose=False) as llm:
-        assert llm.skip.policy == calibration.chosen.policy
+        assert llm.skip.label == calibration.chosen.policy
 
 
 # ---- the same again, and interrupted ----
@@ -198,13 +209,13 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
     monkeypatch.setattr(Bar, "__call__", told)
 
     evaluated = [0]
-    evaluate = Llama._evaluate
+    forward = Llama.forward
 
-    def counted(llm, ids, kinds, logits=None):
+    def counted(llm, ids, *args, **kwargs):
         evaluated[0] += len(ids)
-        evaluate(llm, ids, kinds, logits)
+        return forward(llm, ids, *args, **kwargs)
 
-    monkeypatch.setattr(Llama, "_evaluate", counted)
+    monkeypatch.setattr(Llama, "forward", counted)
     again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
     resumed, evaluated[0] = evaluated[0], 0
     calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **OPTIONS)
@@ -232,9 +243,9 @@ def test_what_is_measured_to_the_end_is_measured_on_2048_tokens(tmp_path):
     calibration = calibrate(demo_model(), [path], output=tmp_path / "p.gguf", **OPTIONS)
     n_tokens = [row.n_tokens for row in calibration.tried]
     assert max(n_tokens) >= 2048
-    alone = [row for row in calibration.tried if row.policy == "fixed" and len(row.config.layers) == 1]
+    alone = [row for row in calibration.tried if row.policy == "fixed layers" and len(row.config.layers) == 1]
     assert len(alone) == 15 and min(row.n_tokens for row in alone) < 300
-    for policy, least in (("fixed", 4), ("ffn_skip", 2)):
+    for policy, least in (("fixed layers", 4), ("ffn_skip", 2)):
         assert sum(row.policy == policy and row.n_tokens == max(n_tokens) for row in calibration.tried) >= least
     assert not any("give more of it" in note for note in calibration.notes)
 
@@ -366,7 +377,7 @@ def test_a_bad_adapter_is_refused(model, text, lora, message):
 )
 def test_a_bad_value_is_refused(model, text, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TargetUnreachableError if "reached" in message else ValueError, match=message):
         calibrate(model, [text], **{**OPTIONS, **arguments})
     assert not profile_path(model).exists()
 
@@ -389,7 +400,7 @@ def test_missing_files_and_models_that_cannot_skip_are_refused(model, text, tmp_
         calibrate(tmp_path / "none.gguf", [text])
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         calibrate(model, [tmp_path / "none.txt"])
-    with pytest.raises(Unsupported, match="mamba"):
+    with pytest.raises(UnsupportedModelError, match="mamba"):
         calibrate(model_file("mamba"), [text], output=tmp_path / "p.gguf")
 
 
@@ -397,7 +408,7 @@ def test_a_folder_that_cannot_be_written_is_left_for_the_working_one(model, text
     working = tmp_path / "working"
     working.mkdir()
     monkeypatch.chdir(working)
-    monkeypatch.setattr(calibration_module.os, "access", lambda path, mode: os.path.basename(path) == "working")
+    monkeypatch.setattr(output_module.os, "access", lambda path, mode: os.path.basename(path) == "working")
     calibration = calibrate(model, [text], skip_ratio=0.2, **OPTIONS)
     assert (working / "model.ffnskip.gguf").is_file() and calibration.path.resolve().parent == working
     assert any(f"{tmp_path} can't be written" in note and "--profile" in note for note in calibration.notes)
@@ -427,7 +438,7 @@ def command(*arguments):
 
 
 def test_the_command_prints_its_tables_and_writes_the_profile(model, text):
-    done = command(model, "--text", text, "--skip-ratio", "0.2", "--n-ctx", N_CTX, "-ngl", "0")
+    done = command("--skip-ratio", "0.2", "--n-ctx", N_CTX, "-ngl", "0", "--text", text, model)
     assert (done.returncode, done.stderr) == (0, "")
     assert "held-out text" in done.stdout and f"written to {profile_path(model)}" in done.stdout
     assert read_profile(profile_path(model)).config.warm_up_index == 30
@@ -436,5 +447,5 @@ def test_the_command_prints_its_tables_and_writes_the_profile(model, text):
 @pytest.mark.parametrize("options", [["--skip-ratio", "0.99"], ["--n-ctx", "3"], ["--text", "none.txt"]])
 def test_the_command_refuses_in_one_line(model, text, options):
     done = command(model, *(() if "--text" in options else ("--text", text)), *options)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("ffnskip calibrate: ") and done.stderr.count("\n") == 1

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import Llama, SkipConfig
+from ffnskip_cpp.calibration import cache as cache_module
+from ffnskip_cpp.calibration.cache import open_cache
 from ffnskip_cpp.calibration.effort import EFFORTS
-from ffnskip_cpp.calibration.evaluation import Evaluator, Score, standard_error
-from ffnskip_cpp.calibration.journal import open_journal
+from ffnskip_cpp.calibration.evaluation import Evaluator, Score
+from ffnskip_cpp.calibration.parts import Parts
 from ffnskip_cpp.calibration.race import Race, cost, rounds
 from ffnskip_cpp.calibration.search import GreedySet, Model, Search, _regions
 from ffnskip_cpp.calibration.simulation import Region, ranks, skipped, solve, thresholds_at_rank, trips
-from ffnskip_cpp.calibration.work import Parts, n_compared
+from ffnskip_cpp.measure.quality import standard_error
 from ffnskip_cpp.measure.text import Chunk
+from support.logits import log_softmax
 
 WARM_UP = 4
 TOKENS = [[(7 * i * i + 3 * i + seed) % 250 for i in range(40)] for seed in (1, 2, 3)]
@@ -127,68 +130,98 @@ def test_it_skips_what_the_core_does_with_the_same_similarities(model_file, conf
     assert 0 < expected.sum() and len({tuple(row) for row in expected}) > 2
 
 
-# ---- journal ----
+# ---- cache ----
 
 
-def test_a_journal_keeps_entries_by_subject_and_key_until_all_is_done(tmp_path):
+def test_a_cache_keeps_entries_by_subject_and_key_until_all_is_done(tmp_path):
     path = tmp_path / "j"
-    with pytest.raises(RuntimeError), open_journal(path, "model a") as journal:
-        journal.add({"x": np.array([1.5, np.nan]), "flags": np.array([True])}, "key", 1)
+    with pytest.raises(RuntimeError), open_cache(path, "model a", "p") as cache:
+        cache.add({"x": np.array([1.5, np.nan]), "flags": np.array([True])}, "key", 1)
         raise RuntimeError
     assert path.exists()
-    with pytest.raises(RuntimeError), open_journal(path, "model b") as journal:
-        assert journal.find("key", 1) is None
+    with pytest.raises(RuntimeError), open_cache(path, "model b", "p") as cache:
+        assert cache.find("key", 1) is None
         raise RuntimeError
-    with open_journal(path, "model a") as journal:
-        assert journal.find("key", 2) is None
-        found = journal.find("key", 1)
+    with open_cache(path, "model a", "p") as cache:
+        assert cache.find("key", 2) is None
+        found = cache.find("key", 1)
         assert np.array_equal(found["x"], [1.5, np.nan], equal_nan=True) and found["flags"].dtype == np.bool_
     assert not path.exists()
 
 
-def test_a_file_that_is_no_journal_is_named_and_left(tmp_path):
+def test_a_calibration_leaves_what_another_one_that_was_interrupted_will_need(tmp_path):
+    path = tmp_path / "j"
+    with pytest.raises(KeyboardInterrupt), open_cache(path, "m", "10 %") as cache:
+        cache.add({"x": np.arange(3)}, "key")
+        raise KeyboardInterrupt
+    with open_cache(path, "m", "25 %") as cache:
+        assert cache.find("key")["x"].tolist() == [0, 1, 2]
+    with open_cache(path, "m", "10 %") as cache:
+        assert cache.find("key")["x"].tolist() == [0, 1, 2]
+    assert not path.exists()
+
+
+def test_a_file_that_was_removed_while_it_was_waited_for_is_not_used(tmp_path, monkeypatch):
+    """Two processes with a file each would take one another's away."""
+    path, opened = tmp_path / "j", cache_module.sqlite3.connect
+
+    def removed(name, **options):
+        monkeypatch.setattr(cache_module.sqlite3, "connect", opened)
+        database = opened(name, **options)
+        path.unlink()
+        return database
+
+    monkeypatch.setattr(cache_module.sqlite3, "connect", removed)
+    with pytest.raises(RuntimeError), open_cache(path, "m", "p") as cache:
+        cache.add({"x": np.arange(3)}, "key")
+        raise RuntimeError
+    with open_cache(path, "m", "p") as cache:
+        assert cache.find("key") is not None
+
+
+def test_a_file_that_is_no_cache_is_named_and_left(tmp_path):
     path = tmp_path / "j"
     path.write_bytes(b"something else, and long enough not to be taken for an empty database" * 20)
-    with pytest.raises(OSError, match=str(path)), open_journal(path, "model"):
+    with pytest.raises(OSError, match=str(path)), open_cache(path, "model", "p"):
         pass
     assert path.read_bytes().startswith(b"something else")
 
 
-def test_a_damaged_journal_is_named_and_what_to_do(tmp_path):
+def test_a_damaged_cache_is_named_and_what_to_do(tmp_path):
     path = tmp_path / "j"
-    with pytest.raises(RuntimeError), open_journal(path, "m") as journal:
+    with pytest.raises(RuntimeError), open_cache(path, "m", "p") as cache:
         for i in range(50):
-            journal.add({"x": np.arange(1000)}, i)
+            cache.add({"x": np.arange(1000)}, i)
         raise RuntimeError
     data = bytearray(path.read_bytes())
     data[4096 : 4096 * 8] = b"\xff" * (4096 * 7)
     path.write_bytes(bytes(data))
     with (
         pytest.raises(OSError, match=f"{path}: .*damaged.*remove it to begin anew"),
-        open_journal(path, "m") as journal,
+        open_cache(path, "m", "p") as cache,
     ):
         for i in range(50):
-            journal.find(i)
+            cache.find(i)
     assert path.exists()
 
 
 HOLDER = """
 import sys
 from pathlib import Path
-from ffnskip_cpp.calibration.journal import open_journal
-with open_journal(Path(sys.argv[1]), "m") as journal:
+from ffnskip_cpp.calibration.cache import open_cache
+with open_cache(Path(sys.argv[1]), "m", "p") as cache:
     print("has it", flush=True)
     sys.stdin.read()
 """
 
 
-def test_two_calibrations_do_not_share_a_journal(tmp_path):
+def test_two_calibrations_do_not_share_a_cache(tmp_path):
     path = tmp_path / "j"
     words = [sys.executable, "-c", HOLDER, str(path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "has it\n"
         with pytest.raises(OSError, match=f"{path}: another calibration of this model is running"):
-            with open_journal(path, "m"):
+            with open_cache(path, "m", "p"):
                 pass
         assert path.exists()
         other.stdin.close()
@@ -204,15 +237,10 @@ def llm(model_file):
         yield llm
 
 
-def log_softmax(logits):
-    logits = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
 def test_a_score_is_of_the_rows_past_the_warm_up_that_predict_a_known_token(llm, tmp_path):
     config = SkipConfig("fixed", layers=[2, 5, 9], warm_up_index=WARM_UP)
-    with open_journal(tmp_path / "j", "m") as journal:
-        score = Evaluator(llm, journal, WARM_UP, Told()).score(config, CHUNKS)
+    with open_cache(tmp_path / "j", "m", "p") as cache:
+        score = Evaluator(llm, cache, WARM_UP, Told()).score(config, CHUNKS)
     kl, ratio = [], []
     for tokens in TOKENS:
         p = log_softmax(llm.forward(tokens))
@@ -234,8 +262,8 @@ def test_of_a_chat_the_rows_are_those_of_answers_past_their_warm_up(llm, tmp_pat
     """Two answers: tokens 5 to 19, and 25 to the end."""
     generated = [i - 5 if 5 <= i < 20 else i - 25 if i >= 25 else -1 for i in range(40)]
     config = SkipConfig("fixed", layers=[2, 5, 9], warm_up_index=WARM_UP)
-    with open_journal(tmp_path / "j", "m") as journal:
-        score = Evaluator(llm, journal, WARM_UP, Told()).score(config, [Chunk(TOKENS[0], generated)])
+    with open_cache(tmp_path / "j", "m", "p") as cache:
+        score = Evaluator(llm, cache, WARM_UP, Told()).score(config, [Chunk(TOKENS[0], generated)])
     rows = [*range(9, 20), *range(29, 39)]  # the last token predicts none
     p = log_softmax(llm.forward(TOKENS[0]))
     llm.skip = config
@@ -245,13 +273,13 @@ def test_of_a_chat_the_rows_are_those_of_answers_past_their_warm_up(llm, tmp_pat
     assert score.skipped.shape == (len(rows), 16) and score.skip_ratio == 3 / 16
 
 
-def test_what_is_in_the_journal_is_not_evaluated_again(llm, tmp_path, monkeypatch):
+def test_what_is_in_the_cache_is_not_evaluated_again(llm, tmp_path, monkeypatch):
     config, told = SkipConfig("fixed", layers=[2], warm_up_index=WARM_UP), Told()
-    with open_journal(tmp_path / "j", "m") as journal:
-        first = Evaluator(llm, journal, WARM_UP, Told())
+    with open_cache(tmp_path / "j", "m", "p") as cache:
+        first = Evaluator(llm, cache, WARM_UP, Told())
         score, similarity = first.score(config, CHUNKS), first.similarity(CHUNKS[0])
-        monkeypatch.setattr(Llama, "_evaluate", lambda *_: pytest.fail("evaluated again"))
-        again = Evaluator(llm, journal, WARM_UP, told)
+        monkeypatch.setattr(Llama, "forward", lambda *_, **__: pytest.fail("evaluated again"))
+        again = Evaluator(llm, cache, WARM_UP, told)
         for _ in range(2):
             assert (again.score(config, CHUNKS).kl == score.kl).all()
         assert np.array_equal(again.similarity(CHUNKS[0]), similarity, equal_nan=True)
@@ -368,17 +396,17 @@ def test_every_region_can_skip_what_is_wanted_and_holds_nothing_that_cannot(n_la
 @pytest.mark.parametrize("effort", ["quick", "thorough"])
 def test_candidates_skip_what_was_asked_for_one_of_each_policy(llm, tmp_path, effort):
     model, told = Model(16, 16, tuple(range(15)), (1, 14), WARM_UP), Told()
-    with open_journal(tmp_path / "j", "m") as journal:
-        evaluator = Evaluator(llm, journal, WARM_UP, told)
+    with open_cache(tmp_path / "j", "m", "p") as cache:
+        evaluator = Evaluator(llm, cache, WARM_UP, told)
         similarity = np.concatenate([evaluator.similarity(chunk) for chunk in CHUNKS])
         search = Search(evaluator, model, similarity, Race(evaluator, CHUNKS[:2], 1), EFFORTS[effort])
         expected, told.measured = search.n_evaluations(0.2, 0.01), []
         candidates = search.candidates(0.2, 0.01)
         assert len(told.measured) <= expected
-        assert [c.config.policy for c in candidates] == [
-            *("fixed", "ffn_skip"),
-            *(["ffn_skip_per_layer"] if effort == "thorough" else []),
-            "fixed_plus_ffn_skip",
+        assert [c.config.label for c in candidates] == [
+            *("fixed layers", "ffn_skip"),
+            *(["ffn_skip per layer"] if effort == "thorough" else []),
+            "fixed layers + ffn_skip",
         ]
         assert len(candidates[0].config.layers) == 4  # 3 of 16 would be less than was asked for
         for candidate in candidates[1:]:
@@ -403,7 +431,7 @@ def test_blocks_of_the_set_are_exchanged_where_that_helps():
         search = Search(evaluator, Model(5, 5, (0, 1, 2, 3), (1, 4), 30), np.empty((0, 5)), race, EFFORTS[effort])
         return search._exchanged(search.fixed(2), 2).config.layers
 
-    assert exchanged("quick") == [0, 1] and exchanged("normal") == [1, 2] and exchanged("thorough") == [2, 3]
+    assert exchanged("quick") == (0, 1) and exchanged("normal") == (1, 2) and exchanged("thorough") == (2, 3)
 
 
 # ---- the text ----
@@ -418,19 +446,19 @@ def test_no_chunk_is_both_searched_and_held_out(n_chunks):
     chunks = [plain(i) for i in range(n_chunks)]
     parts = Parts(chunks, seed=3)
     held_out, searched = parts.compared(1000), parts.searched(500, 4)
-    assert {c.tokens[0] for c in held_out}.isdisjoint({c.tokens[0] for c in parts.recorded})
-    assert {c.tokens[0] for c in searched} <= {c.tokens[0] for c in parts.recorded}
+    assert {c.tokens[0] for c in held_out}.isdisjoint({c.tokens[0] for c in parts.recorded(10**6)})
+    assert {c.tokens[0] for c in searched} <= {c.tokens[0] for c in parts.recorded(10**6)}
     assert held_out and searched
-    assert Parts(chunks, seed=3).recorded == parts.recorded
+    assert Parts(chunks, seed=3).recorded(10**6) == parts.recorded(10**6)
 
 
 @pytest.mark.parametrize("n_rows", [1, 128, 129, 1000, 2048])
 def test_the_search_sees_as_many_tokens_as_it_asks_for_if_there_are_as_many(n_rows):
     parts = Parts([plain(i, 512) for i in range(10)], seed=0)
     pieces = parts.searched(n_rows, 30)
-    assert n_rows <= sum(n_compared(piece, 30) for piece in pieces) < n_rows + 300
+    assert n_rows <= sum(len(piece.rows(30)) for piece in pieces) < n_rows + 300
     short = Parts([plain(i, 40) for i in range(10)], seed=0).searched(n_rows, 30)
-    assert sum(n_compared(piece, 30) for piece in short) == min(7, -(-n_rows // 9)) * 9
+    assert sum(len(piece.rows(30)) for piece in short) == min(7, -(-n_rows // 9)) * 9
 
 
 def test_another_seed_holds_out_other_text():

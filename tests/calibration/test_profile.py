@@ -27,10 +27,10 @@ KEPT = {
 ALL_KEYS = {
     "ffn_skip": {"policy": "ffn_skip", "sim_threshold": 0.75, "cold_s": 2, "cold_e": 14, "max_skip": 4,
                  "warm_up_index": 3},
-    "ffn_skip_per_layer": {"policy": "ffn_skip_per_layer", "layer_thresholds": [0.5, -1.0, math.inf, 2.0] * 4,
+    "ffn_skip_per_layer": {"policy": "ffn_skip", "layer_thresholds": [0.5, -1.0, math.inf, 2.0] * 4,
                            "cold_s": 1, "cold_e": 14, "max_skip": 5, "warm_up_index": 30},
-    "fixed": {"policy": "fixed", "layers": [2, 5], "warm_up_index": 0},
-    "fixed_plus_ffn_skip": {"policy": "fixed_plus_ffn_skip", "sim_threshold": 0.5, "layers": [0, 14], "cold_s": 2,
+    "fixed": {"policy": "ffn_skip", "layers": [2, 5], "max_skip": 0, "warm_up_index": 0},
+    "fixed_plus_ffn_skip": {"policy": "ffn_skip", "sim_threshold": 0.5, "layers": [0, 14], "cold_s": 2,
                             "cold_e": 12, "max_skip": 2, "check_stride": 2, "warm_up_index": 30},
 }  # fmt: skip
 
@@ -74,7 +74,8 @@ def test_a_profile_skips_as_the_settings_did_that_it_was_made_from(model_file, s
             runs.append((logits.tobytes(), llm.stats.ffn_skipped, llm.stats.checks, dict(llm.resolved)))
     assert runs[0][1] > 0 and all(run == runs[0] for run in runs)
     for key, value in ALL_KEYS[policy].items():
-        assert getattr(read_profile(profile).config, key) == value
+        found = getattr(read_profile(profile).config, key)
+        assert (list(found) if isinstance(found, tuple) else found) == value
 
 
 @pytest.mark.parametrize("skip", [None, SkipConfig(policy="random"), SkipConfig(policy="random_adaptive_region")])
@@ -167,16 +168,45 @@ GOOD = {"model": ("m", TEXT), "policy": ("fixed", TEXT), "layers": ([1], LIST, U
         ({"layers": (1, U32)}, "ffnskip.layers is a u32, not a arr"),
         ({"layers": ([0.5], LIST, F32)}, "ffnskip.layers is no list of u32"),
         ({"policy": ("of_tomorrow", TEXT)}, "policy: 'of_tomorrow' is unknown; known are dense"),
+        ({"policy": ("fixed_plus_ffn_skip", TEXT)}, "has no ffnskip.sim_threshold"),
         ({"policy": ("ffn_skip", TEXT)}, "has no ffnskip.sim_threshold"),
         ({"policy": ("ffn_skip_per_layer", TEXT)}, "has no ffnskip.layer_thresholds"),
         ({"policy": (1, U32)}, "ffnskip.policy is a u32, not a str"),
     ],
 )
 def test_a_key_that_is_missing_or_wrong_is_named_with_the_file(tmp_path, keys, why):
-    assert read_profile(write_keys(tmp_path / "good.gguf", **GOOD)).config.layers == [1]
+    assert read_profile(write_keys(tmp_path / "good.gguf", **GOOD)).config == SkipConfig(
+        "fixed", layers=[1], warm_up_index=0
+    )
     path = write_keys(tmp_path / "a.gguf", **{key: value for key, value in {**GOOD, **keys}.items() if value})
     with pytest.raises(ValueError, match=f"^profile {path}: {why}"):
         read_profile(path)
+
+
+OLD_PROFILES = {
+    "fixed": (GOOD, SkipConfig("fixed", layers=[1], warm_up_index=0)),
+    "ffn_skip": (
+        {"policy": ("ffn_skip", TEXT), "sim_threshold": (0.9, F32)},
+        SkipConfig(sim_threshold=0.9, cold_s=1, cold_e=6, max_skip=2, warm_up_index=7),
+    ),
+    "fixed_plus_ffn_skip": (
+        {"policy": ("fixed_plus_ffn_skip", TEXT), "sim_threshold": (0.95, F32), "layers": ([3, 2], LIST, U32)},
+        SkipConfig("ffn_skip", 0.95, layers=[3, 2], cold_s=1, cold_e=6, max_skip=2, warm_up_index=7),
+    ),
+    "ffn_skip_per_layer": (
+        {"policy": ("ffn_skip_per_layer", TEXT), "layer_thresholds": ([0.9, 0.123456, math.inf], LIST, F32)},
+        SkipConfig(layer_thresholds=[0.9, 0.123456, math.inf], cold_s=1, cold_e=6, max_skip=2, warm_up_index=7),
+    ),
+}
+
+
+@pytest.mark.parametrize("policy", OLD_PROFILES)
+def test_a_profile_of_an_older_version_means_what_it_did(tmp_path, policy):
+    """Which named seven policies and kept numbers as float32."""
+    keys, config = OLD_PROFILES[policy]
+    region = {"cold_s": (1, U32), "cold_e": (6, U32), "max_skip": (2, U32), "warm_up_index": (7, U32)}
+    path = write_keys(tmp_path / "a.gguf", **{"model": ("m", TEXT), **({} if policy == "fixed" else region), **keys})
+    assert read_profile(path).config == config
 
 
 def test_every_truncation_is_refused_with_the_name_of_the_file(saved):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import llama_cpp
 import pytest
 
 from ffnskip_cpp import __version__, cli
+from ffnskip_cpp.cli.arguments import take_model
 from support.tiny_models import write_llama
 
 
@@ -30,38 +33,76 @@ def test_help_lists_the_commands(capsys):
     assert all(f"\n    {command}" in out for command in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_each_command_has_a_worked_example(command, capsys):
+ACTIONS = ("show", "set", "embed", "strip")
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, *(f"profile {action}" for action in ACTIONS)])
+def test_help_of_each_command_has_worked_examples_that_parse(command, capsys):
+    words = command.split()
     with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help"])
+        cli.main([*words, "--help"])
     assert end.value.code == 0
-    assert f"example:\n  ffnskip {command} " in capsys.readouterr().out
+    examples = re.search(r"^examples?:\n((?:  ffnskip .*\n)+)", capsys.readouterr().out, re.M)
+    assert examples, "no examples"
+    for line in examples.group(1).splitlines():
+        _, *arguments = shlex.split(line.partition(" | ")[0], comments=True)
+        assert arguments[: len(words)] == words
+        take_model(cli._parser(words[0]).parse_args(arguments))
 
 
-@pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["bench"], ["bench", "--shape", "a", "-m", "b"]])
-def test_bad_usage_exits_with_2(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(arguments)
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: ffnskip")
+@pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c not in ("run", "profile", "completion")])
+def test_every_command_takes_its_model_by_place_or_by_option(command):
+    parser = cli._parser(command)
+    needed = {"calibrate": ["--text", "t"], "analyze": ["--text", "t", "-o", "d"], "convert": ["-o", "m.gguf"]}
+    for words in (["a.gguf"], ["-m", "a.gguf"], ["--model", "a.gguf"]):
+        args = parser.parse_args([command, *words, *needed.get(command, [])])
+        take_model(args)
+        assert "a.gguf" in (args.model, getattr(args, "src", None))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "give a command"),
+        (["no-such-command"], "invalid choice"),
+        (["bench"], "give one of the two: a model, or --shape NAME"),
+        (["bench", "--shape", "a", "-m", "b"], "give one of the two"),
+        (["inspect"], "required: MODEL.gguf"),
+        (["inspect", "a", "-m", "b"], "two models: a and b"),
+        (["quantize", "a", "q4_0"], "2 of the 3 words IN.gguf OUT.gguf TYPE"),
+        (["quantize", "a", "b", "q4_0", "-o", "c"], "3 of the 2 words IN.gguf TYPE"),
+    ],
+)
+def test_bad_usage_exits_with_2(arguments, why, capsys):
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2 and why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["convert", "missing", "-o", "out.gguf"], ["quantize", "missing", "out", "q8_0"]])
 def test_missing_input_is_refused_in_one_line(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(command) == 2
+    assert cli.main(command) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"ffnskip {command[0]}: ") and err.count("\n") == 1
 
 
-def test_quantize_writes_a_file(capsys, tmp_path):
-    source = write_llama(tmp_path / "f32.gguf", n_layer=4)
-    assert cli.main(["quantize", str(source), str(tmp_path / "q8_0.gguf"), "q8_0", "--no-progress"]) == 0
-    assert (tmp_path / "q8_0.gguf").stat().st_size < source.stat().st_size / 2
+@pytest.mark.parametrize(
+    "words",
+    ["IN OUT q8_0", "IN q8_0 -o OUT", "-o OUT IN q8_0", "-m IN OUT q8_0", "q8_0 -m IN -o OUT", "IN OUT --pure q8_0"],
+)
+def test_quantize_writes_a_file(words, capsys, tmp_path):
+    source, out = write_llama(tmp_path / "f32.gguf", n_layer=4), tmp_path / "q8_0.gguf"
+    names = {"IN": str(source), "OUT": str(out)}
+    assert cli.main(["quantize", *(names.get(word, word) for word in words.split()), "--no-progress"]) == 0
+    assert out.stat().st_size < source.stat().st_size / 2
+    assert capsys.readouterr().out == f"{out}: {out.stat().st_size / 1e6:.1f} MB\n"
 
 
 def test_interrupt_ends_quietly_with_130(monkeypatch, capsys):
-    def interrupted(options):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ffnskip_cpp.cli.bench.bench", interrupted)
@@ -74,7 +115,7 @@ def test_no_command_is_imported_before_it_is_asked_for():
 import sys
 from ffnskip_cpp import cli
 cli.main(["--version"])
-loaded = [m for m in cli.COMMANDS.values() if f"ffnskip_cpp.{m[0]}" in sys.modules]
+loaded = [m for m in cli.COMMANDS.values() if f"ffnskip_cpp.cli.{m[0]}" in sys.modules]
 sys.exit(str(loaded) if loaded else 0)
 """
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
@@ -101,5 +142,5 @@ def test_closed_stdout_is_no_error():
 def test_full_disk_is_reported_in_one_line():
     with open("/dev/full", "w") as full:
         result = run("--version", stdout=full, stderr=subprocess.PIPE)
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert result.stderr.startswith("ffnskip: ") and result.stderr.count("\n") == 1

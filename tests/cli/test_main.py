@@ -128,9 +128,7 @@ def test_lora_adapter_is_applied(tiny, tmp_path):
     with ours(tiny, None, lora_path=str(adapter)) as llm:
         expected = "".join(llm.generate(PROMPT, max_tokens=30, **GREEDY))
     arguments = ["-m", tiny, "-p", PROMPT, "-n", 30, "--no-skip", *TEXT_ONLY]
-    assert output_of(*arguments, "--lora", adapter) == expected + "\n"
-    assert output_of(*arguments, "--lora-scaled", f"{adapter}:1.0") == expected + "\n"
-    assert output_of(*arguments, "--lora-scaled", f"{adapter}:0") == output_of(*arguments) != expected + "\n"
+    assert output_of(*arguments, "--lora", adapter) == expected + "\n" != output_of(*arguments)
 
 
 def test_the_prompt_comes_first_and_escapes_stand_for_what_they_name(tiny):
@@ -171,7 +169,6 @@ def test_sampling_is_reproducible_and_the_seed_matters():
     [
         ["--repeat-penalty", "1.3", "--repeat-last-n", "20"],
         ["--presence-penalty", "1.5", "--frequency-penalty", "0.5"],
-        ["--dry-multiplier", "2", "--dry-base", "2", "--dry-allowed-length", "1", "--dry-penalty-last-n", "100"],
         ["--ignore-eos"],
     ],
     ids=lambda options: options[0],
@@ -185,19 +182,6 @@ def test_options_of_the_samplers_change_the_text(options):
 def test_what_leaves_only_the_most_probable_token_is_greedy(options):
     arguments = ["-p", PROMPT, "-n", 30, *ONE_THREAD]
     assert output_of(*arguments, "-s", "5", *options) == output_of(*arguments, "--temp", "0")
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_mirostat_draws_what_llama_cpp_draws(version):
-    """With the same seed; the program once was only compared with itself."""
-    options = {"mirostat_mode": version, "mirostat_tau": 3.0, "mirostat_eta": 0.2, "temp": 1.0, "repeat_penalty": 1.0}
-    with plain(ffnskip_cpp.demo_model(), seed=3) as llm:
-        tokens = list(itertools.islice(llm.generate(llm.tokenize(PROMPT.encode(), special=True), **options), 30))
-        ends = [i for i, token in enumerate(tokens) if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token)]
-        expected = llm.detokenize(tokens[: ends[0]] if ends else tokens).decode()
-    arguments = ["-p", PROMPT, "-n", 30, *ONE_THREAD, "--no-display-prompt", "--no-skip", "-s", 3, "--temp", 1]
-    mirostat = ["--mirostat", version, "--mirostat-lr", "0.2", "--mirostat-ent", 3]
-    assert output_of(*arguments, *mirostat) == expected + "\n" != output_of(*arguments)
 
 
 # --- where it ends ---------------------------------------------------------------------------------------------------
@@ -257,11 +241,9 @@ BAD_INPUT = {
     "not a number": (["--temp", "nan"], ["--temp", "'nan'", "a number >= 0"]),
     "trailing characters": (["--min-p", "0.1x"], ["--min-p", "'0.1x'"]),
     "penalty of nothing": (["--repeat-penalty", "0"], ["--repeat-penalty", "'0'", "above 0"]),
-    "unknown mirostat": (["--mirostat", "3"], ["--mirostat", "'3'", "from 0 to 2"]),
     "unknown cache type": (["-ctk", "q9_9"], ["-ctk", "'q9_9'", "q8_0"]),
     "quantised values without flash attention": (["-ctv", "q8_0", "-fa", "off"], ["q8_0", "flash attention"]),
     "unknown choice": (["-fa", "maybe"], ["-fa", "'maybe'", "on, off, auto"]),
-    "unknown numa type": (["--numa", "all"], ["--numa", "'all'", "distribute"]),
     "empty reverse prompt": (["-r", ""], ["-r", "''"]),
     "model that is not there": (["-m", "nothing.gguf"], ["--model", "'nothing.gguf'", "No such file"]),
     "model that is a directory": (["-m", "."], ["--model", "'.'", "directory"]),
@@ -269,12 +251,7 @@ BAD_INPUT = {
     "prompt file that is a directory": (["-f", "."], ["--file", "'.'", "directory"]),
     "invalid UTF-8 in the prompt": (["-p", b"ab\xff"], ["--prompt", "byte 2", "0xff"]),
     "adapter that is not there": (["--lora", "nothing.gguf"], ["--lora", "'nothing.gguf'", "No such file"]),
-    "adapter without a scale": (["--lora-scaled", "a.gguf"], ["--lora-scaled", "'a.gguf'", "FILE:SCALE"]),
     "grammar file that is not there": (["--grammar-file", "no.gbnf"], ["--grammar-file", "'no.gbnf'", "No such file"]),
-    "grammar without rules": (["--grammar", "what"], ["--grammar", "expecting ::="]),
-    "grammar without a root": (["--grammar", 'other ::= "a"'], ["--grammar", "root"]),
-    "grammar with an undefined rule": (["--grammar", "root ::= other"], ["--grammar", "other"]),
-    "grammar with left recursion": (["--grammar", 'root ::= root "a"'], ["--grammar", "recursion"]),
     "trace in a folder that is not there": (["--trace", "no/a.csv"], ["--trace", "'no/a.csv'", "No such file"]),
     "trace that is a directory": (["--trace", "."], ["--trace", "'.'", "directory"]),
     "unknown chat template": (["--chat-template", "mine"], ["--chat-template", "'mine'", "chatml"]),
@@ -298,6 +275,32 @@ def test_bad_input_is_refused_in_one_line(case, tmp_path):
     message = refusal_of(*command, cwd=tmp_path)
     assert all(word in message for word in words), message
     assert not list(tmp_path.iterdir())
+
+
+ELSEWHERE = [["--mirostat", "2"], ["--dry-multiplier", "0.8"], ["--typical", "0.5"], ["--numa", "distribute"],
+             ["--lora-scaled", "a.gguf:0.5"], ["--mlock"], ["--no-mmap"], ["--special"], ["--color", "on"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ELSEWHERE, ids=lambda words: words[0])
+def test_what_llama_cli_has_is_refused_with_the_way_to_have_it(words):
+    way = f'"ffnskip run -- llama-cli ... {" ".join(words)}" has it'
+    assert refusal_of(*words, "-p", "a") == f"ffnskip-main: {words[0]} is not here; {way}\n"
+
+
+DAMAGED = {
+    "what": "expecting ::=",
+    'other ::= "a"': "root",
+    "root ::= other": "other",
+    'root ::= root "a"': "recursion",
+}
+
+
+@pytest.mark.parametrize("grammar", DAMAGED)
+def test_a_damaged_grammar_is_refused_with_the_parsers_reason(grammar):
+    result = run("-p", "a", "--grammar", grammar)
+    message = result.stderr.decode()
+    assert (result.returncode, result.stdout) == (2, b"") and DAMAGED[grammar] in message
+    assert message.splitlines()[-1].startswith("ffnskip-main: --grammar: it is no GBNF grammar")
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path, tiny):
@@ -373,10 +376,9 @@ def with_number(model, to, key, value):
 
 
 @pytest.mark.parametrize("n_layer", [0, 513, 10**6, 2**32 - 1])
-def test_a_number_of_layers_that_makes_llama_cpp_abort_is_refused(n_layer, tiny, tmp_path):
+def test_a_number_of_layers_that_makes_llama_cpp_abort_is_one_line(n_layer, tiny, tmp_path):
     path = with_number(tiny, tmp_path / "m.gguf", "llama.block_count", n_layer)
-    message = refusal_of("-m", path, "-p", "a")
-    assert str(path) in message and f"says {n_layer} layers (block_count); libllama takes 1 to 512" in message
+    assert f"--model '{path}': libllama gives up: " in refusal_of("-m", path, "-p", "a")
 
 
 @pytest.mark.parametrize("key, value", [("expert_count", 10**6), ("expert_used_count", 0), ("expert_used_count", 99)])
@@ -503,7 +505,7 @@ def test_texts_and_lines_longer_than_any_buffer_reach_the_model(tiny, tmp_path):
 
 
 def test_a_line_that_the_terminal_cuts_is_not_sent(tiny):
-    with terminal("-m", tiny, "--chat-template", "chatml", "-n", 3, "-c", 256, "--no-skip", NO_COLOR="1") as program:
+    with terminal("-m", tiny, "--chat-template", "chatml", "-n", 3, "-c", 256, "--no-skip") as program:
         program.read_until(b"> ")
         program.send(b"a" * 5000 + b"\n")
         assert b"note: the line has reached the terminal's limit of 4096 bytes" in program.read_until(b"\n> ")
@@ -583,11 +585,6 @@ def test_full_disk_is_reported_in_one_line():
     assert result.stderr == b"ffnskip-main: standard output can't be written: No space left on device\n"
 
 
-def test_no_colours_in_a_pipe_unless_asked_for():
-    assert b"\x1b" not in run("-p", PROMPT, "-n", 3).stdout
-    assert run("-p", PROMPT, "-n", 3, "--color", "on").stdout.startswith(b"\x1b[33m" + PROMPT.encode() + b"\x1b[0m")
-
-
 # --- reports ---------------------------------------------------------------------------------------------------------
 
 
@@ -597,8 +594,8 @@ def test_summary_and_layers_agree_with_the_python_package():
         stats = llm.stats
     result = run("-p", PROMPT, "-n", 40, *TEXT_ONLY, "--warm-up", 5, "--stats")
     report = result.stderr.decode()
-    assert f"{100 * stats.skip_ratio:.1f} % of {stats.ffn_total} FFN blocks" in report
-    assert f"similarity checks = {stats.checks / stats.tokens:10.2f} per token" in report
+    assert f"{stats.tokens} generated tokens, {100 * stats.skip_ratio:.1f} % of their FFN blocks skipped" in report
+    assert f"({stats.ffn_skipped} of {stats.ffn_total}), {stats.checks / stats.tokens:.2f} checks per token" in report
     assert re.search(r"load time = +[\d.]+ ms\n", report)
     assert re.search(r"prompt eval time = +[\d.]+ ms / +\d+ tokens ", report)
     assert re.search(r"eval time = +[\d.]+ ms / +39 runs ", report)
@@ -704,7 +701,7 @@ def test_a_trace_is_not_written_over_what_is_read(what, way, tiny, profile, tmp_
     before = source.read_bytes()
     trace = source if way == "itself" else tmp_path / "other name"
     if way != "itself":
-        trace.symlink_to(source) if way == "link" else trace.hardlink_to(source)
+        (os.symlink if way == "link" else os.link)(source, trace)
     arguments = ["-m", model, "-n", 2, "--trace", trace]
     arguments += [what, source] if what.startswith("-") and what != "-m" else []
     with open(tmp_path / "text") as stdin:
@@ -763,9 +760,7 @@ SAMPLERS = {
     "greedy": ["--temp", 0],
     "random": [],
     "a seed": ["--seed", 5],
-    "mirostat 1": ["--mirostat", 1],
-    "mirostat 2": ["--mirostat", 2],
-    "penalties": ["--repeat-penalty", 1.3, "--dry-multiplier", 1],
+    "penalties": ["--repeat-penalty", 1.3, "--presence-penalty", 0.5],
     "a grammar": ["--grammar", "root ::= [a-z ]+"],
 }
 
@@ -792,9 +787,9 @@ def test_help_has_every_option_and_a_worked_example():
     text = output_of("--help")
     assert text.endswith("example:\n" + text[text.rindex("  ffnskip-main -m ") :])
     options = """
-        -m -p -f -n -c -b -ub -t -tb -ngl -s --seed --temp --top-k --top-p --min-p --typical --repeat-penalty
-        --repeat-last-n --presence-penalty --frequency-penalty --mirostat --dry-multiplier --grammar --grammar-file
-        --lora -fa -ctk -ctv --mlock --no-mmap --numa --ignore-eos -r --reverse-prompt -sys -cnv -no-cnv -st --jinja
+        -m -p -f -n -c -b -ub -t -tb -ngl -s --seed --temp --top-k --top-p --min-p --repeat-penalty
+        --repeat-last-n --presence-penalty --frequency-penalty --grammar --grammar-file
+        --lora -fa -ctk -ctv --ignore-eos -r --reverse-prompt -sys -cnv -no-cnv -st --jinja
         --chat-template --no-display-prompt -v -h --version --stats --trace --compare --policy --sim-threshold --cold-s
         --cold-e --warm-up --skip-ratio --max-skip --skip-layers --skip-seed --no-skip
     """
@@ -823,7 +818,7 @@ def test_a_model_without_a_profile_runs_as_llama_cpp_and_says_how_to_get_one(tin
     arguments = ["-m", tiny, "-p", PROMPT, "-n", 60, *TEXT_ONLY]
     result = run(*arguments)
     assert result.stdout.decode(errors="replace") == expected + "\n"
-    assert result.stderr.decode().startswith(NO_PROFILE) and b"skipped =" not in result.stderr
+    assert result.stderr.decode().startswith(NO_PROFILE) and b"FFN blocks skipped" not in result.stderr
     assert "note" not in run(*arguments, "--no-skip").stderr.decode()
 
 
@@ -918,7 +913,7 @@ def test_a_full_context_loses_nothing_that_was_typed(tiny):
     """It once ended the chat: what was typed, and the answer so far, were gone."""
     arguments = ["-m", tiny, "--chat-template", "chatml", "-n", 4, "-c", 256, "--temp", "0", "--no-skip"]
     long = "a" * 190
-    with terminal(*arguments, NO_COLOR="1") as program:
+    with terminal(*arguments) as program:
         program.read_until(b"> ")
         program.send(b"hello\n")
         program.read_until(b"\n> ")
@@ -940,8 +935,8 @@ def test_a_full_context_loses_nothing_that_was_typed(tiny):
 
 
 def test_an_answer_that_fills_the_context_is_kept(tiny):
-    arguments = ["-m", tiny, "--chat-template", "chatml", "--ignore-eos", "-c", 256, "--no-skip"]
-    with terminal(*arguments, NO_COLOR="1") as program:
+    arguments = ["-m", tiny, "--chat-template", "chatml", "--ignore-eos", "-c", 256, "--temp", 0, "--no-skip"]
+    with terminal(*arguments) as program:
         program.read_until(b"> ")
         program.send(b"hello\n")
         assert b"context full (n_ctx = 256): the answer ends here; --ctx-size" in program.read_until(b"\n> ")
@@ -1125,9 +1120,8 @@ def test_what_a_template_says_of_itself_is_noted(tiny):
     assert b"of its own" not in run(*arguments[:-1], llama_chat_format.MISTRAL_INSTRUCT_CHAT_TEMPLATE).stderr
 
 
-def test_jinja_is_accepted_with_a_note():
-    result = run("-st", "-p", "Hi", "-n", 2, "--jinja")
-    assert result.returncode == 0 and result.stderr.count(b"ffnskip-main: note: --jinja") == 1
+def test_jinja_is_accepted():
+    assert run("-st", "-p", "Hi", "-n", 2, "--jinja").returncode == 0
 
 
 class Terminal:
@@ -1175,19 +1169,17 @@ def terminal(*arguments, **environment):
         yield program
 
 
-ASKING = b"> \x1b[1m\x1b[32m"  # what follows is in the user's colour
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 ENDLESS = ["--ignore-eos", "-c", "20000"]
 
 
 def test_a_terminal_gets_a_chat():
     answers = expected_answers(None, MESSAGES, 30)
-    with terminal("-n", 30, *ONE_THREAD, "--temp", "0", "--no-skip", NO_COLOR="") as program:
-        program.read_until(ASKING)
+    with terminal("-n", 30, *ONE_THREAD, "--temp", "0", "--no-skip") as program:
+        program.read_until(b"> ")
         for message, answer in zip(MESSAGES, answers):
             program.send(message.encode() + b"\n")
-            expected = f"{message}\r\n\x1b[0m{answer}\r\n".encode() + ASKING
-            assert program.read_until(ASKING) == expected
+            assert program.read_until(b"\n> ").decode() == f"{message}\r\n{answer}\r\n> "
         program.send(CTRL_D)
         assert b"eval time" in program.read_until(None)
         assert program.wait() == 0
@@ -1195,7 +1187,7 @@ def test_a_terminal_gets_a_chat():
 
 def test_a_prompt_on_a_terminal_is_the_first_message():
     (answer,) = expected_answers(None, MESSAGES[:1], 20)
-    with terminal("-p", MESSAGES[0], "-n", 20, *ONE_THREAD, "--temp", "0", "--no-skip", NO_COLOR="1") as program:
+    with terminal("-p", MESSAGES[0], "-n", 20, *ONE_THREAD, "--temp", "0", "--no-skip") as program:
         assert program.read_until(b"\n> ").decode() == f"> {MESSAGES[0]}\r\n{answer}\r\n> "
         program.send(b"/exit\n")
         program.read_until(None)
@@ -1205,7 +1197,7 @@ def test_a_prompt_on_a_terminal_is_the_first_message():
 def test_no_conversation_completes_the_prompt_on_a_terminal():
     arguments = ["-p", PROMPT, "-n", 10, *ONE_THREAD, "--temp", "0", "--no-skip"]
     expected = output_of(*arguments)
-    with terminal("-no-cnv", *arguments, NO_COLOR="1") as program:
+    with terminal("-no-cnv", *arguments) as program:
         assert program.read_until(None).decode().startswith(expected.replace("\n", "\r\n"))
         assert program.wait() == 0
 
@@ -1216,27 +1208,28 @@ def test_a_template_that_libllama_does_not_know_is_noted_on_a_terminal(model_fil
     with ours(ffnskip_cpp.demo_model(), None) as llm:
         template = llm.metadata["tokenizer.chat_template"].encode()
     unknown.write_bytes(content.replace(template, b"{" * len(template)))
-    with terminal("-m", unknown, "-p", PROMPT, "-n", 3, NO_COLOR="1") as program:
+    with terminal("-m", unknown, "-p", PROMPT, "-n", 3) as program:
         assert b"note: libllama does not recognise the model's chat template" in program.read_until(None)
         assert program.wait() == 0
     assert "--chat-template" in refusal_of("-m", unknown, "-cnv")
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(tiny):
-    with terminal("-m", tiny, "--chat-template", "chatml", *ENDLESS, NO_COLOR="") as program:
-        program.read_until(ASKING)
+    with terminal("-m", tiny, "--chat-template", "chatml", *ENDLESS) as program:
+        program.read_until(b"> ")
         for _ in range(2):
             program.send(b"hello\n")
-            program.read_until(b"\x1b[0m")  # the line has been read
+            program.read_until(b"hello\r\n")
+            assert select.select([program.fd], [], [], DEADLINE)[0]  # it answers
             program.send(CTRL_C)
-            program.read_until(ASKING)
+            program.read_until(b"\n> ")
         program.send(b"/exit\n")
         assert b"eval time" in program.read_until(None)
         assert program.wait() == 0
 
 
 def test_ctrl_c_ends_a_completion_with_its_summary(tiny):
-    with terminal("-m", tiny, "-p", "hello", *ENDLESS, NO_COLOR="1") as program:
+    with terminal("-m", tiny, "-p", "hello", *ENDLESS) as program:
         program.read_until(b"hello")
         time.sleep(0.1)
         program.send(CTRL_C)
@@ -1245,7 +1238,7 @@ def test_ctrl_c_ends_a_completion_with_its_summary(tiny):
 
 
 def test_ctrl_c_at_the_prompt_leaves(tiny):
-    with terminal("-m", tiny, "--chat-template", "chatml", NO_COLOR="1") as program:
+    with terminal("-m", tiny, "--chat-template", "chatml") as program:
         program.read_until(b"> ")
         program.send(CTRL_C)
         assert b"eval time" not in program.read_until(None)
@@ -1255,7 +1248,7 @@ def test_ctrl_c_at_the_prompt_leaves(tiny):
 def test_ctrl_c_twice_leaves_at_once(tiny, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_text("a" * 900)  # time enough between the two
-    with terminal("-m", tiny, "-f", file, "-ub", "1", *ENDLESS, NO_COLOR="1") as program:
+    with terminal("-m", tiny, "-f", file, "-ub", "1", *ENDLESS) as program:
         program.read_until(b"a" * 900)
         program.send(CTRL_C)
         program.read_until(b"^C")
@@ -1281,7 +1274,7 @@ def test_a_profile_says_what_to_skip(tiny, profile):
     options = ["-m", tiny, "-p", "abc", "-n", 30, *TEXT_ONLY]
     by_hand = ["--sim-threshold", "-1", "--warm-up", "2", "--max-skip", "3", "--cold-s", "3"]
     assert output_of(*options, "--profile", profile) == output_of(*options, *by_hand)
-    assert "skipped =        0.0 %" in run(*options, "--profile", profile, "--warm-up", 99).stderr.decode()
+    assert " 0.0 % of their FFN blocks skipped" in run(*options, "--profile", profile, "--warm-up", 99).stderr.decode()
 
 
 def test_a_profile_of_another_model_or_none_is_refused(tiny, profile, tmp_path):

@@ -269,7 +269,7 @@ def load(path, **options):
 
 
 def convert(model_dir, outtype="f32", name="out.gguf"):
-    return converter.convert(model_dir, model_dir.parent / name, outtype, progress=False)
+    return converter.convert(model_dir, model_dir.parent / name, outtype, progress=False).path
 
 
 def metadata(path):
@@ -779,8 +779,8 @@ def test_failure_while_writing_keeps_the_existing_output(failure, checkpoint, mo
         return encode(*args)
 
     monkeypatch.setattr(writer, "encode_rows", fail_at_third_tensor)
-    status = converter.main([str(checkpoint), "-o", str(out), "--no-progress"])
-    assert status == (130 if failure is KeyboardInterrupt else 2)
+    status = main(["convert", str(checkpoint), "-o", str(out), "--no-progress"])
+    assert status == (130 if failure is KeyboardInterrupt else 1)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert out.read_bytes() == b"precious"
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["hf", "out.gguf"]
@@ -798,8 +798,8 @@ def test_command_converts_and_names_the_file(checkpoint, tmp_path):
     assert metadata(tmp_path / "m.gguf")["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
 
 
-def test_command_prints_one_line_and_exits_with_2_on_an_error(tmp_path, capsys):
-    assert main(["convert", str(tmp_path), "-o", str(tmp_path / "m.gguf")]) == 2
+def test_command_prints_one_line_and_exits_with_1_on_an_error(tmp_path, capsys):
+    assert main(["convert", str(tmp_path), "-o", str(tmp_path / "m.gguf")]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("ffnskip convert: ")
@@ -814,7 +814,7 @@ def mib_above_imports(model_dir, out):
         peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) / 1024
         before = peak()
         out = convert({str(model_dir)!r}, {str(out)!r}, "f16", progress=False)
-        print(out.stat().st_size / 2**20, peak() - before)
+        print(out.n_bytes / 2**20, peak() - before)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     os.unlink(out)

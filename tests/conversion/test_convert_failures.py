@@ -19,6 +19,7 @@ import gguf
 import numpy as np
 import pytest
 
+from ffnskip_cpp import cli
 from ffnskip_cpp.conversion import conversion as converter
 from ffnskip_cpp.conversion import writer
 from support.tiny_checkpoints import SCRIPT, random_model, save_checkpoint
@@ -70,7 +71,7 @@ def copy_of(originals, tmp_path):
 
 
 def convert(model_dir, outtype="f32", **options):
-    return converter.convert(model_dir, model_dir.parent / "out.gguf", outtype, progress=False, **options)
+    return converter.convert(model_dir, model_dir.parent / "out.gguf", outtype, progress=False, **options).path
 
 
 def assert_refused(model_dir, *parts, error=ValueError, outtype="f32", **options):
@@ -279,9 +280,9 @@ def test_pickled_weights_are_refused_with_the_reason_and_the_option(copy_of):
     model_dir = copy_of("whole")
     save_pickled(model_dir)
     assert_refused(model_dir, "pickled", "can run code when opened", "--allow-pickle")
-    command = [str(model_dir), "-o", str(model_dir.parent / "out.gguf"), "--no-progress"]
-    assert converter.main(command) == 2
-    assert converter.main([*command, "--allow-pickle"]) == 0
+    command = ["convert", str(model_dir), "-o", str(model_dir.parent / "out.gguf"), "--no-progress"]
+    assert cli.main(command) == 1
+    assert cli.main([*command, "--allow-pickle"]) == 0
 
 
 @pytest.mark.parametrize("n_files", [1, 3])
@@ -396,7 +397,7 @@ def test_file_that_outgrows_a_limit_ends_in_one_line(copy_of):
 
     process = start(model_dir, out, "--no-progress", preexec_fn=limit)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
+    assert process.returncode == 1
     why = r"it outgrows the limit on the size of a file; it takes \d+ MB; nothing was written"
     assert re.fullmatch(rf"ffnskip convert: .*out\.gguf: {why}\n", stderr)
     assert [path.name for path in model_dir.parent.iterdir()] == ["hf"]
@@ -411,7 +412,7 @@ def test_full_disk_ends_in_one_line_and_keeps_the_existing_file(copy_of, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(writer.Encoded, "tofile", no_space)
-    assert converter.main([str(model_dir), "-o", str(out), "--no-progress"]) == 2
+    assert cli.main(["convert", str(model_dir), "-o", str(out), "--no-progress"]) == 1
     expected = r"ffnskip convert: .*out\.gguf: the disk is full; it takes \d+ MB; nothing was written\n"
     assert re.fullmatch(expected, capsys.readouterr().err)
     assert out.read_bytes() == b"precious"

@@ -192,7 +192,7 @@ def converted(tmp_path_factory, tokenizer):
             model_dir = save_checkpoint(folder / name, model, tokenizer, **case.saving)
             if case.alter:
                 case.alter(model_dir)
-            made[name] = model, converter.convert(model_dir, folder / f"{name}.gguf", "f32", progress=False)
+            made[name] = model, converter.convert(model_dir, folder / f"{name}.gguf", "f32", progress=False).path
         return made[name]
 
     return make

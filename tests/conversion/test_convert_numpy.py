@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import gguf
 import llama_cpp
@@ -16,7 +17,7 @@ TIED = {**CONFIG, "tie_word_embeddings": True}
 
 
 def convert(model_dir, out, outtype="f32"):
-    return converter.convert(model_dir, out, outtype, progress=False)
+    return converter.convert(model_dir, out, outtype, progress=False).path
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_file_of_the_checkpoint_is_not_written_over(tmp_path, name, how):
     out, before = model_dir / name, (model_dir / name).read_bytes()
     if how != "itself":
         out = tmp_path / "out.gguf"
-        (out.symlink_to if how == "symlink" else out.hardlink_to)(model_dir / name)
+        (os.symlink if how == "symlink" else os.link)(model_dir / name, out)
     with pytest.raises(ValueError, match="is the input itself; give another name"):
         convert(model_dir, out)
     assert (model_dir / name).read_bytes() == before

@@ -84,7 +84,7 @@ def test_an_input_is_not_written_over(target, tmp_path, how, monkeypatch):
     if how == "symlink":
         name.symlink_to(target)
     elif how == "hard link":
-        name.hardlink_to(target)
+        os.link(target, name)
     else:
         name = target
     if how == "relative":
@@ -184,7 +184,7 @@ def model(model_file, tmp_path):
 def test_a_profile_takes_the_place_of_a_profile_only(model, tmp_path):
     before = model.read_bytes()
     (tmp_path / "link").symlink_to(model)
-    (tmp_path / "hard").hardlink_to(model)
+    os.link(model, tmp_path / "hard")
     (tmp_path / "notes.txt").write_text("mine")
     with ours(model, SkipConfig(policy="fixed", layers=[3], warm_up_index=0)) as llm:
         for name in ("m.gguf", "link", "hard", "notes.txt"):
@@ -197,7 +197,7 @@ def test_a_profile_takes_the_place_of_a_profile_only(model, tmp_path):
             llm.save_profile(tmp_path / name)
     assert has_profile(model)
     with ours(model, "auto") as llm:
-        assert llm.skip.layers == [3]
+        assert llm.skip.layers == (3,)
 
 
 def test_an_embedded_profile_is_found_too(model, tmp_path):
@@ -221,16 +221,16 @@ def test_quantize_names_the_limit_and_leaves_nothing(limited, model, tmp_path):
 
 
 def test_quantize_does_not_write_over_any_part_of_its_input(model, tmp_path, capsys):
-    (tmp_path / "hard.gguf").hardlink_to(model)
+    os.link(model, tmp_path / "hard.gguf")
     for out in (model, tmp_path / "hard.gguf"):
-        assert cli.main(["quantize", str(model), str(out), "q8_0", "--no-progress"]) == 2
+        assert cli.main(["quantize", str(model), str(out), "q8_0", "--no-progress"]) == 1
         assert "is the input itself; give another name" in capsys.readouterr().err
 
 
 def test_quantize_into_a_device(model, capsys):
     assert cli.main(["quantize", str(model), "/dev/null", "q8_0", "--no-progress"]) == 0
     assert Path("/dev/null").is_char_device()
-    assert cli.main(["quantize", str(model), "/dev/full", "q8_0", "--no-progress"]) == 2
+    assert cli.main(["quantize", str(model), "/dev/full", "q8_0", "--no-progress"]) == 1
     assert capsys.readouterr().err == "ffnskip quantize: /dev/full: the disk is full; nothing was written\n"
 
 

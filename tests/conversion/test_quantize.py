@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
 import subprocess
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 
 import ffnskip_cpp.gguf_file.quantization as quantizer
+from ffnskip_cpp import cli
+from ffnskip_cpp.gguf_file.file_type import known_types
 from ffnskip_cpp.gguf_file.header import read_header
 from ffnskip_cpp.gguf_file.imatrix import read_imatrix
 from support.tiny_models import write_llama
@@ -35,13 +36,11 @@ def tensor_types(path):
 
 
 def run_command(*arguments):
-    parser = argparse.ArgumentParser()
-    quantizer.add_arguments(parser)
-    return quantizer.run(parser.parse_args([str(argument) for argument in arguments]))
+    return cli.main(["quantize", *map(str, arguments)])
 
 
 def test_known_types_are_those_of_the_installed_llama_cpp():
-    known = quantizer.known_types()
+    known = known_types()
     assert known["f32"] == llama_cpp.LLAMA_FTYPE_ALL_F32
     assert known["q4_k_m"] == llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
     ftypes = {value for name, value in vars(llama_cpp).items() if name.startswith("LLAMA_FTYPE_")}
@@ -50,7 +49,7 @@ def test_known_types_are_those_of_the_installed_llama_cpp():
 
 def test_a_type_that_the_gguf_package_does_not_know_is_read(model, out):
     """llama.cpp is ahead of it now and then; what it knows itself is enough."""
-    quantizer.quantize(model, out, "q2_0", threads=1, pure=True)
+    quantizer.quantize(model, out, "q2_0", n_threads=1, pure=True)
     header = read_header(out)
     assert {t.type_name for t in header.tensors if t.name.endswith("ffn_up.weight")} == {"q2_0"}
     with_padding = sum(-(-t.n_bytes // 32) * 32 for t in header.tensors)
@@ -62,7 +61,7 @@ def test_a_type_that_the_gguf_package_does_not_know_is_read(model, out):
     [("q4_0", "Q4_0"), ("Q4_K_M", "Q4_K"), ("q4_k", "Q4_K"), ("q6_k", "Q6_K"), ("iq4_nl", "IQ4_NL"), ("bf16", "BF16")],
 )
 def test_matrices_get_the_asked_type_and_norms_stay_f32(name, stored, model, out):
-    assert quantizer.quantize(model, out, name, threads=1) == out
+    assert quantizer.quantize(model, out, name, n_threads=1).path == out
     types = tensor_types(out)
     assert types["blk.0.attn_q.weight"] == stored
     assert types["blk.0.ffn_norm.weight"] == "F32"
@@ -81,8 +80,8 @@ def test_q8_0_values_are_within_half_a_step(model, out):
 def test_bad_arguments_name_value_and_remedy(model, out, tmp_path):
     with pytest.raises(ValueError, match="unknown type 'q4_9'; known: f32, f16, q4_0, "):
         quantizer.quantize(model, out, "q4_9")
-    with pytest.raises(ValueError, match="threads is 0; expected at least 1"):
-        quantizer.quantize(model, out, "q4_0", threads=0)
+    with pytest.raises(ValueError, match="threads: 0 can't compute anything; 1 to 512"):
+        quantizer.quantize(model, out, "q4_0", n_threads=0)
     with pytest.raises(FileNotFoundError, match=r"absent\.gguf: no such file"):
         quantizer.quantize(tmp_path / "absent.gguf", out, "q4_0")
     with pytest.raises(FileNotFoundError, match="nowhere: no such directory for the output"):
@@ -180,7 +179,7 @@ def quantised(model, tmp_path_factory):
     ],
 )
 def test_options_are_llama_cpps_own(options, params, model, out, tmp_path):
-    quantizer.quantize(model, out, "q4_k_m", threads=1, **options)
+    quantizer.quantize(model, out, "q4_k_m", n_threads=1, **options)
     ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
     expected = tensors_of(by_llama_cpp(model, tmp_path / "expected.gguf", ftype=ftype, **params))
     assert tensors_of(out) == expected
@@ -189,7 +188,7 @@ def test_options_are_llama_cpps_own(options, params, model, out, tmp_path):
 
 
 def test_quantised_matrices_are_quantised_again_where_that_is_allowed(quantised, out, tmp_path):
-    quantizer.quantize(quantised, out, "q4_0", threads=1, allow_requantize=True)
+    quantizer.quantize(quantised, out, "q4_0", n_threads=1, allow_requantize=True)
     ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
     expected = by_llama_cpp(quantised, tmp_path / "expected.gguf", ftype=ftype, allow_requantize=True)
     assert tensors_of(out) == tensors_of(expected)
@@ -225,8 +224,8 @@ def squares(model):
 def test_an_importance_matrix_is_used_as_llama_cpp_uses_it(name, model, out, tmp_path, squares):
     tokens = {key: 512 for key in squares}
     imatrix = write_imatrix(tmp_path / "imatrix.gguf", {k: 512 * v for k, v in squares.items()}, tokens)
-    quantizer.quantize(model, out, name, threads=1, imatrix=imatrix)
-    ftype = quantizer.known_types()[name]
+    quantizer.quantize(model, out, name, n_threads=1, imatrix=imatrix)
+    ftype = known_types()[name]
     expected = by_llama_cpp(model, tmp_path / "expected.gguf", ftype=ftype, imatrix=squares)
     assert tensors_of(out) == tensors_of(expected)
     fields = gguf.GGUFReader(out).fields
@@ -248,7 +247,7 @@ def test_an_expert_that_no_token_came_to_counts_evenly(tmp_path):
 def test_importance_matrices_that_do_not_fit_are_refused_by_name(model, out, tmp_path, squares):
     def refused(path, why):
         with pytest.raises((ValueError, FileNotFoundError), match=why) as caught:
-            quantizer.quantize(model, out, "q4_k_m", threads=1, imatrix=path)
+            quantizer.quantize(model, out, "q4_k_m", n_threads=1, imatrix=path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
         assert not out.exists()
 
@@ -309,10 +308,10 @@ def test_interrupt_ends_the_child_and_leaves_no_file(model, out, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_command_writes_the_file_and_reports_errors_with_status_2(model, out, capsys):
+def test_command_writes_the_file_and_reports_errors_with_status_1(model, out, capsys):
     assert run_command(model, out, "Q5_K_M", "--threads", 1, "--no-progress") == 0
     assert capsys.readouterr().out.startswith(f"{out}: ")
-    assert run_command(model, out, "q9", "--no-progress") == 2
+    assert run_command(model, out, "q9", "--no-progress") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("ffnskip quantize: unknown type 'q9'")

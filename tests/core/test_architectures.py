@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ffnskip_cpp._core import Controller
-from support import architectures
+from support import architectures, expected
 
 DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
 
@@ -67,3 +67,12 @@ def test_snapshots_of_recurrent_state_are_refused():
 def test_documented_table_is_what_was_found(outcomes):
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| ") and not line.startswith("| arch")]
     assert sorted(rows[1:]) == sorted(architectures.table_row(outcome) for outcome in outcomes.values())
+
+
+def test_ffn_maps_are_those_expected(outcomes, request):
+    maps = {
+        architectures.name_of(outcome): ({"refused": outcome.message} if outcome.status == "refused" else {})
+        | {"n_layer": outcome.n_layer, "layers": outcome.layers}
+        for outcome in outcomes.values()
+    }
+    expected.compare("ffn_maps", maps, request.config.getoption("--update-expected"))

@@ -5,8 +5,11 @@ Seen in traces: a row of the trace is a token, and the tokens of one forward() a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,8 +167,6 @@ def test_token_i_may_skip_exactly_from_warm_up_index_on(llm, policy, warm_up_ind
     needed = NEEDED.get(policy, {"max_skip": 1})
     skipped = skipped_by(llm, policy=policy, sim_threshold=-1.0, warm_up_index=warm_up_index, **needed)
     assert skipped.any(axis=1).tolist() == [i >= warm_up_index for i in range(len(TOKENS))]
-    assert llm._controller.row_kind(warm_up_index) == SKIPPABLE_ROW
-    assert warm_up_index == 0 or llm._controller.row_kind(warm_up_index - 1) == WARM_UP_ROW
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ def test_prompt_tokens_are_in_neither_statistics_nor_trace(llm):
 # --- configurations --------------------------------------------------------------------------------------------------
 
 WRONG_FOR_ANY_MODEL = [
-    ({"policy": "skip_all"}, "policy: 'skip_all' is unknown; known are dense, ffn_skip, ffn_skip_per_layer, random"),
+    ({"policy": "skip_all"}, "policy: 'skip_all' is unknown; known are dense, ffn_skip, random"),
     ({"sim_threshold": math.nan}, "sim_threshold: nan is not a similarity"),
     ({"warm_up_index": -1}, "warm_up_index: -1 is negative.*0 or more"),
     ({"skip_ratio": -0.1}, r"skip_ratio: -0.1 is outside \[0, 1\]"),
@@ -221,12 +222,32 @@ WRONG_FOR_ANY_MODEL = [
     ({"cold_s": 4, "cold_e": 4}, "cold_s: 4 must be below cold_e = 4"),
     ({"cold_s": 5, "cold_e": 4}, "cold_s: 5 must be below cold_e = 4"),
     ({"policy": "fixed"}, "layers: policy 'fixed' needs the layers"),
-    ({"layers": [1]}, "layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not 'ffn_skip'"),
+    ({"policy": "random", "layers": [1]}, "layers: only policy 'ffn_skip' takes layers, not 'random'"),
+    ({"layers": []}, "layers: .* the list is empty"),
     ({"policy": "fixed_plus_ffn_skip"}, "layers: policy 'fixed_plus_ffn_skip' needs the layers"),
     ({"policy": "ffn_skip_per_layer"}, "layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each"),
-    ({"layer_thresholds": [0.9]}, "layer_thresholds: only policy 'ffn_skip_per_layer' takes them, not 'ffn_skip'"),
+    (
+        {"policy": "dense", "layer_thresholds": [0.9]},
+        "layer_thresholds: only policy 'ffn_skip' takes them, not 'dense'",
+    ),
+    ({"policy": "fixed", "layers": [1], "layer_thresholds": [0.9]}, "layer_thresholds: nothing is checked"),
     ({"policy": "ffn_skip_per_layer", "layer_thresholds": [math.nan]}, "layer_thresholds: nan is not a similarity"),
     ({"check_stride": 0}, "check_stride: 0 is no distance.*1 or more"),
+    ({"region": "cold"}, "region: 'cold' is unknown; known are any, adaptive"),
+    ({"seed": -1}, r"seed: -1 is not a whole number in \[0, 2\*\*64\)"),
+    ({"seed": 2**64}, "seed: 18446744073709551616 is not a whole number in"),
+    ({"max_skip": 2**31}, r"max_skip: 2147483648 is not a whole number below 2\*\*31, or None"),
+]
+
+OF_THE_WRONG_TYPE = [
+    ({"policy": 3}, "policy: 3 is not the name of a policy"),
+    ({"sim_threshold": "high"}, "sim_threshold: 'high' is not a number"),
+    ({"warm_up_index": None}, "warm_up_index: None is not a whole number"),
+    ({"max_skip": 2.5}, "max_skip: 2.5 is not a whole number below .*, or None"),
+    ({"layers": 5}, "layers: 5 is not a list of layers, or None"),
+    ({"layers": [1.5]}, r"layers: \[1.5\] is not a list of layers"),
+    ({"layer_thresholds": ["a"]}, r"layer_thresholds: \['a'\] is not a list of numbers"),
+    ({"region": 1}, "region: 1 is not the name of a region"),
 ]
 
 WRONG_FOR_THIS_MODEL = [
@@ -251,6 +272,12 @@ def test_a_value_that_is_wrong_for_any_model_is_refused_with_field_value_and_ran
         SkipConfig(**options)
 
 
+@pytest.mark.parametrize("options, message", OF_THE_WRONG_TYPE, ids=str)
+def test_a_value_of_the_wrong_type_is_a_type_error_with_field_and_value(options, message):
+    with pytest.raises(TypeError, match=message):
+        SkipConfig(**options)
+
+
 @pytest.mark.parametrize("options, message", WRONG_FOR_THIS_MODEL, ids=str)
 def test_a_value_that_does_not_fit_the_model_is_refused_and_the_old_one_stays(llm, options, message):
     llm.skip = before = SkipConfig(policy="fixed", layers=[4])
@@ -272,6 +299,7 @@ EXAMPLES = [
     SkipConfig(sim_threshold=0.5, cold_s=0, cold_e=7, warm_up_index=0, skip_ratio=0.5, max_skip=3),
     SkipConfig(policy="fixed", layers=[1, 5]),
     SkipConfig(policy="random", seed=2**63 + 1, max_skip=0),
+    SkipConfig(policy="random", region="adaptive"),
     SkipConfig(policy="fixed_plus_ffn_skip", layers=[1, 5], check_stride=3),
     SkipConfig(policy="ffn_skip_per_layer", layer_thresholds=[0.5, -1.0, 2.0]),
 ]
@@ -285,11 +313,38 @@ def test_a_config_survives_pickling_and_its_repr_builds_it_again(config):
     assert config != repr(config) and config is not None
 
 
+OLD_NAMES = [
+    ({"policy": "fixed", "layers": [1]}, {"layers": (1,), "max_skip": 0}),
+    ({"policy": "fixed_plus_ffn_skip", "layers": [1], "max_skip": 2}, {"layers": (1,), "max_skip": 2}),
+    ({"policy": "ffn_skip_per_layer", "layer_thresholds": [0.5]}, {"layer_thresholds": (0.5,)}),
+    ({"policy": "random_adaptive_region"}, {"policy": "random", "region": "adaptive"}),
+]
+
+
+@pytest.mark.parametrize("old, now", OLD_NAMES, ids=lambda options: options.get("policy", ""))
+def test_the_name_of_an_older_version_is_what_it_stands_for(old, now):
+    assert SkipConfig(**old) == SkipConfig(**now) and SkipConfig(**old).policy == now.get("policy", "ffn_skip")
+
+
+def test_the_fields_are_those_of_the_core():
+    """Read off the header, so that neither has one that the other does not know."""
+    header = (Path(__file__).parents[2] / "cpp" / "include" / "ffnskip" / "config.h").read_text()
+    struct = header[header.index("struct Config {") : header.index("void validate()")]
+    fields = re.findall(r"^    [\w:<>]+(?: [\w:<>]+)* +(\w+)(?: +=.*)?;", struct, re.MULTILINE)
+    assert sorted(fields) == sorted(field.name for field in dataclasses.fields(SkipConfig))
+
+
+def test_numbers_are_shown_as_they_were_given():
+    config = SkipConfig(sim_threshold=0.9, skip_ratio=0.3, layer_thresholds=[0.95])
+    assert repr(config) == "SkipConfig(skip_ratio=0.3, layer_thresholds=(0.95,))"
+    assert config.replace(skip_ratio=0.1).asdict()["skip_ratio"] == 0.1 and config.sim_threshold == 0.9
+
+
 def test_a_config_shows_what_it_was_given_and_cannot_be_changed():
     """`layers` was once read from a tuple that no longer existed, and the process crashed."""
     config = SkipConfig(policy="fixed", layers=[5, 1, 5], seed=3)
-    assert (config.policy, config.layers, config.seed) == ("fixed", [5, 1, 5], 3)
-    assert (config.cold_s, config.cold_e, config.max_skip, SkipConfig().layers) == (None, None, None, None)
+    assert (config.policy, config.layers, config.max_skip, config.seed) == ("ffn_skip", (5, 1, 5), 0, 3)
+    assert (config.cold_s, config.cold_e, SkipConfig().max_skip, SkipConfig().layers) == (None, None, None, None)
     for field in ("policy", "sim_threshold", "layers", "seed"):
         with pytest.raises(AttributeError):
             setattr(config, field, 0)

@@ -14,7 +14,7 @@
 #include <ggml-cpu.h>
 
 #ifdef __linux__
-#    include <sys/mman.h>
+#include <sys/mman.h>
 #endif
 
 #include <algorithm>
@@ -87,11 +87,8 @@ void run_product(ggml_tensor * y, int ith, int nth, void * userdata) {
 // Matrices of one type and shape, for ggml and by channel, and a graph of their products for each.
 class Bench {
 public:
-    Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int64_t tile, bool huge_pages) :
-        layout_(type, n_in, n_out, tile),
-        backend_(ggml_backend_cpu_init()),
-        weights_(context()),
-        graphs_(context()) {
+    Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int64_t tile, bool huge_pages)
+        : layout_(type, n_in, n_out, tile), backend_(ggml_backend_cpu_init()), weights_(context()), graphs_(context()) {
         const size_t row_bytes = ggml_row_size(type, n_in), bytes = row_bytes * size_t(n_out);
         n_ = std::max<size_t>(4, k_bytes / bytes);
         for (int i = 0; i < k_max_threads; ++i) {
@@ -255,16 +252,14 @@ ggml_type type_named(const std::string & name) {
 }  // namespace
 
 int main(int argc, char ** argv) {
-    std::map<std::string, std::string> options = {
-        { "types",   "q4_0,q4_K,q8_0"                 },
-        { "threads", "1,2"                            },
-        { "rounds",  "15"                             },
-        { "tile",    "0"                              },
-        { "pages",   ""                                },
-        { "kernels", ""                               },
-        { "shapes",  "4096x11008,11008x4096,576x1536" },
-        { "kept",    "100,75,60,50,30"                }
-    };
+    std::map<std::string, std::string> options = { { "types", "q4_0,q4_K,q8_0" },
+                                                   { "threads", "1,2" },
+                                                   { "rounds", "15" },
+                                                   { "tile", "0" },
+                                                   { "pages", "" },
+                                                   { "kernels", "" },
+                                                   { "shapes", "4096x11008,11008x4096,576x1536" },
+                                                   { "kept", "100,75,60,50,30" } };
     for (int i = 1; i < argc; ++i) {
         const std::string argument = argv[i], name = argument.substr(0, argument.find('='));
         if (options.count(name) == 0 || name == argument) {

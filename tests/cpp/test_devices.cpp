@@ -1,8 +1,8 @@
-// Property: rows in buffers of ggml's real devices are compared and put back as rows on the host are, by the kernels where
-// the device is one of CUDA and this build has them. Needs a device that is no CPU; says so by 77 where there is none.
+// Property: rows in buffers of ggml's real devices are compared and put back as rows on the host are, by the kernels
+// where the device is one of CUDA and this build has them. Needs a device that is no CPU; says so by 77 where there is
+// none.
+#include "comparison.h"
 #include "expect.h"
-#include "ggml_memory.h"
-#include "rows.h"
 #include "similarity.h"
 
 #include <ggml-backend.h>
@@ -73,27 +73,26 @@ void check_on(ggml_backend_dev_t device_h, ggml_backend_dev_t device_out) {
     tasks.n_rows     = k_rows;
     tasks.any_checks = tasks.any_skips = true;
 
-    GgmlMemory    memory;
-    Rows          rows(memory);
-    const Matrix  before(device_h, h), after(device_out, sum), branch(device_out, f);
-    const float * similarity = rows.after_add(before.tensor, after.tensor, tasks);
-    for (const size_t r : { size_t(0), size_t(2) }) {
-        expect(std::fabs(similarity[r] - cosine(&h[r * k_n], &sum[r * k_n], k_n)) < 2e-6f, what + ": similarity");
-    }
-    Values expected = sum;
-    std::copy_n(&h[k_n], k_n, &expected[k_n]);
-    expect(after.get() == expected && before.get() == h, what + ": h is back in the row that skips");
-
-    rows.keep(branch.tensor, tasks);
-    similarity = rows.after_layer(after.tensor, tasks);
-    expect(std::fabs(similarity[0] - cosine_with_difference(&sum[0], &f[0], k_n)) < 2e-6f, what + ": similarity of out - f");
-    expected = f;
+    const auto   buffers = ggml_buffers();
+    Comparison   comparison(*buffers);
+    const Matrix before(device_h, h), after(device_out, sum), added(device_out, f), kept(device_out, f);
+    Values       expected = f;
     std::fill_n(&expected[k_n], k_n, 0.0f);
-    expect(branch.get() == expected, what + ": f has left the row that skips");
+
+    const auto near = [&](const float * similarity, float (*cosine)(const float *, const float *, int64_t), const Values & a) {
+        for (const size_t r : { size_t(0), size_t(2) }) {
+            expect(std::fabs(similarity[r] - cosine(&a[r * k_n], &f[r * k_n], k_n)) < 2e-6f, what + ": similarity");
+        }
+    };
+    near(comparison.before_add(before.tensor, added.tensor, tasks), cosine<Pair::sum>, h);
+    comparison.keep(kept.tensor, tasks);
+    near(comparison.after_add(after.tensor, tasks), cosine<Pair::difference>, sum);
+    expect(added.get() == expected && kept.get() == expected, what + ": f has left the row that skips");
+    expect(before.get() == h && after.get() == sum, what + ": nothing else has changed");
 
 #ifdef FFNSKIP_CUDA
     if (std::strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device_out)), "CUDA") == 0) {
-        expect(memory.kernels(after.tensor) != nullptr, what + ": CUDA devices have kernels");
+        expect(buffers->kernels(after.tensor) != nullptr, what + ": CUDA devices have kernels");
     }
 #endif
 }

@@ -1,11 +1,12 @@
-// Property: the FFN block is found in graphs that the scheduler has spread over devices, where it puts copies in place of
-// operands. Each graph is built by hand, cut as the scheduler cuts it, and compared with the same graph uncut.
+// Property: the FFN block is found in graphs that the scheduler has spread over devices, where it puts copies in place
+// of operands. Each graph is built by hand, cut as the scheduler cuts it, and compared with the same graph uncut.
 #include "expect.h"
 #include "graph_map.h"
 
 #include <ggml-backend.h>
 #include <ggml.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -44,7 +45,7 @@ public:
     }
 
     GraphMap learn(GraphLearner::DeviceFault device_fault = edits_fault) const {
-        GraphLearner learner(1, device_fault);
+        GraphLearner learner(2, device_fault);  // the last layer is never skipped
         for (const ggml_tensor * each : nodes_) {
             learner.add(each);
         }
@@ -117,17 +118,23 @@ private:
     uintptr_t                                n_placed_ = 0;
 };
 
+int n_left_out(const GraphMap & map) {
+    return int(std::count_if(map.nodes.begin(), map.nodes.end(),
+                             [](const Node & node) { return node.role == Role::body || node.role == Role::branch; }));
+}
+
 void expect_same(const Layer & cut, const Layer & whole, const std::string & what) {
-    const Block got = cut.learn().blocks[0], expected = whole.learn().blocks[0];
-    expect(expected.refusal.empty() && expected.layer == 0, what + ": the uncut graph is understood");
-    expect(got.refusal.empty(), what + ": not refused, but " + got.refusal);
-    const int add = whole.index(expected.form == Form::parallel ? "part-0" : "l_out-0");
+    const GraphMap got_map = cut.learn(), expected_map = whole.learn();
+    const Block &  got = got_map.blocks[0], &expected = expected_map.blocks[0];
+    expect(expected.skippable && expected.layer == 0, what + ": the uncut graph is understood");
+    expect(got.skippable, what + ": not refused, but " + got.why_not);
+    const int add = whole.index(expected.residual == "parallel" ? "part-0" : "l_out-0");
     expect(got.layer == 0 && got.residual_add == add, what + ": the add");
     expect(got.branch == whole.index("ffn_out-0"), what + ": f");
     expect(got.h == expected.h && got.h_src == expected.h_src, what + ": h");
-    expect(got.form == expected.form && got.layer_output == expected.layer_output, what + ": the form");
-    expect(got.n_body == expected.n_body, what + ": what is left out");
-    expect(got.bytes == expected.bytes && got.weights.size() == expected.weights.size(), what + ": weights");
+    expect(got.residual == expected.residual && got.output == expected.output, what + ": the form");
+    expect(n_left_out(got_map) == n_left_out(expected_map), what + ": what is left out");
+    expect(got.bytes_per_token == expected.bytes_per_token && got.weights.size() == expected.weights.size(), what + ": weights");
 }
 
 const std::string & faulty(ggml_backend_dev_t) {
@@ -140,15 +147,15 @@ const std::string & faulty(ggml_backend_dev_t) {
 int main() {
     const struct {
         Add          add;
-        Form         form;
+        const char * residual;
         const char * name;
-    } kinds[] = { { Add::f_h, Form::sequential, "f + h" },
-                  { Add::h_f, Form::in_place, "h + f" },
-                  { Add::parallel, Form::parallel, "parallel" } };
+    } kinds[] = { { Add::f_h, "sequential", "f + h" },
+                  { Add::h_f, "in place", "h + f" },
+                  { Add::parallel, "parallel", "parallel" } };
     for (const auto & kind : kinds) {
         const Layer       whole(kind.add, {});
         const std::string name = kind.name;
-        expect(whole.learn().blocks[0].form == kind.form, name + ": the form");
+        expect(whole.learn().blocks[0].residual == kind.residual, name + ": the form");
         // The scheduler moves the residual add of the last layer on the CPU to the GPU.
         expect_same(Layer(kind.add, { "ffn_out-0", "ffn_inp-0", "embd", "attn_out-0" }), whole, name + ", both copied");
         // Weights of the FFN on the CPU, those of attention on the GPU.
@@ -159,14 +166,17 @@ int main() {
         expect_same(Layer(kind.add, { "part-0" }), whole, name + ", the first sum copied");
     }
 
-    const Block early = Layer(Add::h_f, { "ffn_inp-0" }, true).learn().blocks[0];
-    expect(!early.refusal.empty(), "h, to be overwritten, whose original may be gone, is refused");
-    expect(Layer(Add::f_h, { "ffn_inp-0" }, true).learn().blocks[0].refusal.empty(), "h that is not overwritten is its copy");
+    for (const Add add : { Add::f_h, Add::h_f }) {
+        const GraphMap whole = Layer(add, {}).learn(), early = Layer(add, { "ffn_inp-0" }, true).learn();
+        expect(whole.blocks[0].output < 0, "h is there when f is computed");
+        expect(early.blocks[0].skippable && early.blocks[0].output == early.blocks[0].residual_add,
+               "of h that was copied early, the original may be gone: f is kept until h + f is known");
+    }
 
     const Layer experts(Add::f_h, {}, false, true);
-    expect(experts.learn().blocks[0].experts && !experts.learn().blocks[0].fetches_experts, "experts where they are");
+    expect(experts.learn().blocks[0].kind == "experts" && !experts.learn().blocks[0].fetches_experts, "experts where they are");
     const Block fetched = Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn().blocks[0];
-    expect(fetched.refusal.empty() && fetched.fetches_experts, "experts fetched for a batch");
+    expect(fetched.skippable && fetched.fetches_experts, "experts fetched for a batch");
 
     // Every node of a block counts, and no other.
     const std::unique_ptr<ggml_backend_buffer, void (*)(ggml_backend_buffer_t)> buffer(
@@ -175,8 +185,8 @@ int main() {
              { "attn_out-0", false }, { "norm-0", true }, { "up-0", true }, { "ffn_out-0", true }, { "l_out-0", true } }) {
         Layer layer(Add::f_h, {});
         layer.put(name, buffer.get());
-        expect(layer.learn().blocks[0].refusal.empty(), "the CPU honours what is asked of " + name);
-        expect(layer.learn(faulty).blocks[0].refusal == (counts ? faulty(nullptr) : ""), name + " on a device with a fault");
+        expect(layer.learn().blocks[0].skippable, "the CPU honours what is asked of " + name);
+        expect(layer.learn(faulty).blocks[0].why_not == (counts ? faulty(nullptr) : ""), name + " on a device with a fault");
     }
     return result();
 }

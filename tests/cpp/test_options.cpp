@@ -16,25 +16,34 @@ Config with(const std::string & name, const std::string & value) {
 
 void values() {
     expect(with("policy", "random").policy == Policy::random, "policy");
-    expect(with("sim-threshold", "0.95").sim_threshold == 0.95f, "sim-threshold");
-    expect(with("sim-threshold", "-1").sim_threshold == -1.0f, "negative sim-threshold");
+    expect(with("sim-threshold", "0.95").sim_threshold == 0.95, "sim-threshold");
+    expect(with("sim-threshold", "-1").sim_threshold == -1.0, "negative sim-threshold");
     expect(with("cold-s", "3").cold_s == 3, "cold-s");
     expect(with("cold-e", "9").cold_e == 9, "cold-e");
     expect(with("warm-up", "0").warm_up_index == 0, "warm-up");
-    expect(with("skip-ratio", "0.4").skip_ratio == 0.4f, "skip-ratio");
+    expect(with("skip-ratio", "0.4").skip_ratio == 0.4, "skip-ratio");
     expect(with("max-skip", "5").max_skip == 5, "max-skip");
     expect(with("skip-seed", "18446744073709551615").seed == UINT64_MAX, "skip-seed");
 
-    const Config fixed = with("skip-layers", "3,5-7");
-    expect(fixed.policy == Policy::fixed && fixed.layers == std::vector<int>{ 3, 5, 6, 7 }, "skip-layers");
+    const std::vector<int> three = { 3 };
+    const Config           fixed = with("skip-layers", "3,5-7");
+    expect(fixed.policy == Policy::ffn_skip && fixed.layers == std::vector<int>{ 3, 5, 6, 7 }, "skip-layers");
+    expect(fixed.max_skip == 0, "skip-layers: no others");
+    Config beside = with("skip-layers", "3");
+    set_option(beside, "max-skip", "2");
+    expect(beside.layers == three && beside.max_skip == 2, "skip-layers, and others");
 
     Config both = with("policy", "fixed_plus_ffn_skip");
-    set_option(both, "skip-layers", "4");
-    expect(both.policy == Policy::fixed_plus_ffn_skip && both.layers == std::vector<int>{ 4 }, "skip-layers with a policy");
+    set_option(both, "skip-layers", "3");
+    expect(both.policy == Policy::ffn_skip && both.layers == three && !both.max_skip, "skip-layers with a policy");
+    Config turned = with("skip-layers", "3");
+    set_option(turned, "policy", "fixed_plus_ffn_skip");
+    expect(turned.layers == three && !turned.max_skip, "the other way round");
 
     const Config per_layer = with("layer-thresholds", "0.5,-1,inf");
-    expect(per_layer.policy == Policy::ffn_skip_per_layer && per_layer.layer_thresholds.size() == 3, "layer-thresholds");
-    expect(per_layer.layer_thresholds[1] == -1.0f && std::isinf(per_layer.layer_thresholds[2]), "their values");
+    expect(per_layer.policy == Policy::ffn_skip && per_layer.layer_thresholds->size() == 3, "layer-thresholds");
+    expect(per_layer.layer_thresholds->at(1) == -1.0 && std::isinf(per_layer.layer_thresholds->at(2)), "their values");
+    expect(with("region", "adaptive").region == Region::adaptive, "region");
     expect(with("check-stride", "2").check_stride == 2, "check-stride");
 
     Config none = fixed;

@@ -68,7 +68,8 @@ void layers_without_ffn_do_not_count() {
 
 void random_sets() {
     Config config;
-    config.policy   = Policy::random_adaptive_region;
+    config.policy   = Policy::random;
+    config.region   = Region::adaptive;
     config.max_skip = 4;
     const Settings settings = resolve(config, k_sixteen);
 
@@ -92,10 +93,9 @@ void random_sets() {
 }
 
 void thresholds_of_layers() {
-    constexpr float inf = std::numeric_limits<float>::infinity();
-    Config          config;
-    config.policy           = Policy::ffn_skip_per_layer;
-    config.layer_thresholds = { 0, 0, inf, 0.9f, 0.5f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0.9f, 0, 0 };
+    constexpr double inf = std::numeric_limits<double>::infinity();
+    Config           config;
+    config.layer_thresholds = { 0, 0, inf, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0, 0 };
     config.max_skip         = 3;
     const Settings settings = resolve(config, k_sixteen);
     std::vector<int> asked;
@@ -111,11 +111,10 @@ void thresholds_of_layers() {
 
 void fixed_set_and_algorithm_1() {
     Config config;
-    config.policy        = Policy::fixed_plus_ffn_skip;
-    config.sim_threshold = 0.9f;
+    config.sim_threshold = 0.9;
     config.cold_s        = 3;
     config.cold_e        = 9;
-    config.layers        = { 1, 4, 6 };
+    config.layers        = std::vector<int>{ 1, 4, 6 };
     config.max_skip      = 2;
     std::vector<int> asked;
     const auto       run_noting = [&](float similarity) {
@@ -128,50 +127,80 @@ void fixed_set_and_algorithm_1() {
     config.check_stride = 3;
     expect(run_noting(0.0f).size() == 3 && asked == std::vector<int>({ 3, 8 }), "every third of the checked layers");
     config.max_skip = std::nullopt;
-    config.skip_ratio = 0.25f;
+    config.skip_ratio = 0.25;
     expect(resolve(config, k_sixteen).max_skip == 1, "skip_ratio counts the set");
-    config.skip_ratio = 0.1f;
+    config.skip_ratio = 0.1;
     expect_refused([&] { resolve(config, k_sixteen); }, "asks for 2 of 16 FFN blocks, fewer than the 3 of layers");
     config.max_skip = 4;
     expect_refused([&] { resolve(config, k_sixteen); }, "at most 3 of 16 FFN blocks beside the 3 of layers");
     config.max_skip = 0;
     expect(resolve(config, k_sixteen).skips_anything() && run_noting(1.0f) == std::vector<int>({ 1, 4, 6 }), "the set alone");
+    expect(asked.empty(), "nothing is checked where no more can be skipped");
+    config.cold_e = 99;
+    expect(run_noting(1.0f).size() == 3, "nor does the region matter");
 }
 
 void refusals() {
     Config config;
-    config.sim_threshold = std::nanf("");
+    config.sim_threshold = std::nan("");
     expect_refused([&] { config.validate(); }, "sim_threshold: nan");
     config        = Config();
     config.cold_s = 9;
     config.cold_e = 9;
     expect_refused([&] { config.validate(); }, "cold_s: 9 must be below cold_e = 9");
     config            = Config();
-    config.skip_ratio = 1.25f;
+    config.skip_ratio = 1.25;
     expect_refused([&] { config.validate(); }, "skip_ratio: 1.25 is outside [0, 1]");
     config          = Config();
     config.max_skip = 12;
     expect_refused([&] { resolve(config, k_sixteen); }, "at most 11 of 16");
     config        = Config();
-    config.policy = Policy::fixed;
-    config.layers = { 15 };
+    config.layers = std::vector<int>{ 15 };
     expect_refused([&] { resolve(config, k_sixteen); }, "layers: 15 is out of range");
     config              = Config();
     config.check_stride = 0;
     expect_refused([&] { config.validate(); }, "check_stride: 0");
-    config        = Config();
-    config.policy = Policy::ffn_skip_per_layer;
-    expect_refused([&] { config.validate(); }, "needs a threshold for each layer");
-    config.layer_thresholds = { 0.5f, 0.5f };
+    config                  = Config();
+    config.layer_thresholds = { 0.5, 0.5 };
     expect_refused([&] { resolve(config, k_sixteen); }, "layer_thresholds: 2 for a model of 16 layers");
-    config.layer_thresholds[1] = std::nanf("");
+    config.layer_thresholds->back() = std::nan("");
     expect_refused([&] { config.validate(); }, "layer_thresholds: nan");
-    config.policy = Policy::ffn_skip;
-    expect_refused([&] { config.validate(); }, "only policy 'ffn_skip_per_layer' takes them");
-    config        = Config();
-    config.layers = { 3 };
-    expect_refused([&] { config.validate(); }, "only policies 'fixed' and 'fixed_plus_ffn_skip' take layers");
-    expect_refused([&] { policy_from_name("greedy"); }, "'greedy' is unknown");
+    config.layer_thresholds->back() = 0.5;
+    config.layers                   = std::vector<int>{ 3 };
+    config.max_skip                 = 0;
+    expect_refused([&] { config.validate(); }, "layer_thresholds: nothing is checked where max_skip is 0");
+    config.policy = Policy::random;
+    expect_refused([&] { config.validate(); }, "only policy 'ffn_skip' takes layers, not 'random'");
+    config.layers.reset();
+    expect_refused([&] { config.validate(); }, "only policy 'ffn_skip' takes them, not 'random'");
+    expect_refused([&] { set_policy(config, "greedy"); }, "policy: 'greedy' is unknown; known are dense, ffn_skip, random");
+    expect_refused([] { region_from_name("cold"); }, "region: 'cold' is unknown; known are any, adaptive");
+}
+
+void old_names() {
+    const auto named = [](const char * name) {
+        Config config;
+        set_policy(config, name);
+        return config;
+    };
+    Config fixed = named("fixed");
+    expect_refused([&] { fixed.validate(); }, "layers: policy 'fixed' needs the layers");
+    fixed.layers = std::vector<int>{ 3 };
+    fixed.validate();
+    expect(fixed.policy == Policy::ffn_skip && fixed.max_skip == 0, "fixed");
+
+    Config both = named("fixed_plus_ffn_skip");
+    expect_refused([&] { both.validate(); }, "layers: policy 'fixed_plus_ffn_skip' needs the layers");
+    both.layers = std::vector<int>{ 3 };
+    both.validate();
+    expect(both.policy == Policy::ffn_skip && !both.max_skip, "fixed_plus_ffn_skip");
+
+    Config per_layer = named("ffn_skip_per_layer");
+    expect_refused([&] { per_layer.validate(); }, "layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each");
+    expect(per_layer.policy == Policy::ffn_skip, "ffn_skip_per_layer");
+
+    const Config random = named("random_adaptive_region");
+    expect(random.policy == Policy::random && random.region == Region::adaptive, "random_adaptive_region");
 }
 
 }  // namespace
@@ -183,5 +212,6 @@ int main() {
     thresholds_of_layers();
     fixed_set_and_algorithm_1();
     refusals();
+    old_names();
     return result();
 }

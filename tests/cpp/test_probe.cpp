@@ -79,8 +79,8 @@ std::vector<float> logits_of(llama_context * ctx, llama_model * model) {
 // What such a callback leaves is its own affair; the tokens after it are not.
 void an_evaluation_cut_short_is_not_learnt(llama_model * model) {
     Config config;
-    config.policy        = Policy::fixed;
-    config.layers        = { 1 };
+    config.layers        = std::vector<int>{ 1 };
+    config.max_skip      = 0;
     config.warm_up_index = 0;
 
     std::vector<float> expected;
@@ -116,6 +116,21 @@ void an_evaluation_cut_short_is_not_learnt(llama_model * model) {
     }
 }
 
+// A second context would take the callback of the first one's parameters from it.
+void another_callback_is_not_replaced() {
+    Ender                ender;
+    Controller           controller;
+    llama_context_params first = llama_context_default_params(), again = first, other = first;
+    first.cb_eval = again.cb_eval = Ender::callback;
+    first.cb_eval_user_data = again.cb_eval_user_data = &ender;
+    controller.attach(first);
+    controller.attach(first);
+    controller.attach(again);
+    expect(again.cb_eval == first.cb_eval && first.cb_eval != Ender::callback, "attached, as often as it takes");
+    expect_refused([&] { controller.attach(other); }, "a controller serves one context");
+    expect(other.cb_eval == nullptr, "nothing is attached");
+}
+
 std::string fingerprint_of_a_closed_model(const char * path, bool closed) {
     llama_model *   model = llama_model_load_from_file(path, llama_model_default_params());
     Controller      controller;
@@ -133,6 +148,7 @@ int main(int argc, char ** argv) {
     expect(argc == 2, "usage: test_probe MODEL.gguf");
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     llama_model * model = llama_model_load_from_file(argv[1], llama_model_default_params());
+    another_callback_is_not_replaced();
     every_sequence_counts(model);
     an_evaluation_cut_short_is_not_learnt(model);
     llama_model_free(model);

@@ -27,7 +27,8 @@ struct Skipping {
         ctx = make_context(model, params);
         controller.probe(ctx.get());
         Config config;
-        config.policy        = Policy::random_adaptive_region;
+        config.policy        = Policy::random;
+        config.region        = Region::adaptive;
         config.max_skip      = k_max_skip;
         config.warm_up_index = warm_up;
         controller.set_config(config);

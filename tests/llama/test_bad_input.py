@@ -5,8 +5,10 @@ Where llama.cpp would bring the process down, the test would not end with a fail
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
+import sys
 from contextlib import closing
 
 import gguf
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import Llama, SkipConfig, Unsupported
-from ffnskip_cpp.gguf_file.shapes import Shape, random_model
+from ffnskip_cpp.benchmark.random_model import random_model
+from ffnskip_cpp.benchmark.shapes import Shape
 from support import tiny_models
 
 OPTIONS = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1, "seed": 11, "verbose": False}
@@ -164,9 +167,11 @@ WRONG_FOR_ANY_MODEL = [
     ({"skip_ratio": float("nan")}, r"skip_ratio: nan is outside \[0, 1\]"),
     ({"max_skip": -1}, "max_skip: -1 is negative"),
     ({"warm_up_index": -1}, "warm_up_index: -1 is negative"),
+    ({"seed": -1}, "seed: -1 is not a whole number in"),
+    ({"max_skip": 2**40}, "max_skip: 1099511627776 is not a whole number below"),
     ({"policy": "nothing"}, "policy: 'nothing' is unknown; known are dense, ffn_skip"),
     ({"policy": "fixed"}, "layers: policy 'fixed' needs"),
-    ({"layers": [1]}, "layers: only policies 'fixed' and 'fixed_plus_ffn_skip' take layers, not 'ffn_skip'"),
+    ({"policy": "random", "layers": [1]}, "layers: only policy 'ffn_skip' takes layers, not 'random'"),
 ]
 
 
@@ -178,7 +183,7 @@ def test_a_value_that_fits_no_model_is_refused_at_once(arguments, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"policy": 1}, {"cold_s": 1.5}, {"skip_ratio": "high"}, {"layers": 3}, {"seed": -1}, {"max_skip": 2**40}],
+    [{"policy": 1}, {"cold_s": 1.5}, {"skip_ratio": "high"}, {"layers": 3}],
     ids=str,
 )
 def test_a_value_of_another_type_is_refused(arguments):
@@ -443,3 +448,15 @@ def test_a_grammar_that_cannot_be_parsed_is_refused(llm, works):
         with pytest.raises(ValueError, match="grammar"):
             list(call("text", grammar=grammar))
     assert works()
+
+
+def test_a_refused_argument_leaves_no_error_behind(path, monkeypatch):
+    """`__del__` closes what was never opened."""
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(TypeError):
+        Llama(path, skip_ratio=0.25)
+    with pytest.raises(ValueError):
+        Llama(path, reuse="some")
+    gc.collect()
+    assert not unraisable

@@ -895,6 +895,7 @@ def test_deleting_the_last_reference_frees_the_model(path):
             take(llm.generate([1, 2]), 4)
             list(llm.generate("th", max_tokens=4))
             llm.forward([1, 2])
+            llm.score([1, 2], [[3, 4], [5]])
         context, gone = llm._ctx, weakref.ref(llm)
         del llm
         assert gone() is None

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
 
-from ffnskip_cpp import Llama, SkipConfig
+from ffnskip_cpp import Llama, SkipConfig, _core
 from support import tiny_models
 
 PROMPT = "the weather in the north"
@@ -53,18 +53,17 @@ def open_model(model_file):
         yield open_one
 
 
-class CountingController:
-    """Stands in for the controller of a Llama, and counts the turns of the native loop."""
+@pytest.fixture
+def turns(monkeypatch):
+    """The turns of the native loop, in a list that grows."""
+    taken, step = [], _core.Session.step
 
-    def __init__(self, controller):
-        self.steps, self.controller = 0, controller
+    def counted(session, *args):
+        taken.append(args)
+        return step(session, *args)
 
-    def step(self, *args):
-        self.steps += 1
-        return self.controller.step(*args)
-
-    def __getattr__(self, name):
-        return getattr(self.controller, name)
+    monkeypatch.setattr(_core.Session, "step", counted)
+    return taken
 
 
 def tokens_of(llm, text=PROMPT):
@@ -141,29 +140,26 @@ def test_both_loops_give_the_same_completions(open_model, stream):
     ],
     ids=["plain", "greedy", "mirostat", "logits processor", "stopping criterion"],
 )
-def test_the_native_loop_runs_where_no_python_is_needed(open_model, arguments, native):
+def test_the_native_loop_runs_where_no_python_is_needed(open_model, turns, arguments, native):
     llm = open_model()
-    llm._controller = CountingController(llm._controller)
     take(llm.generate(tokens_of(llm), **arguments), 10)
-    assert llm._controller.steps == (9 if native else 0)
+    assert len(turns) == (9 if native else 0)
 
 
-def test_completions_and_chat_run_the_native_loop(open_model):
+def test_completions_and_chat_run_the_native_loop(open_model, turns):
     llm = open_model()
-    llm._controller = CountingController(llm._controller)
     completed = llm(PROMPT, max_tokens=10, seed=1)["usage"]["completion_tokens"]
-    assert llm._controller.steps == completed - 1 > 0
+    assert len(turns) == completed - 1 > 0
     message = {"role": "user", "content": PROMPT}
     chatted = llm.create_chat_completion([message], max_tokens=10, seed=1)["usage"]["completion_tokens"]
-    assert llm._controller.steps == completed - 1 + chatted - 1
+    assert len(turns) == completed - 1 + chatted - 1
 
 
 @pytest.mark.parametrize("options", [{"logits_all": True}, {"draft_model": LlamaPromptLookupDecoding()}], ids=list)
-def test_logits_of_all_tokens_and_draft_models_keep_llama_cpps_loop(open_model, options):
+def test_logits_of_all_tokens_and_draft_models_keep_llama_cpps_loop(open_model, turns, options):
     llm = open_model(**options)
-    llm._controller = CountingController(llm._controller)
     take(llm.generate(tokens_of(llm)), 10)
-    assert llm._controller.steps == 0
+    assert len(turns) == 0
 
 
 def test_logits_of_all_tokens_change_no_token(open_model):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -66,8 +67,8 @@ def test_ffnskip_run(client, whole, first_part):
 
 def test_inspect(whole, first_part):
     split, single = inspect(first_part), inspect(whole)
-    assert split.pop("model") == first_part.name and single.pop("model") == whole.name
-    assert split == single
+    assert (split.model, single.model) == (first_part.name, whole.name)
+    assert replace(split, model=whole.name) == single
 
 
 def test_bench(first_part, capsys):
@@ -87,4 +88,4 @@ def test_a_part_that_is_missing_is_an_error_not_a_smaller_model(first_part, tmp_
     part = shutil.copy(first_part, tmp_path)
     with pytest.raises(ValueError):
         ffnskip_cpp.Llama(str(part), verbose=False)
-    assert cli.main(["inspect", str(part)]) == 2
+    assert cli.main(["inspect", str(part)]) == 1

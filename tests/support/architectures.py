@@ -1,7 +1,7 @@
 """A small random model of every architecture that llama.cpp runs, and what skipping does to it.
 
-    python tests/architectures.py [ARCHITECTURE ...]     # the table of docs/architectures.md; all without arguments
-    python tests/architectures.py --json                 # an object per line
+    python tests/support/architectures.py [ARCHITECTURE ...]  # the table of docs/architectures.md; default: all
+    python tests/support/architectures.py --json              # an object per line
 
 Models are made in memory by llama.cpp itself, from hyperparameters alone, so their tensors are those of real models.
 llama.cpp may end the process where hyperparameters do not suit it; each model therefore has a process of its own.
@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import llama_cpp
 import numpy as np
 
 from ffnskip_cpp import SkipConfig
-from ffnskip_cpp._core import Controller
+from ffnskip_cpp._core import Controller, FfnBlock, Session
 
 # Not here: encoders, vision, audio and draft models, which generate no text token by token; arwkv7, rwkv6qwen2, rwkv7,
 # qwen4exp and graniteswitch, which this llama.cpp does not make from hyperparameters like these.
@@ -74,6 +74,7 @@ class Outcome:
     skippable: list[int] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     residuals: list[str] = field(default_factory=list)
+    layers: dict[str, str] = field(default_factory=dict)
 
 
 # --- hyperparameters -------------------------------------------------------------------------------------------------
@@ -336,11 +337,11 @@ class Decoder:
         if controller is not None:
             params.cb_eval = ctypes.cast(controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
             params.cb_eval_user_data = controller.user_data
-        self.controller = controller
         self.ctx = llama_cpp.llama_init_from_model(model, params)
         if not self.ctx:
             raise RuntimeError("llama.cpp made no context")
         self.address = ctypes.cast(self.ctx, ctypes.c_void_p).value
+        self.session = None if controller is None else Session(self.address, controller)
 
     def logits(self, step: int) -> np.ndarray:
         """Of TOKENS, decoded `step` at a time; every row is one that may skip."""
@@ -352,8 +353,8 @@ class Decoder:
             for i in range(step):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = TOKENS[first + i], first + i, 1
                 batch.seq_id[i][0], batch.logits[i] = 0, 1
-            if self.controller is not None:
-                self.controller.decode_batch(self.address, ctypes.addressof(batch), True)
+            if self.session is not None:
+                self.session.decode_batch(ctypes.addressof(batch), True)
             elif llama_cpp.llama_decode(self.ctx, batch) != 0:
                 raise RuntimeError("llama_decode failed")
             rows.append(np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.ctx), shape=(step, N_VOCAB)).copy())
@@ -390,6 +391,7 @@ def examine(arch: str, moe: bool) -> Outcome:
     outcome.skippable = [block.layer for block in controller.ffn_map if block.skippable]
     outcome.kinds = sorted({block.kind for block in controller.ffn_map})
     outcome.residuals = sorted({block.residual for block in controller.ffn_map if block.layer < outcome.n_layer - 1})
+    outcome.layers = blocks_by_layer(controller.ffn_map)
     problems = [] if finite else ["logits are not finite"]
     if not same_bits(ours, plain):
         problems.append("dense is not llama.cpp's")
@@ -398,6 +400,18 @@ def examine(arch: str, moe: bool) -> Outcome:
     if problems:
         outcome.status, outcome.message = "wrong", "; ".join(problems)
     return outcome
+
+
+def blocks_by_layer(blocks: Sequence[FfnBlock]) -> dict[str, str]:
+    """What is in each layer, equal neighbours as one: {"0-4": "gated, sequential", "5": "gated, in place: reason"}."""
+    runs: list[tuple[int, int, str]] = []
+    for block in blocks:
+        text = f"{block.kind}, {block.residual}" + ("" if block.skippable else f": {block.why_not}")
+        if runs and runs[-1][1:] == (block.layer - 1, text):
+            runs[-1] = (runs[-1][0], block.layer, text)
+        else:
+            runs.append((block.layer, block.layer, text))
+    return {str(first) if first == last else f"{first}-{last}": text for first, last, text in runs}
 
 
 def skipping_problems(
@@ -454,9 +468,13 @@ def outcomes(models: list[tuple[str, bool]]) -> Iterator[Outcome]:
         process.join()
 
 
+def name_of(outcome: Outcome) -> str:
+    return f"{outcome.arch}, experts" if outcome.moe and outcome.arch in DENSE else outcome.arch
+
+
 def table_row(outcome: Outcome) -> str:
     """Of docs/architectures.md."""
-    name = f"{outcome.arch}, experts" if outcome.moe and outcome.arch in DENSE else outcome.arch
+    name = name_of(outcome)
     if outcome.status == "refused":
         reason = outcome.message.removeprefix(f"architecture '{outcome.arch}'").lstrip(" ,")
         return f"| {name} | {', '.join(outcome.kinds) or '-'} | - | refused: {reason} |"

@@ -22,8 +22,9 @@ import llama_cpp
 import numpy as np
 
 import ffnskip_cpp
+from ffnskip_cpp._core import RowKind
 
-PROMPT_ROW, WARM_UP_ROW, SKIPPABLE_ROW = 0, 1, 2
+PROMPT_ROW, WARM_UP_ROW, SKIPPABLE_ROW = RowKind.prompt, RowKind.warm_up, RowKind.skippable
 
 F32_CACHE = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
 
@@ -71,12 +72,11 @@ def feed(
     """
     if isinstance(llm, ffnskip_cpp.Llama):
         kinds = [kind] * len(tokens) if isinstance(kind, int) else list(kind)
-        llm._controller.decode(llm._ctx.ctx, list(tokens), position, kinds, all_logits=True)
-    else:
-        assert kind == PROMPT_ROW
-        llm._ctx.kv_cache_seq_rm(-1, position, -1)
-        llm._batch.set_batch(batch=list(tokens), n_past=position, logits_all=True)
-        llm._ctx.decode(llm._batch)
+        return llm._decoder.session.forward(list(tokens), position, kinds, range(len(kinds)))
+    assert kind == PROMPT_ROW
+    llm._ctx.kv_cache_seq_rm(-1, position, -1)
+    llm._batch.set_batch(batch=list(tokens), n_past=position, logits_all=True)
+    llm._ctx.decode(llm._batch)
     return last_logits(llm, len(tokens))
 
 

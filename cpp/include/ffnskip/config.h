@@ -4,53 +4,57 @@
 // is concrete and in range for one model. Both are plain values, safe to copy and to share between threads.
 #pragma once
 
+#include "ffnskip/export.h"
+
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 enum class Policy {
-    dense,                   // plain llama.cpp
-    ffn_skip,                // Algorithm 1: once the similarity reaches the threshold, skip the next max_skip FFN blocks
-    ffn_skip_per_layer,      // Algorithm 1 with a threshold for each layer
-    random,                  // the paper's Baseline 1: max_skip FFN blocks a token, from any layer but the last
-    random_adaptive_region,  // the paper's Baseline 2: max_skip FFN blocks a token, from the adaptive region
-    fixed,                   // the given set of FFN blocks, for every token that may skip
-    fixed_plus_ffn_skip,     // the given set, and Algorithm 1 over the other blocks of the adaptive region
+    dense,     // plain llama.cpp
+    ffn_skip,  // `layers`, and Algorithm 1: once the similarity reaches the threshold, skip the next max_skip FFN blocks
+    random,    // max_skip FFN blocks a token, chosen anew for each
+};
+
+// Where Policy::random chooses from.
+enum class Region {
+    any,       // the paper's Baseline 1: every layer but the last
+    adaptive,  // the paper's Baseline 2: the adaptive region
 };
 
 const char * policy_name(Policy policy);
-Policy       policy_from_name(const std::string & name);  // throws std::invalid_argument: the name, and the known ones
-
-// Whether the policy looks at similarities; the others choose before a token is evaluated.
-inline bool is_adaptive(Policy policy) {
-    return policy == Policy::ffn_skip || policy == Policy::ffn_skip_per_layer || policy == Policy::fixed_plus_ffn_skip;
-}
-
-// Whether the policy skips a set of layers that is given.
-inline bool has_fixed_set(Policy policy) {
-    return policy == Policy::fixed || policy == Policy::fixed_plus_ffn_skip;
-}
+const char * region_name(Region region);
+Region       region_from_name(const std::string & name);  // throws std::invalid_argument: the name, and the known ones
 
 struct Config {
     Policy             policy        = Policy::ffn_skip;
-    float              sim_threshold = 0.9f;   // cosine similarity that trips, dimensionless; above 1 never trips; not NaN
+    double             sim_threshold = 0.9;    // cosine similarity that trips, dimensionless; above 1 never trips; not NaN
     std::optional<int> cold_s;                 // layers [0, cold_s) never skip       default: round(n_layer / 8), at least 1
     std::optional<int> cold_e;                 // layers [cold_e, n_layer) never skip default: n_layer - the same
     int                warm_up_index = 30;     // generated tokens per sequence that run in full first, >= 0
-    float              skip_ratio    = 0.25f;  // target share of all FFN blocks, [0, 1]; unused where max_skip is given
+    double             skip_ratio    = 0.25;   // target share of all FFN blocks, [0, 1]; unused where max_skip is given
     std::optional<int> max_skip;               // k: FFN blocks skipped per token, >= 0, those of `layers` not among them
                                                // default: round(skip_ratio * n_layer), less those of `layers`
-    std::vector<int>   layers;                 // policies fixed, fixed_plus_ffn_skip: layers whose FFN is always skipped
-    uint64_t           seed          = 0;      // policies random, random_adaptive_region
-    std::vector<float> layer_thresholds;       // policy ffn_skip_per_layer: [n_layer] like sim_threshold; infinite: unchecked
+    std::optional<std::vector<int>>    layers; // ffn_skip: layers whose FFN is always skipped; with max_skip 0 no other is
+    std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
     int                check_stride  = 1;      // every n-th layer of the adaptive region is checked, >= 1
+    Region             region        = Region::any;  // random
+    uint64_t           seed          = 0;            // random
 
     // Throws std::invalid_argument (field, value, allowed range) for what is wrong with any model.
     void validate() const;
 };
+
+// Throws std::invalid_argument: the name, and the known ones. Names of older versions stand for a policy and a field:
+//     fixed                   ffn_skip with `layers`, which must be given, and max_skip 0
+//     fixed_plus_ffn_skip     ffn_skip with `layers`, which must be given
+//     ffn_skip_per_layer      ffn_skip with `layer_thresholds`, which must be given
+//     random_adaptive_region  random with Region::adaptive
+// What must be given is an empty list until it is, and validate() refuses that.
+void set_policy(Config & config, const std::string & name);
 
 // What a Config means for one model. `skippable[il]`: layer il has an FFN block that can be skipped.
 struct Settings {
@@ -58,15 +62,16 @@ struct Settings {
     int                  cold_s        = 0;
     int                  cold_e        = 0;
     int                  warm_up_index = 0;
-    int                  max_skip      = 0;
+    int                  max_skip      = 0;  // beside those always skipped
     uint64_t             seed          = 0;
     std::vector<uint8_t> candidate;  // [n_layer] 1 where the policy may skip the FFN of the layer
     std::vector<uint8_t> always;     // [n_layer] 1 where every token that may skip does; of the candidates
     std::vector<uint8_t> checked;    // [n_layer] 1 where the similarity may trip; of the candidates
     std::vector<float>   threshold;  // [n_layer] the similarity that does
+    int                  n_always = 0;
 
     int  n_layer() const { return int(candidate.size()); }
-    bool skips_anything() const { return policy == Policy::fixed_plus_ffn_skip || max_skip > 0; }
+    bool skips_anything() const { return n_always > 0 || max_skip > 0; }
 };
 
 // Throws std::invalid_argument (field, value, allowed range) where `config` does not fit the model.

@@ -24,6 +24,8 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/decode_status.h"
+#include "ffnskip/export.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/stats.h"
@@ -35,11 +37,16 @@
 #include <stdexcept>
 #include <string>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // The model or context has no FFN block that can be skipped, or one this version does not understand.
 struct Unsupported : std::runtime_error {
     using std::runtime_error::runtime_error;
+};
+
+// The settings were found for another model.
+struct ProfileMismatch : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
 };
 
 enum class RowKind : uint8_t {
@@ -67,7 +74,8 @@ public:
 
     // Sets cb_eval and cb_eval_user_data of `params`. A callback that is there already goes on being asked and shown
     // every node, after ours: what it sees of a skipped block is memory that was not computed. Throws Unsupported where
-    // the llama.cpp in this process is not the one this was built for (require_llama_version()).
+    // the llama.cpp in this process is not the one this was built for (require_llama_version()), and std::invalid_argument
+    // where the controller is attached already, to parameters with another callback: it serves one context.
     void attach(llama_context_params & params);
 
     // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory
@@ -89,8 +97,8 @@ public:
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
     // for any policy but dense.
     void           set_config(const Config & config);
-    // The profile's config. Throws std::invalid_argument, naming the file, for another model's profile (both fingerprints)
-    // and where its config does not fit.
+    // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
+    // std::invalid_argument, naming the file, where its config does not fit.
     void           set_profile(const Profile & profile);
     const Config & config() const;
     // The config as it applies to this model.
@@ -102,7 +110,7 @@ public:
     // llama_decode with skipping; returns its status. The outcome of a row does not depend on the rest of the batch.
     // Throws Unsupported where llama.cpp does something this version does not know (the tokens have been decoded then),
     // and where what has to be computed again can't be: its tokens are not known, or the memory can't go back (nothing has
-    // been decoded then); std::runtime_error where llama_decode fails at that.
+    // been decoded then); DecodeError where llama_decode fails at that.
     int32_t decode(llama_context * ctx, const llama_batch & batch, Fed fed = Fed::recognise);
     // The same around a call of the caller's own, such as llama_process, which returns llama_decode's status; `rows`
     // says what is in its batch. What `run` throws is passed on. It is called again where the batch has to be decoded again,
@@ -110,9 +118,6 @@ public:
     int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data);
     // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
-
-    // The kind of the i-th generated token of a sequence (i = 0, 1, ...): it may skip if i >= warm_up_index.
-    RowKind row_kind(int64_t generated_index) const;
 
     // Sequence `to` is now what `from` is: llama_memory_seq_cp of its positions from the first one on.
     void copied(llama_seq_id from, llama_seq_id to);

@@ -1,11 +1,13 @@
 // The FFN block of each layer of a model, as Controller::probe() found it.
 #pragma once
 
+#include "ffnskip/export.h"
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 struct FfnWeight {
     std::string name;   // "blk.3.ffn_down.weight"

@@ -3,8 +3,11 @@
 
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
+#include "ffnskip/decode_status.h"
 #include "ffnskip/ffn_map.h"
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"
+#include "ffnskip/scoring.h"
+#include "ffnskip/session.h"
 #include "ffnskip/stats.h"
 #include "ffnskip/version.h"

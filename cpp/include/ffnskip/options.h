@@ -3,11 +3,12 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/export.h"
 
 #include <string>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 struct Option {
     const char * name;   // "sim-threshold"

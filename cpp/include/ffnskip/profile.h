@@ -7,13 +7,14 @@
 #pragma once
 
 #include "ffnskip/config.h"
+#include "ffnskip/export.h"
 
 #include <llama.h>
 
 #include <optional>
 #include <string>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 struct Profile {
     std::string path;    // the file it was read from

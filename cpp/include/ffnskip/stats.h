@@ -1,10 +1,12 @@
 // What was skipped: counts over the generated tokens, and a token-by-layer trace.
 #pragma once
 
+#include "ffnskip/export.h"
+
 #include <cstdint>
 #include <vector>
 
-namespace ffnskip {
+namespace ffnskip FFNSKIP_API {
 
 // Counts over generated tokens since the last reset; prompt tokens are not in them.
 struct Stats {

@@ -6,7 +6,7 @@
 #include <string>
 
 #if defined(FFNSKIP_NEON) && defined(__linux__)
-#    include <sys/auxv.h>
+#include <sys/auxv.h>
 #endif
 
 namespace ffnskip {
@@ -26,11 +26,11 @@ bool has_avx512() {
 
 #ifdef FFNSKIP_NEON
 bool has_dot_product() {
-#    ifdef __linux__
+#ifdef __linux__
     return (getauxval(AT_HWCAP) & (1ul << 20)) != 0;  // HWCAP_ASIMDDP
-#    else
+#else
     return true;  // all of Apple's
-#    endif
+#endif
 }
 #endif
 
@@ -80,20 +80,15 @@ ChannelInput::ChannelInput(int64_t n_in) {
               integers_.data() + n_blocks + 1 };
 }
 
-int64_t ChannelInput::keep(const ChannelKernels & kernels,
-                           const ChannelLayout &  layout,
-                           const float *          v,
-                           const float *          norms,
-                           float                  threshold) {
+int64_t ChannelInput::keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v,
+                           const float * norms, float threshold) {
     const int64_t n = kernels.select(v, norms, threshold, layout.n_in, bits_.data());
     kernels.prepare(layout, v, bits_.data(), kept_);
     return n;
 }
 
-void ChannelInput::keep(const ChannelKernels & kernels,
-                        const ChannelLayout &  layout,
-                        const float *          v,
-                        const uint32_t *       kept) {
+void ChannelInput::keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v,
+                        const uint32_t * kept) {
     kernels.prepare(layout, v, kept, kept_);
 }
 

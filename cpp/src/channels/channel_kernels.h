@@ -39,12 +39,8 @@ struct ChannelKernels {
     void (*prepare)(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to);
 
     // Outputs [first, last) * 128 of y, up to n_out; nothing else of y, [n_out], is touched. `data` is aligned to 64.
-    void (*multiply)(const ChannelLayout & layout,
-                     const uint8_t *       data,
-                     const KeptChannels &  kept,
-                     int64_t               first,
-                     int64_t               last,
-                     float *               y);
+    void (*multiply)(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
+                     int64_t last, float * y);
 };
 
 // The fastest that this CPU runs; and all that it runs, that one first, plain C++ last.
@@ -69,11 +65,8 @@ public:
 
     // Selects by threshold, or takes bits that are given, [ceil(n_in / 32)], and prepares. Returns how many channels
     // are kept.
-    int64_t keep(const ChannelKernels & kernels,
-                 const ChannelLayout &  layout,
-                 const float *          v,
-                 const float *          norms,
-                 float                  threshold);
+    int64_t keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v, const float * norms,
+                 float threshold);
     void    keep(const ChannelKernels & kernels, const ChannelLayout & layout, const float * v, const uint32_t * kept);
 
     const KeptChannels & kept() const { return kept_; }

@@ -12,17 +12,17 @@ using Scales = ChannelScales;
 using Inputs = ChannelInputs;
 
 constexpr ChannelFormat k_formats[] = {
-    { GGML_TYPE_Q4_0, Values::four_bits,  Scales::d,        Inputs::q8_32,  32, 8   },
-    { GGML_TYPE_Q4_1, Values::four_bits,  Scales::d_m,      Inputs::q8_32,  32, 0   },
-    { GGML_TYPE_Q4_K, Values::four_bits,  Scales::k,        Inputs::q8_256, 32, 0   },
-    { GGML_TYPE_Q5_0, Values::five_bits,  Scales::d,        Inputs::q8_32,  32, 16  },
-    { GGML_TYPE_Q5_1, Values::five_bits,  Scales::d_m,      Inputs::q8_32,  32, 0   },
-    { GGML_TYPE_Q5_K, Values::five_bits,  Scales::k,        Inputs::q8_256, 32, 0   },
-    { GGML_TYPE_Q6_K, Values::six_bits,   Scales::k_signed, Inputs::q8_256, 16, 32  },
-    { GGML_TYPE_Q8_0, Values::eight_bits, Scales::d,        Inputs::q8_32,  32, 128 },
-    { GGML_TYPE_F16,  Values::f16,        Scales::none,     Inputs::f16,    32, 0   },
-    { GGML_TYPE_BF16, Values::bf16,       Scales::none,     Inputs::bf16,   32, 0   },
-    { GGML_TYPE_F32,  Values::f32,        Scales::none,     Inputs::f32,    32, 0   },
+    { GGML_TYPE_Q4_0, Values::four_bits, Scales::d, Inputs::q8_32, 32, 8 },
+    { GGML_TYPE_Q4_1, Values::four_bits, Scales::d_m, Inputs::q8_32, 32, 0 },
+    { GGML_TYPE_Q4_K, Values::four_bits, Scales::k, Inputs::q8_256, 32, 0 },
+    { GGML_TYPE_Q5_0, Values::five_bits, Scales::d, Inputs::q8_32, 32, 16 },
+    { GGML_TYPE_Q5_1, Values::five_bits, Scales::d_m, Inputs::q8_32, 32, 0 },
+    { GGML_TYPE_Q5_K, Values::five_bits, Scales::k, Inputs::q8_256, 32, 0 },
+    { GGML_TYPE_Q6_K, Values::six_bits, Scales::k_signed, Inputs::q8_256, 16, 32 },
+    { GGML_TYPE_Q8_0, Values::eight_bits, Scales::d, Inputs::q8_32, 32, 128 },
+    { GGML_TYPE_F16, Values::f16, Scales::none, Inputs::f16, 32, 0 },
+    { GGML_TYPE_BF16, Values::bf16, Scales::none, Inputs::bf16, 32, 0 },
+    { GGML_TYPE_F32, Values::f32, Scales::none, Inputs::f32, 32, 0 },
 };
 
 // Of a tile's row, by default: of a block of 32, two thirds of them kept, 256 KB.
@@ -49,10 +49,8 @@ const ChannelFormat * channel_format(ggml_type type) {
     return found == std::end(k_formats) ? nullptr : found;
 }
 
-ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile) :
-    format(channel_format(type)),
-    n_in(n_in),
-    n_out(n_out) {
+ChannelLayout::ChannelLayout(ggml_type type, int64_t n_in, int64_t n_out, int64_t tile)
+    : format(channel_format(type)), n_in(n_in), n_out(n_out) {
     const std::string name = ggml_type_name(type);
     if (!format) {
         std::string known;

@@ -73,10 +73,10 @@ constexpr int k_max_channel_block = 32;     // inputs
 
 // Bytes for a group of outputs: of one input's low and high parts, of one block's scales, and of one span's.
 constexpr int low_bytes(ChannelValues values) {
-    return values == ChannelValues::f32        ? 512 :
-           values >= ChannelValues::f16        ? 256 :
-           values == ChannelValues::eight_bits ? 128 :
-                                                 64;
+    return values == ChannelValues::f32          ? 512
+           : values >= ChannelValues::f16        ? 256
+           : values == ChannelValues::eight_bits ? 128
+                                                 : 64;
 }
 
 constexpr int high_bytes(ChannelValues values) {
@@ -84,10 +84,10 @@ constexpr int high_bytes(ChannelValues values) {
 }
 
 constexpr int scale_bytes(ChannelScales scales) {
-    return scales == ChannelScales::none     ? 0 :
-           scales == ChannelScales::d_m      ? 512 :
-           scales == ChannelScales::k_signed ? 128 :
-                                               256;
+    return scales == ChannelScales::none       ? 0
+           : scales == ChannelScales::d_m      ? 512
+           : scales == ChannelScales::k_signed ? 128
+                                               : 256;
 }
 
 constexpr int span_bytes(ChannelScales scales) {
@@ -107,9 +107,9 @@ struct CodeBits {
 // Where the high bits of output o of 128 are.
 constexpr CodeBits high_bits(ChannelValues values, int o) {
     const int vector = o / 16, d = o % 16;
-    return values == ChannelValues::five_bits ?
-               CodeBits{ d, vector } :
-               CodeBits{ d / 4 % 2 * 16 + vector / 4 * 8 + d / 8 * 4 + d % 4, vector % 4 * 2 };
+    return values == ChannelValues::five_bits
+               ? CodeBits{ d, vector }
+               : CodeBits{ d / 4 % 2 * 16 + vector / 4 * 8 + d / 8 * 4 + d % 4, vector % 4 * 2 };
 }
 
 // nullptr for a type that can't be stored by channel.
@@ -144,8 +144,8 @@ struct ChannelLayout {
 
     const ChannelFormat * format;
     int64_t               n_in, n_out;
-    int64_t               n_blocks;     // of inputs
-    int64_t               n_groups;     // of outputs
+    int64_t               n_blocks;  // of inputs
+    int64_t               n_groups;  // of outputs
     int64_t               n_tiles;
     int64_t               group_bytes;  // of all inputs' weights of one group of outputs
     int64_t               gap;          // between the low rows of a tile

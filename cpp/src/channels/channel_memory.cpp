@@ -7,8 +7,8 @@
 #include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
-#    include <sys/mman.h>
-#    define FFNSKIP_MMAP
+#include <sys/mman.h>
+#define FFNSKIP_MMAP
 #endif
 
 namespace ffnskip {
@@ -34,9 +34,9 @@ ChannelMemory::ChannelMemory(size_t bytes) : data_(nullptr), bytes_(whole_pages(
         }
         munmap(begin + before + bytes_, k_huge_page - before);
         data_ = begin + before;
-#    ifdef MADV_HUGEPAGE
+#ifdef MADV_HUGEPAGE
         madvise(data_, bytes_, MADV_HUGEPAGE);
-#    endif
+#endif
     }
 #else
     data_ = static_cast<uint8_t *>(::operator new(bytes_, std::align_val_t(64), std::nothrow));
@@ -59,9 +59,8 @@ ChannelMemory::~ChannelMemory() {
     }
 }
 
-ChannelMemory::ChannelMemory(ChannelMemory && other) noexcept :
-    data_(std::exchange(other.data_, nullptr)),
-    bytes_(other.bytes_) {}
+ChannelMemory::ChannelMemory(ChannelMemory && other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
 
 ChannelMemory & ChannelMemory::operator=(ChannelMemory && other) noexcept {
     std::swap(data_, other.data_);

@@ -34,13 +34,8 @@ struct Scale {
     float d, m;
 };
 
-Scale scale_of(ChannelScales scales,
-               uint16_t      d,
-               uint16_t      m,
-               uint8_t       s,
-               uint8_t       t,
-               uint16_t      span_d,
-               uint16_t      span_dmin) {
+Scale scale_of(ChannelScales scales, uint16_t d, uint16_t m, uint8_t s, uint8_t t, uint16_t span_d,
+               uint16_t span_dmin) {
     switch (scales) {
         case ChannelScales::d:
             return { from_half(d), 0.0f };
@@ -57,20 +52,17 @@ Scale scale_of(ChannelScales scales,
 }
 
 float float_at(ChannelValues values, const uint8_t * from, int64_t i) {
-    return values == ChannelValues::f32 ? bits_as<float>(read32(from + i * 4)) :
-           values == ChannelValues::f16 ? from_half(read16(from + i * 2)) :
-                                          from_bfloat(read16(from + i * 2));
+    return values == ChannelValues::f32   ? bits_as<float>(read32(from + i * 4))
+           : values == ChannelValues::f16 ? from_half(read16(from + i * 2))
+                                          : from_bfloat(read16(from + i * 2));
 }
 
 // ---- one group of outputs ----
 
 // Where a group's part of its tile's arrays is.
 struct Place {
-    Place(const ChannelLayout & layout, int64_t group) :
-        format(*layout.format),
-        tile(layout.tile_of(group)),
-        width(tile.width),
-        index(group - tile.first) {}
+    Place(const ChannelLayout & layout, int64_t group)
+        : format(*layout.format), tile(layout.tile_of(group)), width(tile.width), index(group - tile.first) {}
 
     int64_t low(int64_t input) const {
         return tile.block(input / format.block) + input % format.block * tile.low_stride +
@@ -95,14 +87,10 @@ struct Place {
 // Writes the weights of one group of outputs after the other, 256 inputs at a time.
 class GroupBuilder {
 public:
-    GroupBuilder(const ChannelLayout & layout, uint8_t * to) :
-        layout_(layout),
-        format_(*layout.format),
-        to_(to),
-        row_bytes_(int64_t(ggml_row_size(format_.type, layout.n_in))),
-        rows_(size_t(k_group * row_bytes_)),
-        spans_(k_group),
-        part_(size_t(k_group * k_part)) {}
+    GroupBuilder(const ChannelLayout & layout, uint8_t * to)
+        : layout_(layout), format_(*layout.format), to_(to),
+          row_bytes_(int64_t(ggml_row_size(format_.type, layout.n_in))), rows_(size_t(k_group * row_bytes_)),
+          spans_(k_group), part_(size_t(k_group * k_part)) {}
 
     // `squares`, [n_in] zeros, will hold the sums of the squares of each input's weights in this group.
     void build(int64_t group, const ChannelSource & source, float * squares) {
@@ -325,10 +313,8 @@ float channel_weight(const ChannelLayout & layout, const uint8_t * data, int64_t
     const uint8_t * scales = data + place.scales(block);
     const uint8_t * span   = data + place.span(block);
     const int64_t   i = place.index * k_group + o, all = place.width * k_group;
-    const auto      half = [&](const uint8_t * from, int64_t at) {
-        return read16(from + at * 2);
-    };
-    Scale scale{};
+    const auto      half = [&](const uint8_t * from, int64_t at) { return read16(from + at * 2); };
+    Scale           scale{};
     switch (format.scales) {
         case ChannelScales::d:
             scale = scale_of(format.scales, half(scales, i), 0, 0, 0, 0, 0);

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #ifdef __F16C__
-#    include <immintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace ffnskip {
@@ -59,8 +59,8 @@ inline float from_bfloat(uint16_t value) {
 
 inline uint16_t to_bfloat(float value) {
     const uint32_t bits = bits_as<uint32_t>(value);
-    return (bits & 0x7fffffff) > 0x7f800000 ? uint16_t(bits >> 16 | 64) :
-                                              uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return (bits & 0x7fffffff) > 0x7f800000 ? uint16_t(bits >> 16 | 64)
+                                            : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 }  // namespace

@@ -10,10 +10,10 @@
 #include <string.h>
 
 #ifdef _MSC_VER
-#    include <intrin.h>
-#    define FFNSKIP_INLINE __forceinline
+#include <intrin.h>
+#define FFNSKIP_INLINE __forceinline
 #else
-#    define FFNSKIP_INLINE inline __attribute__((always_inline))
+#define FFNSKIP_INLINE inline __attribute__((always_inline))
 #endif
 
 namespace ffnskip {
@@ -40,12 +40,8 @@ FFNSKIP_INLINE int lowest_bit(uint32_t bits) {
 // ---- select ----
 
 // The channels from `j`, a multiple of 32, on, one by one.
-inline int64_t select_rest(const float * v,
-                           const float * norms,
-                           float         threshold,
-                           int64_t       j,
-                           int64_t       n_in,
-                           uint32_t *    kept) {
+inline int64_t select_rest(const float * v, const float * norms, float threshold, int64_t j, int64_t n_in,
+                           uint32_t * kept) {
     int64_t n = 0;
     for (; j < n_in; j += 32) {
         uint32_t bits = 0;
@@ -135,10 +131,8 @@ void prepare_codes(const ChannelLayout & layout, const float * v, const uint32_t
     }
 }
 
-inline void prepare_floats(const ChannelLayout & layout,
-                           const float *         v,
-                           const uint32_t *      kept,
-                           const KeptChannels &  to) {
+inline void prepare_floats(const ChannelLayout & layout, const float * v, const uint32_t * kept,
+                           const KeptChannels & to) {
     int32_t at  = 0;
     to.begin[0] = 0;
     for (int64_t first = 0, b = 0; first < layout.n_in; first += 32, ++b) {
@@ -146,9 +140,9 @@ inline void prepare_floats(const ChannelLayout & layout,
             const int   i     = lowest_bit(bits);
             const float value = v[first + i];
             to.channel[at]    = uint8_t(i);
-            to.value[at]      = layout.format->inputs == ChannelInputs::f16  ? from_half(to_half(value)) :
-                                layout.format->inputs == ChannelInputs::bf16 ? from_bfloat(to_bfloat(value)) :
-                                                                               value;
+            to.value[at]      = layout.format->inputs == ChannelInputs::f16    ? from_half(to_half(value))
+                                : layout.format->inputs == ChannelInputs::bf16 ? from_bfloat(to_bfloat(value))
+                                                                               : value;
         }
         for (const int32_t end = at; at % 4 != 0; ++at) {
             to.channel[at] = to.channel[end - 1];
@@ -212,19 +206,17 @@ template <ChannelValues values_, ChannelScales scales_> struct Format {
     static constexpr ChannelScales scales = scales_;
     static constexpr int           low = low_bytes(values), high = high_bytes(values);
     static constexpr bool          has_second = scales == ChannelScales::d_m || scales == ChannelScales::k;
-    static constexpr int           scale_size = scales == ChannelScales::none                              ? 0 :
-                                                scales == ChannelScales::d || scales == ChannelScales::d_m ? 2 :
-                                                                                                             1;
+    static constexpr int           scale_size = scales == ChannelScales::none                                ? 0
+                                                : scales == ChannelScales::d || scales == ChannelScales::d_m ? 2
+                                                                                                             : 1;
 };
 
 // The walk over tiles, blocks and groups. Isa::add<F>(block, next, group, y) adds a block's product to the 128 outputs
 // of a group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
 template <typename Isa, typename F> class Multiplication {
 public:
-    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept) :
-        layout_(layout),
-        data_(data),
-        kept_(kept) {}
+    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept)
+        : layout_(layout), data_(data), kept_(kept) {}
 
     void run(int64_t first, int64_t last, float * y) {
         while (first < last) {
@@ -313,35 +305,27 @@ template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const Rows 
 }
 
 template <typename Isa, ChannelValues values, ChannelScales scales>
-void multiply_format(const ChannelLayout & layout,
-                     const uint8_t *       data,
-                     const KeptChannels &  kept,
-                     int64_t               first,
-                     int64_t               last,
-                     float *               y) {
+void multiply_format(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
+                     int64_t last, float * y) {
     Multiplication<Isa, Format<values, scales>>(layout, data, kept).run(first, last, y);
 }
 
 template <typename Isa>
-void multiply_channels(const ChannelLayout & layout,
-                       const uint8_t *       data,
-                       const KeptChannels &  kept,
-                       int64_t               first,
-                       int64_t               last,
-                       float *               y) {
+void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
+                       int64_t last, float * y) {
     using V             = ChannelValues;
     using S             = ChannelScales;
     const S    scales   = layout.format->scales;
     const auto multiply = [&] {
         switch (layout.format->values) {
             case V::four_bits:
-                return scales == S::d   ? multiply_format<Isa, V::four_bits, S::d> :
-                       scales == S::d_m ? multiply_format<Isa, V::four_bits, S::d_m> :
-                                          multiply_format<Isa, V::four_bits, S::k>;
+                return scales == S::d     ? multiply_format<Isa, V::four_bits, S::d>
+                       : scales == S::d_m ? multiply_format<Isa, V::four_bits, S::d_m>
+                                          : multiply_format<Isa, V::four_bits, S::k>;
             case V::five_bits:
-                return scales == S::d   ? multiply_format<Isa, V::five_bits, S::d> :
-                       scales == S::d_m ? multiply_format<Isa, V::five_bits, S::d_m> :
-                                          multiply_format<Isa, V::five_bits, S::k>;
+                return scales == S::d     ? multiply_format<Isa, V::five_bits, S::d>
+                       : scales == S::d_m ? multiply_format<Isa, V::five_bits, S::d_m>
+                                          : multiply_format<Isa, V::five_bits, S::k>;
             case V::six_bits:
                 return multiply_format<Isa, V::six_bits, S::k_signed>;
             case V::eight_bits:

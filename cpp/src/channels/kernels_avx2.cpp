@@ -109,11 +109,8 @@ private:
     }
 
     template <typename F>
-    static FFNSKIP_INLINE void add_codes(const Block & block,
-                                         const Rows &  next,
-                                         int64_t       group,
-                                         int           half,
-                                         __m256i       sums[8]) {
+    static FFNSKIP_INLINE void add_codes(const Block & block, const Rows & next, int64_t group, int half,
+                                         __m256i sums[8]) {
         // Codes of four bits: pairs of products are added up in 16 bits, 8 times 2 * 15 * 127 at most.
         constexpr bool four = F::values == ChannelValues::four_bits;
         for (int k = 0; k < 8; ++k) {
@@ -171,7 +168,7 @@ private:
         for (int half = 0; half < 2; ++half) {
             __m256 sums[8];  // vector k: of outputs 64 half + 8 k on
             for (int k = 0; k < 8; ++k) {
-                sums[k] = _mm256_load_ps(y + half * 64 + k * 8);
+                sums[k] = _mm256_setzero_ps();
             }
             for (int i = 0; i < block.rows.n; ++i) {
                 const __m256    x   = _mm256_set1_ps(block.value[i]);
@@ -187,7 +184,8 @@ private:
                 fetch_channels<Avx2, F>(next, group, block.rows.n, k_max_channel_block);
             }
             for (int k = 0; k < 8; ++k) {
-                _mm256_store_ps(y + half * 64 + k * 8, sums[k]);
+                float * to = y + half * 64 + k * 8;
+                _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), sums[k]));
             }
         }
     }

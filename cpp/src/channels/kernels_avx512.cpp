@@ -87,9 +87,7 @@ private:
 
     // From 32 bytes of each: dwords 0 to 3 and 16 to 19, then 4 to 7 and 20 to 23; and the rest.
     static FFNSKIP_INLINE void interleave32(const uint8_t * const * row, int64_t at, __m512i to[2]) {
-        const auto load = [&](int i) {
-            return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row[i] + at));
-        };
+        const auto    load = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(row[i] + at)); };
         const __m256i r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
         const __m256i a = _mm256_unpacklo_epi8(r0, r1), b = _mm256_unpackhi_epi8(r0, r1);
         const __m256i c = _mm256_unpacklo_epi8(r2, r3), d = _mm256_unpackhi_epi8(r2, r3);
@@ -158,7 +156,7 @@ private:
     static FFNSKIP_INLINE void add_floats(const Block & block, const Rows & next, int64_t group, float * y) {
         __m512 sums[8];
         for (int k = 0; k < 8; ++k) {
-            sums[k] = _mm512_load_ps(y + k * 16);
+            sums[k] = _mm512_setzero_ps();
         }
         for (int i = 0; i < block.rows.n; ++i) {
             const __m512    x   = _mm512_set1_ps(block.value[i]);
@@ -170,7 +168,7 @@ private:
         }
         fetch_channels<Avx512, F>(next, group, block.rows.n, k_max_channel_block);
         for (int k = 0; k < 8; ++k) {
-            _mm512_store_ps(y + k * 16, sums[k]);
+            _mm512_store_ps(y + k * 16, _mm512_add_ps(_mm512_load_ps(y + k * 16), sums[k]));
         }
     }
 

@@ -146,7 +146,7 @@ private:
         for (int half = 0; half < 2; ++half) {
             float32x4_t sums[16];
             for (int k = 0; k < 16; ++k) {
-                sums[k] = vld1q_f32(y + half * 64 + k * 4);
+                sums[k] = vdupq_n_f32(0.0f);
             }
             for (int i = 0; i < block.rows.n; ++i) {
                 const uint8_t * row = block.rows.low[i] + group * F::low + half * F::low / 2;
@@ -155,7 +155,8 @@ private:
                 }
             }
             for (int k = 0; k < 16; ++k) {
-                vst1q_f32(y + half * 64 + k * 4, sums[k]);
+                float * to = y + half * 64 + k * 4;
+                vst1q_f32(to, vaddq_f32(vld1q_f32(to), sums[k]));
             }
         }
     }

@@ -9,11 +9,15 @@ struct Plain {
 
     template <typename F> static void add(const Block & block, const Rows &, int64_t group, float * y) {
         if constexpr (F::scales == ChannelScales::none) {
+            float sums[k_channel_group] = {};
             for (int i = 0; i < block.rows.n; ++i) {
                 const uint8_t * row = block.rows.low[i] + group * F::low;
                 for (int o = 0; o < k_channel_group; ++o) {
-                    y[o] += block.value[i] * float_at<F>(row, o);
+                    sums[o] += block.value[i] * float_at<F>(row, o);
                 }
+            }
+            for (int o = 0; o < k_channel_group; ++o) {
+                y[o] += sums[o];
             }
         } else {
             // In the order of the bytes, which compilers make vectors of.
@@ -43,9 +47,9 @@ private:
     }
 
     template <typename F> static FFNSKIP_INLINE float float_at(const uint8_t * row, int o) {
-        return F::values == ChannelValues::f32 ? at<float>(row, o) :
-               F::values == ChannelValues::f16 ? from_half(at<uint16_t>(row, o)) :
-                                                 from_bfloat(at<uint16_t>(row, o));
+        return F::values == ChannelValues::f32   ? at<float>(row, o)
+               : F::values == ChannelValues::f16 ? from_half(at<uint16_t>(row, o))
+                                                 : from_bfloat(at<uint16_t>(row, o));
     }
 
     // sums[64 * h + b]: of nibble h of byte b, or of byte b of line h.

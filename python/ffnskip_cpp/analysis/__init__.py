@@ -1,1 +1,2 @@
-"""What `ffnskip analyze` is made of: `analysis` takes the numbers, `draw` makes pictures of them, `report` a page."""
+"""What `ffnskip analyze` is made of: what is `wanted`, the `subject` that is measured, a module for each of the
+`pictures` in one `style`, and the `report`."""

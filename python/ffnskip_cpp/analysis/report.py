@@ -1,7 +1,7 @@
 """Files of an analysis: CSV, and one HTML page that needs no other file and no network.
 
 write_csv(Path("numbers.csv"), rows)
-html = page("Analysis of model.gguf", [("model", "model.gguf")], [section])
+html = page("Analysis of model.gguf", {"model": "model.gguf"}, [section])
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ from __future__ import annotations
 import csv
 import html
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..files import PathLike, whole_file
+from .style import png_bytes, svg_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Column", "Section", "Table", "decimals", "page", "percent", "write_csv"]
 
@@ -68,11 +75,32 @@ class Section:
     title: str
     reading: str
     """How to read the picture, and how it was measured."""
-    svg: str
-    tables: list[Table] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    figure: Figure
+    numbers: dict[str, list[Row]]
+    """The rows of each CSV file, by its name without the ending."""
+    tables: list[Table]
+    notes: list[str]
     """What was left out, and why."""
-    files: list[str] = field(default_factory=list)
+    summary: str
+    """In a line."""
+
+    @cached_property
+    def svg(self) -> str:
+        return svg_text(self.figure)
+
+    @property
+    def files(self) -> list[str]:
+        return [f"{self.name}.png", f"{self.name}.svg", *(f"{stem}.csv" for stem in self.numbers)]
+
+    def write(self, folder: Path, inputs: Iterable[PathLike]) -> None:
+        """Its files into a folder, in place of none of `inputs`."""
+        for stem, rows in self.numbers.items():
+            with whole_file(folder / f"{stem}.csv", inputs) as part:
+                write_csv(part, rows)
+        with whole_file(folder / f"{self.name}.svg", inputs) as part:
+            part.write_text(self.svg, encoding="utf-8")
+        with whole_file(folder / f"{self.name}.png", inputs) as part:
+            part.write_bytes(png_bytes(self.figure))
 
 
 CSS = """
@@ -89,7 +117,7 @@ thead th { border-bottom: 2px solid #888; } th.text, td.text { text-align: left;
 """
 
 
-def page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
+def page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
     """The HTML page.
 
     Args:
@@ -104,10 +132,10 @@ def page(title: str, facts: Sequence[tuple[str, str]], sections: Sequence[Sectio
     )
 
 
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
+def _facts(facts: Mapping[str, str]) -> str:
     lines = "".join(
         f'<tr><th scope="row" class="text">{_text(name)}</th><td class="text">{_text(value)}</td></tr>\n'
-        for name, value in facts
+        for name, value in facts.items()
     )
     return f'<div class="table"><table>\n{lines}</table></div>\n'
 

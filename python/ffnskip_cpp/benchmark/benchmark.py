@@ -1,6 +1,6 @@
 """How much faster skipping makes generation, next to plain llama.cpp in the same process.
 
-    ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5
+    print(bench(shape="llama2-7b", n_threads=2, skip_ratio=(0.3, 0.5)))
 
 Every setting has a context of its own over one model and is fed the same tokens at the same positions. Settings take
 turns token by token, each round starting with another one, so that a machine that slows down or speeds up does so for
@@ -11,50 +11,88 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import llama_cpp
 
 from .._core import Profile, __version__, find_profile
+from ..files import PathLike
 from ..gguf_file.file_type import file_type
-from ..gguf_file.shapes import WeightBytes
+from ..gguf_file.weights import WeightBytes
 from ..profile import read_profile
-from .options import AUTO, Options, Setting, Test, settings_of
-from .rows import row_of
+from .options import AUTO, Options, Setting, Several, Test, settings_of
+from .rows import Benchmark, BenchmarkRow, row_of
 from .runners import open_model, open_runners, quiet
 from .timing import time_test
 
 __all__ = ["bench"]
 
 
-def bench(options: Options) -> list[dict[str, Any]]:
-    """Measure all settings in all tests.
+def bench(
+    model_path: PathLike | None = None,
+    *,
+    shape: str | None = None,
+    type: str = Options.type,
+    n_threads: Several[int] | None = None,
+    n_prompt: Several[int] = Options.n_prompt,
+    n_gen: Several[int] = Options.n_gen,
+    n_depth: Several[int] = Options.n_depth,
+    repetitions: int = Options.repetitions,
+    warm_up: bool = True,
+    n_gpu_layers: int = Options.n_gpu_layers,
+    flash_attention: bool | None = None,
+    skip_ratio: Several[float] | None = None,
+    policy: Several[str] | None = None,
+    cold_s: int | None = None,
+    cold_e: int | None = None,
+    profile: Several[PathLike] | None = None,
+    lora: PathLike | None = None,
+    progress: bool | None = None,
+    verbose: bool = False,
+) -> Benchmark:
+    """Measure how much faster skipping makes generation. Several values of an argument are all measured.
 
-    Returns:
-        One dict per row of the result, as documented in `ffnskip bench --help`.
+    Args:
+        model_path: A GGUF file (the first part, if it is split); or else `shape`.
+        shape: Random weights of a known model, "llama2-7b" say, in `type`. A wrong name lists all.
+        n_threads: Threads; None: all processors.
+        n_prompt, n_gen: Tokens of a prompt and generated tokens, each a test; 0: no such test.
+        n_depth: Tokens in the context before a test.
+        repetitions: Of each test, after an untimed run of its beginning (`warm_up`).
+        n_gpu_layers: Layers on the GPU; -1: all.
+        flash_attention: None: llama.cpp decides.
+        skip_ratio: Shares of all FFN blocks to skip, in [0, 1]. Default: 0.3 and 0.5; none besides profiles.
+        policy: What to skip them by: "ffn_skip" (default) or a random policy.
+        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip. Default: an eighth at either end.
+        profile: Profiles to measure too; "auto" is the model's own.
+        lora: An adapter that every context has: FILE or FILE:SCALE.
+        progress: Show a progress bar on stderr; None: where that is a terminal.
+        verbose: Show llama.cpp's log.
     Raises:
-        ValueError: A bad option, a model that can't be loaded, or a skip ratio it can't reach (`Unsupported` where it
+        FileNotFoundError: The model, a profile or the adapter does not exist.
+        ValueError: A bad argument, a model that can't be loaded, or a skip ratio it can't reach (`Unsupported` where it
             has no FFN block to skip).
-        FileNotFoundError: The model file does not exist.
         RuntimeError: llama.cpp failed to decode.
     """
+    options = Options(**locals())  # whose fields are these arguments
     options.check()
-    with quiet(options.verbose), open_model(options) as (model, weights):
-        profiles = _profiles(model, options)
-        _check_settings(model, options, profiles)
-        return [
-            row
-            for threads in options.threads
-            for test in options.tests
-            for row in _measure_test(model, weights, test, settings_of(options, test, profiles), threads, options)
-        ]
+    with quiet(options.verbose), open_model(options) as (loaded, weights):
+        profiles = _profiles(loaded, options)
+        _check_settings(loaded, options, profiles)
+        return Benchmark(
+            tuple(
+                row
+                for threads in options.threads
+                for test in options.tests
+                for row in _measure(loaded, weights, test, settings_of(options, test, profiles), threads, options)
+            )
+        )
 
 
 def _profiles(model: int, options: Options) -> dict[str, Profile]:
     """By the name of their row: the file's, or the path where two files have the same."""
     found: dict[str, Profile] = {}
     for given in options.profiles:
-        profile = find_profile(model, options.model_path or "") if given == AUTO else read_profile(given)
+        profile = find_profile(model, str(options.model_path)) if given == AUTO else read_profile(given)
         if profile is None:
             raise ValueError(f"profile: auto, but there is no profile beside or in {options.model_path}")
         name = f"profile {Path(profile.path).name}"
@@ -70,26 +108,22 @@ def _check_settings(model: int, options: Options, profiles: Mapping[str, Profile
             pass
 
 
-def _measure_test(
+def _measure(
     model: int, weights: WeightBytes, test: Test, settings: Sequence[Setting], threads: int, options: Options
-) -> list[dict[str, Any]]:
-    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    with open_runners(model, settings, test, threads, options) as runners:
-        seconds = time_test(runners, test, n_vocab, options)
-        rows = [
-            row_of(test, setting, runner, weights, seconds[0], seconds[i])
-            for i, (setting, runner) in enumerate(zip(settings, runners))
-        ]
+) -> list[BenchmarkRow]:
     common = {
-        "model": Path(options.model_path).name if options.model_path else options.shape,
-        "type": file_type(model) if options.model_path else options.type.lower(),
+        "model": options.shape if options.model_path is None else Path(options.model_path).name,
+        "type": options.type.lower() if options.model_path is None else file_type(model),
         "threads": threads,
-        "n_prompt": test.n_prompt,
-        "n_gen": test.n_gen,
-        "n_depth": test.n_depth,
         "repetitions": options.repetitions,
         "cold_s": options.cold_s,
         "cold_e": options.cold_e,
         "versions": {"ffnskip": __version__, "llama_cpp": llama_cpp.__version__},
     }
-    return [{**row, **common} for row in rows]
+    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    with open_runners(model, settings, test, threads, options) as runners:
+        seconds = time_test(runners, test, n_vocab, options)
+        return [
+            row_of(test, setting, runner, weights, seconds[0], seconds[i], common)
+            for i, (setting, runner) in enumerate(zip(settings, runners))
+        ]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, Union
 
-from .._core import Profile, SkipConfig
-from ..gguf_file.shapes import find_shape, find_type
+from .._core import Profile
+from ..files import PathLike
 from ..lora import as_adapter
+from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
+from ..skip_config import SkipConfig
 from ..threads import MAX_THREADS
+from .random_model import find_type
+from .shapes import find_shape
 
-__all__ = ["AUTO", "RATIO_POLICIES", "Options", "Setting", "Test", "settings_of"]
+__all__ = ["AUTO", "RATIO_POLICIES", "SKIP_RATIOS", "Options", "Setting", "Several", "Test", "settings_of"]
 
 RATIO_POLICIES = ("ffn_skip", "random", "random_adaptive_region")
+SKIP_RATIOS = (0.3, 0.5)
 AUTO = "auto"  # in place of a profile: the model's own
-ALWAYS_TRIPS = -2.0  # a cosine is never below -1
-NEVER_TRIPS = 2.0
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
 
@@ -38,48 +43,70 @@ class Test:
         return self.n_prompt + self.n_gen + self.n_depth
 
 
+Value = TypeVar("Value")
+Several = Union[Value, Sequence[Value]]
+
+
 @dataclass(frozen=True)
 class Options:
-    """What to measure and how. `model_path`, or else `shape` and `type`. Every combination of several values of
-    `threads`, `n_prompt`, `n_gen` and `n_depth` is measured; an `n_prompt` or `n_gen` of 0 stands for no such test."""
+    """The arguments of `bench`, as given; and as properties what they come to."""
 
-    model_path: str | None = None
+    model_path: PathLike | None = None
     shape: str | None = None
     type: str = "q4_0"
-    threads: tuple[int, ...] = (1,)
-    n_prompt: tuple[int, ...] = (0,)
-    n_gen: tuple[int, ...] = (64,)
-    n_depth: tuple[int, ...] = (0,)
+    n_threads: Several[int] | None = None
+    n_prompt: Several[int] = 0
+    n_gen: Several[int] = 64
+    n_depth: Several[int] = 0
     repetitions: int = 3
     warm_up: bool = True
     n_gpu_layers: int = -1
-    flash_attention: bool | None = None  # None: llama.cpp decides
-    skip_ratios: tuple[float, ...] = (0.3, 0.5)
-    policies: tuple[str, ...] = ("ffn_skip",)
-    cold_s: int | None = None  # None: the controller's default
+    flash_attention: bool | None = None
+    skip_ratio: Several[float] | None = None
+    policy: Several[str] | None = None
+    cold_s: int | None = None
     cold_e: int | None = None
-    profiles: tuple[str, ...] = ()  # files, or "auto", the model's own
-    lora: str | None = None  # FILE or FILE:SCALE
+    profile: Several[PathLike] | None = None
+    lora: PathLike | None = None
+    progress: bool | None = None
     verbose: bool = False
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        return _several(self.n_threads) or (os.cpu_count() or 1,)
 
     @property
     def tests(self) -> list[Test]:
         return [
             test
-            for depth in self.n_depth
+            for depth in _several(self.n_depth)
             for test in (
-                *(Test(n_prompt=n, n_depth=depth) for n in self.n_prompt if n > 0),
-                *(Test(n_gen=n, n_depth=depth) for n in self.n_gen if n > 0),
+                *(Test(n_prompt=n, n_depth=depth) for n in _several(self.n_prompt) if n > 0),
+                *(Test(n_gen=n, n_depth=depth) for n in _several(self.n_gen) if n > 0),
             )
         ]
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        return tuple(os.fspath(path) for path in _several(self.profile))
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Profiles are measured alone, unless something else is asked for."""
+        alone = self.profiles and self.skip_ratio is None and self.policy is None
+        return () if alone else _several(SKIP_RATIOS if self.skip_ratio is None else self.skip_ratio)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        return _several(RATIO_POLICIES[0] if self.policy is None else self.policy)
 
     def check(self) -> None:
         """Raises ValueError (field, value, range), and FileNotFoundError for the model."""
         for name, values, least, most in (
             ("threads", self.threads, 1, MAX_THREADS),
-            ("n-prompt", self.n_prompt, 0, MAX_TOKENS),
-            ("n-gen", self.n_gen, 0, MAX_TOKENS),
-            ("n-depth", self.n_depth, 0, MAX_TOKENS),
+            ("n-prompt", _several(self.n_prompt), 0, MAX_TOKENS),
+            ("n-gen", _several(self.n_gen), 0, MAX_TOKENS),
+            ("n-depth", _several(self.n_depth), 0, MAX_TOKENS),
             ("repetitions", (self.repetitions,), 1, MAX_TOKENS),
         ):
             for value in values:
@@ -89,22 +116,34 @@ class Options:
                     raise ValueError(f"{name}: {value} is too many; at most {most}")
         if not self.tests:
             raise ValueError("n-prompt and n-gen: 0 and 0 leave nothing to measure; at least one must be positive")
-        for ratio in self.skip_ratios:
+        for ratio in self.ratios:
             if not 0 <= ratio <= 1:
                 raise ValueError(f"skip-ratio: {ratio:g} is outside [0, 1]")
         for policy in self.policies:
             if policy not in RATIO_POLICIES:
                 raise ValueError(f"policy: {policy!r} takes no skip ratio; those that do: {', '.join(RATIO_POLICIES)}")
-        if self.model_path is None:
-            find_shape(self.shape or "")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if (self.model_path is None) == (self.shape is None):
+            raise ValueError("model, shape: give one of the two, a GGUF file or the name of a shape")
+        if self.shape is not None:
+            find_shape(self.shape)
             find_type(self.type)
             for name, given in (("profile", self.profiles), ("lora", self.lora)):
                 if given:
                     raise ValueError(f"{name}: random weights (shape) have none; give a model")
-        elif not Path(self.model_path).is_file():
+        elif self.model_path is not None and not Path(self.model_path).is_file():
             raise FileNotFoundError(f"{self.model_path}: no such file")
         if self.lora is not None:
             as_adapter(self.lora)
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """One value, or a sequence of them; None is none."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
 
 
 @dataclass(frozen=True)
@@ -127,24 +166,15 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     if test.n_prompt:
         return idle
 
-    def config(policy: str, sim_threshold: float, max_skip: int | None, skip_ratio: float = 0.0) -> SkipConfig:
-        return SkipConfig(
-            policy,
-            sim_threshold=sim_threshold,
-            cold_s=options.cold_s,
-            cold_e=options.cold_e,
-            warm_up_index=0,
-            skip_ratio=skip_ratio,
-            max_skip=max_skip,
-        )
-
+    base = SkipConfig(cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0)
+    skipping = [
+        base.replace(policy=policy, sim_threshold=ALWAYS_TRIPS, skip_ratio=ratio)
+        for policy in options.policies
+        for ratio in options.ratios
+    ]
     return [
         *idle,
-        Setting("checks", config("ffn_skip", NEVER_TRIPS, max_skip=1)),
-        *(
-            Setting(policy, config(policy, ALWAYS_TRIPS, None, ratio), ratio)
-            for policy in options.policies
-            for ratio in options.skip_ratios
-        ),
+        Setting("checks", base.replace(sim_threshold=NEVER_TRIPS, max_skip=1)),
+        *(Setting(config.label, config, config.skip_ratio) for config in skipping),
         *(Setting(name, profile) for name, profile in (profiles or {}).items()),
     ]

@@ -5,24 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
-__all__ = ["FORMATS", "NOTES"]
+from ..table import markdown
+from .rows import BenchmarkRow
 
-MARKDOWN_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "model": lambda row: row["model"],
-    "type": lambda row: row["type"],
-    "threads": lambda row: str(row["threads"]),
-    "test": lambda row: row["test"],
-    "policy": lambda row: row["policy"],
-    "skipped": lambda row: f"{100 * row['skip_ratio']:.1f} %",
-    "GFLOPs saved": lambda row: f"{row['flops_saved'] / 1e9:.3g}",
-    "checks": lambda row: f"{row['checks']:.1f}",
-    "t/s": lambda row: f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_spread'] / 2:.2f}",
-    "speed-up": lambda row: f"{row['speed_up']:.3f} [{row['speed_up_q1']:.3f}, {row['speed_up_q3']:.3f}]",
-    "ideal": lambda row: f"{row['ideal_speed_up']:.3f}",
-    "of ideal": lambda row: f"{100 * row['share_of_ideal']:.1f} %",
+__all__ = ["FORMATS", "NOTES", "as_markdown"]
+
+COLUMNS: dict[str, Callable[[BenchmarkRow], str]] = {
+    "model": lambda row: row.model,
+    "type": lambda row: row.type,
+    "threads": lambda row: str(row.threads),
+    "test": lambda row: row.test,
+    "policy": lambda row: row.policy,
+    "skipped": lambda row: f"{100 * row.skip_ratio:.1f} %",
+    "GFLOPs saved": lambda row: f"{row.flops_saved / 1e9:.3g}",
+    "checks": lambda row: f"{row.checks:.1f}",
+    "t/s": lambda row: f"{row.tokens_per_second:.2f} ± {row.tokens_per_second_spread / 2:.2f}",
+    "speed-up": lambda row: f"{row.speed_up:.3f} [{row.speed_up_q1:.3f}, {row.speed_up_q3:.3f}]",
+    "ideal": lambda row: f"{row.ideal_speed_up:.3f}",
+    "of ideal": lambda row: f"{100 * row.share_of_ideal:.1f} %",
 }
 TEXT_COLUMNS = ("model", "type", "test", "policy")
 
@@ -37,32 +39,28 @@ ratio to dense, token by token. ideal: the same ratio if time were in proportion
 saved: per token, 2 for each element of the skipped blocks' matrices."""
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [list(MARKDOWN_COLUMNS), *([cell(row) for cell in MARKDOWN_COLUMNS.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(MARKDOWN_COLUMNS))]
-    rule = ["-" * w if name in TEXT_COLUMNS else "-" * (w - 1) + ":" for name, w in zip(MARKDOWN_COLUMNS, widths)]
-    aligned = [
-        [cell.ljust(w) if name in TEXT_COLUMNS else cell.rjust(w) for name, cell, w in zip(lines[0], line, widths)]
-        for line in lines
-    ]
-    aligned.insert(1, rule)
-    versions = rows[0]["versions"]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+def as_markdown(rows: Sequence[BenchmarkRow]) -> str:
+    """The table, and below it how to read it."""
+    table = markdown(list(COLUMNS), [[cell(row) for cell in COLUMNS.values()] for row in rows], left=TEXT_COLUMNS)
+    versions = rows[0].versions
     return f"{table}\n\n{NOTES}\nffnskip {versions['ffnskip']}, llama-cpp-python {versions['llama_cpp']}"
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _csv(rows: Sequence[BenchmarkRow]) -> str:
     out = io.StringIO()
-    flat = [{**row, "versions": " ".join(f"{name}={v}" for name, v in row["versions"].items())} for row in rows]
+    flat = [
+        {**row.as_dict(), "versions": " ".join(f"{name}={version}" for name, version in row.versions.items())}
+        for row in rows
+    ]
     writer = csv.DictWriter(out, list(flat[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return out.getvalue().rstrip("\n")
 
 
-FORMATS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
-    "md": _markdown,
-    "json": lambda rows: json.dumps(rows, indent=2),
-    "jsonl": lambda rows: "\n".join(json.dumps(row) for row in rows),
+FORMATS: dict[str, Callable[[Sequence[BenchmarkRow]], str]] = {
+    "md": as_markdown,
+    "json": lambda rows: json.dumps([row.as_dict() for row in rows], indent=2),
+    "jsonl": lambda rows: "\n".join(json.dumps(row.as_dict()) for row in rows),
     "csv": _csv,
 }

@@ -1,18 +1,82 @@
-"""The result: one row per test and setting. `ffnskip bench --help` says what its keys mean."""
+"""The result: one row per test and setting."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..gguf_file.shapes import WeightBytes
+from ..gguf_file.weights import WeightBytes
 from ..measure.flops import ffn_flops
 from .options import Setting, Test
 from .runners import Runner, SkippingRunner
 
-__all__ = ["row_of"]
+__all__ = ["Benchmark", "BenchmarkRow", "row_of"]
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One setting in one test. What is per token is a mean over the timed tokens."""
+
+    test: str
+    """tg64: 64 generated tokens; pp512: a prompt of 512; @ d128: after 128 others."""
+    policy: str
+    """What is skipped; or dense (llama.cpp alone), idle (nothing skipped or checked), checks (nothing skipped), or the
+    name of a profile."""
+    skip_ratio_target: float | None
+    """The share of FFN blocks asked for."""
+    skip_ratio: float
+    """The share that was skipped."""
+    checks: float
+    """Similarities computed per token."""
+    flops_saved: float
+    """Floating-point operations per token: 2 for each element of the skipped blocks' matrices."""
+    ideal_speed_up: float
+    """What it were if time were in proportion to the bytes of weights that are read."""
+    tokens_per_second: float
+    """The median of single tokens; of a prompt, of whole prompts."""
+    tokens_per_second_spread: float
+    """The interquartile range."""
+    speed_up: float
+    """The median over tokens of dense's time over this setting's, in the same round."""
+    speed_up_q1: float
+    speed_up_q3: float
+    share_of_ideal: float
+    """speed_up / ideal_speed_up."""
+    model: str
+    type: str
+    """Of the weights: "q4_k_m"."""
+    threads: int
+    n_prompt: int
+    n_gen: int
+    n_depth: int
+    repetitions: int
+    cold_s: int | None
+    """None: the default, an eighth of the layers; as cold_e."""
+    cold_e: int | None
+    versions: Mapping[str, str]
+    """Of ffnskip and llama_cpp."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, repr=False)
+class Benchmark:
+    """What `bench` measured; its repr is the table."""
+
+    rows: tuple[BenchmarkRow, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        from .report import as_markdown
+
+        return as_markdown(self.rows)
 
 
 def row_of(
@@ -22,30 +86,36 @@ def row_of(
     weights: WeightBytes,
     dense: npt.NDArray[np.float64],
     seconds: npt.NDArray[np.float64],
-) -> dict[str, Any]:
+    common: Mapping[str, Any],
+) -> BenchmarkRow:
     """What is reported of one setting in one test.
 
     Args:
         runner: The setting's; its statistics are those of the timed tokens.
         dense: Seconds of plain llama.cpp, [number of pieces of the test]; `seconds` are those of the setting.
+        common: What all rows of the test have in common.
     """
     skipping = _skipping(runner, weights)
     speeds = _speeds(test.n_prompt or 1, dense, seconds)
-    return {
-        "test": test.name,
-        "policy": setting.name,
-        "skip_ratio_target": setting.target,
+    return BenchmarkRow(
+        test=test.name,
+        policy=setting.name,
+        skip_ratio_target=setting.target,
+        share_of_ideal=speeds["speed_up"] / skipping["ideal_speed_up"],
+        n_prompt=test.n_prompt,
+        n_gen=test.n_gen,
+        n_depth=test.n_depth,
         **skipping,
         **speeds,
-        "share_of_ideal": speeds["speed_up"] / skipping["ideal_speed_up"],
-    }
+        **common,
+    )
 
 
-def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, float]:
+def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     """What was skipped, per token, and what that saves."""
-    stats = runner.controller.stats if isinstance(runner, SkippingRunner) else None
-    if stats is None or stats.tokens == 0:
+    if not isinstance(runner, SkippingRunner) or runner.controller.stats.tokens == 0:
         return {"skip_ratio": 0.0, "checks": 0.0, "flops_saved": 0.0, "ideal_speed_up": 1.0}
+    stats = runner.controller.stats
     skipped = (stats.skipped_per_layer / stats.tokens).tolist()
     return {
         "skip_ratio": stats.skip_ratio,
@@ -55,7 +125,7 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, float]:
     }
 
 
-def _speeds(n_tokens: int, dense: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> dict[str, float]:
+def _speeds(n_tokens: int, dense: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
     """`n_tokens` per piece."""
     lower, speed, upper = np.quantile(n_tokens / seconds, [0.25, 0.5, 0.75]).tolist()
     speed_up_q1, speed_up, speed_up_q3 = np.quantile(dense / seconds, [0.25, 0.5, 0.75]).tolist()

@@ -13,16 +13,18 @@ from typing import Any
 
 import llama_cpp
 
-from .._core import Controller, Profile, SkipConfig
+from .._core import Controller, Profile, RowKind, Session
 from ..gguf_file.header_check import check_header
-from ..gguf_file.shapes import WeightBytes, available_memory, random_model, read_weight_bytes, usable_in_place
+from ..gguf_file.weights import WeightBytes, read_weight_bytes
 from ..load_error import explained
 from ..lora import Adapter, as_adapter
+from ..memory import available_memory
+from ..skip_config import SkipConfig
 from .options import Options, Setting, Test
+from .random_model import random_model, usable_in_place
 
 __all__ = ["Runner", "SkippingRunner", "open_model", "open_runners", "quiet"]
 
-SKIPPABLE_ROW = 2  # ffnskip::RowKind
 TYPICAL_N_UBATCH = 512
 
 
@@ -102,13 +104,14 @@ class SkippingRunner(Runner):
         except ValueError:
             self.close()
             raise
+        self._session = Session(self.ctx, self.controller)
 
     def prompt(self, tokens: Sequence[int], position: int) -> None:
-        self.controller.decode(self.ctx, tokens, position)
+        self._session.decode(tokens, position)
         llama_cpp.llama_synchronize(self.ctx)
 
     def generated(self, tokens: Sequence[int], position: int) -> None:
-        self.controller.decode(self.ctx, tokens, position, [SKIPPABLE_ROW])
+        self._session.decode(tokens, position, [RowKind.skippable])
         llama_cpp.llama_synchronize(self.ctx)
 
 
@@ -158,7 +161,7 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
     if options.model_path is not None:
         check_header(options.model_path)
         weights = read_weight_bytes(options.model_path)
-        model = _load(options.model_path, params)
+        model = _load(os.fspath(options.model_path), params)
     else:
         in_place = usable_in_place(options.type)
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if in_place else llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -174,7 +177,7 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
 def _load(path: str, params: Any) -> int:
     with explained():
         with _deferred_interrupt():
-            model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+            model: int | None = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise ValueError(f"Failed to load model from file: {path}")
     return model

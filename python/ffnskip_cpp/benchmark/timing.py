@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..progress import progress_bar
 from .options import Options, Test
 from .runners import Runner, SkippingRunner
 
@@ -26,13 +27,15 @@ def time_test(runners: Sequence[Runner], test: Test, vocab_size: int, options: O
     tokens = rng.integers(vocab_size, size=test.n_prompt + test.n_gen).tolist()
     pieces = [tokens] if test.n_prompt else [[token] for token in tokens]
     if options.warm_up:  # touches all memory, learns graphs
-        _repeat(runners, test, pieces[:2], state, 0, _progress(test, 0, options))
+        _repeat(runners, test, pieces[:2], state, 0, lambda: None)
     for runner in runners:
         if isinstance(runner, SkippingRunner):
             runner.controller.reset_stats()
-    with _progress(test, options.repetitions * len(pieces), options) as progress:
+    show = False if options.verbose else options.progress  # a bar would get lost between the lines of the log
+    unit = "prompts" if test.n_prompt else "tokens"
+    with progress_bar(test.name, options.repetitions * len(pieces), unit=unit, show=show) as bar:
         return np.concatenate(
-            [_repeat(runners, test, pieces, state, n, progress) for n in range(options.repetitions)], axis=1
+            [_repeat(runners, test, pieces, state, n, bar.update) for n in range(options.repetitions)], axis=1
         )
 
 
@@ -47,7 +50,7 @@ def _filled(runner: Runner, tokens: list[int]) -> Any:
 
 
 def _repeat(
-    runners: Sequence[Runner], test: Test, pieces: list[list[int]], state: Any, repetition: int, progress: Any
+    runners: Sequence[Runner], test: Test, pieces: list[list[int]], state: Any, repetition: int, told: Callable[[], Any]
 ) -> npt.NDArray[np.float64]:
     """One repetition: each piece in turn by all settings, each time from another one on."""
     seconds = np.zeros((len(runners), len(pieces)))
@@ -61,15 +64,9 @@ def _repeat(
             decode(piece, position)
             seconds[i, n] = (time.perf_counter_ns() - start) * 1e-9
         position += len(piece)
-        progress.update()
+        told()
     return seconds
 
 
 def _rotated(n: int, first: int) -> list[int]:
     return [(first + i) % n for i in range(n)]
-
-
-def _progress(test: Test, total: int, options: Options) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=test.name, leave=False, disable=True if total == 0 or options.verbose else None)

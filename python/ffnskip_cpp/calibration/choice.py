@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
-from ..profile import SETTINGS_OF
-from .evaluation import Score, standard_error
+from ..measure.quality import standard_error
+from ..profile import KEPT_POLICY
+from ..skip_config import SkipConfig
+from .evaluation import Score
 
 __all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
 
@@ -48,7 +49,7 @@ def row_of(score: Score, policy: str, text: str) -> Row:
         text,
         score.skip_ratio,
         quality.kl,
-        standard_error(score.kl, score.chunk),
+        quality.kl_error,
         quality.top1_agreement,
         quality.perplexity_ratio,
         score.checks,
@@ -94,4 +95,4 @@ def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
     """A profile holds no random policy."""
-    return [row for row in rows if row.config.policy in SETTINGS_OF]
+    return [row for row in rows if row.config.policy == KEPT_POLICY]

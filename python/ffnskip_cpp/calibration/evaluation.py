@@ -8,31 +8,22 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
-from ..gguf_file.shapes import available_memory
-from ..llama import SKIPPABLE_ROW, Llama
-from ..measure.quality import Comparison, Quality, Reference
-from ..measure.similarity import check_everything, skipping
+from ..llama import Llama
+from ..measure.quality import Comparison, Quality, Reference, logits_of
+from ..measure.similarity import check_everything
 from ..measure.text import Chunk
-from .journal import Arrays, Journal
+from ..memory import available_memory
+from ..skip_config import SkipConfig
+from .cache import Arrays, Cache
+from .progress import Bar
 
-__all__ = ["Evaluator", "Progress", "Score", "standard_error"]
+__all__ = ["Evaluator", "Score"]
 
 KEPT_BYTES = 2**31  # of the dense model's predictions at most, and a quarter of the memory that is free
-
-
-class Progress(Protocol):
-    """Told how many tokens are still to be evaluated, as far as that is known, how many were, and how many need not
-    be."""
-
-    def expect(self, n_tokens: int) -> None: ...
-    def __call__(self, n_tokens: int) -> None: ...
-    def found(self, n_tokens: int) -> None: ...
 
 
 @dataclass
@@ -66,33 +57,23 @@ class Score:
         return self.kl / max(self.skip_ratio, 1e-9)
 
 
-def standard_error(values: npt.NDArray[np.float64], chunk: npt.NDArray[np.int64]) -> float:
-    """Of the mean of `values`, [n_rows]. The tokens of a chunk depend on one another, so chunks are what varies; NaN
-    where there is one alone."""
-    n_chunks = len(np.unique(chunk))
-    if n_chunks < 2:
-        return np.nan
-    deviations = np.bincount(chunk, values - values.mean())
-    return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / len(values))
-
-
 class Evaluator:
-    """Evaluates settings on chunks of text. What it measured is in a journal, and not measured again.
+    """Evaluates settings on chunks of text. What it measured is in a cache, and not measured again.
 
     Args:
         warm_up_index: Of every setting.
     """
 
-    def __init__(self, llm: Llama, journal: Journal, warm_up_index: int, progress: Progress):
+    def __init__(self, llm: Llama, cache: Cache, warm_up_index: int, progress: Bar):
         self._llm = llm
-        self._journal = journal
+        self._cache = cache
         self._warm_up_index = warm_up_index
         self._progress = progress
         self._known: dict[tuple[object, ...], Arrays] = {}
         self._kept: dict[str, Reference] = {}
         self._room = min(KEPT_BYTES, available_memory() / 4)
         self._n_measured, self._seconds = 0, 0.0
-        self._n_done = 0  # tokens that were measured, or found in the journal
+        self._n_done = 0  # tokens that were measured, or found in the cache
 
     @property
     def tokens_per_second(self) -> float:
@@ -112,10 +93,10 @@ class Evaluator:
         key = ("similarity", config, self._digest(chunk))
         found = self._find(key, chunk)
         if found is None:
-            with skipping(self._llm, config), self._llm.trace() as trace:
-                kinds = [SKIPPABLE_ROW if may_skip else 0 for may_skip in chunk.eligible(self._warm_up_index)]
-                self._llm._evaluate(chunk.tokens, kinds)  # without logits, which take most of the time of small models
-            found = {"similarity": trace.similarity[: len(self._rows(chunk))]}
+            with self._llm.skipping(config), self._llm.trace() as trace:
+                # Without logits, which take most of the time of small models.
+                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
+            found = {"similarity": trace.similarity[: len(chunk.rows(self._warm_up_index))]}
             self._add(found, key, chunk)
         return found["similarity"]
 
@@ -144,7 +125,7 @@ class Evaluator:
 
     def _find(self, key: tuple[object, ...], chunk: Chunk) -> Arrays | None:
         if key not in self._known:
-            found = self._journal.find(*key)
+            found = self._cache.find(*key)
             if found is None:
                 return None
             self._known[key] = found
@@ -154,17 +135,17 @@ class Evaluator:
 
     def _add(self, measured: Arrays, key: tuple[object, ...], chunk: Chunk) -> None:
         self._known[key] = measured
-        self._journal.add(measured, *key)
+        self._cache.add(measured, *key)
         self._n_done += len(chunk)
         self._progress(len(chunk))
 
     def _measure(self, config: SkipConfig, chunk: Chunk, reference: Reference) -> Arrays:
         started = time.monotonic()
-        with skipping(self._llm, config), self._llm.trace() as trace:
-            compared = reference.compare(self._logits(chunk))
+        with self._llm.skipping(config), self._llm.trace() as trace:
+            compared = reference.compare(logits_of(self._llm, chunk, self._warm_up_index))
         self._seconds += time.monotonic() - started
         self._n_measured += len(chunk)
-        n = len(self._rows(chunk))
+        n = len(chunk.rows(self._warm_up_index))
         return {**vars(compared), "similarity": trace.similarity[:n], "skipped": trace.skipped[:n]}
 
     def _reference(self, chunk: Chunk) -> Reference:
@@ -172,21 +153,11 @@ class Evaluator:
         key = self._digest(chunk)
         if key in self._kept:
             return self._kept[key]
-        targets = [chunk.tokens[i + 1] for i in self._rows(chunk)]
-        with self._llm.dense():
-            reference = Reference(self._logits(chunk), targets)
+        reference = Reference.of(self._llm, chunk, self._warm_up_index)
         self._progress(len(chunk))
         if sum(kept.nbytes for kept in self._kept.values()) + reference.nbytes <= self._room:
             self._kept[key] = reference
         return reference
-
-    def _logits(self, chunk: Chunk) -> npt.NDArray[np.float32]:
-        """[n_rows, n_vocab]."""
-        return self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index))[self._rows(chunk)]
-
-    def _rows(self, chunk: Chunk) -> list[int]:
-        """The last one predicts what is not known."""
-        return np.flatnonzero(chunk.eligible(self._warm_up_index)[:-1]).tolist()
 
     def _digest(self, chunk: Chunk) -> str:
         tokens, eligible = np.array(chunk.tokens, np.int32), np.array(chunk.eligible(self._warm_up_index))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..measure.text import Chunk
+from ..skip_config import SkipConfig
 from .evaluation import Evaluator, Score
 
 __all__ = ["Cost", "Race", "cost", "rounds"]
@@ -61,7 +61,8 @@ class Race:
         """The settings by what they cost, those that saw more text before those that saw less; the first ones saw all
         of it."""
         with self._evaluator.at_most(self._n_tokens(len(configs))):
-            racing, lost = list(configs), []
+            racing = list(configs)
+            lost: list[Score] = []
             for size in rounds(len(self.chunks), self.first):
                 scores = sorted(self._scores(racing, size), key=lambda score: of_rows(score).mean())
                 if size == len(self.chunks):

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
+from ..measure.similarity import NEVER_TRIPS
+from ..skip_config import SkipConfig
 from .effort import Effort
 from .evaluation import Evaluator, Score
 from .race import Race
 from .race import cost as race_cost
-from .simulation import NEVER_TRIPS, Region, ranks, skipped, solve, thresholds_at_rank, trips
+from .simulation import Region, ranks, skipped, solve, thresholds_at_rank, trips
 
 __all__ = ["Candidate", "Model", "Search"]
 
@@ -181,7 +182,7 @@ class Search:
         """A set with blocks exchanged one by one: those that were added last for those that nearly were."""
         left = self._greedy.left_after(n)
         for _ in range(self._effort.n_swaps):
-            layers = score.config.layers or []
+            layers = score.config.layers or ()
             added_last = [il for il in reversed(self._greedy.layers(n)) if il in layers][:SWAPPED]
             others = [
                 fixed_set([*(il for il in layers if il != out), new], self._model)
@@ -205,11 +206,12 @@ class Search:
     def _remainders(self, wanted: float) -> list[Family]:
         """A fixed set of one block less than wanted, or two, beside which Algorithm 1 skips the rest."""
         most = int(np.ceil(wanted - 1e-9)) - 1
+        most = min(most, len(self._model.skippable) - 2)  # or nothing is left for it to check and skip
         sizes = range(max(1, most - self._effort.wide), most + 1)
         return [self._beside(tuple(sorted(self._greedy.layers(n)))) for n in sizes]
 
     def _beside(self, fixed: tuple[int, ...]) -> Family:
-        everything = Region(tuple(il for il in range(self._model.n_layer - 1) if il not in fixed), 0)
+        everything = Region(tuple(il for il in range(self._model.n_layer - 1) if il not in fixed), 1)
         checks_only = Adaptive(fixed, everything, False, self._similarity).config([NEVER_TRIPS], self._model)
         similarity = self._evaluator.score(checks_only, self.race.chunks).similarity
         return Family(fixed, False, similarity, similarity)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALWAYS_TRIPS", "NEVER_TRIPS", "Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
+from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
 
-ALWAYS_TRIPS = -1.0  # no cosine is below it
-NEVER_TRIPS = 2.0  # nor any above 1
+__all__ = ["Region", "ranks", "skipped", "solve", "thresholds_at_rank", "trips"]
 
 Similarity = npt.NDArray[np.floating]
 """[n_tokens, n_layers]: of the layers of a region, in their order."""
@@ -40,7 +39,8 @@ class Region:
 def trips(similarity: Similarity, threshold: float | Sequence[float]) -> npt.NDArray[np.int64]:
     """Of each token the first layer that reaches its threshold, as an index into the region; n_layers: none does."""
     reached = similarity >= np.asarray(threshold)
-    return np.where(reached.any(axis=1), reached.argmax(axis=1), similarity.shape[1])
+    first: npt.NDArray[np.int64] = np.where(reached.any(axis=1), reached.argmax(axis=1), similarity.shape[1])
+    return first
 
 
 def skipped(tripped: npt.NDArray[np.int64], region: Region) -> npt.NDArray[np.bool_]:
@@ -89,4 +89,5 @@ def thresholds_at_rank(similarity: Similarity, rank: float) -> list[float]:
     there is none, as in a layer where all are equal."""
     if rank <= 0:
         return [ALWAYS_TRIPS] * similarity.shape[1]
-    return np.where(ranks(similarity) >= rank, similarity, np.inf).min(axis=0).tolist()
+    lowest: list[float] = np.where(ranks(similarity) >= rank, similarity, np.inf).min(axis=0).tolist()
+    return lowest

@@ -18,15 +18,16 @@ __all__ = ["main"]
 # Command: its module, which has add_arguments(parser), run(args) -> exit status and, where it helps, INTERRUPTED, what
 # becomes of the work of an interrupted one; and one line of help.
 COMMANDS = {
-    "convert": ("convert", "convert a Hugging Face checkpoint to GGUF"),
-    "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
-    "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
-    "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),
-    "run": ("run", "run a llama.cpp program with skipping"),
     "try": ("try_model", "say whether skipping is worth it for a model, in about two minutes"),
     "calibrate": ("calibrate", "find out what to skip in a model, and write its profile"),
+    "run": ("run", "run a llama.cpp program with skipping"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
+    "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
+    "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),
+    "convert": ("convert", "convert a Hugging Face checkpoint to GGUF"),
+    "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
+    "completion": ("completion", "print what makes the Tab key complete commands and options in a shell"),
 }
 
 
@@ -35,7 +36,8 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ffnskip",
         description="Input-adaptive feed-forward skipping (FFN-SkipLLM) for llama.cpp.",
-        epilog="example:\n  ffnskip bench --shape llama2-7b --skip-ratio 0.3,0.5",
+        epilog="examples:\n  ffnskip try model.gguf\n  ffnskip calibrate model.gguf --text text.txt --skip-ratio 0.25\n"
+        "  ffnskip bench --shape llama2-7b --skip-ratio 0.3,0.5",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the versions of ffnskip and llama.cpp")
@@ -60,6 +62,8 @@ def _print_versions() -> None:
 
 
 def _run(argv: Sequence[str], command: str | None) -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks, on the Tab key
+        _load("completion").complete(_parser)
     parser = _parser(command)
     args = parser.parse_args(argv)
     if args.version:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["UsageError", "add_model", "add_text", "add_threads", "explain", "list_of", "ranges", "take_model"]
+__all__ = [
+    "UsageError",
+    "add_model",
+    "add_progress",
+    "add_seed",
+    "add_text",
+    "add_threads",
+    "explain",
+    "list_of",
+    "take_model",
+]
 
 
 class UsageError(Exception):
@@ -19,11 +29,15 @@ def explain(parser: argparse.ArgumentParser, text: str) -> None:
     parser.epilog = text
 
 
-def add_model(parser: argparse.ArgumentParser, what: str, *, required: bool = True) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, what: str, *, metavar: str = "MODEL.gguf", required: bool = True
+) -> None:
     """The model by its place, as in `ffnskip COMMAND model.gguf`, or by -m as in llama.cpp's programs."""
-    parser.add_argument("model", metavar="MODEL.gguf", nargs="?", help=f"{what}; the first part, if it is split")
-    parser.add_argument("-m", "--model", dest="model_option", metavar="MODEL.gguf", help="the same")
-    parser.set_defaults(needs_model=required)
+    what = f"{what}; the first part, if it is split" if metavar.endswith(".gguf") else what
+    # Not nargs="?", which argparse takes for empty where an option comes before it.
+    parser.add_argument("model", metavar=metavar, help=what).required = False
+    parser.add_argument("-m", "--model", dest="model_option", metavar=metavar, help="the same")
+    parser.set_defaults(model_metavar=metavar if required else None)
 
 
 def take_model(args: argparse.Namespace) -> None:
@@ -33,8 +47,8 @@ def take_model(args: argparse.Namespace) -> None:
     if args.model is not None and args.model_option is not None:
         raise UsageError(f"two models: {args.model} and {args.model_option}")
     args.model = args.model_option if args.model is None else args.model
-    if args.model is None and args.needs_model:
-        raise UsageError("the following arguments are required: MODEL.gguf")
+    if args.model is None and args.model_metavar is not None:
+        raise UsageError(f"the following arguments are required: {args.model_metavar}")
 
 
 def add_text(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
@@ -44,10 +58,36 @@ def add_text(parser: argparse.ArgumentParser, what: str, *, required: bool = Fal
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """The processors, and the GPU's layers, as llama.cpp's programs name them."""
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: all processors")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
     parser.add_argument(
-        "-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all (default)"
+        "-ngl",
+        "--n-gpu-layers",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="layers on the GPU; -1: all (default)",
     )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """--no-progress: `args.progress` is False then, else None, a bar where stderr is a terminal."""
+    parser.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_const",
+        const=False,
+        help="no progress bar (default: one where stderr is a terminal)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str, *, default: int = 0, old: str | None = None) -> None:
+    """
+    Args:
+        old: A name that it had, which goes on working.
+    """
+    parser.add_argument("-s", "--seed", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    if old is not None:
+        parser.add_argument(old, dest="seed", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
@@ -58,14 +98,3 @@ def list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 
     parse.__name__ = f"list of {convert.__name__}"  # argparse puts it into its message
     return parse
-
-
-def ranges(layers: Iterable[int]) -> str:
-    """ "3,5-7" of 3, 5, 6, 7, as --skip-layers takes it."""
-    runs: list[list[int]] = []
-    for il in sorted(set(layers)):
-        if runs and runs[-1][1] == il - 1:
-            runs[-1][1] = il
-        else:
-            runs.append([il, il])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

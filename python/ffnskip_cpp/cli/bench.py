@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+from pathlib import Path
 from typing import Any
 
 from ..benchmark.benchmark import bench
-from ..benchmark.options import RATIO_POLICIES, Options
+from ..benchmark.options import RATIO_POLICIES, SKIP_RATIOS, Options
+from ..benchmark.random_model import TYPES
 from ..benchmark.report import FORMATS, NOTES
-from ..gguf_file.shapes import SHAPES, TYPES
+from ..benchmark.shapes import SHAPES
+from ..files import check_output, whole_file
 from ..lora import LORA_HELP
-from .arguments import list_of
+from .arguments import UsageError, add_model, add_progress, explain, list_of
 
 __all__ = ["add_arguments", "run"]
 
 FLASH_ATTENTION = {"0": False, "off": False, "1": True, "on": True, "auto": None}
-
 
 HELP = f"""\
 {NOTES}
@@ -27,36 +27,91 @@ keys of json, jsonl and csv: test (tg: generation, pp: prompt, @ d: depth), poli
   range), speed_up, speed_up_q1, speed_up_q3 (quartiles), ideal_speed_up, share_of_ideal (speed_up / ideal_speed_up),
   model, type, threads, n_prompt, n_gen, n_depth, repetitions, cold_s, cold_e (null: the default), versions
 
-example:
-  ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5 -o md
-  ffnskip bench -m model.gguf --profile auto --profile other.ffnskip.gguf"""
+examples:
+  ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5
+  ffnskip bench model.gguf --profile auto --profile other.ffnskip.gguf
+  ffnskip bench model.gguf -d 0,512 -o speed.json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's. Those of llama-bench are spelled as there."""
-
-    def several(*names: str, convert: Any, metavar: str, help: str) -> None:
-        """Takes commas, and may be given more than once; None if it is not."""
-        parser.add_argument(*names, type=list_of(convert), action="extend", metavar=f"{metavar},...", help=help)
-
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("-m", "--model", metavar="FILE.gguf", help="model to measure")
-    source.add_argument("--shape", metavar="NAME", help=f"random weights; {', '.join(SHAPES)}")
-    parser.add_argument("--type", default="q4_0", help=f"of the random weights: {', '.join(TYPES)} (default: q4_0)")
-    several("-t", "--threads", convert=int, metavar="N", help="default: all processors")
-    several("-p", "--n-prompt", convert=int, metavar="N", help="prompt tokens; 0: no such test (default: 0)")
-    several("-n", "--n-gen", convert=int, metavar="N", help="generated tokens; 0: no such test (default: 64)")
-    several("-d", "--n-depth", convert=int, metavar="N", help="tokens in the context before a test (default: 0)")
-    parser.add_argument("-r", "--repetitions", type=int, default=Options.repetitions, metavar="R", help="default: 3")
-    parser.add_argument("--no-warmup", action="store_true", help="do without the untimed run before each test")
-    parser.add_argument("-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all")
+    """Those of llama-bench are spelled as there."""
+    add_model(parser, "model to measure", required=False)
     parser.add_argument(
-        "-fa", "--flash-attn", choices=tuple(FLASH_ATTENTION), default="auto", help="default: auto, llama.cpp decides"
+        "--shape", metavar="NAME", help=f"random weights of a known shape in place of a model: {', '.join(SHAPES)}"
     )
-    several("--skip-ratio", convert=float, metavar="R", help="shares of all FFN blocks to skip (default: 0.3,0.5)")
-    several("--policy", convert=str, metavar="P", help=f"{', '.join(RATIO_POLICIES)} (default: ffn_skip)")
-    parser.add_argument("--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth)")
-    parser.add_argument("--cold-e", type=int, metavar="N", help="layers from N on never skip (default: an eighth)")
+    parser.add_argument(
+        "--type", default=Options.type, help=f"type of the random weights: {', '.join(TYPES)} (default: %(default)s)"
+    )
+    _add_tests(parser)
+    _add_settings(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="file for the result (default: the terminal); .json, .csv and so on say the format",
+    )
+    parser.add_argument("--format", choices=tuple(FORMATS), help="how the result is written (default: md, a table)")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's log")
+    add_progress(parser)
+    explain(parser, HELP)
+
+
+def _several(parser: argparse.ArgumentParser, *names: str, convert: Any, metavar: str, help: str) -> None:
+    """Takes commas, and may be given more than once; None if it is not."""
+    parser.add_argument(*names, type=list_of(convert), action="extend", metavar=f"{metavar},...", help=help)
+
+
+def _add_tests(parser: argparse.ArgumentParser) -> None:
+    _several(parser, "-t", "--threads", convert=int, metavar="N", help="threads (default: all processors)")
+    _several(parser, "-p", "--n-prompt", convert=int, metavar="N", help="prompt tokens; 0: no such test (default: 0)")
+    _several(parser, "-n", "--n-gen", convert=int, metavar="N", help="generated tokens; 0: no such test (default: 64)")
+    _several(
+        parser, "-d", "--n-depth", convert=int, metavar="N", help="tokens in the context before a test (default: 0)"
+    )
+    parser.add_argument(
+        "-r",
+        "--repetitions",
+        type=int,
+        default=Options.repetitions,
+        metavar="R",
+        help="repetitions of each test (default: %(default)s)",
+    )
+    parser.add_argument("--no-warmup", action="store_true", help="do without the untimed run before each test")
+    parser.add_argument(
+        "-ngl",
+        "--n-gpu-layers",
+        type=int,
+        default=Options.n_gpu_layers,
+        metavar="N",
+        help="layers on the GPU; -1: all (default)",
+    )
+    parser.add_argument(
+        "-fa",
+        "--flash-attn",
+        choices=tuple(FLASH_ATTENTION),
+        default="auto",
+        help="flash attention (default: auto, llama.cpp decides)",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    ratios = ",".join(map(str, SKIP_RATIOS))
+    _several(
+        parser, "--skip-ratio", convert=float, metavar="R", help=f"shares of all FFN blocks to skip (default: {ratios})"
+    )
+    _several(
+        parser,
+        "--policy",
+        convert=str,
+        metavar="P",
+        help=f"what to skip them by: {', '.join(RATIO_POLICIES)} (default: {RATIO_POLICIES[0]})",
+    )
+    parser.add_argument(
+        "--cold-s", type=int, metavar="N", help="layers [0, N) never skip (default: an eighth of the layers)"
+    )
+    parser.add_argument(
+        "--cold-e", type=int, metavar="N", help="layers from N on never skip (default: the last eighth)"
+    )
     parser.add_argument(
         "--profile",
         action="append",
@@ -65,42 +120,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy the profiles alone are measured",
     )
     parser.add_argument("--lora", metavar="FILE", help=LORA_HELP)
-    parser.add_argument("-o", "--output", choices=tuple(FORMATS), default="md", help="default: md")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show llama.cpp's log")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    profiles_alone = args.profile and not args.skip_ratio and not args.policy
-    options = Options(
-        model_path=args.model,
+    if (args.model is None) == (args.shape is None):
+        raise UsageError("give one of the two: a model, or --shape NAME")
+    path, style = _output(args)
+    if path is not None:
+        check_output(path)
+    result = bench(
+        args.model,
         shape=args.shape,
         type=args.type,
-        threads=tuple(args.threads or (os.cpu_count() or 1,)),
-        n_prompt=tuple(args.n_prompt or Options.n_prompt),
-        n_gen=tuple(args.n_gen or Options.n_gen),
-        n_depth=tuple(args.n_depth or Options.n_depth),
+        n_threads=args.threads,
+        n_prompt=args.n_prompt or Options.n_prompt,
+        n_gen=args.n_gen or Options.n_gen,
+        n_depth=args.n_depth or Options.n_depth,
         repetitions=args.repetitions,
         warm_up=not args.no_warmup,
         n_gpu_layers=args.n_gpu_layers,
         flash_attention=FLASH_ATTENTION[args.flash_attn],
-        skip_ratios=() if profiles_alone else tuple(args.skip_ratio or Options.skip_ratios),
-        policies=tuple(args.policy or Options.policies),
+        skip_ratio=args.skip_ratio,
+        policy=args.policy,
         cold_s=args.cold_s,
         cold_e=args.cold_e,
-        profiles=tuple(args.profile or ()),
+        profile=args.profile,
         lora=args.lora,
+        progress=args.progress,
         verbose=args.verbose,
     )
-    try:
-        rows = bench(options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"ffnskip bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip bench: interrupted", file=sys.stderr)
-        return 130
-    print(FORMATS[args.output](rows))
+    text = FORMATS[style](result.rows)
+    if path is None:
+        print(text)
+        return 0
+    with whole_file(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _output(args: argparse.Namespace) -> tuple[Path | None, str]:
+    """The file, if any, and the format. As in llama-bench, -o may also be a format; a file of that name is ./json."""
+    if args.output in FORMATS and args.format is None:
+        return None, args.output
+    path = None if args.output is None else Path(args.output)
+    ending = "" if path is None else path.suffix[1:]
+    return path, args.format or (ending if ending in FORMATS else "md")

@@ -3,53 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..conversion.conversion import FAMILIES, OUTTYPES, convert
+from .arguments import add_model, add_progress, explain
 
 __all__ = ["add_arguments", "run"]
 
+INTERRUPTED = "nothing was written"
+
+HELP = """\
+examples:
+  ffnskip convert ./Llama-3.2-1B -o llama-3.2-1b-f16.gguf
+  ffnskip convert ./Llama-3.2-1B -o llama-3.2-1b-q8_0.gguf --outtype q8_0
+
+architectures (in config.json of the checkpoint):
+  """ + "\n  ".join(FAMILIES)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
-    parser.add_argument("model_dir", metavar="DIR", help="Hugging Face checkpoint directory")
-    parser.add_argument("-o", "--output", metavar="OUT.gguf", required=True, help="file to write")
-    parser.add_argument("--outtype", default="f16", help=f"{', '.join(OUTTYPES)} (default: %(default)s)")
+    add_model(parser, "folder of a Hugging Face checkpoint: config.json, weights, tokenizer", metavar="DIR")
+    parser.add_argument("-o", "--output", metavar="OUT.gguf", required=True, help="model file to write")
+    parser.add_argument(
+        "--outtype",
+        default="f16",
+        metavar="TYPE",
+        help=f"type of its matrices: {', '.join(OUTTYPES)} (default: %(default)s)",
+    )
     parser.add_argument(
         "--allow-pickle",
         action="store_true",
-        help="read .bin weights too, which are pickles; PyTorch opens them as plain weights only",
+        help="read weights in .bin files too, which are pickles; PyTorch opens them as plain weights only",
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  ffnskip convert ./Llama-3.2-1B -o llama-3.2-1b-f16.gguf --outtype f16\n\n"
-        "architectures:\n  " + "\n  ".join(FAMILIES)
-    )
+    add_progress(parser)
+    explain(parser, HELP)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    try:
-        out = convert(
-            args.model_dir,
-            args.output,
-            args.outtype,
-            allow_pickle=args.allow_pickle,
-            progress=not args.no_progress,
-        )
-    except (ValueError, OSError) as error:
-        print(f"ffnskip convert: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip convert: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    if out.is_file():  # into a pipe goes the model alone
-        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    written = convert(args.model, args.output, args.outtype, allow_pickle=args.allow_pickle, progress=args.progress)
+    if written.path.is_file():  # into a pipe goes the model alone
+        print(repr(written))
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Convert a Hugging Face checkpoint directory to GGUF.")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

@@ -8,69 +8,84 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import _core
-from .._core import SkipConfig
 from ..profile import (
     SETTINGS,
-    SETTINGS_OF,
     change_settings,
     embed_profile,
     locate_profile,
     profile_keys,
     profile_path,
     read_profile,
+    settings_of,
     strip_profile,
 )
-from .arguments import ranges
+from ..ranges import ranges
+from ..skip_config import SkipConfig
+from ..table import aligned
+from .arguments import add_model, explain
 
 __all__ = ["add_arguments", "run"]
 
 MEASURED = ("skip_ratio", "kl", "top1_agreement", "perplexity_ratio", "candidates")  # of the settings, not of the model
-DEFAULTED = ("check_stride", "warm_up_index")  # settings that SkipConfig's value is right for in any model
 
 # The skip options that are not called as the setting is.
 OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
 
-HELP = f"""\
-settings: {", ".join(SETTINGS)}
+EXAMPLES = {
+    "show": ("ffnskip profile show model.gguf", "ffnskip profile show model.ffnskip.gguf --json"),
+    "set": (
+        "ffnskip profile set model.gguf sim_threshold=0.95 max_skip=6",
+        "ffnskip profile set model.ffnskip.gguf layers=8-12,14",
+    ),
+    "embed": ("ffnskip profile embed model.gguf", "ffnskip profile embed model.gguf --profile other.ffnskip.gguf"),
+    "strip": ("ffnskip profile strip model.gguf",),
+}
 
-example:
-  ffnskip profile show model.gguf
-  ffnskip profile set model.gguf sim_threshold=0.95 max_skip=6
-  ffnskip profile embed model.gguf
-  ffnskip profile strip model.gguf"""
+
+def _settings_help() -> str:
+    """A line for each, in the words of the skip options."""
+    texts = {name: text for name, _, text in _core.options()}
+    rows = [(f"  {key}", texts[OPTION_OF.get(key, key.replace("_", "-"))]) for key in SETTINGS]
+    return aligned(("settings", ""), rows, left=("settings", ""))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    holder = "profile, or a model with one beside it or inside"
 
-    show = actions.add_parser("show", help="print a profile: its settings, then what was learnt about the model")
-    show.add_argument("file", metavar="FILE", help="a profile, or a model with one beside it or inside")
+    show = _add_action(actions, "show", _show, "print a profile: its settings, then what was learnt about the model")
+    add_model(show, holder, metavar="FILE")
     show.add_argument("--json", action="store_true", help="as one JSON object; null where a number is not finite")
-    show.set_defaults(act=_show)
 
-    embed = actions.add_parser("embed", help="copy a profile into the model file; needs room for a second copy of it")
-    embed.add_argument("model", metavar="MODEL", help="the model file, its first part if it is split")
-    embed.add_argument("--profile", metavar="FILE", help="the profile (default: the one beside the model)")
-    embed.set_defaults(act=_embed)
+    change = _add_action(actions, "set", _set, "change settings in a profile", f"{_settings_help()}\n\n")
+    change.add_argument("model", metavar="FILE", nargs="?", help=holder)
+    change.add_argument("-m", "--model", dest="model_option", metavar="FILE", help="the same")
+    change.set_defaults(model_metavar="FILE KEY=VALUE")
+    change.add_argument("changes", metavar="KEY=VALUE", nargs="+", help="setting, and the value it gets")
 
-    strip = actions.add_parser("strip", help="take the profile out of a model file; needs room as embed does")
-    strip.add_argument("model", metavar="MODEL", help="the model file, its first part if it is split")
-    strip.set_defaults(act=_strip)
+    embed = _add_action(
+        actions, "embed", _embed, "copy a profile into the model file; needs room for a second copy of that"
+    )
+    add_model(embed, "model file")
+    embed.add_argument("--profile", metavar="FILE", help="profile to copy (default: the one beside the model)")
 
-    change = actions.add_parser("set", help="change settings in a profile")
-    change.add_argument("file", metavar="FILE", help="a profile, or a model with one beside it or inside")
-    change.add_argument("changes", metavar="KEY=VALUE", nargs="+", help=f"a setting: {', '.join(SETTINGS)}")
-    change.set_defaults(act=_set)
+    strip = _add_action(actions, "strip", _strip, "take the profile out of a model file; needs room as embed does")
+    add_model(strip, "model file")
+    explain(parser, "examples:\n  " + "\n  ".join(examples[0] for examples in EXAMPLES.values()))
+
+
+def _add_action(
+    actions: Any, name: str, act: Callable[[argparse.Namespace], None], text: str, notes: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(act=act)
+    explain(parser, f"{notes}examples:\n  " + "\n  ".join(EXAMPLES[name]))
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,7 +125,7 @@ def _strip(args: argparse.Namespace) -> None:
 
 def _set(args: argparse.Namespace) -> None:
     changes = dict(map(_parse, args.changes))
-    path = locate_profile(args.file)
+    path = locate_profile(args.model)
     old = read_profile(path).config
     new = _changed(old, changes)
     if new == old:
@@ -127,50 +142,52 @@ def _parse(change: str) -> tuple[str, Any]:
     """Key and value of KEY=VALUE; values are read as those of the skip options."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise ValueError(f"profile: {change!r} is no KEY=VALUE")
+        raise ValueError(f"{change!r} is no KEY=VALUE")
     if key not in SETTINGS:
-        raise ValueError(f"profile: {key!r} is no setting; those that are: {', '.join(SETTINGS)}")
+        raise ValueError(f"{key!r} is no setting; those that are: {', '.join(SETTINGS)}")
     if key == "policy":
         return key, text
     option = OPTION_OF.get(key, key.replace("_", "-"))
     try:
-        return key, getattr(_core.config_from_options([(option, text)]), key)
+        return key, getattr(_core.config_from_options([(option, text)], SkipConfig()), key)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{option}:", f"{key}:", 1)) from error
 
 
 def _changed(old: SkipConfig, changes: Mapping[str, Any]) -> SkipConfig:
-    """`old` with `changes`; a change of policy leaves the settings that only the old one has."""
-    policy = changes.get("policy", old.policy)
-    if policy not in SETTINGS_OF:
-        raise ValueError(f"policy: {policy!r} is not kept in profiles; those that are: {', '.join(SETTINGS_OF)}")
-    wanted = SETTINGS_OF[policy]
-    for key in changes:
-        if key not in wanted:
-            raise ValueError(f"{key}: policy {policy!r} has no such setting; its own are {', '.join(wanted)}")
-    kept = {key: getattr(old, key) for key in SETTINGS_OF.get(old.policy, ()) if key in wanted}
-    settings = {**kept, **changes}
-    missing = [key for key in wanted if key not in settings and key not in DEFAULTED]
+    """`old` with `changes`; a policy that is named leaves layers and thresholds of layers behind."""
+    kept = {key: getattr(old, key) for key in settings_of(old)}
+    if "policy" in changes:
+        for key in ("layers", "layer_thresholds", *(("max_skip",) if old.max_skip == 0 else ())):
+            kept.pop(key, None)
+    given = {**kept, **changes}
+    new = SkipConfig(**given)
+    wanted = settings_of(new)
+    for key, value in changes.items():
+        if key not in wanted or (key != "policy" and getattr(new, key) != value):
+            raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
+    # What has no default, or one that is not right for any model; an old name of a policy may imply it.
+    missing = [key for key in wanted if key not in given and (key == "sim_threshold" or getattr(new, key) is None)]
     if missing:
-        raise ValueError(f"policy: {policy!r} needs {', '.join(missing)} as well")
-    return SkipConfig(**settings)
+        raise ValueError(f"policy: {given['policy']!r} needs {', '.join(missing)} as well")
+    return SkipConfig(**{key: getattr(new, key) for key in wanted})
 
 
 # ---- show ----
 
 
 def _show(args: argparse.Namespace) -> None:
-    path = locate_profile(args.file)
-    keys = {key: _readable(value) for key, value in profile_keys(path).items()}
+    path = locate_profile(args.model)
+    config, kept = read_profile(path).config, profile_keys(path)
+    settings = {key: getattr(config, key) for key in settings_of(config) if key in kept or key == "max_skip"}
+    keys = {key: _readable(value) for key, value in {**kept, **settings}.items()}
     print(json.dumps(_finite(keys), allow_nan=False) if args.json else _text(path, keys))
 
 
 def _readable(value: Any) -> Any:
-    """What write_profile() was given: JSON decoded, 0.9 in place of the 0.8999999761581421 that float32 makes of it."""
-    if isinstance(value, list):
-        return [_readable(item) for item in value]
-    if isinstance(value, float) and np.float32(value) == value:
-        return float(str(np.float32(value)))
+    """What write_profile() was given."""
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -226,18 +243,12 @@ def _layer_table(columns: Mapping[str, Sequence[float]]) -> str:
         [str(il), *(_shown(values[il]) if il < len(values) else "" for values in columns.values())]
         for il in range(n_layer)
     ]
-    return _aligned(["layer", *columns], rows)
+    return aligned(["layer", *columns], rows)
 
 
 def _dict_table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return _aligned(names, [[_shown(row[name], name) if name in row else "" for name in names] for row in rows])
-
-
-def _aligned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(names, *rows)]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths)).rstrip() for row in (names, *rows)]
-    return "\n".join(lines)
+    return aligned(names, [[_shown(row[name], name) if name in row else "" for name in names] for row in rows])
 
 
 def _shown(value: Any, key: str = "") -> str:

@@ -3,61 +3,73 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..gguf_file.quantization import quantize
+from .arguments import UsageError, add_progress, explain
 
 __all__ = ["add_arguments", "run"]
 
-HELP = """\
-The options are those of llama.cpp's llama-quantize.
+INTERRUPTED = "nothing was written"
 
-example:
+HELP = """\
+The three words may be given as options too: -m IN.gguf, -o OUT.gguf. The other options are those of llama.cpp's
+llama-quantize.
+
+examples:
   ffnskip quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
+  ffnskip quantize model-f16.gguf q4_k_m -o model-q4_k_m.gguf
   ffnskip quantize model-f16.gguf model-q2_k.gguf q2_k --imatrix model-imatrix.gguf"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
-    parser.add_argument("src", metavar="IN.gguf", help="model to quantise; the first part, if it is split")
-    parser.add_argument("dst", metavar="OUT.gguf", help="file to write")
-    parser.add_argument("type", metavar="TYPE", help="q4_0, q4_k_m, q5_k_m, q6_k, q8_0, ...; a wrong name lists all")
-    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix, as llama-imatrix writes it")
+    for name, metavar, text in (
+        ("src", "IN.gguf", "model to quantise; the first part, if it is split"),
+        ("dst", "OUT.gguf", "model file to write"),
+        ("type", "TYPE", "type of its matrices: q4_0, q4_k_m, q5_k_m, q6_k, q8_0, ...; a wrong name lists all"),
+    ):
+        parser.add_argument(name, metavar=metavar, help=text).required = False
+    parser.add_argument("-m", "--model", metavar="IN.gguf", help="the model, in place of the first word")
+    parser.add_argument("-o", "--output", metavar="OUT.gguf", help="the file to write, in place of its word")
+    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix, a GGUF file as llama-imatrix writes it")
     parser.add_argument(
         "--allow-requantize", action="store_true", help="from quantised matrices too; worse than from F16"
     )
-    parser.add_argument("--leave-output-tensor", action="store_true", help="keep the output matrix as it is")
+    parser.add_argument("--leave-output-tensor", action="store_true", help="keep the output matrix in the type it has")
     parser.add_argument("--pure", action="store_true", help="every matrix in TYPE itself, none in a larger one")
     parser.add_argument("--output-tensor-type", metavar="TYPE", help="type of the output matrix: q8_0, say")
-    parser.add_argument("--token-embedding-type", metavar="TYPE", help="type of the token embeddings")
-    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: all processors)")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
+    parser.add_argument("--token-embedding-type", metavar="TYPE", help="type of the token embeddings: q8_0, say")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
+    add_progress(parser)
+    explain(parser, HELP)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    try:
-        out = quantize(
-            args.src,
-            args.dst,
-            args.type,
-            allow_requantize=args.allow_requantize,
-            imatrix=args.imatrix,
-            leave_output_tensor=args.leave_output_tensor,
-            pure=args.pure,
-            output_tensor_type=args.output_tensor_type,
-            token_embedding_type=args.token_embedding_type,
-            threads=args.threads,
-            progress=not args.no_progress,
-        )
-    except (ValueError, OSError) as error:
-        print(f"ffnskip quantize: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ffnskip quantize: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    if out.is_file():  # into a pipe goes the model alone
-        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    src, dst, type_name = _three(args)
+    written = quantize(
+        src,
+        dst,
+        type_name,
+        allow_requantize=args.allow_requantize,
+        imatrix=args.imatrix,
+        leave_output_tensor=args.leave_output_tensor,
+        pure=args.pure,
+        output_tensor_type=args.output_tensor_type,
+        token_embedding_type=args.token_embedding_type,
+        n_threads=args.threads,
+        progress=args.progress,
+    )
+    if written.path.is_file():  # into a pipe goes the model alone
+        print(repr(written))
     return 0
+
+
+def _three(args: argparse.Namespace) -> tuple[str, str, str]:
+    """IN, OUT and TYPE: the words in this order, without those that an option gives."""
+    words = [word for word in (args.src, args.dst, args.type) if word is not None]
+    wanted = {"IN.gguf": args.model, "OUT.gguf": args.output, "TYPE": None}
+    missing = [name for name, given in wanted.items() if given is None]
+    if len(words) != len(missing):
+        raise UsageError(f"{len(words)} of the {len(missing)} words {' '.join(missing)}")
+    given = dict(zip(missing, words))
+    src, dst, type_name = (given.get(name) or value for name, value in wanted.items())
+    return src, dst, type_name

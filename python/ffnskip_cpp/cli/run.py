@@ -16,6 +16,8 @@ from pathlib import Path
 
 from .. import _core
 from ..profile import read_profile
+from ..skip_config import SkipConfig
+from .arguments import UsageError, explain
 
 __all__ = ["add_arguments", "environment", "run"]
 
@@ -26,8 +28,9 @@ Without a profile or a skip option nothing is skipped. Both apply to every conte
 embedding, encoder and recurrent contexts are left alone. The statistics go to stderr when the program ends, or to
 --stats-file as JSON.
 
-example:
-  ffnskip run --skip-ratio 0.3 -- llama-server -m model.gguf --port 8080
+examples:
+  ffnskip run -- llama-cli -m model.gguf                 # as the model's profile says
+  ffnskip run --skip-ratio 0.3 --stats-file stats.json -- llama-server -m model.gguf --port 8080
 """
 
 
@@ -43,14 +46,13 @@ def environment(options: Mapping[str, str], profile: str | os.PathLike[str] | No
     """
     variables = {_core.environment_name(name): value for name, value in options.items()}
     if profile is None:
-        _core.config_from_options(list(options.items()))
+        _core.config_from_options(list(options.items()), SkipConfig())
         return variables
     _core.config_from_options(list(options.items()), read_profile(profile).config)
     return {**variables, "FFNSKIP_PROFILE": os.path.abspath(profile)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Mount the options on `parser`, which may be a subcommand's."""
     for name, metavar, text in _core.options():
         if metavar is None:
             parser.add_argument(f"--{name}", action="store_const", const="", help=text)
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "full (default: all)",
     )
     parser.add_argument(
-        "--stats-file", metavar="FILE.json", help="write the statistics there (default: a line on stderr)"
+        "--stats-file", metavar="FILE.json", help="file for the statistics, as JSON (default: a line on stderr)"
     )
     parser.add_argument(
         "--strict",
@@ -79,24 +81,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "program", metavar="PROGRAM ...", nargs=argparse.REMAINDER, help="the program and its arguments"
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
+    explain(parser, HELP)
 
 
 def run(args: argparse.Namespace) -> int:
     """Becomes the program; returns only where it does not."""
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
-        raise ValueError("run: give a program after the options: ffnskip run [options] -- PROGRAM ARGS...")
+        raise UsageError("give a program after the options: ffnskip run [options] -- PROGRAM ARGS...")
     if command[0].startswith("-"):
-        raise ValueError(f"run: {command[0]} is no option of ffnskip run; the program's own come after it")
+        raise UsageError(f"{command[0]} is no option of ffnskip run; the program's own come after it")
     path = shutil.which(command[0])
     if path is None and os.path.isfile(command[0]):
-        raise ValueError(f"run: {command[0]}: is not executable; chmod +x, or name the program that reads it")
+        raise ValueError(f"{command[0]}: is not executable; chmod +x, or name the program that reads it")
     if path is None:
-        raise ValueError(f"run: {command[0]}: no such program")
+        raise ValueError(f"{command[0]}: no such program")
     if not sys.platform.startswith("linux") or not PRELOAD.exists():
-        raise ValueError(f"run: needs Linux and a package built with {PRELOAD.name}")
+        raise ValueError(f"needs Linux and a package built with {PRELOAD.name}")
 
     names = [name for name, _, _ in _core.options()]
     given = {name: value for name in names if (value := getattr(args, name.replace("-", "_"))) is not None}
@@ -127,16 +128,16 @@ def _check_stats_file(path: str, words: Sequence[str]) -> None:
     target = os.path.realpath(path)
     regular = os.path.isfile(target) or not os.path.exists(target)
     if os.path.isdir(target) or not os.access(os.path.dirname(target) if regular else target, os.W_OK):
-        raise ValueError(f"run: --stats-file {path}: can't be written")
+        raise ValueError(f"--stats-file {path}: can't be written")
     if not os.path.isfile(target):
         return
     # Also the file of an option such as --model=m.gguf.
     named = [part for word in words for part in (word, word.partition("=")[2]) if os.path.exists(part)]
     if any(os.path.samefile(target, file) for file in named):
-        raise ValueError(f"run: --stats-file {path}: is a file that the program is given; name another")
+        raise ValueError(f"--stats-file {path}: is a file that the program is given; name another")
     with open(target, "rb") as file:
         if file.read(4) == b"GGUF":
-            raise ValueError(f"run: --stats-file {path}: is a GGUF file, which is not overwritten")
+            raise ValueError(f"--stats-file {path}: is a GGUF file, which is not overwritten")
 
 
 def _carries_llama(path: str) -> bool:

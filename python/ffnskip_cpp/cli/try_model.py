@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 
-from ..trial.work import SECONDS, Work
-from .arguments import list_of
+from ..trial.trial import Trial
+from ..trial.work import SECONDS, SEED, SKIP_RATIOS, TrialInterrupted, try_model
+from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -19,63 +18,53 @@ Tried are the model's skip profile, or else the FFN blocks that a quick search f
 
 Nothing is written but temporary files. Interrupted, it prints what was measured.
 
-example:
-  ffnskip try model.gguf"""
+examples:
+  ffnskip try model.gguf
+  ffnskip try model.gguf --text chats.jsonl --skip-ratio 0.05,0.1    # on text of yours, other ratios
+  ffnskip try model.gguf --time 600 -t 4 --json                      # more exactly; for a program"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Mount the options on `parser`, which may be a subcommand's."""
-    parser.add_argument("model", metavar="MODEL.gguf", help="model to try; the first part, if it is split")
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        metavar="FILE",
-        help="text to measure on, plain in UTF-8 or .jsonl (default: what the dense model writes itself)",
-    )
+    add_model(parser, "model to try")
+    add_text(parser, "text to measure on, plain in UTF-8 or .jsonl (default: what the dense model writes itself)")
     parser.add_argument(
         "--skip-ratio",
         type=list_of(float),
         metavar="R,...",
-        help="shares of the FFN blocks to skip (default: the profile's, or 0.1,0.25)",
+        help=f"shares of the FFN blocks to skip (default: the profile's, or {','.join(map(str, SKIP_RATIOS))})",
     )
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="of the texts side by side")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="prompt of the texts side by side")
     parser.add_argument(
         "--time", type=float, default=SECONDS, metavar="SECONDS", help="about what it may take (default: %(default)g)"
     )
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: all processors")
-    parser.add_argument("-ngl", "--n-gpu-layers", type=int, default=-1, metavar="N", help="layers on the GPU; -1: all")
+    add_seed(parser, "seed of what the dense model writes", default=SEED)
+    add_threads(parser)
+    add_progress(parser)
     parser.add_argument("--json", action="store_true", help="print JSON in place of a page")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = HELP
+    explain(parser, HELP)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what parsed `args` ask; 0 on success, 2 with one line on stderr otherwise, 130 when interrupted."""
-    start = time.monotonic()
+    """Do what parsed `args` ask; the exit status."""
 
-    def progress(what: str) -> None:
-        print(f"ffnskip try: {time.monotonic() - start:.0f} s: {what}", file=sys.stderr, flush=True)
+    def show(trial: Trial) -> None:
+        print(json.dumps(trial.as_dict(), indent=2) if args.json else trial)
 
-    status = 0
     try:
-        work = Work(
+        trial = try_model(
             args.model,
             text=args.text,
-            skip_ratios=args.skip_ratio,
+            skip_ratio=args.skip_ratio,
             prompt=args.prompt,
             seconds=args.time,
+            seed=args.seed,
             n_threads=args.threads,
             n_gpu_layers=args.n_gpu_layers,
-            progress=progress,
+            progress=args.progress,
         )
-        try:
-            work.run()
-        except KeyboardInterrupt:
-            print("ffnskip try: interrupted", file=sys.stderr)
-            status = 130
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"ffnskip try: {error}", file=sys.stderr)
-        return 2
-    if work.has_begun:
-        print(json.dumps(work.trial.as_dict(), indent=2) if args.json else work.trial)
-    return status
+    except TrialInterrupted as interrupted:
+        show(interrupted.trial)
+        raise
+    show(trial)
+    return 0

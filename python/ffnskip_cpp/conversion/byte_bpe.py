@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .settings import Json
 from .vocabulary import BaseVocabulary
@@ -22,7 +23,11 @@ CASE = "words with capitals outside ASCII or with combining marks"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 
-def split(regex: str) -> tuple:
+Step = tuple[Any, ...]  # its kind, then what it does
+Merge = tuple[str, str]
+
+
+def split(regex: str) -> Step:
     return ("split", regex, "Isolated", False)
 
 
@@ -31,7 +36,7 @@ class PreTokenizer:
     """How one tokenizer.ggml.pre of llama.cpp cuts text into words; `steps` as pre_tokenizer_steps() spells them."""
 
     name: str
-    steps: tuple[tuple, ...]
+    steps: tuple[Step, ...]
     ignore_merges: bool = False  # a word that is a token is taken whole
     differs: str = ""  # where llama.cpp's version of it gives other words, if anywhere
 
@@ -66,7 +71,7 @@ PRE_TOKENIZERS = (
 )
 
 
-def bpe_from_json(tokenizer: Json, ids: dict[str, int], merges: list[tuple]) -> BaseVocabulary:
+def bpe_from_json(tokenizer: Json, ids: dict[str, int], merges: list[Merge]) -> BaseVocabulary:
     steps = pre_tokenizer_steps(tokenizer.get("pre_tokenizer"))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
     candidates = [pre for pre in PRE_TOKENIZERS if pre.steps == steps]
@@ -83,7 +88,7 @@ def bpe_from_json(tokenizer: Json, ids: dict[str, int], merges: list[tuple]) -> 
     return BaseVocabulary("gpt2", pre.name, ids, merges=[" ".join(merge) for merge in merges])
 
 
-def pre_tokenizer_steps(pre: Json | None) -> tuple[tuple, ...]:
+def pre_tokenizer_steps(pre: Json | None) -> tuple[Step, ...]:
     """The pre_tokenizer of tokenizer.json without what does not change token ids (offsets, spelling)."""
     if pre is None:
         return ()
@@ -123,7 +128,7 @@ def unknown_pre_tokenizer(tokenizer: Json) -> ValueError:
     )
 
 
-def refuse_unreachable(ids: dict[str, int], merges: list[tuple], pre: str, ignore_merges: bool) -> None:
+def refuse_unreachable(ids: dict[str, int], merges: list[Merge], pre: str, ignore_merges: bool) -> None:
     """`pre` of llama.cpp does the opposite of ignore_merges: harmless only where merging reaches every token."""
     ranks = {merge: rank for rank, merge in enumerate(merges)}
     for text in ids:
@@ -134,7 +139,7 @@ def refuse_unreachable(ids: dict[str, int], merges: list[tuple], pre: str, ignor
             )
 
 
-def merge_all(parts: list[str], ranks: dict[tuple, int]) -> list[str]:
+def merge_all(parts: list[str], ranks: dict[Merge, int]) -> list[str]:
     """Plain BPE on one word: apply the lowest-ranked merge until none is left."""
     while len(parts) > 1:
         rank, at = min((ranks.get(pair, math.inf), i) for i, pair in enumerate(zip(parts, parts[1:])))

@@ -134,7 +134,9 @@ def read_header(path: Path) -> dict[str, Stored]:
             raise ValueError(f"{path}: damaged safetensors header ({error})") from None
 
 
-def locate(path: Path, data_start: int, size: int, name: str, *, dtype: str, shape: list, data_offsets: list) -> Stored:
+def locate(
+    path: Path, data_start: int, size: int, name: str, *, dtype: str, shape: list[int], data_offsets: list[int]
+) -> Stored:
     """Check one header entry against the file."""
     if len(data_offsets) != 2 or not 0 <= data_offsets[0] <= data_offsets[1]:
         raise ValueError(f"{path}: tensor {name!r} has the impossible byte range {data_offsets}")

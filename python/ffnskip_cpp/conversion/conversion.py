@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
-from ..files import check_output, whole_file
+from ..files import PathLike, check_output, whole_file
+from ..gguf_file.model_file import ModelFile
+from ..progress import progress_bar
 from .checkpoint import read_checkpoint
 from .families import FAMILIES, find_family
 from .plan import check_plan
@@ -33,8 +33,13 @@ __all__ = ["FAMILIES", "OUTTYPES", "convert"]
 
 
 def convert(
-    model_dir: str | Path, out: str | Path, outtype: str = "f16", *, allow_pickle: bool = False, progress: bool = True
-) -> Path:
+    model_dir: PathLike,
+    out: PathLike,
+    outtype: str = "f16",
+    *,
+    allow_pickle: bool = False,
+    progress: bool | None = None,
+) -> ModelFile:
     """Convert the Hugging Face checkpoint in `model_dir` to the GGUF file `out`.
 
     Nothing is written before settings, tensors and tokenizer have passed their checks. The file appears under its name
@@ -45,9 +50,7 @@ def convert(
         out: The file to write; its directory must exist. An existing file is replaced.
         outtype: f32, f16, bf16 or q8_0, in any case. Norms, biases and routers are always F32.
         allow_pickle: Read .bin files where there are no safetensors; needs PyTorch, which opens them as plain weights.
-        progress: Show a progress bar on stderr.
-    Returns:
-        The path of the file.
+        progress: Show a progress bar on stderr; None: where that is a terminal.
     Raises:
         FileNotFoundError: A directory, config.json, the weights, a shard or the tokenizer is missing.
         ValueError: An unknown `outtype`, or a checkpoint that llama.cpp could not reproduce; the message says why.
@@ -66,10 +69,10 @@ def convert(
     total = file_bytes(plan, outtype)
     with (
         whole_file(out, model_dir.iterdir(), size=total) as part,
-        tqdm(total=total, unit="B", unit_scale=True, desc=out.name, disable=not progress) as bar,
+        progress_bar(out.name, total, unit="B", show=progress) as bar,
     ):
-        write_gguf(part, family, vocab, plan, checkpoint, outtype, model_dir.resolve().name, bar)
-    return out
+        write_gguf(part, family, vocab, plan, checkpoint, outtype, model_dir.resolve().name, bar.update)
+        return ModelFile(out, outtype, part.stat().st_size)
 
 
 def check_arguments(model_dir: Path, out: Path, outtype: str) -> None:

@@ -24,8 +24,9 @@ class PickledTensor(Stored):
     def read_rows(self, first: int, last: int) -> np.ndarray:
         import torch
 
-        rows = self.tensor.reshape(self.n_rows, self.n_cols)[first:last].contiguous()
-        return rows.view(torch.int16).numpy().view("<u2") if self.dtype == "BF16" else rows.numpy()
+        rows: Any = self.tensor.reshape(self.n_rows, self.n_cols)[first:last].contiguous()
+        found: np.ndarray = rows.view(torch.int16).numpy().view("<u2") if self.dtype == "BF16" else rows.numpy()
+        return found
 
 
 def read_pickled_checkpoint(model_dir: Path) -> Checkpoint:

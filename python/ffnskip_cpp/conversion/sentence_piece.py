@@ -22,7 +22,7 @@ BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def spm_from_json(
-    tokenizer: Json, ids: dict[str, int], merges: list[tuple], added: set[str], sentencepiece: Path
+    tokenizer: Json, ids: dict[str, int], merges: list[tuple[str, str]], added: set[str], sentencepiece: Path
 ) -> BaseVocabulary:
     """A SentencePiece BPE model that tokenizer.json spells as merges with byte fallback."""
     prefix = spm_space_prefix(tokenizer)
@@ -47,7 +47,7 @@ def spm_space_prefix(tokenizer: Json) -> bool:
     # Gemma's: splits at spaces, of which the normalizer leaves none
     idle = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     if pre in (None, idle) and steps in ([prepend, replace], [replace]):
-        return steps[0] == prepend
+        return bool(steps[0] == prepend)
     if not steps and pre and pre.get("type") == "Metaspace" and pre.get("replacement") == SPACE:
         scheme = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "never")
         if scheme in ("always", "first", "never") and not pre.get("split", True):
@@ -57,11 +57,11 @@ def spm_space_prefix(tokenizer: Json) -> bool:
                     scheme,
                     ", and after each special token" if scheme == "first" else "",
                 )
-            return scheme != "never"
+            return bool(scheme != "never")
     raise unknown_pre_tokenizer(tokenizer)
 
 
-def merge_scores(ids: dict[str, int], merges: list[tuple], added: set[str]) -> dict[int, float]:
+def merge_scores(ids: dict[str, int], merges: list[tuple[str, str]], added: set[str]) -> dict[int, float]:
     """Scores under which llama.cpp, which ranks a merge by its result, makes the merges of tokenizer.json.
 
     Possible when all merges with one result are neighbours in rank and every split of a token into two tokens is a

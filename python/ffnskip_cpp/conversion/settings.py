@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-Json = dict  # what json.loads gives for an object
+Json = dict[str, Any]
 
 
 def read_json(path: Path, *, required: bool = False) -> Json:

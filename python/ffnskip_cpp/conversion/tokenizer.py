@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .byte_bpe import bpe_from_json
 from .sentence_piece import read_sentencepiece_directory, spm_from_json, unigram_from_json
@@ -47,7 +48,9 @@ def read_tokenizer_json(tokenizer: Json, sentencepiece: Path) -> tuple[BaseVocab
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise ValueError(f"tokenizer.json: {key} {model[key]!r} has no counterpart in llama.cpp")
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges: list[Any] = [
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
+    ]
     # An added token keeps its id when the vocabulary lists it too, and is never the result of a merge.
     added_texts = {token.text for token in added.values()}
     ids = {text: i for text, i in model["vocab"].items() if text not in added_texts or i not in added}

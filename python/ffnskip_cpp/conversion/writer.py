@@ -6,8 +6,9 @@ What is held in memory at a time is one piece of one tensor, whatever the tensor
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -17,8 +18,6 @@ from .checkpoint import Checkpoint, Stored
 from .plan import Planned, n_values
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from .families.base import Family
     from .vocabulary import Vocabulary
 
@@ -148,8 +147,8 @@ def check_range(values: np.ndarray, dtype: str, kind: GGMLType) -> None:
 class Encoded:
     """One tensor as GGUFWriter takes it (nbytes, tofile): converted piece by piece while it is written."""
 
-    def __init__(self, entry: Planned, checkpoint: Checkpoint, kind: GGMLType, bar: tqdm) -> None:
-        self.entry, self.kind, self.bar = entry, kind, bar
+    def __init__(self, entry: Planned, checkpoint: Checkpoint, kind: GGMLType, told: Callable[[int], Any]) -> None:
+        self.entry, self.kind, self.told = entry, kind, told
         self.stored = [checkpoint.tensors[source] for source in entry.sources]
         self.nbytes = tensor_bytes(entry.shape, kind)
 
@@ -169,7 +168,7 @@ class Encoded:
                 path = self.stored[entry.sources.index(source)].path
                 raise ValueError(f"{path}: tensor {source!r} {error}") from None
             file.write(np.ascontiguousarray(coded).data.cast("B"))
-            self.bar.update(coded.nbytes)
+            self.told(coded.nbytes)
 
     def culprit(self) -> str:
         """The first of the sources with a value that is out of range."""
@@ -202,7 +201,7 @@ def size_label(plan: list[Planned], n_expert: int) -> str:
 
 def write_gguf(
     path: Path, family: Family, vocab: Vocabulary, plan: list[Planned], checkpoint: Checkpoint, outtype: str, name: str,
-    bar: tqdm,
+    told: Callable[[int], Any],
 ) -> None:  # fmt: skip
     """Write the whole file at `path`: header and metadata, then the tensors in plan order."""
     wanted, file_type = OUTTYPES[outtype]
@@ -227,6 +226,6 @@ def write_gguf(
         for values in computed.values():
             writer.write_tensor_data(values)
         for entry, kind in zip(plan, kinds):
-            writer.write_tensor_data(Encoded(entry, checkpoint, kind, bar))
+            writer.write_tensor_data(Encoded(entry, checkpoint, kind, told))  # type: ignore[arg-type]  # as one of NumPy
     finally:
         writer.close()

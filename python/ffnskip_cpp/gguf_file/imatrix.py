@@ -11,12 +11,12 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..files import PathLike
 from .header import Header, Tensor, read_header
 
 __all__ = ["check_imatrix", "read_imatrix", "use_imatrix"]
@@ -25,7 +25,7 @@ F32 = 0
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
-def check_imatrix(path: str | Path, model: Iterable[Header]) -> None:
+def check_imatrix(path: PathLike, model: Iterable[Header]) -> None:
     """Raises as `read_imatrix`, or ValueError where the file was made with another model."""
     means = read_imatrix(path)
     tensors = {tensor.name: tensor for header in model for tensor in header.tensors}
@@ -41,7 +41,7 @@ def check_imatrix(path: str | Path, model: Iterable[Header]) -> None:
             )
 
 
-def read_imatrix(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
+def read_imatrix(path: PathLike) -> dict[str, npt.NDArray[np.float32]]:
     """Mean squared input of each channel, float32 [n_mat * n], by the name of the matrix; 1 for an expert that no token
     came to.
 
@@ -69,7 +69,7 @@ def read_imatrix(path: str | Path) -> dict[str, npt.NDArray[np.float32]]:
     return means
 
 
-def _header(path: str | Path) -> Header:
+def _header(path: PathLike) -> Header:
     try:
         header = read_header(path)
     except ValueError as error:
@@ -102,7 +102,7 @@ def _fit(sums: Tensor, counts: Tensor) -> bool:
     return counts.n_elements * sums.dims[0] == sums.n_elements
 
 
-def use_imatrix(params: Any, path: str | Path) -> Any:
+def use_imatrix(params: Any, path: PathLike) -> Any:
     """Set `imatrix` of a llama_model_quantize_params, and, as llama-quantize does, note in the model where its
     importance matrix came from. What is returned must outlive `params`."""
     import llama_cpp
@@ -127,7 +127,7 @@ def _pointer(values: npt.NDArray[np.float32]) -> Any:
     return values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
 
-def _notes(path: str | Path, n_entries: int) -> dict[str, str | int]:
+def _notes(path: PathLike, n_entries: int) -> dict[str, str | int]:
     notes: dict[str, str | int] = {"quantize.imatrix.file": str(path), "quantize.imatrix.entries_count": n_entries}
     metadata = read_header(path).metadata
     datasets, chunks = metadata.get("imatrix.datasets"), metadata.get("imatrix.chunk_count")

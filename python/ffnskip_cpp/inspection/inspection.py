@@ -1,7 +1,8 @@
 """What there is to skip in a model: the FFN block of each layer, its weights, and the speed-up that skipping allows.
 
-    from ffnskip_cpp.inspection.inspection import inspect
-    print(inspect("model.gguf")["ffn_share_of_bytes"])
+    inspection = inspect("model.gguf")
+    print(inspection)  # what `ffnskip inspect` prints
+    inspection.ffn_share_of_bytes
 
 Blocks are those the controller found in the graph that llama.cpp builds, not those that names suggest.
 """
@@ -13,33 +14,31 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..files import PathLike
 from ..gguf_file.header import read_headers
 from ..gguf_file.header_check import check_header
-from ..gguf_file.shapes import weight_bytes_of
+from ..gguf_file.weights import weight_bytes_of
+from .report import Inspection, Layer, Weight
+
+if TYPE_CHECKING:
+    from .._core import Controller, FfnBlock
 
 __all__ = ["inspect"]
 
 RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
 
 
-def inspect(path: str | Path) -> dict[str, Any]:
+def inspect(model_path: PathLike) -> Inspection:
     """The FFN blocks of a model and what skipping them saves. The weights are not read.
 
     Args:
-        path: A GGUF file; the first part, if it is split.
-    Returns:
-        `model`, `architecture`, `fingerprint`, `n_layer`, `refused` (why the model can't skip, or None), `profile`
-        (path of the skip profile that is found with the model, or None), `profile_refused` (why it can't be used, or
-        None), `parameters` (by component), `parameters_of_one_layer` (by tensor, of the layer in the middle),
-        `bytes_per_token`, `ffn_bytes_per_token`, `ffn_share_of_bytes`, `ideal_speed_up` (by share of the FFN blocks
-        skipped) and `layers`, an entry per FFN block: `layer`, `kind`, `residual`, `skippable`, `why_not`,
-        `parameters`, `bytes_per_token` and `weights` (`name`, `type`, `n_elements`, `bytes`).
+        model_path: A GGUF file; the first part, if it is split.
     Raises:
         FileNotFoundError, ValueError: The model can't be loaded.
     """
-    path = Path(path)
+    path = Path(model_path)
     check_header(path)
     headers = read_headers(path)
     n_layer = headers[0].of_architecture("block_count", 0)
@@ -48,38 +47,39 @@ def inspect(path: str | Path) -> dict[str, Any]:
     with _mapped(path) as (controller, refused):
         blocks, fingerprint = controller.ffn_map, controller.fingerprint
     profile, profile_refused = _profile(path, fingerprint)
-    layers = [_layer(block) for block in blocks]
-    skippable = [block.layer for block in blocks if block.skippable]
-    ffn_bytes = sum(block.bytes_per_token for block in blocks)
-    return {
-        "model": path.name,
-        "architecture": headers[0].architecture,
-        "fingerprint": fingerprint,
-        "n_layer": n_layer,
-        "refused": refused,
-        "profile": profile,
-        "profile_refused": profile_refused,
-        "parameters": _parameters(sizes, layers),
-        "parameters_of_one_layer": _of_layer(sizes, n_layer // 2),
-        "bytes_per_token": weights.total,
-        "ffn_bytes_per_token": ffn_bytes,
-        "ffn_share_of_bytes": ffn_bytes / weights.total,
-        "ideal_speed_up": {
+    layers = tuple(map(_layer, blocks))
+    skippable = [layer.layer for layer in layers if layer.skippable]
+    ffn_bytes = sum(layer.bytes_per_token for layer in layers)
+    return Inspection(
+        model=path.name,
+        architecture=headers[0].architecture,
+        fingerprint=fingerprint,
+        n_layer=n_layer,
+        refused=refused,
+        profile=profile,
+        profile_refused=profile_refused,
+        parameters=_parameters(sizes, layers),
+        parameters_of_one_layer=_of_layer(sizes, n_layer // 2),
+        bytes_per_token=weights.total,
+        ffn_bytes_per_token=ffn_bytes,
+        ffn_share_of_bytes=ffn_bytes / weights.total,
+        ideal_speed_up={
             ratio: weights.ideal_speed_up(dict.fromkeys(skippable, round(ratio * n_layer) / len(skippable)))
             for ratio in RATIOS
             if 0 < round(ratio * n_layer) < len(skippable)
         },
-        "layers": layers,
-    }
+        layers=layers,
+    )
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[tuple[Any, str | None]]:
+def _mapped(path: Path) -> Iterator[tuple[Controller, str | None]]:
     """A controller that has seen the model's graph, and why the model can't skip. The weights stay where they are, in
     the file: not repacked, not on a GPU."""
     import llama_cpp
 
-    from .._core import Controller, Unsupported
+    from .._core import Controller
+    from ..errors import Unsupported
     from ..load_error import explained
 
     controller = Controller()
@@ -122,23 +122,23 @@ def _profile(path: Path, fingerprint: str) -> tuple[str | None, str | None]:
     return str(where), f"it is of another model, {made_for}; this one is {fingerprint}"
 
 
-def _layer(block: Any) -> dict[str, Any]:
-    weights = [{name: getattr(w, name) for name in ("name", "type", "n_elements", "bytes")} for w in block.weights]
-    return {
-        "layer": block.layer,
-        "kind": block.kind,
-        "residual": block.residual,
-        "skippable": block.skippable,
-        "why_not": block.why_not,
-        "parameters": sum(weight["n_elements"] for weight in weights),
-        "bytes_per_token": block.bytes_per_token,
-        "weights": weights,
-    }
+def _layer(block: FfnBlock) -> Layer:
+    weights = tuple(Weight(w.name, w.type, w.n_elements, w.bytes) for w in block.weights)
+    return Layer(
+        layer=block.layer,
+        kind=block.kind,
+        residual=block.residual,
+        skippable=block.skippable,
+        why_not=block.why_not,
+        parameters=sum(weight.n_elements for weight in weights),
+        bytes_per_token=block.bytes_per_token,
+        weights=weights,
+    )
 
 
-def _parameters(sizes: Mapping[str, int], layers: Sequence[dict[str, Any]]) -> dict[str, int]:
+def _parameters(sizes: Mapping[str, int], layers: Sequence[Layer]) -> dict[str, int]:
     """Of the model: in FFN blocks, in the rest of the layers (attention, mostly), and outside of them."""
-    ffn = {weight["name"] for layer in layers for weight in layer["weights"]}
+    ffn = {weight.name for layer in layers for weight in layer.weights}
     return {
         "ffn": sum(size for name, size in sizes.items() if name in ffn),
         "attention": sum(size for name, size in sizes.items() if name.startswith("blk.") and name not in ffn),

@@ -1,1 +1,1 @@
-"""What the other parts measure with: similarity, quality, texts."""
+"""What the other parts measure with: texts, similarity, quality, what a generation skips; each a module."""

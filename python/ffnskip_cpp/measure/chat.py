@@ -16,7 +16,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 if TYPE_CHECKING:
     import llama_cpp
 
-__all__ = ["PROMPT", "Chat", "answered", "tokens_of_chat"]
+__all__ = ["PROMPT", "Chat", "answered", "formatter_of", "tokens_of_chat"]
 
 PROMPT = -1
 """In place of the index of a generated token: the token is part of a prompt."""
@@ -46,7 +46,7 @@ def tokens_of_chat(llm: llama_cpp.Llama, chat: Chat) -> tuple[list[int], list[in
     tokens = llm.tokenize(text.encode("utf-8"), add_bos=False, special=True)
     sizes = [len(llm.detokenize([token], prev_tokens=tokens[:1], special=True)) for token in tokens]
     answers = _answers(text, chat)
-    generated = []
+    generated: list[int] = []
     for start in accumulate(sizes[:-1], initial=0):
         within = any(first <= start < last for first, last in answers)
         generated.append((generated[-1] + 1 if generated else 0) if within else PROMPT)
@@ -70,18 +70,26 @@ def _answers(text: str, chat: Chat) -> list[tuple[int, int]]:
 
 
 def _rendered(llm: llama_cpp.Llama, chat: Chat) -> str:
-    template = llm.metadata.get("tokenizer.chat_template")
-    if template is None:
+    try:
+        formatter = formatter_of(llm, add_generation_prompt=False)
+        rendered = None if formatter is None else formatter(messages=list(chat.messages))  # type: ignore[arg-type]
+    except Exception as error:  # whatever the template's author, or Jinja, thought fit
+        raise ValueError(f"{chat.where}: the model's chat template can't render it: {error}") from error
+    if rendered is None:
         raise ValueError(f"{chat.where}: a chat, and the model has no chat template; calibrate it on plain text")
+    return rendered.prompt
+
+
+def formatter_of(llm: llama_cpp.Llama, *, add_generation_prompt: bool) -> Jinja2ChatFormatter | None:
+    """The model's own chat template; None if it has none. Raises what Jinja does where the template is no good."""
+    template = llm.metadata.get("tokenizer.chat_template")
+    if not template:
+        return None
     bos, eos = (
         llm.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
         for token in (llm.token_bos(), llm.token_eos())
     )
-    try:
-        formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos, add_generation_prompt=False)
-        return formatter(messages=list(chat.messages)).prompt  # type: ignore[arg-type]
-    except Exception as error:  # whatever the template's author, or Jinja, thought fit
-        raise ValueError(f"{chat.where}: the model's chat template can't render it: {error}") from error
+    return Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos, add_generation_prompt=add_generation_prompt)
 
 
 def answered(llm: llama_cpp.Llama, chat: Chat) -> Chat:

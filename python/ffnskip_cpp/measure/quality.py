@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..llama import Llama
+from .text import Chunk
+
 __all__ = [
     "Comparison",
     "Quality",
     "Reference",
     "compare",
-    "kl_divergence",
-    "negative_log_likelihood",
-    "top1_agreement",
+    "logits_of",
+    "standard_error",
 ]
 
 Logits = npt.NDArray[np.float32]
@@ -57,15 +59,23 @@ class Comparison:
 
 
 class Quality:
-    """Means over all rows added, NaN before there is one."""
+    """Means over all rows added, NaN before there is one. What is added at a time is a chunk of text."""
 
     def __init__(self) -> None:
         self.n_rows = 0
         self._sums = np.zeros(4)
+        self._chunks: list[tuple[float, int]] = []  # of each the sum of KL divergences, and the rows
 
     def add(self, rows: Comparison) -> None:
         self.n_rows += len(rows)
         self._sums += [rows.kl.sum(), rows.same_top1.sum(), rows.nll_dense.sum(), rows.nll.sum()]
+        self._chunks.append((rows.kl.sum(), len(rows)))
+
+    @property
+    def kl_error(self) -> float:
+        """Standard error of `kl`, over chunks; NaN for less than two of them."""
+        sums, n_rows = np.array(self._chunks).reshape(-1, 2).T
+        return _error_of_mean(sums, n_rows)
 
     def _mean(self, i: int) -> float:
         return float(self._sums[i] / self.n_rows) if self.n_rows else math.nan
@@ -143,6 +153,13 @@ class Reference:
             self._log_p[i] = p @ shifted - np.log(total)
             self.nll[i] = np.log(total) - shifted[self._targets[i]]
 
+    @classmethod
+    def of(cls, llm: Llama, chunk: Chunk, warm_up_index: int) -> Reference:
+        """What the model predicts when it runs dense, of the tokens of a chunk that may skip."""
+        with llm.dense():
+            logits = logits_of(llm, chunk, warm_up_index)
+        return cls(logits, [chunk.tokens[i + 1] for i in chunk.rows(warm_up_index)])
+
     @property
     def nbytes(self) -> int:
         return self._p.nbytes
@@ -165,30 +182,27 @@ class Reference:
         return result
 
 
-def kl_divergence(dense: Logits, other: Logits) -> PerRow:
-    """KL(dense || other) of each row, float64 [n_rows], in nats. Raises ValueError where the shapes differ."""
-    _check(dense, other, ())
-    parts = [_kl(_log_softmax(dense[rows]), _log_softmax(other[rows])) for rows in _blocks(*dense.shape)]
-    return np.concatenate(parts) if parts else np.empty(0)
+def logits_of(llm: Llama, chunk: Chunk, warm_up_index: int) -> Logits:
+    """Teacher-forced, as the model skips now: [n_rows, n_vocab], of the tokens of a chunk that may skip."""
+    return llm.forward(chunk.tokens, chunk.eligible(warm_up_index), rows=chunk.rows(warm_up_index))
 
 
-def top1_agreement(dense: Logits, other: Logits) -> npt.NDArray[np.bool_]:
-    """Whether the most likely token of each row is the same, bool [n_rows]; of equal ones the first counts."""
-    _check(dense, other, ())
-    return dense.argmax(axis=1) == other.argmax(axis=1)
+def standard_error(values: PerRow, chunk: npt.NDArray[np.int64]) -> float:
+    """Of the mean of `values`, [n_rows]; `chunk`, [n_rows], is the piece of text that a row is of. The tokens of a
+    piece depend on one another, so pieces are what varies; NaN where there is one alone."""
+    return _error_of_mean(np.bincount(chunk, values), np.bincount(chunk))
 
 
-def negative_log_likelihood(logits: Logits, targets: Sequence[int]) -> PerRow:
-    """Of the target of each row, float64 [n_targets], in nats; exp of its mean is the perplexity."""
-    ids = _check(logits, logits, targets)
-    result = np.empty(len(ids))
-    for rows in _blocks(len(ids), logits.shape[1]):
-        log_p = _log_softmax(logits[rows])
-        result[rows] = -log_p[np.arange(len(log_p)), ids[rows]]
-    return result
+def _error_of_mean(sums: npt.NDArray[Any], n_rows: npt.NDArray[Any]) -> float:
+    """Of chunks, each with a sum of values and so many of them; those without are none."""
+    n_chunks = int((n_rows > 0).sum())
+    if n_chunks < 2:
+        return math.nan
+    deviations = sums - n_rows * (sums.sum() / n_rows.sum())
+    return float(np.sqrt((deviations**2).sum() * n_chunks / (n_chunks - 1)) / n_rows.sum())
 
 
-def _check(dense: Logits, other: Logits, targets: Sequence[int]) -> npt.NDArray[np.int64]:
+def _check(dense: Logits, other: Logits, targets: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     ids = np.array(targets, np.int64)
     if dense.shape != other.shape or dense.ndim != 2:
         raise ValueError(f"logits of shape {dense.shape} and {other.shape}; expected the same [n_rows, n_vocab]")
@@ -221,7 +235,8 @@ def _kl(log_p: PerRow, log_q: PerRow) -> PerRow:
         terms = np.subtract(log_p, log_q, out=log_q)  # of a token that dense rules out: -inf, or NaN
         terms *= p
     terms[p == 0] = 0.0
-    return np.maximum(terms.sum(axis=1), 0.0)  # not below 0 by rounding; NaN stays
+    kl: PerRow = np.maximum(terms.sum(axis=1), 0.0)  # not below 0 by rounding; NaN stays
+    return kl
 
 
 def _exp(value: float) -> float:

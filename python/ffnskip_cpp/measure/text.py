@@ -20,7 +20,10 @@ from .chat import PROMPT, Chat, tokens_of_chat
 if TYPE_CHECKING:
     import llama_cpp
 
-__all__ = ["MIN_TOKENS", "Chunk", "Text", "chunks_of_text", "chunks_of_tokens", "read_texts"]
+__all__ = ["MIN_TOKENS", "N_CTX", "Chunk", "Text", "as_paths", "chunks_of_text", "chunks_of_tokens", "read_texts"]
+
+N_CTX = 512
+"""Tokens of a chunk, if nothing else is said and the model was trained on as many."""
 
 MIN_TOKENS = 32
 """Tokens a chunk must have: about the paper's warm-up, before which nothing can be skipped."""
@@ -45,6 +48,15 @@ class Chunk:
         """[n_tokens]: may skip."""
         return [index >= warm_up_index for index in self.generated]
 
+    def rows(self, warm_up_index: int) -> list[int]:
+        """The tokens that may skip and predict a known one: not the last."""
+        return [i for i, may_skip in enumerate(self.eligible(warm_up_index)[:-1]) if may_skip]
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens before the first one that is generated."""
+        return next((i for i, index in enumerate(self.generated) if index != PROMPT), len(self))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -52,7 +64,12 @@ class Chunk:
 # ---- reading ----
 
 
-def read_texts(paths: Iterable[PathLike]) -> list[Text]:
+def as_paths(given: PathLike | Iterable[PathLike]) -> list[PathLike]:
+    """One file, or several."""
+    return [given] if isinstance(given, (str, os.PathLike)) else list(given)
+
+
+def read_texts(paths: PathLike | Iterable[PathLike]) -> list[Text]:
     """The texts in some files, in their order.
 
     Args:
@@ -67,7 +84,7 @@ def read_texts(paths: Iterable[PathLike]) -> list[Text]:
         OSError: A file can't be read.
     """
     texts: list[Text] = []
-    for path in map(Path, paths):
+    for path in map(Path, as_paths(paths)):
         found = [text for text in _texts_of(path) if isinstance(text, Chat) or text.strip()]
         if not found:
             raise ValueError(f"{path}: there is no text in it")
@@ -118,9 +135,10 @@ def _text_of(line: str, where: str) -> Text:
 
 
 def _some(entry: dict[str, Any], key: str, where: str) -> list[Any]:
-    if not isinstance(entry[key], list) or not entry[key]:
+    given = entry[key]
+    if not isinstance(given, list) or not given:
         raise ValueError(f'{where}: "{key}" is not a list of at least one')
-    return entry[key]
+    return given
 
 
 def _message(message: Any, where: str) -> dict[str, str]:

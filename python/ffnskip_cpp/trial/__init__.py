@@ -1,3 +1,3 @@
-"""What `ffnskip try` is made of: `texts` to measure on, `search` for what to skip, `quality` and `speed` of that,
-`smaller` quantisations to compare with, `work`, which does it all in a given time; and `trial`, the result, with its
-`rows`, its `verdict` and the page to read (`report`)."""
+"""What `ffnskip try` is made of: `texts` to measure on, `subjects` that are tried, of them those that a `search` finds
+and `smaller` quantisations to compare with, `quality` and `speed` of all; `work`, which does it in a given time, along
+its `course`; and `trial`, the result, with its `rows`, its `verdict` and the page to read (`report`)."""

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
-from ..calibration.evaluation import standard_error
 from ..llama import Llama
-from ..measure.quality import Quality, Reference
+from ..measure.quality import Quality, Reference, logits_of
 from ..measure.text import Chunk
-from .texts import rows_of
+from ..skip_config import SkipConfig
 
 __all__ = ["Measured", "measure_quality"]
 
@@ -23,16 +21,8 @@ class Measured:
     """Of one subject, past the warm-up."""
 
     quality: Quality = field(default_factory=Quality)
-    kl: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    """Of each chunk, float64 [n_rows]."""
     n_skipped: int = 0
     """FFN blocks, of all rows."""
-
-    @property
-    def kl_error(self) -> float:
-        """Standard error of the mean KL divergence, over chunks; NaN for less than two of them."""
-        chunk = np.repeat(np.arange(len(self.kl)), [len(kl) for kl in self.kl])
-        return standard_error(np.concatenate(self.kl), chunk) if self.kl else float("nan")
 
 
 def measure_quality(
@@ -48,14 +38,10 @@ def measure_quality(
     for done, chunk in enumerate(chunks):
         if done >= 2 and is_over():
             break
-        rows = rows_of(chunk, warm_up_index)
-        with llm.dense():
-            dense = Reference(llm.forward(chunk.tokens)[rows], [chunk.tokens[i + 1] for i in rows])
+        dense = Reference.of(llm, chunk, warm_up_index)
         for subject, result in zip(subjects, results):
             logits, n_skipped = _evaluate(llm, subject, chunk, warm_up_index)
-            compared = dense.compare(logits[rows])
-            result.quality.add(compared)
-            result.kl.append(compared.kl)
+            result.quality.add(dense.compare(logits))
             result.n_skipped += n_skipped
         yield results
 
@@ -63,9 +49,9 @@ def measure_quality(
 def _evaluate(
     llm: Llama, subject: SkipConfig | Llama, chunk: Chunk, warm_up_index: int
 ) -> tuple[npt.NDArray[np.float32], int]:
-    """Logits, and the number of FFN blocks that the rows compared have skipped."""
+    """Logits of the rows compared, and the number of FFN blocks that they have skipped."""
     if isinstance(subject, Llama):
-        return subject.forward(chunk.tokens), 0
+        return logits_of(subject, chunk, warm_up_index), 0
     with llm.skipping(subject), llm.trace() as trace:
-        logits = llm.forward(chunk.tokens, chunk.eligible(warm_up_index))
-    return logits, int(trace.skipped[: len(rows_of(chunk, warm_up_index))].sum())
+        logits = logits_of(llm, chunk, warm_up_index)
+    return logits, int(trace.skipped[: len(logits)].sum())

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..table import markdown
 from .rows import Row
 from .smaller import SOURCE
 
@@ -46,13 +47,7 @@ def _heading(trial: Trial) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = [list(COLUMNS), *([_name(row), *_cells(row)] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))] for line in lines
-    ]
-    aligned.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    return markdown(COLUMNS, [[_name(row), *_cells(row)] for row in rows], left=COLUMNS[:1])
 
 
 def _name(row: Row) -> str:
@@ -88,9 +83,9 @@ def _how(trial: Trial) -> str:
 
 
 def _layers(rows: Sequence[Row]) -> list[str]:
-    configs = [(row.label, row.config) for row in rows if row.config is not None and row.config.policy == "fixed"]
+    configs = [(row.label, row.config) for row in rows if row.config is not None and row.config.label == "fixed layers"]
     found = [f"{label}: {','.join(map(str, config.layers or ()))}" for label, config in configs]
-    return [f"FFN blocks left out, by layer (--policy fixed --skip-layers): {'; '.join(found)}"] if found else []
+    return [f"FFN blocks left out, by layer (--skip-layers): {'; '.join(found)}"] if found else []
 
 
 def _texts(trial: Trial) -> str:

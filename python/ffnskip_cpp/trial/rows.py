@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .._core import SkipConfig
+from ..skip_config import SkipConfig
 
 __all__ = ["Row"]
 

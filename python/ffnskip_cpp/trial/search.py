@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .._core import SkipConfig
 from ..llama import Llama
 from ..measure.chat import PROMPT
-from ..measure.quality import Reference
-from ..measure.similarity import check_everything
+from ..measure.quality import Reference, logits_of
+from ..measure.similarity import measure_similarity
 from ..measure.text import Chunk
-from .texts import n_prompt_of, rows_of
+from ..skip_config import SkipConfig
 
 __all__ = ["by_similarity", "cost_on", "grow", "some_of"]
 
@@ -28,13 +27,7 @@ MEASURED_AGAIN = 3  # blocks, on average, before one is added to the set
 
 def by_similarity(llm: Llama, chunks: Sequence[Chunk]) -> list[int]:
     """The layers whose FFN block can be skipped, the one that changes the residual least first."""
-    parts = []
-    with llm.skipping(check_everything(llm.n_layer)):
-        for chunk in chunks:
-            with llm.trace() as trace:
-                llm.forward(chunk.tokens, chunk.eligible(WARM_UP))
-            parts.append(trace.similarity)
-    mean = np.nan_to_num(np.concatenate(parts).astype(np.float64), nan=-1.0).mean(axis=0)
+    mean = np.nan_to_num(measure_similarity(llm, [chunk.tokens for chunk in chunks]).mean, nan=-1.0)
     return sorted(np.flatnonzero(llm.skippable).tolist(), key=lambda il: -mean[il])
 
 
@@ -45,11 +38,11 @@ def some_of(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
     for chunk in chunks:
         if found and n_tokens < least:
             break
-        first, n = max(n_prompt_of(chunk), 1), max(n_tokens, least)
+        first, n = max(chunk.n_prompt, 1), max(n_tokens, least)
         tokens = [chunk.tokens[0], *chunk.tokens[first : first + n]]  # the first: a start token, or what stands for one
         generated = [PROMPT, *chunk.generated[first : first + n]]
         part = Chunk(tokens, generated)
-        if rows_of(part, WARM_UP):
+        if part.rows(WARM_UP):
             found.append(part)
             n_tokens -= len(part)
     return found
@@ -57,19 +50,11 @@ def some_of(chunks: Sequence[Chunk], n_tokens: int) -> list[Chunk]:
 
 def cost_on(llm: Llama, chunks: Sequence[Chunk]) -> Callable[[Sequence[int]], float]:
     """The mean KL divergence of fixed sets of blocks on these chunks, as a function of their layers."""
-    rows = [rows_of(chunk, WARM_UP) for chunk in chunks]
-    with llm.dense():
-        dense = [
-            Reference(llm.forward(chunk.tokens)[part], [chunk.tokens[i + 1] for i in part])
-            for chunk, part in zip(chunks, rows)
-        ]
+    dense = [Reference.of(llm, chunk, WARM_UP) for chunk in chunks]
 
     def cost(layers: Sequence[int]) -> float:
         with llm.skipping(SkipConfig("fixed", layers=sorted(layers))):
-            kl = [
-                reference.compare(llm.forward(chunk.tokens, chunk.eligible(WARM_UP))[part]).kl
-                for reference, chunk, part in zip(dense, chunks, rows)
-            ]
+            kl = [reference.compare(logits_of(llm, chunk, WARM_UP)).kl for reference, chunk in zip(dense, chunks)]
         return float(np.concatenate(kl).mean())
 
     return cost

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .rows import Row
+
 __all__ = ["MOST_BYTES", "QUOTED", "SOURCE", "Quoted", "candidates", "quoted", "smaller_files"]
 
 MOST_BYTES = 2_000_000_000  # of a file that is quantised for a trial: larger ones take minutes
@@ -72,7 +74,8 @@ def smaller_files(
     for name in names:
         if found == MOST_FILES or (found and is_over()):
             return
-        path = quantize(model, folder / f"{name}.gguf", name, threads=threads, allow_requantize=True)
+        path = folder / f"{name}.gguf"
+        quantize(model, path, name, n_threads=threads, progress=False, allow_requantize=True)
         if path.stat().st_size <= n_bytes * (1 - LEAST_SAVING):
             found += 1
             yield name, path
@@ -80,13 +83,21 @@ def smaller_files(
             path.unlink()
 
 
-def quoted(type_name: str, bits_per_weight: float) -> list[tuple[str, float, float, float]]:
-    """Of the next smaller types: name, size over the own one's, the KL divergence it adds, and its perplexity over the
-    own one's; after llama.cpp's table. The KL divergences there are from F16; what they differ by stands for that
-    between two types."""
+def quoted(type_name: str, bits_per_weight: float) -> list[Row]:
+    """Of the next smaller types: size, the KL divergence it adds and its perplexity over the own one's, after
+    llama.cpp's table; speed in proportion to the size. The KL divergences there are from F16; what they differ by
+    stands for that between two types."""
     names = candidates(type_name, bits_per_weight)
     own = QUOTED.get(type_name) or min(QUOTED.values(), key=lambda row: abs(row.gib - bits_per_weight * GIB_PER_BIT))
     return [
-        (name, row.gib / own.gib, max(row.kl - own.kl, 0.0), row.perplexity / own.perplexity)
+        Row(
+            name,
+            "quantisation",
+            size=row.gib / own.gib,
+            kl=max(row.kl - own.kl, 0.0),
+            perplexity_ratio=row.perplexity / own.perplexity,
+            speed_up=own.gib / row.gib,
+            quoted=True,
+        )
         for name, row in itertools.islice(((name, QUOTED[name]) for name in names), MOST_FILES)
     ]

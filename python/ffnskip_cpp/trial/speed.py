@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .._core import SkipConfig
 from ..benchmark.options import Options, Setting, Test
 from ..benchmark.runners import Runner, open_runners, quiet
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
+from ..skip_config import SkipConfig
 
 __all__ = ["Speed", "measure_speed"]
 

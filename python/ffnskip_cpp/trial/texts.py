@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import llama_cpp
-import numpy as np
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
-from ..measure.chat import PROMPT, Chat, answered
+from ..measure.chat import PROMPT, Chat, answered, formatter_of
 from ..measure.text import Chunk, Text, chunks_of_text, read_texts
 from ..profile import PathLike
 
-__all__ = ["chat_prompt", "is_end", "n_prompt_of", "own_text", "rows_of", "users_text"]
+__all__ = ["chat_prompt", "is_end", "own_text", "users_text"]
 
 # Of kinds that are asked for often; base models get beginnings of texts in their place.
 QUESTIONS = (
@@ -52,23 +50,12 @@ SAMPLING: dict[str, Any] = {
     "min_p": 0.05,
     "repeat_penalty": 1.0,
 }  # llama.cpp's defaults
-SEED = 1
 USERS_LENGTH = 130  # tokens past the warm-up of a chunk of plain text
-
-
-def rows_of(chunk: Chunk, warm_up_index: int) -> list[int]:
-    """Tokens that may skip and whose next one is known."""
-    return np.flatnonzero(chunk.eligible(warm_up_index)[:-1]).tolist()
-
-
-def n_prompt_of(chunk: Chunk) -> int:
-    """Tokens before the first one that is generated."""
-    return next((i for i, index in enumerate(chunk.generated) if index != PROMPT), len(chunk))
 
 
 def users_text(
     llm: Llama,
-    paths: Sequence[PathLike],
+    paths: PathLike | Sequence[PathLike],
     warm_up_index: int,
     n_ctx: int,
     max_tokens: int,
@@ -87,7 +74,7 @@ def users_text(
         length = min(n_ctx, warm_up_index + USERS_LENGTH)
     least = min(warm_up_index + USERS_LENGTH // 4, length)
     cut = chunks_of_text(llm, texts, length, max_tokens=max_tokens, min_tokens=least)
-    found = [chunk for chunk in cut if rows_of(chunk, warm_up_index)]
+    found = [chunk for chunk in cut if chunk.rows(warm_up_index)]
     if len(found) < 2:
         raise ValueError(
             f"the text is too short: two generations of more than {warm_up_index} tokens, or {2 * length} tokens of "
@@ -105,7 +92,7 @@ def _answered(llm: Llama, texts: Sequence[Text], is_over: Callable[[], bool]) ->
             yield answered(llm, text) if isinstance(text, Chat) else text
 
 
-def own_text(llm: Llama, warm_up_index: int, n_ctx: int, is_over: Callable[[], bool]) -> list[Chunk]:
+def own_text(llm: Llama, warm_up_index: int, n_ctx: int, seed: int, is_over: Callable[[], bool]) -> list[Chunk]:
     """What the dense model answers, and how it continues beginnings of texts if it has no chat template or its answers
     are too short; sampled as llama.cpp does by default. Two chunks at least; one that ends within the warm-up is left
     out.
@@ -118,14 +105,14 @@ def own_text(llm: Llama, warm_up_index: int, n_ctx: int, is_over: Callable[[], b
         prompts = [*(chat_prompt(llm, question) for question in QUESTIONS), *prompts]
     found: list[Chunk] = []
     n_rows = 0
-    llm.set_seed(SEED)
+    llm.set_seed(seed)
     with llm.dense():
         for prompt in prompts:
             if len(found) >= 2 and (is_over() or n_rows >= OWN_ROWS):
                 break
             answer = _answer(llm, prompt, min(warm_up_index + OWN_LENGTH, n_ctx - len(prompt)))
             chunk = Chunk([*prompt, *answer], [PROMPT] * len(prompt) + list(range(len(answer))))
-            if rows := rows_of(chunk, warm_up_index):
+            if rows := chunk.rows(warm_up_index):
                 found.append(chunk)
                 n_rows += len(rows)
     if len(found) < 2:
@@ -145,21 +132,16 @@ def _answer(llm: Llama, prompt: Sequence[int], n: int) -> list[int]:
 def is_end(llm: Llama, token: int) -> bool:
     """Whether the model ends its text with this token."""
     vocab = llama_cpp.llama_model_get_vocab(model_address(llm))
-    return llama_cpp.llama_vocab_is_eog(vocab, token)
+    return bool(llama_cpp.llama_vocab_is_eog(vocab, token))
 
 
 def chat_prompt(llm: Llama, question: str) -> list[int]:
     """The question as the model's chat template has it; as it is where there is none, or one that fails."""
-    template = llm.metadata.get("tokenizer.chat_template")
-    if not template:
-        return llm.tokenize(question.encode("utf-8"))
-    bos, eos = (
-        llm.detokenize([token], special=True).decode("utf-8", "replace") if token >= 0 else ""
-        for token in (llm.token_bos(), llm.token_eos())
-    )
     try:
-        formatter = Jinja2ChatFormatter(template, eos_token=eos, bos_token=bos)
-        rendered = formatter(messages=[{"role": "user", "content": question}])
+        formatter = formatter_of(llm, add_generation_prompt=True)
+        rendered = None if formatter is None else formatter(messages=[{"role": "user", "content": question}])
     except Exception:  # whatever the template's author, or Jinja, thought fit
+        rendered = None
+    if rendered is None:
         return llm.tokenize(question.encode("utf-8"))
     return llm.tokenize(rendered.prompt.encode("utf-8"), add_bos=not rendered.added_special, special=True)

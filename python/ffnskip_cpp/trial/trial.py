@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from .._core import SkipConfig
+from ..plain import plain
 from .report import page
 from .rows import Row
 from .verdict import verdict
@@ -49,18 +48,7 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         """Of plain values; None for what was not measured."""
-        return {**_plain(dataclasses.asdict(self)), "verdict": self.verdict}
+        return {**plain(self), "verdict": self.verdict}
 
     def __repr__(self) -> str:
         return page(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, SkipConfig):
-        names = ("policy", "sim_threshold", "cold_s", "cold_e", "warm_up_index", "skip_ratio", "max_skip", "layers")
-        return {name: _plain(getattr(value, name)) for name in names}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -71,9 +71,43 @@ inline int32_t add_row(llama_batch & batch, llama_seq_id seq, llama_pos pos, lla
     return row;
 }
 
+// A sequence that is decoded greedily, together with others.
+struct Sequence {
+    llama_seq_id             seq = -1;  // -1: none at the moment
+    llama_pos                pos = 0;
+    int32_t                  row = -1;  // of the batch, whose output is its next token
+    std::vector<llama_token> fed;       // next
+    std::vector<llama_token> tokens;
+};
+
 inline llama_token greedy(const Model & model, llama_context * ctx, int32_t row) {
     const float * logits = llama_get_logits_ith(ctx, row);
     return llama_token(std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get()))) - logits);
+}
+
+// Decodes what is fed to the sequences that `takes_part` says, and gives each of them its next token, which is fed next; then
+// calls `done` with it. Nothing where none takes part.
+template <typename TakesPart, typename Done>
+void decode_together(const Model & model, llama_context * ctx, std::vector<Sequence> & sequences, TakesPart takes_part, Done done) {
+    llama_batch             batch = llama_batch_init(256, 0, 1);
+    std::vector<Sequence *> all;
+    for (Sequence & sequence : sequences) {
+        if (!takes_part(sequence)) {
+            continue;
+        }
+        all.push_back(&sequence);
+        for (size_t i = 0; i < sequence.fed.size(); ++i) {
+            const bool output = i + 1 == sequence.fed.size();
+            sequence.row      = add_row(batch, sequence.seq, sequence.pos++, sequence.fed[i], output);
+        }
+    }
+    require(all.empty() || llama_decode(ctx, batch) == 0, "decode failed");
+    for (Sequence * sequence : all) {
+        sequence->tokens.push_back(greedy(model, ctx, sequence->row));
+        sequence->fed.assign(1, sequence->tokens.back());
+        done(*sequence);
+    }
+    llama_batch_free(batch);
 }
 
 inline void print_tokens(const std::vector<llama_token> & tokens) {

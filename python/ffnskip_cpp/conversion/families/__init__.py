@@ -53,9 +53,9 @@ def find_family(config: Json) -> Family:
         ValueError: The architecture is unknown (the message lists the known ones), or a setting is missing, of the
             wrong type, or without counterpart in llama.cpp.
     """
-    names = config.get("architectures") or []
+    names: list[str] = config.get("architectures") or []
     headless = {without_head(name): family for name, family in FAMILIES.items()}
-    known = {**FAMILIES, **headless, "Gemma3TextModel": Gemma3}
+    known: dict[str, type[Family]] = {**FAMILIES, **headless, "Gemma3TextModel": Gemma3}
     if not isinstance(names, list) or len(names) != 1 or names[0] not in known:
         found = ", ".join(map(str, names)) if names and isinstance(names, list) else repr(names)
         raise ValueError(f"config.json: unsupported architecture {found}; known: {', '.join(FAMILIES)}")

@@ -263,3 +263,12 @@ class Family:
         stored = (n_in, n_out) if transposed else (n_out, n_in)
         weight = planned(f"{to}.weight", f"{of}.weight", (n_out, n_in), stored, order, transposed=transposed)
         return [weight, planned(f"{to}.bias", f"{of}.bias", (n_out,), order=order)] if bias else [weight]
+
+
+class GPTFamily(Family):
+    """GPT-2 and its kin: LayerNorm with a bias, GELU, and heads that make up the width."""
+
+    activations = GELU
+    head_dim_is_free = False
+    layer_norm = True
+    norm_bias = True

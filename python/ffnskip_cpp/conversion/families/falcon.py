@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..plan import Planned, ungrouped_qkv
 from ..settings import whole
-from .base import GELU, Family
+from .base import GPTFamily
 
 
-class Falcon(Family):
+class Falcon(GPTFamily):
     """7B has one norm for both blocks and one key-value head; 40B a norm for each and groups of heads."""
 
     arch = "falcon"
@@ -17,13 +17,9 @@ class Falcon(Family):
     layer_count_keys = ("num_hidden_layers", "n_layer")
     norm_eps_keys = ("layer_norm_epsilon",)
     activation_keys = ("activation",)
-    activations = GELU
-    head_dim_is_free = False
     ties_by_default = True
-    layer_norm = True
-    norm_bias = True
     prefixes = ("transformer.",)
-    defaults: ClassVar[dict] = {"max_position_embeddings": 2048}
+    defaults: ClassVar[dict[str, Any]] = {"max_position_embeddings": 2048}
     names: ClassVar[dict[str, str]] = {"token_embd": "word_embeddings", "output_norm": "ln_f", "layer": "h"}
 
     def refuse_unsupported(self) -> None:

@@ -8,10 +8,10 @@ from typing import ClassVar
 from ..plan import Planned, planned
 from ..rope import Rope
 from ..settings import whole
-from .base import GELU, Family
+from .base import GPTFamily
 
 
-class GPT2(Family):
+class GPT2(GPTFamily):
     arch = "gpt2"
     hidden_size_keys = ("n_embd",)
     head_count_keys = ("n_head",)
@@ -19,11 +19,7 @@ class GPT2(Family):
     context_keys = ("n_positions", "n_ctx")
     norm_eps_keys = ("layer_norm_epsilon",)
     activation_keys = ("activation_function",)
-    activations = GELU
-    head_dim_is_free = False
     ties_by_default = True
-    layer_norm = True
-    norm_bias = True
     prefixes = ("transformer.",)
     names: ClassVar[dict[str, str]] = {
         "token_embd": "wte",

@@ -7,18 +7,14 @@ from typing import ClassVar
 import gguf
 
 from ..plan import Planned, ungrouped_qkv
-from .base import GELU, Family
+from .base import Family, GPTFamily
 
 
-class GPTNeoX(Family):
+class GPTNeoX(GPTFamily):
     arch = "gptneox"
     norm_eps_keys = ("layer_norm_eps",)
-    activations = GELU
     rotated_share = 0.25
-    head_dim_is_free = False
     needs_output = True
-    layer_norm = True
-    norm_bias = True
     prefixes = ("gpt_neox.",)
     names: ClassVar[dict[str, str]] = {
         **Family.names,

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from ..plan import Planned
-from .base import GELU, Family
+from .base import GPTFamily
 
 
-class StarCoder2(Family):
+class StarCoder2(GPTFamily):
     arch = "starcoder2"
     norm_eps_keys = ("norm_epsilon",)
-    activations = GELU
-    head_dim_is_free = False
     ties_by_default = True
-    layer_norm = True
-    norm_bias = True
     uses_window = True
 
     def refuse_unsupported(self) -> None:

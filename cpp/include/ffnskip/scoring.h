@@ -1,0 +1,35 @@
+// Evaluates texts that are given, as if the model had generated them: every row comes out as it would alone, at the speed of
+// a batch.
+#pragma once
+
+#include "ffnskip/export.h"
+#include "ffnskip/session.h"
+
+#include <llama.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace ffnskip FFNSKIP_API {
+
+// Decodes tokens of sequence 0 after what it holds, n_batch at a time. `kinds`: [n_tokens]; null where they are generated
+// tokens, counted from the first of them. `rows`: of which `logits`, [n_rows, n_vocab], gets a copy; in ascending order. The
+// last token has an output whatever they are.
+void forward(Session & session, const std::vector<llama_token> & tokens, const RowKind * kinds,
+             const std::vector<int32_t> & rows, float * logits);
+
+struct Scores {
+    std::vector<double>  log_likelihood;  // [n_continuations] natural logarithm; 0 of an empty continuation
+    std::vector<uint8_t> greedy;          // [n_continuations] 1 where every token is the model's first choice
+    int64_t              n_evaluated = 0; // tokens
+};
+
+// The likelihood of each continuation after `prefix`, which is decoded once, as a prompt. A continuation counts as generated
+// from its first token on: token i may skip if i >= warm_up_index. Continuations share batches where the context has more
+// than one sequence, and come one by one where it has not. Empties the memory first; it holds the prefix afterwards. Throws
+// std::invalid_argument where the prefix is empty, where it does not fit the context with the longest continuation, or for
+// an id that is no token.
+Scores score(Session & session, const std::vector<llama_token> & prefix,
+             const std::vector<std::vector<llama_token>> & continuations);
+
+}  // namespace ffnskip

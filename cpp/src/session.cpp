@@ -1,0 +1,140 @@
+#include "ffnskip/session.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace ffnskip {
+namespace {
+
+int32_t plain_decode(llama_context * ctx, const llama_batch & rows) {
+    return llama_decode(ctx, rows);
+}
+
+void require_success(int32_t status) {
+    if (status != 0) {
+        throw DecodeError(status);
+    }
+}
+
+}  // namespace
+
+// ---- Batch ----
+
+void Batch::clear() {
+    tokens_.clear();
+    positions_.clear();
+    sequences_.clear();
+    outputs_.clear();
+}
+
+void Batch::add(llama_token token, llama_pos position, llama_seq_id seq, bool output) {
+    tokens_.push_back(token);
+    positions_.push_back(position);
+    sequences_.push_back(seq);
+    outputs_.push_back(int8_t(output));
+}
+
+llama_batch Batch::rows() {
+    sequence_of_.clear();
+    for (llama_seq_id & seq : sequences_) {
+        sequence_of_.push_back(&seq);
+    }
+    n_sequences_.resize(tokens_.size(), 1);
+    return { n_rows(), tokens_.data(), nullptr, positions_.data(), n_sequences_.data(), sequence_of_.data(), outputs_.data() };
+}
+
+// ---- Session ----
+
+Session::Session(llama_context * ctx, Controller * controller)
+    : ctx_(ctx), controller_(controller), next_(llama_n_seq_max(ctx), -1) {}
+
+llama_pos Session::n_used(llama_seq_id seq) const {
+    return llama_memory_seq_pos_max(llama_get_memory(ctx_), seq) + 1;
+}
+
+bool Session::has_room(size_t n_tokens, llama_seq_id seq) const {
+    return n_tokens <= size_t(std::max(0, n_ctx() - n_used(seq)));
+}
+
+void Session::prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq) {
+    for (size_t i = 0; i < n_tokens; ++i) {
+        add(tokens[i], seq, i + 1 == n_tokens);
+        if (n_rows() == n_batch() || i + 1 == n_tokens) {
+            decode(Fed::prompt);
+        }
+    }
+}
+
+void Session::generated(llama_token token, llama_seq_id seq) {
+    add(token, seq, true);
+    decode(Fed::generated);
+}
+
+llama_token Session::step(llama_sampler * sampler, llama_token token, llama_seq_id seq) {
+    generated(token, seq);
+    return llama_sampler_sample(sampler, ctx_, -1);
+}
+
+void Session::add(llama_token token, llama_seq_id seq, bool output) {
+    if (seq < 0 || size_t(seq) >= next_.size()) {
+        throw std::invalid_argument("sequence " + std::to_string(seq) + ": the context has " + std::to_string(next_.size()));
+    }
+    if (is_decoded_) {
+        batch_.clear();
+        std::fill(next_.begin(), next_.end(), -1);
+        is_decoded_ = false;
+    }
+    llama_pos & next = next_[size_t(seq)];
+    next             = next < 0 ? n_used(seq) : next;
+    batch_.add(token, next++, seq, output);
+}
+
+void Session::decode(Fed fed) {
+    is_decoded_ = true;
+    decode(batch_.rows(), fed);
+}
+
+void Session::decode(const RowKind * kinds) {
+    is_decoded_ = true;
+    require_success(controller_ == nullptr ? plain_decode(ctx_, batch_.rows()) : controller_->decode(ctx_, batch_.rows(), kinds));
+}
+
+void Session::decode(const llama_batch & rows, Fed fed) {
+    require_success(controller_ == nullptr ? plain_decode(ctx_, rows) : controller_->decode(ctx_, rows, fed));
+}
+
+bool Session::go_back(llama_pos from, llama_seq_id seq) {
+    if (from >= n_used(seq)) {
+        return true;
+    }
+    // Layers with a sliding window forget what lies before it.
+    const llama_memory_t memory = llama_get_memory(ctx_);
+    const int32_t        n_swa  = llama_model_n_swa(llama_get_model(ctx_));
+    const bool           forgot = n_swa > 0 && from > 0 && llama_memory_seq_pos_min(memory, seq) > std::max(0, from - n_swa + 1);
+    return !forgot && llama_memory_seq_rm(memory, seq, from, -1);
+}
+
+void Session::cut(llama_pos from, llama_seq_id seq) {
+    if (!go_back(from, seq)) {
+        throw std::runtime_error("the memory of this model can't go back to position " + std::to_string(from) +
+                                 "; reset it and evaluate the text again");
+    }
+}
+
+void Session::copy(llama_seq_id from, llama_seq_id to) {
+    llama_memory_seq_rm(llama_get_memory(ctx_), to, -1, -1);
+    llama_memory_seq_cp(llama_get_memory(ctx_), from, to, -1, -1);
+    if (controller_ != nullptr) {
+        controller_->copied(from, to);
+    }
+}
+
+void Session::clear() {
+    llama_memory_clear(llama_get_memory(ctx_), false);
+    if (controller_ != nullptr) {
+        controller_->replaced(-1);
+    }
+}
+
+}  // namespace ffnskip

@@ -1,0 +1,71 @@
+"""The page that `ffnskip calibrate` prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..skip_config import SkipConfig
+from ..table import markdown
+from .choice import Row, beats, equal
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
+
+__all__ = ["describe", "page"]
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "policy": lambda row: row.policy,
+    "skipped": lambda row: f"{row.skip_ratio:.1%}",
+    "KL": lambda row: _kl(row),
+    "same top token": lambda row: f"{row.top1_agreement:.2%}",
+    "perplexity": lambda row: f"x{row.perplexity_ratio:.4f}",
+    "checks": lambda row: f"{row.checks:.1f}",
+    "settings": lambda row: describe(row.config),
+}
+
+
+def page(calibration: Calibration) -> str:
+    chosen, held_out = calibration.chosen, calibration.candidates
+    lines = [
+        f"On {chosen.n_tokens} tokens of held-out text, the best of each policy of {len(calibration.tried)} settings "
+        "tried on other text:",
+        "",
+        _table(held_out),
+        "",
+        f"chosen: {chosen.policy}, {describe(chosen.config)}",
+    ]
+    as_good = [row.policy for row in held_out if row is not chosen and equal(row, chosen)]
+    if as_good:
+        lines.append(f"equal to it in KL, within the standard error: {', '.join(as_good)}")
+    algorithm_1 = next((row for row in held_out if row.policy == "ffn_skip"), None)
+    if algorithm_1 is None:
+        lines.append("Algorithm 1 can't skip that much")
+    elif beats(chosen, algorithm_1):
+        lines.append(
+            f"Algorithm 1 is not the best here: KL {_kl(algorithm_1)} at {algorithm_1.skip_ratio:.1%}, "
+            f"against {_kl(chosen)} at {chosen.skip_ratio:.1%}"
+        )
+    lines += [f"note: {note}" for note in calibration.notes]
+    return "\n".join([*lines, f"written to {calibration.path}"])
+
+
+def describe(config: SkipConfig) -> str:
+    """The values of a setting that differ from one candidate to the next."""
+    parts = [] if config.layers is None else [f"layers {','.join(map(str, config.layers))}"]
+    if config.max_skip != 0 and config.cold_s is not None:
+        parts.append(f"[{config.cold_s}, {config.cold_e}) max_skip {config.max_skip}")
+        if config.layer_thresholds is None:
+            parts.append(f"threshold {config.sim_threshold:.5g}")
+    return ", ".join(parts)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    cells = [[cell(row) for cell in COLUMNS.values()] for row in rows]
+    return markdown(list(COLUMNS), cells, left=("policy", "settings"))
+
+
+def _kl(row: Row) -> str:
+    """With its standard error."""
+    return f"{row.kl:.4g}" if math.isnan(row.kl_error) else f"{row.kl:.4g} ± {row.kl_error:.2g}"

@@ -1,0 +1,58 @@
+"""What a calibration is to find, and on how much text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .effort import EFFORTS
+
+__all__ = ["EFFORT", "MAX_TOKENS", "SKIP_RATIO", "Wanted"]
+
+SKIP_RATIO = 0.25
+EFFORT = "normal"
+MAX_TOKENS = 20_000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """As `calibrate` has them.
+
+    Raises:
+        ValueError: A value out of its range, or two targets.
+    """
+
+    skip_ratio: float | None = None
+    max_kl: float | None = None
+    effort: str | float = EFFORT
+    n_ctx: int | None = None
+    max_tokens: int = MAX_TOKENS
+    warm_up_index: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.skip_ratio is not None and self.max_kl is not None:
+            raise ValueError("skip-ratio and max-kl: give one of the two, the other follows from it")
+        if self.skip_ratio is not None and not 0 < self.skip_ratio < 1:
+            raise ValueError(f"skip-ratio: {self.skip_ratio:g} is outside (0, 1)")
+        if self.max_kl is not None and not 0 < self.max_kl < math.inf:
+            raise ValueError(f"max-kl: {self.max_kl:g} is no divergence that can be kept to; a number above 0")
+        known = self.effort in EFFORTS if isinstance(self.effort, str) else 0 < self.effort < math.inf
+        if not known:
+            raise ValueError(
+                f"effort: {self.effort!r} is neither of {', '.join(EFFORTS)} nor a number of seconds above 0"
+            )
+        if self.warm_up_index < 0:
+            raise ValueError(f"warm-up: {self.warm_up_index} is negative; it counts generated tokens, 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: {self.seed} is outside [0, 2**32)")
+        for name, value in (("n-ctx", self.n_ctx), ("max-tokens", self.max_tokens)):
+            if value is not None and value < self.warm_up_index + 2:
+                raise ValueError(
+                    f"{name}: {value} is too few; {self.warm_up_index} tokens of warm-up and 2 more are needed"
+                )
+
+    @property
+    def ratio(self) -> float | None:
+        """The skip ratio that is wanted; None where a KL divergence is."""
+        return None if self.max_kl is not None else self.skip_ratio or SKIP_RATIO

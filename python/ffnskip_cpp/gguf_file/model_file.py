@@ -1,0 +1,28 @@
+"""A model file that was written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["ModelFile"]
+
+
+@dataclass(frozen=True, repr=False)
+class ModelFile(os.PathLike[str]):
+    """What `convert` and `quantize` return. It stands for its path wherever one is taken: `Llama(str(model_file))`."""
+
+    path: Path
+    type: str
+    """The type of most of its matrices, such as "q4_k_m"."""
+    n_bytes: int
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return os.fspath(self.path)
+
+    def __repr__(self) -> str:
+        return f"{self.path}: {self.n_bytes / 1e6:.1f} MB"

@@ -1,0 +1,150 @@
+"""Texts that are there already, through the skipping model: logits of their rows, and how likely continuations are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import numpy as np
+import numpy.typing as npt
+
+from . import llama_cpp_internals as internals
+from ._core import RowKind
+from .checked import CheckedLlama, token_ids
+from .decoding import Decoder
+from .generation import prompt_tokens
+
+__all__ = ["Rows", "Score", "Text", "forward", "score"]
+
+Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
+Text = Union[str, Sequence[int]]
+
+
+# ---- rows ----
+
+
+def forward(
+    llm: CheckedLlama, decoder: Decoder, tokens: Sequence[int], eligible: Sequence[bool] | None, rows: Rows, keep: int
+) -> npt.NDArray[np.float32]:
+    """`Llama.forward`."""
+    ids = token_ids(tokens)
+    _check_tokens(llm, ids, eligible)
+    _check_kept(llm, ids, keep)
+    wanted = _indices(rows, len(ids), keep)
+    begin = _start(llm, keep)
+    decoder.generation = decoder.sampled = None
+    ascending, which = np.unique(wanted, return_inverse=True)
+    logits = decoder.session.forward(
+        ids[begin:], begin, _kinds(decoder, len(ids), eligible)[begin:], (ascending - begin).tolist()
+    )
+    if len(ascending) < len(wanted) or (ascending != wanted).any():
+        logits = logits[which]
+    llm.input_ids[begin : len(ids)] = ids[begin:]
+    llm.n_tokens = len(ids)
+    internals.require_eval(llm, False)
+    if internals.wants_all_logits(llm):
+        llm.scores[wanted] = logits
+        decoder.follow(None)
+    return logits
+
+
+def _start(llm: CheckedLlama, keep: int) -> int:
+    """The position that evaluation begins at; what is behind it is taken out of the context."""
+    if keep == 0 or not internals.go_back(llm, keep):
+        llm.reset()
+        return 0
+    llm.n_tokens = keep
+    return keep
+
+
+def _kinds(decoder: Decoder, n_tokens: int, eligible: Sequence[bool] | None) -> list[RowKind]:
+    if eligible is None:
+        warm_up_index = decoder.controller.config.warm_up_index
+        return [RowKind.skippable if i >= warm_up_index else RowKind.warm_up for i in range(n_tokens)]
+    return [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
+
+
+def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Sequence[bool] | None) -> None:
+    if not 1 <= len(ids) <= internals.n_context(llm):
+        raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={internals.n_context(llm)} can be evaluated")
+    if min(ids) < 0 or max(ids) >= llm.n_vocab():
+        raise ValueError(f"tokens: ids must be in [0, {llm.n_vocab()}); got {min(ids)} to {max(ids)}")
+    if eligible is not None and len(eligible) != len(ids):
+        raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
+
+
+def _check_kept(llm: CheckedLlama, ids: list[int], keep: int) -> None:
+    if not 0 <= keep < len(ids):
+        raise ValueError(f"keep: {keep} is not in [0, {len(ids)}): the last of the tokens is always evaluated")
+    if keep > llm.n_tokens:
+        raise ValueError(f"keep: {keep} tokens are to be kept; the context holds {llm.n_tokens}")
+    differs = np.flatnonzero(llm.input_ids[:keep] != ids[:keep])
+    if len(differs) > 0:
+        i = int(differs[0])
+        raise ValueError(f"keep: token {i} of the context is {llm.input_ids[i]}, and tokens[{i}] is {ids[i]}")
+
+
+def _indices(rows: Rows, n_tokens: int, keep: int) -> npt.NDArray[np.intp]:
+    """Of the rows that `rows` means."""
+    every = np.arange(n_tokens)
+    if rows is None:
+        return every[keep:]
+    try:
+        chosen = every[rows if isinstance(rows, (slice, np.ndarray)) else list(rows)]
+    except (IndexError, TypeError) as error:
+        raise ValueError(f"rows: {rows!r} is no slice and no indices of {n_tokens} rows: {error}") from error
+    if len(chosen) > 0 and chosen.min() < keep:
+        raise ValueError(f"rows: row {chosen.min()} is one of the keep={keep} that are not evaluated")
+    return chosen
+
+
+# ---- continuations ----
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How likely continuations of a text are; element i is of continuation i."""
+
+    log_likelihood: npt.NDArray[np.float64]
+    """float64 [n]: natural logarithm of its probability, the sum over its tokens."""
+    is_greedy: npt.NDArray[np.bool_]
+    """bool [n]: every token of it is the one that the model finds most likely."""
+    n_tokens: npt.NDArray[np.int64]
+    """int64 [n]: its length."""
+
+
+def score(llm: CheckedLlama, decoder: Decoder, prefix: Text, continuations: Sequence[Text]) -> Score:
+    """`Llama.score`."""
+    ids, following = _divided(llm, prefix, continuations)
+    decoder.generation = None
+    try:
+        log_likelihood, is_greedy, _ = decoder.session.score(ids, following)
+    finally:
+        llm.reset()
+    return Score(log_likelihood, is_greedy, np.array([len(tokens) for tokens in following], np.int64))
+
+
+def _divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prefix, and of each continuation."""
+    if isinstance(continuations, str):
+        raise TypeError(f"continuations: {continuations[:20]!r} is one text; give a list of them")
+    if not isinstance(prefix, str):
+        return token_ids(prefix), [_alone(llm, text) for text in continuations]
+    # Spaces at its end begin the words that follow: to most vocabularies they are part of them.
+    stem = prefix.rstrip() if all(isinstance(text, str) for text in continuations) else prefix
+    stem = stem or prefix
+    ids = prompt_tokens(llm, stem)
+    return ids, [_behind(llm, stem, ids, prefix[len(stem) :], text) for text in continuations]
+
+
+def _behind(llm: CheckedLlama, stem: str, ids: list[int], spaces: str, text: Text) -> list[int]:
+    """The tokens that a text has behind `stem`, which has `ids`; those it has alone where none ends between the two."""
+    if not isinstance(text, str):
+        return token_ids(text)
+    both = prompt_tokens(llm, stem + spaces + text)
+    return both[len(ids) :] if both[: len(ids)] == ids else _alone(llm, spaces + text)
+
+
+def _alone(llm: CheckedLlama, text: Text) -> list[int]:
+    return llm.tokenize(text.encode("utf-8"), add_bos=False, special=True) if isinstance(text, str) else token_ids(text)

@@ -1,0 +1,98 @@
+"""What to skip: the settings, as users give them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from . import _core
+
+__all__ = ["PolicyName", "ResolvedConfig", "SkipConfig"]
+
+PolicyName = Literal["dense", "ffn_skip", "random"]
+OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
+
+
+@dataclass(frozen=True, repr=False)
+class SkipConfig:
+    """What to skip. FFN-SkipLLM (arXiv:2404.03865), section 3.2 and Algorithm 1.
+
+    Immutable, hashable and picklable. `repr` names the fields that differ from their defaults.
+
+    Args:
+        policy: "ffn_skip" skips the FFN blocks of `layers`, and by Algorithm 1 others of the adaptive region; "random"
+            is the paper's baselines, max_skip FFN blocks chosen anew for each token; "dense" skips nothing. Names of
+            older versions stand for one of these and a field, and are turned into it: "fixed" (`layers` and max_skip
+            0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer" (`layer_thresholds`), "random_adaptive_region"
+            (region "adaptive").
+        sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
+            Above 1: never.
+        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
+            0 <= cold_s < cold_e < n_layer. Default: an eighth of the layers at either end.
+        warm_up_index: Generated tokens per generation that run in full first, 0 or more.
+        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer), less the
+            number of `layers`.
+        max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
+            Those of `layers` are not among them. 0: no similarity is checked.
+        layers: For "ffn_skip": layers in [0, n_layer - 1) that every token skips. With max_skip 0 it skips no others.
+        seed: For "random", in [0, 2**64).
+        layer_thresholds: For "ffn_skip": float [n_layer], each in place of sim_threshold; infinite where a layer is
+            not to be checked.
+        check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
+        region: For "random", where the blocks are chosen from: "any", all layers but the last (Baseline 1), or
+            "adaptive", the adaptive region (Baseline 2).
+    Raises:
+        TypeError: A value of the wrong type.
+        ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
+    """
+
+    policy: PolicyName | OldPolicyName = "ffn_skip"
+    sim_threshold: float = 0.9
+    cold_s: int | None = None
+    cold_e: int | None = None
+    warm_up_index: int = 30
+    skip_ratio: float = 0.25
+    max_skip: int | None = None
+    layers: Sequence[int] | None = None
+    seed: int = 0
+    layer_thresholds: Sequence[float] | None = None
+    check_stride: int = 1
+    region: Literal["any", "adaptive"] = "any"
+
+    def __post_init__(self) -> None:
+        self.__dict__.update(vars(_core.canonical(self)))
+
+    def replace(self, **changes: Any) -> SkipConfig:
+        """The same with other values for some fields."""
+        return dataclasses.replace(self, **changes)
+
+    def asdict(self) -> dict[str, Any]:
+        """Every field by name."""
+        return dataclasses.asdict(self)
+
+    def __repr__(self) -> str:
+        changed = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        return f"SkipConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
+
+    @property
+    def label(self) -> str:
+        """What it does in a few words, for tables: "ffn_skip", "fixed layers", "fixed layers + ffn_skip", "random"."""
+        if self.policy == "random":
+            return "random" if self.region == "any" else "random in adaptive region"
+        per_layer = "" if self.layer_thresholds is None else " per layer"
+        if self.layers is None:
+            return self.policy + per_layer
+        return "fixed layers" + (f" + ffn_skip{per_layer}" if self.max_skip != 0 else "")
+
+
+class ResolvedConfig(TypedDict):
+    """A SkipConfig as it applies to one model."""
+
+    policy: PolicyName
+    sim_threshold: float
+    cold_s: int
+    cold_e: int
+    warm_up_index: int
+    max_skip: int

@@ -1,0 +1,22 @@
+"""What happened while a `Llama` generated: counts, and a record token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ._core import SkipStats
+
+__all__ = ["SkipStats", "Trace"]
+
+
+@dataclass
+class Trace:
+    """What happened to each generated token, in the order decoded; filled when the `Llama.trace()` block ends."""
+
+    similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """float32 [n_tokens, n_layer]: cosine of the residual before and after the FFN block; NaN where unchecked."""
+    skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
+    """bool [n_tokens, n_layer]: the FFN block was skipped."""

@@ -1,0 +1,173 @@
+// Property: a session decodes what plain llama.cpp would, with a controller and without, one sequence and several.
+#include "clients/client.h"
+#include "expect.h"
+#include "ffnskip/ffnskip.h"
+
+#include <string>
+#include <vector>
+
+using namespace ffnskip;
+
+namespace {
+
+using Tokens = std::vector<llama_token>;
+
+struct Sampler {
+    llama_sampler * greedy = llama_sampler_init_greedy();
+    ~Sampler() { llama_sampler_free(greedy); }
+};
+
+Context context_of(const Model & model, Controller * controller, uint32_t n_seq_max = 1) {
+    llama_context_params params = exact_params();
+    params.n_ctx                = 256;
+    params.n_batch              = 16;
+    params.n_seq_max            = n_seq_max;
+    params.kv_unified           = true;
+    if (controller != nullptr) {
+        controller->attach(params);
+    }
+    Context ctx = make_context(model, params);
+    if (controller != nullptr) {
+        controller->probe(ctx.get());
+        Config config;
+        config.layers        = std::vector<int>{ 1 };
+        config.max_skip      = 0;
+        config.warm_up_index = 3;
+        controller->set_config(config);
+    }
+    return ctx;
+}
+
+std::vector<float> logits_of(llama_context * ctx, const Model & model, int32_t row = -1) {
+    const float * logits = llama_get_logits_ith(ctx, row);
+    return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get())) };
+}
+
+Tokens some_tokens(int n, int seed) {
+    Tokens tokens;
+    for (int i = 0; i < n; ++i) {
+        tokens.push_back((i * 37 + seed * 11) % 200);
+    }
+    return tokens;
+}
+
+// Greedy tokens by a loop on plain llama_decode.
+Tokens by_hand(const Model & model, const Tokens & prompt, int n) {
+    const Context ctx = context_of(model, nullptr);
+    for (size_t i = 0; i < prompt.size(); i += 16) {
+        Tokens part(prompt.begin() + int64_t(i), prompt.begin() + int64_t(std::min(prompt.size(), i + 16)));
+        expect(llama_decode(ctx.get(), llama_batch_get_one(part.data(), int32_t(part.size()))) == 0, "by hand");
+    }
+    Tokens tokens = { greedy(model, ctx.get(), -1) };
+    while (int(tokens.size()) < n) {
+        expect(llama_decode(ctx.get(), llama_batch_get_one(&tokens.back(), 1)) == 0, "by hand");
+        tokens.push_back(greedy(model, ctx.get(), -1));
+    }
+    return tokens;
+}
+
+Tokens by_session(Session & session, const Tokens & prompt, int n) {
+    const Sampler sampler;
+    session.prompt(prompt.data(), prompt.size());
+    Tokens tokens = { llama_sampler_sample(sampler.greedy, session.context(), -1) };
+    while (int(tokens.size()) < n) {
+        tokens.push_back(session.step(sampler.greedy, tokens.back()));
+    }
+    return tokens;
+}
+
+void without_a_controller_it_is_plain(const Model & model) {
+    const Tokens  prompt = some_tokens(37, 1);  // two batches and a part
+    const Context ctx    = context_of(model, nullptr);
+    Session       session(ctx.get());
+    const Tokens  expected = by_hand(model, prompt, 12);
+    expect(by_session(session, prompt, 12) == expected, "plain generation");
+    expect(session.n_used() == 37 + 11 && session.has_room(256 - 48) && !session.has_room(256 - 47), "position and room");
+    session.cut(37);
+    expect(session.n_used() == 37, "cut");
+    session.clear();
+    expect(session.n_used() == 0 && by_session(session, prompt, 12) == expected, "clear");
+    expect(session.go_back(99) && session.n_used() == 48, "nothing to cut");
+}
+
+void generated_tokens_skip_past_the_warm_up(const Model & model) {
+    Controller    controller;
+    const Context ctx = context_of(model, &controller);
+    Session       session(ctx.get(), &controller);
+    by_session(session, some_tokens(20, 2), 11);
+    const Stats stats = controller.stats();
+    expect(stats.tokens == 10 && stats.ffn_skipped == 7, "ten tokens fed back, three of them warm-up");
+    session.clear();
+    by_session(session, some_tokens(20, 2), 3);
+    expect(controller.stats().ffn_skipped == 7, "counted anew after clear()");
+}
+
+void sequences_share_a_batch(const Model & model) {
+    Controller    controller;
+    const Context ctx = context_of(model, &controller, 3);
+    Session       session(ctx.get(), &controller);
+    const Tokens  prompt = some_tokens(9, 3);
+    session.prompt(prompt.data(), prompt.size(), 0);
+    session.copy(0, 1);
+    session.copy(0, 2);
+    std::vector<std::vector<float>> together(3);
+    for (int turn = 0; turn < 5; ++turn) {
+        for (llama_seq_id seq = 0; seq < 3; ++seq) {
+            session.add(10 + seq * 7 + turn, seq, true);
+        }
+        session.decode();
+        for (llama_seq_id seq = 0; seq < 3; ++seq) {
+            together[size_t(seq)] = logits_of(ctx.get(), model, seq);
+        }
+    }
+    expect(controller.stats().tokens == 15 && controller.stats().ffn_skipped == 6, "each has its own warm-up");
+    for (llama_seq_id seq = 0; seq < 3; ++seq) {
+        Controller    own;
+        const Context other = context_of(model, &own);
+        Session       alone(other.get(), &own);
+        alone.prompt(prompt.data(), prompt.size());
+        for (int turn = 0; turn < 5; ++turn) {
+            alone.generated(10 + seq * 7 + turn);
+        }
+        const std::vector<float> expected = logits_of(other.get(), model);
+        double                   most     = 0.0;
+        for (size_t i = 0; i < expected.size(); ++i) {
+            most = std::max(most, std::abs(double(expected[i]) - double(together[size_t(seq)][i])));
+        }
+        expect(most < 1e-4, "as alone: " + std::to_string(most));
+    }
+    session.cut(4, 1);
+    expect(session.n_used(0) == 14 && session.n_used(1) == 4, "each has its own length");
+    expect_refused([&] { session.add(1, 3, true); }, "sequence 3: the context has 3");
+}
+
+void a_failure_leaves_no_rows(const Model & model) {
+    for (const bool skips : { false, true }) {
+        Controller    controller;
+        const Context ctx = context_of(model, skips ? &controller : nullptr);
+        Session       session(ctx.get(), skips ? &controller : nullptr);
+        int32_t       status = 0;
+        try {
+            session.generated(99999);
+        } catch (const DecodeError & error) {
+            status = error.status;
+            expect(std::string(error.what()) == "llama_decode returned -1: the batch is invalid", error.what());
+        }
+        expect(status == -1 && session.n_rows() == 0 && session.n_used() == 0, "the status, and an empty batch");
+        session.generated(5);
+        expect(session.n_used() == 1, "goes on");
+    }
+    expect(decode_status(0).empty() && decode_status(1).find("context is full") != std::string::npos, "decode_status");
+}
+
+}  // namespace
+
+int main(int argc, char ** argv) {
+    require(argc == 2, "usage: test_session MODEL");
+    const Model model = load(argv[1]);
+    without_a_controller_it_is_plain(model);
+    generated_tokens_skip_past_the_warm_up(model);
+    sequences_share_a_batch(model);
+    a_failure_leaves_no_rows(model);
+    return result();
+}
