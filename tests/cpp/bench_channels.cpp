@@ -77,7 +77,7 @@ struct Product {
 
 void run_product(ggml_tensor * y, int ith, int nth, void * userdata) {
     const Product &    p     = *static_cast<Product *>(userdata);
-    const float *      norms = reinterpret_cast<const float *>(p.data + p.layout->norms_offset());
+    const float *      norms = channel_norms(*p.layout, p.data);
     const ChannelSlice slice = channel_slice(*p.layout, ith, nth);
     ChannelInput &     input = (*p.inputs)[size_t(ith)];
     input.keep(*p.kernels, *p.layout, static_cast<const float *>(y->src[0]->data), norms, p.threshold);
@@ -148,7 +148,7 @@ public:
         graphs_buffer_.reset(ggml_backend_alloc_ctx_tensors(graphs_.get(), backend_.get()));
         std::generate(row.begin(), row.end(), [&] { return normal(random); });
         ggml_backend_tensor_set(x, row.data(), 0, row.size() * sizeof(float));
-        const float * norms = reinterpret_cast<const float *>(memory_->data() + layout_.norms_offset());
+        const float * norms = channel_norms(layout_, memory_->data());
         for (size_t j = 0; j < row.size(); ++j) {
             reach_.push_back(std::fabs(row[j]) * norms[j]);
         }

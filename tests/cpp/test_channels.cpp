@@ -66,7 +66,7 @@ struct Matrix {
         return row;
     }
 
-    const float * norms() const { return reinterpret_cast<const float *>(memory.data() + layout.norms_offset()); }
+    const float * norms() const { return channel_norms(layout, memory.data()); }
 
     std::string name() const {
         return std::string(ggml_type_name(layout.format->type)) + " " + std::to_string(layout.n_in) + " -> " +

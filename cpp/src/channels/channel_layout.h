@@ -151,4 +151,9 @@ struct ChannelLayout {
     int64_t               gap;          // between the low rows of a tile
 };
 
+// The norms, [n_in], of a matrix whose bytes begin at `data`.
+inline const float * channel_norms(const ChannelLayout & layout, const uint8_t * data) {
+    return reinterpret_cast<const float *>(data + layout.norms_offset());
+}
+
 }  // namespace ffnskip
