@@ -211,6 +211,29 @@ template <ChannelValues values_, ChannelScales scales_> struct Format {
                                                                                                              : 1;
 };
 
+// Asks for the lines that a group has of channels [first, last).
+template <typename Isa, typename F>
+FFNSKIP_INLINE void fetch_channels(const Rows & next, int64_t group, int first, int last) {
+    for (int i = first; i < min_of(last, next.n); ++i) {
+        for (int line = 0; line < F::low; line += 64) {
+            Isa::fetch(next.low[i] + group * F::low + line);
+        }
+        if (F::high > 0 && group * F::high % 64 == 0) {
+            Isa::fetch(next.high[i] + group * F::high);
+        }
+    }
+}
+
+template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const Rows & next, int64_t group) {
+    for (int line = 0; next.n > 0 && line < k_channel_group * F::scale_size; line += 64) {
+        const int64_t at = group * k_channel_group * F::scale_size + line;
+        Isa::fetch(next.scales[0] + at);
+        if (F::has_second) {
+            Isa::fetch(next.scales[1] + at);
+        }
+    }
+}
+
 // The walk over tiles, blocks and groups. Isa::add<F>(block, next, group, y) adds a block's product to the 128 outputs
 // of a group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
 template <typename Isa, typename F> class Multiplication {
@@ -234,9 +257,13 @@ public:
 private:
     void add_blocks(float * sums) {
         memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
-        Rows    rows[2];
-        int     now = 0;
-        int64_t b   = find(-1, rows[now]);
+        Rows    rows[2] = {};
+        int     now     = 0;
+        int64_t b       = find(-1, rows[now]);
+        for (int64_t group = 0; group < n_; ++group) {
+            fetch_channels<Isa, F>(rows[now], group, 0, k_max_channel_block);
+            fetch_scales<Isa, F>(rows[now], group);
+        }
         while (b < layout_.n_blocks) {
             const int64_t next  = find(b, rows[1 - now]);
             const int32_t at    = kept_.begin[b];
@@ -280,29 +307,6 @@ private:
     ChannelTile           tile_;
     int64_t               first_, n_;  // the slice's first group in the tile, and its number of groups
 };
-
-// Asks for the lines that a group has of channels [first, last).
-template <typename Isa, typename F>
-FFNSKIP_INLINE void fetch_channels(const Rows & next, int64_t group, int first, int last) {
-    for (int i = first; i < min_of(last, next.n); ++i) {
-        for (int line = 0; line < F::low; line += 64) {
-            Isa::fetch(next.low[i] + group * F::low + line);
-        }
-        if (F::high > 0 && group * F::high % 64 == 0) {
-            Isa::fetch(next.high[i] + group * F::high);
-        }
-    }
-}
-
-template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const Rows & next, int64_t group) {
-    for (int line = 0; next.n > 0 && line < k_channel_group * F::scale_size; line += 64) {
-        const int64_t at = group * k_channel_group * F::scale_size + line;
-        Isa::fetch(next.scales[0] + at);
-        if (F::has_second) {
-            Isa::fetch(next.scales[1] + at);
-        }
-    }
-}
 
 template <typename Isa, ChannelValues values, ChannelScales scales>
 void multiply_format(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
