@@ -10,9 +10,10 @@
 //   block    low[n][w] | high[n][w] | scales[w]   n: the 32 (Q6_K: 16) inputs that share scales
 //   norms    float[n_in]                          of each input's weights, the root of the sum of their squares
 //
-// A tile is read from front to back, less the rows of the inputs left out. Threads take slices of the outputs, without a
-// reduction. What counts is that each reads long pieces: 64 bytes at random are read at a fraction of memory's speed, 1 KB
-// at three quarters of it, 5 KB at nearly all. But two blocks, of one of which the next is read ahead, fit into L2.
+// A tile is read from front to back, less the rows of the inputs left out. Threads take slices of the outputs, without
+// a reduction. What counts is that each reads long pieces: 64 bytes at random are read at a fraction of memory's speed,
+// 1 KB at three quarters of it, 5 KB at nearly all. But two blocks, of one of which the next is read ahead, fit into
+// L2.
 //
 // Outputs come in groups of 128, the last one filled up with zeros, and every array has so many bytes for each group.
 // Tile t begins with group n_groups * t / n_tiles. Between the low rows of a tile is a gap of 0 to 128 bytes, so that
