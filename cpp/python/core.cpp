@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -77,40 +78,42 @@ template <typename T> T field(py::handle config, const char * name, const char *
     }
 }
 
+// The fields that are plain values: visit(name, field, what is wanted of it).
+template <typename AnyConfig, typename Visit> void for_fields(AnyConfig & config, Visit visit) {
+    visit("sim_threshold", config.sim_threshold, "a number");
+    visit("cold_s", config.cold_s, "a whole number below 2**31, or None");
+    visit("cold_e", config.cold_e, "a whole number below 2**31, or None");
+    visit("warm_up_index", config.warm_up_index, "a whole number below 2**31");
+    visit("skip_ratio", config.skip_ratio, "a number in [0, 1]");
+    visit("max_skip", config.max_skip, "a whole number below 2**31, or None");
+    visit("layers", config.layers, "a list of layers, or None");
+    visit("layer_thresholds", config.layer_thresholds, "a list of numbers, or None");
+    visit("check_stride", config.check_stride, "a whole number below 2**31");
+    visit("seed", config.seed, "a whole number in [0, 2**64)");
+}
+
 Config to_config(py::handle from) {
-    const char * count = "a whole number below 2**31, or None";
-    Config       config;
-    config.sim_threshold    = field<double>(from, "sim_threshold", "a number");
-    config.cold_s           = field<std::optional<int>>(from, "cold_s", count);
-    config.cold_e           = field<std::optional<int>>(from, "cold_e", count);
-    config.warm_up_index    = field<int>(from, "warm_up_index", "a whole number below 2**31");
-    config.skip_ratio       = field<double>(from, "skip_ratio", "a number in [0, 1]");
-    config.max_skip         = field<std::optional<int>>(from, "max_skip", count);
-    config.layers           = field<std::optional<std::vector<int>>>(from, "layers", "a list of layers, or None");
-    config.layer_thresholds = field<std::optional<std::vector<double>>>(from, "layer_thresholds", "a list of numbers, or None");
-    config.check_stride     = field<int>(from, "check_stride", "a whole number below 2**31");
-    config.region           = region_from_name(field<std::string>(from, "region", "the name of a region"));
-    config.seed             = field<uint64_t>(from, "seed", "a whole number in [0, 2**64)");
+    Config config;
+    for_fields(config, [&](const char * name, auto & to, const char * wanted) {
+        to = field<std::decay_t<decltype(to)>>(from, name, wanted);
+    });
+    config.region = region_from_name(field<std::string>(from, "region", "the name of a region"));
     set_policy(config, field<std::string>(from, "policy", "the name of a policy"));
     config.validate();
     return config;
 }
 
-template <typename T> py::object tuple_or_none(const std::optional<std::vector<T>> & values) {
-    return values ? py::object(py::tuple(py::cast(*values))) : py::object(py::none());
-}
-
 // Without SkipConfig's constructor, which comes here.
-py::object to_python(const Config & c) {
-    const py::object type   = python_class("ffnskip_cpp.skip_config", "SkipConfig");
-    py::object       config = type.attr("__new__")(type);
-    config.attr("__dict__").attr("update")(
-        py::arg("policy") = policy_name(c.policy), py::arg("sim_threshold") = c.sim_threshold, py::arg("cold_s") = c.cold_s,
-        py::arg("cold_e") = c.cold_e, py::arg("warm_up_index") = c.warm_up_index, py::arg("skip_ratio") = c.skip_ratio,
-        py::arg("max_skip") = c.max_skip, py::arg("layers") = tuple_or_none(c.layers),
-        py::arg("layer_thresholds") = tuple_or_none(c.layer_thresholds), py::arg("check_stride") = c.check_stride,
-        py::arg("region") = region_name(c.region), py::arg("seed") = c.seed);
-    return config;
+py::object to_python(const Config & config) {
+    py::dict fields(py::arg("policy") = policy_name(config.policy), py::arg("region") = region_name(config.region));
+    for_fields(config, [&](const char * name, const auto & value, const char *) {
+        const py::object found = py::cast(value);
+        fields[name]           = py::isinstance<py::list>(found) ? py::tuple(found) : found;
+    });
+    const py::object type = python_class("ffnskip_cpp.skip_config", "SkipConfig");
+    py::object       made = type.attr("__new__")(type);
+    made.attr("__dict__").attr("update")(fields);
+    return made;
 }
 
 // Addresses for llama_context_params, as attach() sets them.
@@ -157,9 +160,8 @@ py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_
                                 const std::optional<std::vector<RowKind>> & kinds, const std::vector<int32_t> & rows) {
     const RowKind * kind = row_kinds(kinds, tokens.size());
     require_rows(rows, tokens.size());
-    const int32_t      n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(session.context())));
-    py::array_t<float> logits({ py::ssize_t(rows.size()), py::ssize_t(n_vocab) });
-    float *            to = logits.mutable_data();
+    py::array_t<float> logits({ py::ssize_t(rows.size()), py::ssize_t(session.n_vocab()) });
+    float * to = logits.mutable_data();
     py::gil_scoped_release unlocked;
     session.cut(position);
     forward(session, tokens, kind, rows, to);

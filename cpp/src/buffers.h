@@ -3,6 +3,7 @@
 
 #include "row_kernels.h"
 
+#include <ggml-backend.h>
 #include <ggml.h>
 
 #include <cstddef>
@@ -29,6 +30,11 @@ public:
 // Those of ggml's tensors, by ggml's public interface alone: each tensor is told apart by the buffer it is in, so that
 // one graph may be spread over the host and any number of devices.
 std::unique_ptr<Buffers> ggml_buffers();
+
+// The memory that a tensor is in, or that of the tensor it is a view of; null where it has none yet.
+inline ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) {
+    return (tensor->view_src != nullptr ? tensor->view_src : tensor)->buffer;
+}
 
 // The token ids of a graph, a vector of int32: in place, or `scratch` filled with them.
 inline const int32_t * read_ids(Buffers & buffers, const ggml_tensor * ids, std::vector<int32_t> & scratch) {

@@ -5,21 +5,12 @@
 #include <cstdio>
 #include <numeric>
 #include <stdexcept>
-#include <utility>
 
 namespace ffnskip {
 namespace {
 
-constexpr std::pair<Policy, const char *> k_policies[] = {
-    { Policy::dense, "dense" },
-    { Policy::ffn_skip, "ffn_skip" },
-    { Policy::random, "random" },
-};
-
-constexpr std::pair<Region, const char *> k_regions[] = {
-    { Region::any, "any" },
-    { Region::adaptive, "adaptive" },
-};
+constexpr const char * k_policies[] = { "dense", "ffn_skip", "random" };  // by Policy
+constexpr const char * k_regions[]  = { "any", "adaptive" };              // by Region
 
 [[noreturn]] void refuse(const std::string & message) {
     throw std::invalid_argument(message);
@@ -36,23 +27,14 @@ std::string number(double value) {
     return text;
 }
 
-template <typename Names, typename Value> const char * name_in(const Names & names, Value value) {
-    for (const auto & [known, name] : names) {
-        if (known == value) {
-            return name;
-        }
-    }
-    return "?";
-}
-
 template <typename Value, size_t n>
-Value value_in(const std::pair<Value, const char *> (&names)[n], const char * field, const std::string & name) {
+Value value_of(const char * const (&names)[n], const char * field, const std::string & name) {
     std::string known;
-    for (const auto & [value, text] : names) {
-        if (name == text) {
-            return value;
+    for (size_t i = 0; i < n; ++i) {
+        if (name == names[i]) {
+            return Value(i);
         }
-        known += (known.empty() ? "" : ", ") + std::string(text);
+        known += (known.empty() ? "" : ", ") + std::string(names[i]);
     }
     refuse(std::string(field) + ": '" + name + "' is unknown; known are " + known);
 }
@@ -84,16 +66,15 @@ std::vector<uint8_t> fixed_set(const Config & config, const std::vector<uint8_t>
 }
 
 // The threshold of each layer.
-void set_thresholds(Settings & out, const Config & config) {
+std::vector<float> thresholds(const Config & config, size_t n_layer) {
     if (!config.layer_thresholds) {
-        return;
+        return std::vector<float>(n_layer, float(config.sim_threshold));
     }
-    if (config.layer_thresholds->size() != out.threshold.size()) {
+    if (config.layer_thresholds->size() != n_layer) {
         refuse("layer_thresholds: " + std::to_string(config.layer_thresholds->size()) + " for a model of " +
-               std::to_string(out.n_layer()) + " layers; one for each is needed");
+               std::to_string(n_layer) + " layers; one for each is needed");
     }
-    std::transform(config.layer_thresholds->begin(), config.layer_thresholds->end(), out.threshold.begin(),
-                   [](double threshold) { return float(threshold); });
+    return std::vector<float>(config.layer_thresholds->begin(), config.layer_thresholds->end());
 }
 
 // Where max_skip blocks beside those of `layers` are chosen from, and how many that is.
@@ -150,15 +131,15 @@ void set_checks(Settings & out, const Config & config) {
 }  // namespace
 
 const char * policy_name(Policy policy) {
-    return name_in(k_policies, policy);
+    return k_policies[size_t(policy)];
 }
 
 const char * region_name(Region region) {
-    return name_in(k_regions, region);
+    return k_regions[size_t(region)];
 }
 
 Region region_from_name(const std::string & name) {
-    return value_in(k_regions, "region", name);
+    return value_of<Region>(k_regions, "region", name);
 }
 
 void set_policy(Config & config, const std::string & name) {
@@ -178,31 +159,28 @@ void set_policy(Config & config, const std::string & name) {
         config.policy = Policy::random;
         config.region = Region::adaptive;
     } else {
-        config.policy = value_in(k_policies, "policy", name);
+        config.policy = value_of<Policy>(k_policies, "policy", name);
     }
 }
 
 void Config::validate() const {
+    const auto at_least = [](int least, const char * field, std::optional<int> value, const char * what) {
+        if (value && *value < least) {
+            refuse(std::string(field) + ": " + std::to_string(*value) + what);
+        }
+    };
+    at_least(0, "warm_up_index", warm_up_index, " is negative; it counts generated tokens, 0 or more");
+    at_least(0, "max_skip", max_skip, " is negative; it counts FFN blocks, 0 or more");
+    at_least(0, "cold_s", cold_s, " is negative; it counts layers, 0 or more");
+    at_least(1, "check_stride", check_stride, " is no distance between checked layers; 1 or more");
     if (std::isnan(sim_threshold)) {
         refuse("sim_threshold: nan is not a similarity; give a number, above 1 to never trip");
-    }
-    if (warm_up_index < 0) {
-        refuse("warm_up_index: " + std::to_string(warm_up_index) + " is negative; it counts generated tokens, 0 or more");
     }
     if (!(skip_ratio >= 0.0 && skip_ratio <= 1.0)) {
         refuse("skip_ratio: " + number(skip_ratio) + " is outside [0, 1]");
     }
-    if (max_skip && *max_skip < 0) {
-        refuse("max_skip: " + std::to_string(*max_skip) + " is negative; it counts FFN blocks, 0 or more");
-    }
-    if (cold_s && *cold_s < 0) {
-        refuse("cold_s: " + std::to_string(*cold_s) + " is negative; it counts layers, 0 or more");
-    }
     if (cold_s && cold_e && *cold_s >= *cold_e) {
         refuse("cold_s: " + std::to_string(*cold_s) + " must be below cold_e = " + std::to_string(*cold_e));
-    }
-    if (check_stride < 1) {
-        refuse("check_stride: " + std::to_string(check_stride) + " is no distance between checked layers; 1 or more");
     }
     if (policy != Policy::ffn_skip && (layers || layer_thresholds)) {
         refuse(std::string(layers ? "layers: only policy 'ffn_skip' takes layers" :
@@ -213,14 +191,16 @@ void Config::validate() const {
         refuse("layers: policy '" + std::string(max_skip == 0 ? "fixed" : "fixed_plus_ffn_skip") +
                "' needs the layers whose FFN block it skips; the list is empty");
     }
-    if (layer_thresholds && layer_thresholds->empty()) {
+    if (!layer_thresholds) {
+        return;
+    }
+    if (layer_thresholds->empty()) {
         refuse("layer_thresholds: policy 'ffn_skip_per_layer' needs a threshold for each layer; the list is empty");
     }
-    if (layer_thresholds && layers && max_skip == 0) {
+    if (layers && max_skip == 0) {
         refuse("layer_thresholds: nothing is checked where max_skip is 0");
     }
-    if (layer_thresholds &&
-        std::any_of(layer_thresholds->begin(), layer_thresholds->end(), [](double t) { return std::isnan(t); })) {
+    if (std::any_of(layer_thresholds->begin(), layer_thresholds->end(), [](double t) { return std::isnan(t); })) {
         refuse("layer_thresholds: nan is not a similarity; give a number, infinite where a layer is not checked");
     }
 }
@@ -237,10 +217,10 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
     out.seed          = config.seed;
     out.cold_s        = config.cold_s.value_or(n_cold);
     out.cold_e        = config.cold_e.value_or(n_layer - n_cold);
+    out.threshold     = thresholds(config, skippable.size());
     out.candidate.assign(skippable.size(), 0);
     out.always.assign(skippable.size(), 0);
     out.checked.assign(skippable.size(), 0);
-    out.threshold.assign(skippable.size(), float(config.sim_threshold));
     if (config.policy == Policy::dense) {
         return out;
     }
@@ -250,7 +230,6 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
     if (config.layers && config.max_skip == 0) {
         return out;
     }
-    set_thresholds(out, config);
     set_candidates(out, config, skippable);
     if (config.policy == Policy::ffn_skip && out.max_skip > 0) {
         set_checks(out, config);

@@ -3,11 +3,12 @@
 
 #include "callback.h"
 #include "evaluation.h"
+#include "ffnskip/session.h"
 #include "ffnskip/version.h"
+#include "memory.h"
 #include "policy.h"
 #include "probe.h"
 #include "recorder.h"
-#include "rewind.h"
 #include "sequences.h"
 #include "ubatches.h"
 
@@ -20,23 +21,6 @@ namespace {
 
 constexpr int k_max_attempts = 8;  // a batch meets a new graph structure at most once per ubatch shape
 
-Config dense_config() {
-    Config config;
-    config.policy = Policy::dense;
-    return config;
-}
-
-// llama_decode as a `run` of Controller::decode().
-struct Decode {
-    llama_context *     ctx;
-    const llama_batch & batch;
-
-    static int32_t run(void * self) {
-        const auto & call = *static_cast<const Decode *>(self);
-        return llama_decode(call.ctx, call.batch);
-    }
-};
-
 }  // namespace
 
 struct Controller::Impl {
@@ -45,7 +29,7 @@ struct Controller::Impl {
     std::vector<FfnBlock> ffn_map;
     std::string           fingerprint;
     std::string           why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
-    Config                config    = dense_config();
+    Config                config    = { Policy::dense };
     Settings              settings;
     uint64_t              key   = 0;  // of the settings
     Reuse                 reuse = Reuse::all;
@@ -61,20 +45,19 @@ struct Controller::Impl {
         fingerprint.clear();
         skippable.clear();
         ffn_map.clear();
-        use(dense_config(), Settings());
+        use({ Policy::dense }, Settings());
         sequences.forget();
         probe.finish(callback.run(probe));
 
         fingerprint = probe.fingerprint;
-        std::vector<uint8_t> has_ffn, may_skip;
+        std::vector<uint8_t> may_skip;
         for (const Block & block : probe.map.blocks) {
-            has_ffn.push_back(uint8_t(block.layer >= 0));
             may_skip.push_back(uint8_t(block.skippable));
             if (block.layer >= 0) {
                 ffn_map.push_back(block);
             }
         }
-        recorder.set_model(has_ffn);
+        recorder.set_model(int(may_skip.size()), ffn_map.size());
         probe.require_skippable();
         skippable = may_skip;
         evaluation.set_model(std::move(probe.map), probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
@@ -97,44 +80,42 @@ struct Controller::Impl {
         }
     };
 
-    // `run` has llama_decode called for these rows, whose kinds are those that classify(memory) gives.
-    template <typename Classify>
-    int32_t decode_rows(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void *), void * data, Classify classify) {
+    // run() has llama_decode called for these rows. Their kinds are seen from the batch where the caller names none.
+    template <typename Run>
+    int32_t decode(llama_context * ctx, const llama_batch & rows, Run run, Fed fed, const RowKind * kinds = nullptr) {
         const llama_memory_t memory = llama_get_memory(ctx);
         if (memory == nullptr || inside) {
-            return run(data);
+            return run();
         }
         const Inside guard(*this);
         if (evaluation.take_unknown_decode()) {
             sequences.forget();
         }
-        const RowKind * kinds = classify(memory);
+        if (kinds != nullptr) {
+            sequences.note(memory, rows);
+        } else {
+            kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
+            repeat_skipped(ctx);
+        }
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
             evaluation.begin_decode(rows, rows.token == nullptr ? nullptr : kinds);
-            const int32_t status = run(data);
-            const bool    repeat = evaluation.end_decode(status == 0 && !callback.failed());
+            const int32_t status = run();
+            const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
-            if (!repeat) {
+            if (!again) {
                 if (status == 0) {
                     sequences.commit(rows, evaluation.skipped_rows(), key);
                 }
                 return status;
             }
             llama_synchronize(ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
-            if (!go_back(memory, sequences.parts(), llama_model_n_swa(llama_get_model(ctx)))) {
-                throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
+            for (const Sequences::Part & part : sequences.parts()) {
+                if (!go_back(ctx, part.seq, part.next)) {
+                    throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
+                }
             }
         }
         throw Unsupported("the graph of this model changes from one evaluation to the next");
-    }
-
-    // The same for rows whose kinds are seen from the batch.
-    int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void *), void * data, Fed fed) {
-        return decode_rows(ctx, rows, run, data, [&](llama_memory_t memory) {
-            const RowKind * kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
-            repeat_skipped(ctx);
-            return kinds;
-        });
     }
 
     // Computes again what prompts of the running batch must not build on.
@@ -142,9 +123,36 @@ struct Controller::Impl {
         for (const Sequences::Part & part : sequences.parts()) {
             const llama_pos from = sequences.first_to_repeat(part.seq, part.next, reuse == Reuse::full, key);
             if (!part.generated && from < part.next) {
-                repeat(ctx, evaluation, sequences, part.seq, from, part.next);
+                repeat(ctx, part.seq, from, part.next);
                 sequences.repeated(part.seq);
             }
+        }
+    }
+
+    // Decodes positions [from, end) of a sequence in full; more of them where the memory of its sliding windows has gone
+    // on. Where that can't be done, nothing has been.
+    void repeat(llama_context * ctx, llama_seq_id seq, llama_pos from, llama_pos end) {
+        const llama_pos     begin = window_is_there(ctx, seq, from) ? from : 0;
+        const llama_token * found = sequences.tokens(seq, begin, end);
+        if (found == nullptr || !go_back(ctx, seq, begin)) {
+            throw Unsupported("positions " + std::to_string(begin) + " to " + std::to_string(end - 1) + " of sequence " +
+                              std::to_string(seq) + " were computed with skipping and can't be computed again: " +
+                              (found == nullptr ? "their tokens are not known" : "the model's memory can't go back"));
+        }
+        Batch batch;
+        for (llama_pos pos = begin; pos < end; ++pos) {
+            batch.add(found[pos - begin], pos, seq, false);
+            if (batch.n_rows() < int32_t(llama_n_batch(ctx)) && pos + 1 < end) {
+                continue;
+            }
+            const llama_batch rows = batch.rows();
+            evaluation.begin_decode(rows, nullptr);
+            const int32_t status = llama_decode(ctx, rows);
+            evaluation.end_decode(status == 0);
+            if (status != 0) {
+                throw DecodeError(status);
+            }
+            batch.clear();
         }
     }
 };
@@ -189,20 +197,15 @@ void Controller::set_profile(const Profile & profile) {
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, Fed fed) {
-    Decode call{ ctx, batch };
-    return impl_->decode(ctx, batch, Decode::run, &call, fed);
+    return impl_->decode(ctx, batch, [&] { return llama_decode(ctx, batch); }, fed);
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data) {
-    return impl_->decode(ctx, rows, run, data, Fed::recognise);
+    return impl_->decode(ctx, rows, [&] { return run(data); }, Fed::recognise);
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds) {
-    Decode call{ ctx, batch };
-    return impl_->decode_rows(ctx, batch, Decode::run, &call, [&](llama_memory_t memory) {
-        impl_->sequences.note(memory, batch);
-        return kinds;
-    });
+    return impl_->decode(ctx, batch, [&] { return llama_decode(ctx, batch); }, Fed::recognise, kinds);
 }
 
 void Controller::restore(llama_seq_id seq, const std::string & account) {

@@ -14,10 +14,6 @@
 namespace ffnskip {
 namespace {
 
-ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) {
-    return (tensor->view_src != nullptr ? tensor->view_src : tensor)->buffer;
-}
-
 // Also asked of devices that pose as others: ROCm and MUSA are built from ggml's CUDA code, and named so.
 std::unique_ptr<RowKernels> make_kernels([[maybe_unused]] ggml_backend_dev_t device, [[maybe_unused]] const ggml_tensor * tensor) {
 #ifdef FFNSKIP_CUDA

@@ -55,26 +55,23 @@ bool GraphFollower::goes_on(const GraphMap & map, const ggml_tensor * node) cons
     return n_seen_ < map.nodes.size() && matches(map.nodes[n_seen_], node, seen_.data());
 }
 
-// Looks for another known structure that begins as this evaluation did and goes on with `node`.
+// Looks for another known structure that begins as this evaluation did and goes on with `node`. Nodes that this evaluation
+// may have edited are compared as they were before.
 bool GraphFollower::goes_on_elsewhere(const ggml_tensor * node) {
+    const auto was = [&](const ggml_tensor * seen, const Node & expected) {
+        ggml_tensor original = *seen;
+        restore(&original);
+        return matches(expected, &original, seen_.data());
+    };
     const auto found = std::find_if(maps_.begin(), maps_.end(), [&](const GraphMap & map) {
-        return goes_on(map, node) && std::equal(seen_.begin(), seen_.begin() + std::ptrdiff_t(n_seen_), map.nodes.begin(),
-                                                [&](ggml_tensor * seen, const Node & expected) {
-                                                    return fits_unedited(expected, seen);
-                                                });
+        return goes_on(map, node) &&
+               std::equal(seen_.begin(), seen_.begin() + std::ptrdiff_t(n_seen_), map.nodes.begin(), was);
     });
     if (found == maps_.end()) {
         return false;
     }
     std::rotate(maps_.begin(), found, found + 1);
     return true;
-}
-
-// Compares a node that this evaluation may have edited already as it was before.
-bool GraphFollower::fits_unedited(const Node & expected, ggml_tensor * node) const {
-    ggml_tensor original = *node;
-    restore(&original);
-    return matches(expected, &original, seen_.data());
 }
 
 }  // namespace ffnskip

@@ -32,7 +32,6 @@ private:
     void remember(GraphMap map);
     bool goes_on(const GraphMap & map, const ggml_tensor * node) const;
     bool goes_on_elsewhere(const ggml_tensor * node);
-    bool fits_unedited(const Node & expected, ggml_tensor * node) const;
 
     std::vector<GraphMap>      maps_;  // at least one; most recently followed first
     std::vector<ggml_tensor *> seen_;  // [n_seen] nodes of this evaluation; grows with the maps

@@ -1,5 +1,6 @@
 #include "graph_map.h"
 
+#include "buffers.h"
 #include "graph_edit.h"
 #include "tensor_names.h"
 
@@ -12,10 +13,6 @@
 namespace ffnskip {
 namespace {
 
-ggml_backend_buffer_t buffer_of(const ggml_tensor * tensor) {
-    return (tensor->view_src != nullptr ? tensor->view_src : tensor)->buffer;
-}
-
 ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
     const ggml_backend_buffer_t buffer = buffer_of(tensor);
     return buffer == nullptr ? GGML_BACKEND_BUFFER_USAGE_ANY : ggml_backend_buffer_get_usage(buffer);
@@ -24,7 +21,8 @@ ggml_backend_buffer_usage usage_of(const ggml_tensor * tensor) {
 // Each device of a tensor-parallel model computes nodes of its own, which know nothing of what is left out of ours.
 bool is_spread(const ggml_tensor * weight) {
     const ggml_backend_buffer_t buffer = buffer_of(weight);
-    const ggml_backend_dev_t    device = buffer == nullptr ? nullptr : computing_device(buffer);
+    const ggml_backend_dev_t    device =
+        buffer == nullptr ? nullptr : ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
     return device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_META;
 }
 
@@ -117,7 +115,6 @@ void GraphLearner::add(const ggml_tensor * node) {
     seen.removable  = !is_view(node->op) && node->view_src == nullptr && (node->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
     seen.activation = node->type == GGML_TYPE_F32 && node->ne[0] == n_embd_ && ggml_is_contiguous(node);
     if (const ggml_backend_buffer_t buffer = buffer_of(node); buffer != nullptr && !is_view(node->op)) {
-        seen.placed = true;
         seen.device = computing_device(buffer);
     }
     index_[node]         = int32_t(seen_.size()) - 1;
@@ -263,7 +260,7 @@ void GraphLearner::describe(Block & block) {
             continue;
         }
         // Each device that computes a node of a block has to show that it honours the edits.
-        if (const std::string & fault = seen.placed ? device_fault_(seen.device) : std::string(); !fault.empty()) {
+        if (const std::string & fault = seen.device ? device_fault_(*seen.device) : std::string(); !fault.empty()) {
             refuse(block.layer, fault);
         }
         if (node.role != Role::body) {

@@ -18,6 +18,7 @@
 #include <ggml.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -101,8 +102,7 @@ private:
         int                    layer  = -1;     // derived from this layer's FFN weights
         bool                   activation = false;  // [n_embd, rows] float32: could be a residual
         bool                   removable  = false;  // leaving it out can't be noticed but by its readers
-        bool                   placed     = false;  // in the memory of `device`
-        ggml_backend_dev_t     device     = nullptr;
+        std::optional<ggml_backend_dev_t> device;   // in whose memory it is, where it is in any of its own
     };
 
     Operand operand(const ggml_tensor * src) const;

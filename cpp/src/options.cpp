@@ -4,80 +4,90 @@
 
 #include <algorithm>
 #include <cctype>
-#include <limits>
 #include <stdexcept>
+#include <utility>
 
 namespace ffnskip {
 namespace {
 
-[[noreturn]] void refuse(const std::string & name, const std::string & value, const char * wanted) {
+using Text = const std::string &;
+
+[[noreturn]] void refuse(Text name, Text value, const char * wanted) {
     throw std::invalid_argument(name + ": '" + value + "' is not " + wanted);
 }
 
-uint64_t to_unsigned(const std::string & name, const std::string & value, uint64_t most) {
-    const std::optional<uint64_t> number = parse_number<uint64_t>(value);
-    if (!number || *number > most) {
+// "a,b" is "a" and "b".
+std::vector<std::string> parts(Text value) {
+    std::vector<std::string> parts;
+    for (size_t begin = 0; begin <= value.size();) {
+        const size_t comma = std::min(value.find(',', begin), value.size());
+        parts.push_back(value.substr(begin, comma - begin));
+        begin = comma + 1;
+    }
+    return parts;
+}
+
+// ---- what a value means, by the type of the field that it is for ----
+
+template <typename Number> Number number(Text name, Text value, const char * wanted) {
+    if (const std::optional<Number> found = parse_number<Number>(value)) {
+        return *found;
+    }
+    refuse(name, value, wanted);
+}
+
+void read(Text name, Text value, uint64_t & to) {
+    to = number<uint64_t>(name, value, "an integer >= 0");
+}
+
+void read(Text name, Text value, int & to) {
+    to = number<int>(name, value, "an integer >= 0");
+    if (to < 0) {
         refuse(name, value, "an integer >= 0");
     }
-    return *number;
 }
 
-int to_count(const std::string & name, const std::string & value) {
-    return int(to_unsigned(name, value, std::numeric_limits<int>::max()));
-}
-
-double to_number(const std::string & name, const std::string & value) {
-    const std::optional<double> number = parse_number<double>(value);
-    if (!number) {
-        refuse(name, value, "a number");
-    }
-    return *number;
+void read(Text name, Text value, double & to) {
+    to = number<double>(name, value, "a number");
 }
 
 // "0.9,0.95,inf" is three of them.
-std::vector<double> to_numbers(const std::string & name, const std::string & value) {
-    std::vector<double> numbers;
-    for (size_t begin = 0; begin <= value.size();) {
-        const size_t comma = std::min(value.find(',', begin), value.size());
-        numbers.push_back(to_number(name, value.substr(begin, comma - begin)));
-        begin = comma + 1;
+void read(Text name, Text value, std::vector<double> & to) {
+    for (const std::string & part : parts(value)) {
+        read(name, part, to.emplace_back());
     }
-    return numbers;
 }
 
 // "3,5-7" is 3, 5, 6, 7.
-std::vector<int> to_layers(const std::string & name, const std::string & value) {
+void read(Text name, Text value, std::vector<int> & to) {
     constexpr int k_most = 9999;  // no model has more layers
-    const auto    layer  = [&](const std::string & text) {
-        const std::optional<int> number = parse_number<int>(text);
-        return number && *number <= k_most ? *number : -1;
-    };
-    std::vector<int> layers;
-    for (size_t begin = 0; begin <= value.size();) {
-        const size_t      comma = std::min(value.find(',', begin), value.size());
-        const std::string part  = value.substr(begin, comma - begin);
-        const size_t      dash  = part.find('-');
-        const int         first = layer(part.substr(0, dash));
-        const int         last  = dash == std::string::npos ? first : layer(part.substr(dash + 1));
-        if (first < 0 || last < first) {
+    for (const std::string & part : parts(value)) {
+        const size_t dash  = part.find('-');
+        const int    first = parse_number<int>(part.substr(0, dash)).value_or(-1);
+        const int    last  = dash == std::string::npos ? first : parse_number<int>(part.substr(dash + 1)).value_or(-1);
+        if (first < 0 || last < first || last > k_most) {
             refuse(name, value, "a list of layers such as 3,5-7");
         }
         for (int il = first; il <= last; ++il) {
-            layers.push_back(il);
+            to.push_back(il);
         }
-        begin = comma + 1;
     }
-    return layers;
 }
 
-using Setter = void (*)(Config &, const std::string & name, const std::string & value);
+template <typename Value> void read(Text name, Text value, std::optional<Value> & to) {
+    Value found{};
+    read(name, value, found);
+    to = std::move(found);
+}
+
+template <auto field> void set(Config & config, Text name, Text value) {
+    read(name, value, config.*field);
+}
 
 struct Entry {
     Option option;
-    Setter set;
+    void (*set)(Config &, Text name, Text value);
 };
-
-using Text = const std::string &;
 
 const Entry k_entries[] = {
     { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random or dense" },
@@ -88,34 +98,30 @@ const Entry k_entries[] = {
           set_policy(c, v);
       } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
-      [](Config & c, Text n, Text v) { c.sim_threshold = to_number(n, v); } },
-    { { "cold-s", "N", "layers [0, N) never skip (default: an eighth of the layers)" },
-      [](Config & c, Text n, Text v) { c.cold_s = to_count(n, v); } },
-    { { "cold-e", "N", "layers from N on never skip (default: all but the last eighth)" },
-      [](Config & c, Text n, Text v) { c.cold_e = to_count(n, v); } },
+      set<&Config::sim_threshold> },
+    { { "cold-s", "N", "layers [0, N) never skip (default: an eighth of the layers)" }, set<&Config::cold_s> },
+    { { "cold-e", "N", "layers from N on never skip (default: all but the last eighth)" }, set<&Config::cold_e> },
     { { "warm-up", "N", "generated tokens of a sequence that run in full first (default 30)" },
-      [](Config & c, Text n, Text v) { c.warm_up_index = to_count(n, v); } },
-    { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" },
-      [](Config & c, Text n, Text v) { c.skip_ratio = to_number(n, v); } },
+      set<&Config::warm_up_index> },
+    { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" }, set<&Config::skip_ratio> },
     { { "skip-layers", "LIST", "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
       [](Config & c, Text n, Text v) {
           c.policy   = Policy::ffn_skip;
           c.max_skip = c.layers ? c.max_skip : 0;
-          c.layers   = to_layers(n, v);
+          read(n, v, c.layers);
       } },
     { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked" },
       [](Config & c, Text n, Text v) {
-          c.policy           = Policy::ffn_skip;
-          c.layer_thresholds = to_numbers(n, v);
+          c.policy = Policy::ffn_skip;
+          read(n, v, c.layer_thresholds);
       } },
     { { "max-skip", "K", "FFN blocks a token skips, in place of --skip-ratio; beside those of --skip-layers" },
-      [](Config & c, Text n, Text v) { c.max_skip = to_count(n, v); } },
+      set<&Config::max_skip> },
     { { "check-stride", "N", "check every N-th layer of the adaptive region only (default 1)" },
-      [](Config & c, Text n, Text v) { c.check_stride = to_count(n, v); } },
+      set<&Config::check_stride> },
     { { "region", "NAME", "where --policy random chooses from: any (layer but the last, default) or adaptive" },
       [](Config & c, Text, Text v) { c.region = region_from_name(v); } },
-    { { "skip-seed", "N", "seed of --policy random (default 0)" },
-      [](Config & c, Text n, Text v) { c.seed = to_unsigned(n, v, std::numeric_limits<uint64_t>::max()); } },
+    { { "skip-seed", "N", "seed of --policy random (default 0)" }, set<&Config::seed> },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
       [](Config & c, Text, Text) {
           c.layers.reset();

@@ -1,6 +1,6 @@
 #include "probe.h"
 
-#include "ffnskip/controller.h"
+#include "ffnskip/session.h"
 #include "graph_edit.h"
 #include "policy.h"
 #include "ubatches.h"
@@ -86,13 +86,11 @@ int32_t Probe::decode() {
     const llama_model * model    = llama_get_model(ctx_);
     const int32_t       n_tokens = int32_t(std::min<uint32_t>(2, llama_n_ubatch(ctx_)));
     const llama_token   token    = std::max(0, llama_vocab_bos(llama_model_get_vocab(model)));
-    llama_token         tokens[] = { token, token };
-    llama_pos           pos[]    = { 0, 1 };
-    llama_seq_id        seq      = 0;
-    llama_seq_id *      seqs[]   = { &seq, &seq };
-    int32_t             n_seq[]  = { 1, 1 };
-    int8_t              logits[] = { int8_t(n_tokens == 1), 1 };
-    const int32_t       status   = llama_decode(ctx_, { n_tokens, tokens, nullptr, pos, n_seq, seqs, logits });
+    Batch               batch;
+    for (llama_pos pos = 0; pos < n_tokens; ++pos) {
+        batch.add(token, pos, 0, pos + 1 == n_tokens);
+    }
+    const int32_t status = llama_decode(ctx_, batch.rows());
 
     llama_memory_clear(llama_get_memory(ctx_), true);
     llama_synchronize(ctx_);  // or the first real batch would be timed together with this one

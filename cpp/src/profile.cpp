@@ -6,13 +6,12 @@
 #include <gguf.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <regex>
 #include <stdexcept>
 #include <system_error>
 
@@ -25,10 +24,10 @@ struct Free {
 
 using File = std::unique_ptr<gguf_context, Free>;
 
-// The metadata of one profile; every failure names the file and the key.
+// The metadata of a file; every failure says which key is to blame.
 class Reader {
 public:
-    explicit Reader(const std::string & path) : path_(path) {
+    explicit Reader(const std::string & path) {
         // gguf_init_from_file writes its complaints to the log, and these two are the usual ones.
         if (!std::ifstream(path)) {
             refuse("can't be read");
@@ -46,8 +45,8 @@ public:
     std::string text(const char * key) const { return gguf_get_val_str(file_.get(), find(key, GGUF_TYPE_STRING)); }
     int         count(const char * key) const { return int(gguf_get_val_u32(file_.get(), find(key, GGUF_TYPE_UINT32))); }
     double number(const char * key) const {
-        const bool single = type_of(key) == GGUF_TYPE_FLOAT32;
-        return single ? decimal(gguf_get_val_f32(file_.get(), find(key, GGUF_TYPE_FLOAT32))) :
+        const bool single = gguf_get_kv_type(file_.get(), find(key)) == GGUF_TYPE_FLOAT32;
+        return single ? decimal(gguf_get_val_f32(file_.get(), find(key))) :
                         gguf_get_val_f64(file_.get(), find(key, GGUF_TYPE_FLOAT64));
     }
 
@@ -62,16 +61,8 @@ public:
         return numbers;
     }
 
-    template <typename Check> void naming_the_file(Check check) const {
-        try {
-            check();
-        } catch (const std::invalid_argument & error) {
-            refuse(error.what());
-        }
-    }
-
 private:
-    [[noreturn]] void refuse(const std::string & why) const { throw std::invalid_argument("profile " + path_ + ": " + why); }
+    [[noreturn]] static void refuse(const std::string & why) { throw std::invalid_argument(why); }
 
     // Older versions wrote float32: 0.9, which was meant, in place of 0.8999999761581421.
     static double decimal(float value) {
@@ -84,8 +75,6 @@ private:
         }
         return std::strtod(text, nullptr);
     }
-
-    gguf_type type_of(const char * key) const { return gguf_get_kv_type(file_.get(), find(key)); }
 
     int64_t find(const char * key) const {
         const int64_t id = gguf_find_key(file_.get(), key);
@@ -113,68 +102,48 @@ private:
         return std::vector<Value>(values, values + gguf_get_arr_n(file_.get(), id));
     }
 
-    std::string path_;
-    File        file_;
+    File file_;
 };
-
-// The length of `text` without `end`, or npos where it ends otherwise.
-size_t without(const std::string & text, const std::string & end) {
-    const bool ends = text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-    return ends ? text.size() - end.size() : std::string::npos;
-}
-
-// The length of "model" in "model-00001-of-00003", or npos.
-size_t without_split_number(const std::string & name) {
-    constexpr const char * k_form = "-00001-of-00003";
-    const size_t           length = std::strlen(k_form);
-    const size_t           start  = name.size() - std::min(length, name.size());
-    for (size_t i = 0; i < length; ++i) {
-        const bool digit = std::isdigit(static_cast<unsigned char>(k_form[i])) != 0;
-        if (start + i >= name.size() ||
-            (digit ? std::isdigit(static_cast<unsigned char>(name[start + i])) == 0 : name[start + i] != k_form[i])) {
-            return std::string::npos;
-        }
-    }
-    return start;
-}
 
 }  // namespace
 
 Profile read_profile(const std::string & path) {
-    const Reader reader(path);
-    Profile      profile;
-    Config &     config = profile.config;
-    profile.path        = path;
-    profile.model       = reader.text("ffnskip.model");
+    try {
+        const Reader reader(path);
+        Profile      profile;
+        Config &     config = profile.config;
+        profile.path        = path;
+        profile.model       = reader.text("ffnskip.model");
 
-    const std::string policy = reader.text("ffnskip.policy");
-    reader.naming_the_file([&] { set_policy(config, policy); });
-    if (config.layers || reader.has("ffnskip.layers")) {
-        config.layers = reader.counts("ffnskip.layers");
-    }
-    if (reader.has("ffnskip.max_skip")) {
-        config.max_skip = reader.count("ffnskip.max_skip");
-    }
-    if (!config.layers || config.max_skip != 0) {  // something is checked
-        if (config.layer_thresholds || reader.has("ffnskip.layer_thresholds")) {
-            config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
-        } else {
-            config.sim_threshold = reader.number("ffnskip.sim_threshold");
+        set_policy(config, reader.text("ffnskip.policy"));
+        if (config.layers || reader.has("ffnskip.layers")) {
+            config.layers = reader.counts("ffnskip.layers");
         }
-        config.cold_s       = reader.count("ffnskip.cold_s");
-        config.cold_e       = reader.count("ffnskip.cold_e");
-        config.max_skip     = reader.count("ffnskip.max_skip");
-        config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
+        if (reader.has("ffnskip.max_skip")) {
+            config.max_skip = reader.count("ffnskip.max_skip");
+        }
+        if (!config.layers || config.max_skip != 0) {  // something is checked
+            if (config.layer_thresholds || reader.has("ffnskip.layer_thresholds")) {
+                config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
+            } else {
+                config.sim_threshold = reader.number("ffnskip.sim_threshold");
+            }
+            config.cold_s       = reader.count("ffnskip.cold_s");
+            config.cold_e       = reader.count("ffnskip.cold_e");
+            config.max_skip     = reader.count("ffnskip.max_skip");
+            config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
+        }
+        config.warm_up_index = reader.count("ffnskip.warm_up_index");
+        config.validate();
+        return profile;
+    } catch (const std::invalid_argument & error) {
+        throw std::invalid_argument("profile " + path + ": " + error.what());
     }
-    config.warm_up_index = reader.count("ffnskip.warm_up_index");
-    reader.naming_the_file([&] { config.validate(); });
-    return profile;
 }
 
 std::string profile_path(const std::string & model_path) {
-    std::string stem = model_path.substr(0, without(model_path, ".gguf"));
-    stem             = stem.substr(0, without_split_number(stem));
-    return stem + ".ffnskip.gguf";
+    static const std::regex end("(-[0-9]{5}-of-[0-9]{5})?(\\.gguf)?$");
+    return std::regex_replace(model_path, end, ".ffnskip.gguf", std::regex_constants::format_first_only);
 }
 
 std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path) {

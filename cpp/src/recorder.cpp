@@ -13,9 +13,9 @@ constexpr int k_at_once = 95;   // of these; more tell that the threshold decide
 
 }  // namespace
 
-void Recorder::set_model(const std::vector<uint8_t> & has_ffn) {
-    n_layer_ = int(has_ffn.size());
-    n_ffn_   = uint64_t(std::count(has_ffn.begin(), has_ffn.end(), uint8_t(1)));
+void Recorder::set_model(int n_layer, size_t n_ffn) {
+    n_layer_ = n_layer;
+    n_ffn_   = n_ffn;
 
     // Tokens decoded before ran every block.
     const std::lock_guard lock(stats_mutex_);

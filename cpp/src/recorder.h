@@ -15,8 +15,8 @@ namespace ffnskip {
 
 class Recorder {
 public:
-    // Layers of the model; `has_ffn[il]`: the layer has an FFN block, skippable or not.
-    void set_model(const std::vector<uint8_t> & has_ffn);
+    // Layers of the model, and its FFN blocks, skippable or not.
+    void set_model(int n_layer, size_t n_ffn);
 
     void begin_decode(int32_t n_rows);
     void checked(int32_t row, int layer, float similarity);

@@ -11,10 +11,6 @@ namespace {
 
 using Tokens = std::vector<llama_token>;
 
-int32_t n_vocab(const Session & session) {
-    return llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(session.context())));
-}
-
 // A continuation that is being decoded. Its last token predicts nothing that is asked for.
 struct Running {
     size_t       which;
@@ -26,14 +22,13 @@ struct Running {
 class Scorer {
 public:
     Scorer(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations)
-        : session_(session), prefix_(prefix), continuations_(continuations), n_vocab_(n_vocab(session)) {
+        : session_(session), prefix_(prefix), continuations_(continuations), n_vocab_(session.n_vocab()) {
         out_.log_likelihood.assign(continuations.size(), 0.0);
         out_.greedy.assign(continuations.size(), 1);
     }
 
     Scores run() {
-        require_tokens();
-        require_room();
+        require();
         session_.clear();
         read_prefix();
         for (size_t i = 0; i < continuations_.size(); ++i) {
@@ -55,7 +50,10 @@ public:
 private:
     static size_t n_rows(const Tokens & continuation) { return continuation.empty() ? 0 : continuation.size() - 1; }
 
-    void require_tokens() const {
+    void require() const {
+        if (prefix_.empty()) {
+            throw std::invalid_argument("prefix: it has no tokens; one at least predicts the first token of a continuation");
+        }
         for (const Tokens & continuation : continuations_) {
             for (const llama_token token : continuation) {
                 if (token < 0 || token >= n_vocab_) {
@@ -63,14 +61,6 @@ private:
                                                 std::to_string(n_vocab_) + ")");
                 }
             }
-        }
-    }
-
-    void require_room() const {
-        if (prefix_.empty()) {
-            throw std::invalid_argument("prefix: it has no tokens; one at least predicts the first token of a continuation");
-        }
-        for (const Tokens & continuation : continuations_) {
             const size_t needed = prefix_.size() + n_rows(continuation);
             if (needed > size_t(session_.n_ctx())) {
                 throw std::invalid_argument("continuations: one of " + std::to_string(continuation.size()) + " tokens after a " +
@@ -176,7 +166,7 @@ private:
 
 void forward(Session & session, const Tokens & tokens, const RowKind * kinds, const std::vector<int32_t> & rows,
              float * logits) {
-    const size_t n_logits = size_t(n_vocab(session));
+    const size_t n_logits = size_t(session.n_vocab());
     if (kinds == nullptr && session.controller() != nullptr) {
         session.controller()->count_from_here(0);
     }

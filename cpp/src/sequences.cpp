@@ -3,12 +3,22 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 namespace ffnskip {
+namespace {
 
-Sequences::Sequence * Sequences::known(llama_seq_id seq) {
-    return seq >= 0 && size_t(seq) < sequences_.size() ? &sequences_[size_t(seq)] : nullptr;
+// Each sequence of each row of a batch: visit(row, sequence, the row has others too).
+template <typename Visit> void for_rows(const llama_batch & rows, Visit visit) {
+    for (int32_t i = 0; i < rows.n_tokens; ++i) {
+        const int32_t n_seq = rows.n_seq_id == nullptr ? 1 : rows.n_seq_id[i];
+        for (int32_t s = 0; s < n_seq; ++s) {
+            visit(size_t(i), rows.seq_id == nullptr ? 0 : rows.seq_id[i][s], n_seq > 1);
+        }
+    }
 }
+
+}  // namespace
 
 const Sequences::Sequence * Sequences::known(llama_seq_id seq) const {
     return seq >= 0 && size_t(seq) < sequences_.size() ? &sequences_[size_t(seq)] : nullptr;
@@ -46,28 +56,22 @@ Sequences::Part & Sequences::part_of(llama_memory_t memory, llama_seq_id seq) {
 
 void Sequences::take(llama_memory_t memory, const llama_batch & rows) {
     parts_.clear();
-    for (int32_t i = 0; i < rows.n_tokens; ++i) {
-        take(memory, rows, i);
-    }
-}
-
-void Sequences::take(llama_memory_t memory, const llama_batch & rows, int32_t i) {
-    const int32_t n_seq = rows.n_seq_id == nullptr ? 1 : rows.n_seq_id[i];
-    for (int32_t s = 0; s < n_seq; ++s) {
-        const llama_seq_id seq = rows.seq_id == nullptr ? 0 : rows.seq_id[i][s];
+    positions_.assign(size_t(rows.n_tokens), 0);
+    for_rows(rows, [&](size_t row, llama_seq_id seq, bool shared) {
         if (seq < 0 || size_t(seq) >= llama_max_parallel_sequences()) {
-            continue;  // llama_decode refuses the batch
+            return;  // llama_decode refuses the batch
         }
         Part &          part = part_of(memory, seq);
-        const llama_pos pos  = rows.pos == nullptr ? part.next + part.n_rows : rows.pos[i];
+        const llama_pos pos  = rows.pos == nullptr ? part.next + part.n_rows : rows.pos[row];
+        positions_[row]      = pos;
         part.first           = part.n_rows == 0 ? pos : part.first;
         part.follows         = part.follows && (part.n_rows == 0 || pos == part.last + 1);
         part.last            = pos;
-        part.output          = rows.logits == nullptr ? i == rows.n_tokens - 1 : rows.logits[i] != 0;
+        part.output          = rows.logits == nullptr ? row + 1 == positions_.size() : rows.logits[row] != 0;
         part.outputs         = part.outputs && part.output;
-        part.shared          = part.shared || n_seq > 1;
+        part.shared          = part.shared || shared;
         ++part.n_rows;
-    }
+    });
 }
 
 bool Sequences::is_generated(const Part & part, Fed fed) const {
@@ -76,7 +80,7 @@ bool Sequences::is_generated(const Part & part, Fed fed) const {
     }
     const Sequence * before = known(part.seq);
     const bool       draft  = part.n_rows <= k_max_draft && part.outputs;
-    if (before == nullptr || !before->output || part.first != part.next || (part.n_rows > 1 && !draft)) {
+    if (before == nullptr || before->output == 0 || part.first != part.next || (part.n_rows > 1 && !draft)) {
         return false;
     }
     // Behind the row decoded last, or behind one of a draft of which the rest was refused.
@@ -102,13 +106,13 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
     if (!any) {
         return nullptr;
     }
-    for (int32_t i = 0; i < rows.n_tokens; ++i) {
-        Part * part = part_of(rows.seq_id == nullptr ? 0 : rows.seq_id[i][0]);
+    for_rows(rows, [&](size_t row, llama_seq_id seq, bool) {
+        const Part * part = part_of(seq);
         if (part != nullptr && part->generated) {
-            const llama_pos pos = rows.pos == nullptr ? part->first + i : rows.pos[i];  // without positions: one sequence
-            kinds_[size_t(i)]   = part->n_before + (pos - part->first) >= warm_up_index ? RowKind::skippable : RowKind::warm_up;
+            const int64_t before = part->n_before + (positions_[row] - part->first);
+            kinds_[row]          = before >= warm_up_index ? RowKind::skippable : RowKind::warm_up;
         }
-    }
+    });
     return kinds_.data();
 }
 
@@ -118,22 +122,18 @@ void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
 
 // ---- after it ----
 
-namespace {
-
-// The text of a sequence, of which position `pos` now holds `token`.
-void place(std::vector<llama_token> & tokens, llama_pos & first, llama_pos pos, llama_token token) {
+// Position `pos` now holds `token`, and is the last.
+void Sequences::Sequence::place(llama_pos pos, llama_token token) {
     const bool known = token != LLAMA_TOKEN_NULL;
-    if (!known || pos < first || pos > first + llama_pos(tokens.size())) {
+    if (!known || pos < first_token || pos > end()) {
         tokens.clear();
-        first = known ? pos : pos + 1;
+        first_token = known ? pos : pos + 1;
     }
-    tokens.resize(size_t(pos - first + (known ? 1 : 0)));
+    tokens.resize(size_t(pos - first_token + (known ? 1 : 0)));
     if (known) {
         tokens.back() = token;
     }
 }
-
-}  // namespace
 
 void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * skipped, uint64_t key) {
     committed_.clear();
@@ -148,30 +148,25 @@ void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * sk
         }
         committed_.push_back(part.seq);
     }
-    for (int32_t i = 0; i < rows.n_tokens; ++i) {
-        const int32_t n_seq = rows.n_seq_id == nullptr ? 1 : rows.n_seq_id[i];
-        for (int32_t s = 0; s < n_seq; ++s) {
-            Part * part = part_of(rows.seq_id == nullptr ? 0 : rows.seq_id[i][s]);
-            if (part == nullptr) {
-                continue;
-            }
-            Sequence &      sequence = sequences_[size_t(part->seq)];
-            const llama_pos pos      = rows.pos == nullptr ? part->first + part->n_placed++ : rows.pos[i];
-            place(sequence.tokens, sequence.first_token, pos, rows.token == nullptr ? LLAMA_TOKEN_NULL : rows.token[i]);
-            if (skipped != nullptr && (*skipped)[size_t(i)] != 0) {
-                const bool none        = sequence.first_skipped == k_none;
-                sequence.key           = none || sequence.key == key ? key : 0;
-                sequence.first_skipped = std::min(sequence.first_skipped, pos);
-            }
+    for_rows(rows, [&](size_t row, llama_seq_id seq, bool) {
+        if (part_of(seq) == nullptr) {
+            return;
         }
-    }
+        Sequence & sequence = sequences_[size_t(seq)];
+        sequence.place(positions_[row], rows.token == nullptr ? LLAMA_TOKEN_NULL : rows.token[row]);
+        if (skipped != nullptr && (*skipped)[row] != 0) {
+            const bool none        = sequence.first_skipped == k_none;
+            sequence.key           = none || sequence.key == key ? key : 0;
+            sequence.first_skipped = std::min(sequence.first_skipped, positions_[row]);
+        }
+    });
     parts_.clear();
 }
 
 void Sequences::outputs_unread() {
     for (const llama_seq_id seq : committed_) {
         if (Sequence * sequence = known(seq)) {
-            sequence->output = false;
+            sequence->output = 0;
         }
     }
 }
@@ -190,11 +185,8 @@ llama_pos Sequences::first_to_repeat(llama_seq_id seq, llama_pos end, bool full,
 
 const llama_token * Sequences::tokens(llama_seq_id seq, llama_pos from, llama_pos to) const {
     const Sequence * sequence = known(seq);
-    if (sequence == nullptr || from < sequence->first_token ||
-        to > sequence->first_token + llama_pos(sequence->tokens.size())) {
-        return nullptr;
-    }
-    return sequence->tokens.data() + (from - sequence->first_token);
+    const bool       there    = sequence != nullptr && from >= sequence->first_token && to <= sequence->end();
+    return there ? sequence->tokens.data() + (from - sequence->first_token) : nullptr;
 }
 
 void Sequences::repeated(llama_seq_id seq) {
@@ -233,7 +225,7 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
             sequence.first_skipped = p0 + delta;  // it was taken out; what follows it may have skipped too
         }
         // A context that drops [p0 + delta, p0) and moves up what follows keeps the rest of its text, up to p1.
-        const llama_pos end = sequence.first_token + llama_pos(sequence.tokens.size());
+        const llama_pos end = sequence.end();
         if (p0 >= end) {
             continue;
         }
@@ -264,53 +256,29 @@ void Sequences::count_from_here(llama_seq_id seq) {
 
 // ---- with a saved state ----
 
-namespace {
-
-struct Saved {
-    llama_pos last, first_skipped, first_token;
-    int32_t   output;
-    int64_t   generated, n_verified;
-    uint64_t  key, n_tokens;
-};
-
-}  // namespace
-
 std::string Sequences::save(llama_seq_id seq) const {
-    const Sequence * found = known(seq);
+    const Sequence * found    = known(seq);
     const Sequence   sequence = found == nullptr ? Sequence() : *found;
-    Saved            saved{};
-    saved.last          = sequence.last;
-    saved.first_skipped = sequence.first_skipped;
-    saved.first_token   = sequence.first_token;
-    saved.output        = sequence.output;
-    saved.generated     = sequence.generated;
-    saved.n_verified    = sequence.n_verified;
-    saved.key           = sequence.key;
-    saved.n_tokens      = sequence.tokens.size();
-    std::string bytes(reinterpret_cast<const char *>(&saved), sizeof(saved));
+    Counts           counts   = sequence;
+    counts.n_saved            = sequence.tokens.size();
+    std::string bytes(reinterpret_cast<const char *>(&counts), sizeof(counts));
     bytes.append(reinterpret_cast<const char *>(sequence.tokens.data()), sequence.tokens.size() * sizeof(llama_token));
     return bytes;
 }
 
 bool Sequences::load(llama_seq_id seq, const std::string & account) {
-    Saved saved{};
-    if (seq < 0 || account.size() < sizeof(saved)) {
+    Counts counts;
+    if (seq < 0 || account.size() < sizeof(counts)) {
         return false;
     }
-    std::memcpy(&saved, account.data(), sizeof(saved));
-    if (saved.n_tokens > account.size() || account.size() != sizeof(saved) + saved.n_tokens * sizeof(llama_token)) {
+    std::memcpy(&counts, account.data(), sizeof(counts));
+    const size_t n_bytes = account.size() - sizeof(counts);
+    if (n_bytes % sizeof(llama_token) != 0 || counts.n_saved != n_bytes / sizeof(llama_token)) {
         return false;
     }
-    Sequence & sequence    = grown(seq);
-    sequence.last          = saved.last;
-    sequence.first_skipped = saved.first_skipped;
-    sequence.first_token   = saved.first_token;
-    sequence.output        = saved.output != 0;
-    sequence.generated     = saved.generated;
-    sequence.n_verified    = saved.n_verified;
-    sequence.key           = saved.key;
-    sequence.tokens.resize(saved.n_tokens);
-    std::memcpy(sequence.tokens.data(), account.data() + sizeof(saved), saved.n_tokens * sizeof(llama_token));
+    Sequence sequence{ counts, std::vector<llama_token>(counts.n_saved) };
+    std::memcpy(sequence.tokens.data(), account.data() + sizeof(counts), n_bytes);
+    grown(seq) = std::move(sequence);
     return true;
 }
 

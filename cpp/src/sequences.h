@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ffnskip {
@@ -35,7 +36,6 @@ public:
         bool         shared    = false; // some row belongs to another sequence as well
         bool         generated = false;
         int64_t      n_before  = 0;     // generated tokens before its first row
-        int32_t      n_placed  = 0;     // rows that were given their position, where the batch has none
     };
 
     // The kind of each row of a batch that is about to be decoded, valid until the next call; null if all are prompt
@@ -75,28 +75,36 @@ public:
 private:
     static constexpr llama_pos k_none = INT32_MAX;
 
-    struct Sequence {
+    // What save() writes as it is, before the tokens.
+    struct Counts {
         llama_pos last          = -1;      // position of the row decoded last
-        bool      output        = false;   // whose output was requested
+        llama_pos first_skipped = k_none;  // position of the first token that skipped
+        llama_pos first_token   = 0;       // position of tokens[0]
+        int32_t   output        = 0;       // 1 where the output of the row decoded last was requested
         int64_t   generated     = 0;       // tokens generated up to there since the prompt ended
         int64_t   n_verified    = 0;       // of these, rows of the last decode before `last` with an output too
-        llama_pos first_skipped = k_none;  // position of the first token that skipped
-        uint64_t  key           = 0;       // of the settings it skipped under; 0: of several
-        llama_pos first_token   = 0;       // position of tokens[0]
-        std::vector<llama_token> tokens;   // up to `last`
+        uint64_t  key           = 0;       // of the settings that tokens skipped under; 0: of several
+        uint64_t  n_saved       = 0;       // tokens that were saved with it
+    };
+
+    struct Sequence : Counts {
+        std::vector<llama_token> tokens;  // up to `last`
+
+        llama_pos end() const { return first_token + llama_pos(tokens.size()); }
+        void      place(llama_pos pos, llama_token token);
     };
 
     void             take(llama_memory_t memory, const llama_batch & rows);
-    void             take(llama_memory_t memory, const llama_batch & rows, int32_t i);
     Part &           part_of(llama_memory_t memory, llama_seq_id seq);
     Part *           part_of(llama_seq_id seq);
     Sequence &       grown(llama_seq_id seq);
-    Sequence *       known(llama_seq_id seq);
     const Sequence * known(llama_seq_id seq) const;
+    Sequence *       known(llama_seq_id seq) { return const_cast<Sequence *>(std::as_const(*this).known(seq)); }
     bool             is_generated(const Part & part, Fed fed) const;
 
     std::vector<Sequence> sequences_;  // by id, grows with the ids seen
     std::vector<Part>     parts_;
+    std::vector<llama_pos>    positions_;  // [n_tokens] of the running batch, whether it names them or not
     std::vector<llama_seq_id> committed_;  // sequences of the last decode
     std::vector<RowKind>  kinds_;
 };

@@ -1,15 +1,13 @@
 #include "ffnskip/session.h"
 
+#include "memory.h"
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
 namespace ffnskip {
 namespace {
-
-int32_t plain_decode(llama_context * ctx, const llama_batch & rows) {
-    return llama_decode(ctx, rows);
-}
 
 void require_success(int32_t status) {
     if (status != 0) {
@@ -97,22 +95,15 @@ void Session::decode(Fed fed) {
 
 void Session::decode(const RowKind * kinds) {
     is_decoded_ = true;
-    require_success(controller_ == nullptr ? plain_decode(ctx_, batch_.rows()) : controller_->decode(ctx_, batch_.rows(), kinds));
+    require_success(controller_ == nullptr ? llama_decode(ctx_, batch_.rows()) : controller_->decode(ctx_, batch_.rows(), kinds));
 }
 
 void Session::decode(const llama_batch & rows, Fed fed) {
-    require_success(controller_ == nullptr ? plain_decode(ctx_, rows) : controller_->decode(ctx_, rows, fed));
+    require_success(controller_ == nullptr ? llama_decode(ctx_, rows) : controller_->decode(ctx_, rows, fed));
 }
 
 bool Session::go_back(llama_pos from, llama_seq_id seq) {
-    if (from >= n_used(seq)) {
-        return true;
-    }
-    // Layers with a sliding window forget what lies before it.
-    const llama_memory_t memory = llama_get_memory(ctx_);
-    const int32_t        n_swa  = llama_model_n_swa(llama_get_model(ctx_));
-    const bool           forgot = n_swa > 0 && from > 0 && llama_memory_seq_pos_min(memory, seq) > std::max(0, from - n_swa + 1);
-    return !forgot && llama_memory_seq_rm(memory, seq, from, -1);
+    return from >= n_used(seq) || ffnskip::go_back(ctx_, seq, from);
 }
 
 void Session::cut(llama_pos from, llama_seq_id seq) {

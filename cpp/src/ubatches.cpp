@@ -1,7 +1,6 @@
 #include "ubatches.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace ffnskip {
 
@@ -47,19 +46,10 @@ bool Ubatches::fits(const int32_t * tokens, int32_t n_tokens) const {
 void Ubatches::plan(Split split) {
     order_.clear();
     ends_.clear();
-    if (split == Split::simple || batch_->n_tokens == 1) {
-        order_.resize(size_t(batch_->n_tokens));
-        std::iota(order_.begin(), order_.end(), 0);
-        for (int32_t end = n_ubatch_; end < batch_->n_tokens; end += n_ubatch_) {
-            ends_.push_back(end);
-        }
-        ends_.push_back(batch_->n_tokens);
-        return;
-    }
     read_sequences();
     while (int32_t(order_.size()) < batch_->n_tokens) {
-        if (split == Split::by_sequence) {
-            take_one_sequence();
+        if (split == Split::simple || split == Split::by_sequence) {
+            take_in_order(split == Split::by_sequence);
         } else {
             take_equal(split == Split::equal_sequential);
         }
@@ -122,12 +112,12 @@ void Ubatches::take_equal(bool sequential) {
     }
 }
 
-// The first row left, then rows whose set of sequences is part of the one before.
-void Ubatches::take_one_sequence() {
+// The first rows left; of one sequence: only those whose set of sequences is part of that of the row before.
+void Ubatches::take_in_order(bool one_sequence) {
     const Set * current = nullptr;
     for (int32_t i = 0, n = 0; i < batch_->n_tokens && n < n_ubatch_; ++i) {
         const Set & set = sets_[size_t(i)];
-        if (!taken_[size_t(i)] && (current == nullptr || (*current & set) == set)) {
+        if (!taken_[size_t(i)] && (!one_sequence || current == nullptr || (*current & set) == set)) {
             take(i);
             ++n;
             current = &set;

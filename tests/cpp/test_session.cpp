@@ -160,6 +160,49 @@ void a_failure_leaves_no_rows(const Model & model) {
     expect(decode_status(0).empty() && decode_status(1).find("context is full") != std::string::npos, "decode_status");
 }
 
+// An exception leaves a decode as any other: what lies on its way is cleared away, and all goes on afterwards.
+void what_is_aborted_unwinds(const Model & model) {
+    const auto abort_at_once = [](void *) { return true; };
+    const auto aborts        = [](auto decode) {
+        try {
+            decode();
+        } catch (const DecodeError & error) {
+            return error.status == 2;
+        }
+        return false;
+    };
+    const Tokens  prompt = some_tokens(20, 4);
+    Controller    controller;
+    const Context ctx   = context_of(model, &controller);
+    const Context plain = context_of(model, nullptr);
+    Session       session(ctx.get(), &controller), other(plain.get());
+    controller.set_reuse(Reuse::full);
+    by_session(session, prompt, 9);
+    by_session(other, prompt, 9);
+    const llama_pos kept = controller.first_to_repeat(0, session.n_used());
+    expect(kept == 23 && session.n_used() == 28, "three tokens are warm-up, what follows them skipped");
+
+    llama_set_abort_callback(ctx.get(), abort_at_once, nullptr);
+    llama_set_abort_callback(plain.get(), abort_at_once, nullptr);
+    expect(aborts([&] { session.prompt(prompt.data(), 1); }), "while it is computed again");
+    expect(session.n_used() == kept && session.n_rows() == 0, "what was computed again is not there");
+    expect(aborts([&] { session.prompt(prompt.data(), 1); }), "a prompt");
+    expect(aborts([&] { session.generated(7); }), "a generated token");
+    expect(aborts([&] { other.generated(7); }), "without a controller");
+    other.cut(kept);
+    llama_set_abort_callback(ctx.get(), nullptr, nullptr);
+    llama_set_abort_callback(plain.get(), nullptr, nullptr);
+
+    controller.reset_stats();
+    session.prompt(prompt.data(), prompt.size());
+    other.prompt(prompt.data(), prompt.size());
+    expect(logits_of(ctx.get(), model) == logits_of(plain.get(), model), "goes on as plain llama.cpp does");
+    for (int i = 0; i < 4; ++i) {
+        session.generated(3 + i);
+    }
+    expect(controller.stats().tokens == 4 && controller.stats().ffn_skipped == 1, "and skips again");
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
@@ -169,5 +212,6 @@ int main(int argc, char ** argv) {
     generated_tokens_skip_past_the_warm_up(model);
     sequences_share_a_batch(model);
     a_failure_leaves_no_rows(model);
+    what_is_aborted_unwinds(model);
     return result();
 }

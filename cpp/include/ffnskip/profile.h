@@ -1,9 +1,9 @@
 // A skip profile: settings found for one model, as GGUF metadata, beside the model (model.ffnskip.gguf) or in its file.
 //
-// The keys: ffnskip.model (fingerprint), ffnskip.policy, ffnskip.warm_up_index; but for policy "fixed" ffnskip.cold_s,
-// ffnskip.cold_e, ffnskip.max_skip, ffnskip.check_stride (1 where there is none); and what the policy needs of
-// ffnskip.sim_threshold, ffnskip.layer_thresholds, ffnskip.layers. Other keys under "ffnskip." are what was learnt on the
-// way and are left alone here.
+// The keys: ffnskip.model (fingerprint), ffnskip.policy (or a name of older versions), ffnskip.warm_up_index, ffnskip.layers
+// and ffnskip.max_skip. Unless no layer but those is skipped (max_skip 0): ffnskip.cold_s, ffnskip.cold_e,
+// ffnskip.check_stride (1 where there is none), and ffnskip.sim_threshold or ffnskip.layer_thresholds. Other keys under
+// "ffnskip." are what was learnt on the way and are left alone here.
 #pragma once
 
 #include "ffnskip/config.h"

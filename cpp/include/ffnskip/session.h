@@ -53,6 +53,8 @@ public:
     // Tokens that a batch takes, and a sequence.
     int32_t n_batch() const { return int32_t(llama_n_batch(ctx_)); }
     int32_t n_ctx() const { return int32_t(llama_n_ctx_seq(ctx_)); }
+    // Logits of an output.
+    int32_t n_vocab() const { return llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx_))); }
     // Position after the last token of a sequence.
     llama_pos n_used(llama_seq_id seq = 0) const;
     bool      has_room(size_t n_tokens, llama_seq_id seq = 0) const;
