@@ -576,6 +576,14 @@ def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
     assert text.read_text() == TEXT
 
 
+def test_a_refusal_leaves_no_empty_folder(analyze_cli, tmp_path):
+    (tmp_path / "lora.txt").write_text(TEXT)
+    (tmp_path / "there").mkdir()
+    for output in ("made", "made/deep/er", "there"):
+        assert analyze_cli("--lora", tmp_path / "lora.txt", output=tmp_path / output)[0] == 1
+    assert not (tmp_path / "made").exists() and (tmp_path / "there").is_dir()
+
+
 def test_a_file_in_place_of_the_folder_is_refused(analyze_cli, tmp_path):
     (tmp_path / "out").write_text("")
     status, _, err = analyze_cli()
