@@ -72,8 +72,15 @@ def test_every_command_takes_its_model_by_place_or_by_option(command):
         (["bench", "--shape", "a", "-m", "b"], "give one of the two"),
         (["inspect"], "required: MODEL.gguf"),
         (["inspect", "a", "-m", "b"], "two models: a and b"),
-        (["quantize", "a", "q4_0"], "2 of the 3 words IN.gguf OUT.gguf TYPE"),
-        (["quantize", "a", "b", "q4_0", "-o", "c"], "3 of the 2 words IN.gguf TYPE"),
+        (["inspect", "a", "b"], "a is the one MODEL.gguf it takes; it does not take b too"),
+        (["bench", "a", "b"], "a is the one model it takes; it does not take b too"),
+        (["profile", "show", "a", "b"], "a is the one FILE it takes; it does not take b too"),
+        (["inspect", "a", "--jsn"], "unrecognized arguments: --jsn"),
+        (["inspect", "--jsn", "a"], "unrecognized arguments: --jsn"),
+        (["quantize", "a", "q4_0"], "give IN.gguf OUT.gguf TYPE; got a q4_0"),
+        (["quantize", "a", "b", "q4_0", "-o", "c"], "give IN.gguf TYPE besides -o; got a b q4_0"),
+        (["quantize", "-m", "a", "a", "b", "q4_0"], "give OUT.gguf TYPE besides -m; got a b q4_0"),
+        (["quantize"], "give IN.gguf OUT.gguf TYPE; got none of them"),
     ],
 )
 def test_bad_usage_exits_with_2(arguments, why, capsys):
