@@ -576,6 +576,14 @@ def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
     assert text.read_text() == TEXT
 
 
+@pytest.mark.parametrize("name", ["figures", "skip_ratio", "policy", "region", "warm_ups", "n_generated"])
+def test_an_empty_list_is_refused_by_name(model, tmp_path, name):
+    (tmp_path / "good.txt").write_text(TEXT)
+    with pytest.raises(ValueError, match=f"{name.replace('_', '-').replace('n-', '')}: the list is empty"):
+        analyze(model, tmp_path / "good.txt", tmp_path / "out", **{name: []})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_refusal_leaves_no_empty_folder(analyze_cli, tmp_path):
     (tmp_path / "lora.txt").write_text(TEXT)
     (tmp_path / "there").mkdir()
