@@ -33,7 +33,7 @@ __device__ CosineSums sum_of_block(CosineSums sums) {
     __shared__ float parts[3][k_warp];
     const int        lane = int(threadIdx.x) % k_warp;
     const int        warp = int(threadIdx.x) / k_warp;
-    sums = sum_of_warp(sums);
+    sums                  = sum_of_warp(sums);
     if (lane == 0) {
         parts[0][warp] = sums.xy;
         parts[1][warp] = sums.xx;
@@ -52,10 +52,10 @@ __device__ CosineSums sum_of_block(CosineSums sums) {
     return sums;  // in thread 0
 }
 
-template <Pair pair>
-__global__ void __launch_bounds__(k_threads) cosine_of_rows(Rows a, Rows b, float * cosines) {
-    const CosineSums share = share_of_cosine<pair>(a.row(blockIdx.x), b.row(blockIdx.x), a.n, int(threadIdx.x), k_threads);
-    const CosineSums sums  = sum_of_block(share);
+template <Pair pair> __global__ void __launch_bounds__(k_threads) cosine_of_rows(Rows a, Rows b, float * cosines) {
+    const CosineSums share =
+        share_of_cosine<pair>(a.row(blockIdx.x), b.row(blockIdx.x), a.n, int(threadIdx.x), k_threads);
+    const CosineSums sums = sum_of_block(share);
     if (threadIdx.x == 0) {
         cosines[blockIdx.x] = sums.cosine();
     }
@@ -115,7 +115,8 @@ public:
         FFNSKIP_CUDA_CHECK(cudaFreeHost(host_));
         host_ = nullptr;
         n_    = 0;
-        FFNSKIP_CUDA_CHECK(cudaHostAlloc(reinterpret_cast<void **>(&host_), size_t(n) * sizeof(T), cudaHostAllocMapped));
+        FFNSKIP_CUDA_CHECK(
+            cudaHostAlloc(reinterpret_cast<void **>(&host_), size_t(n) * sizeof(T), cudaHostAllocMapped));
         FFNSKIP_CUDA_CHECK(cudaHostGetDevicePointer(reinterpret_cast<void **>(&device_), host_, 0));
         n_ = n;
     }

@@ -18,7 +18,8 @@ FFNSKIP_HOST_DEVICE inline bool in_fours(const void * a, const void * b) {
 
 // The sums of every n_threads-th group of elements of a row, from group t on.
 template <Pair pair>
-FFNSKIP_HOST_DEVICE inline CosineSums share_of_cosine(const float * a, const float * b, int64_t n, int t, int n_threads) {
+FFNSKIP_HOST_DEVICE inline CosineSums share_of_cosine(const float * a, const float * b, int64_t n, int t,
+                                                      int n_threads) {
     CosineSums sums;
     const auto add = [&](float a_i, float b_i) {
         float x, y;

@@ -13,9 +13,23 @@ namespace {
 
 // Options of llama-cli that have nothing to do with skipping.
 constexpr const char * k_elsewhere[] = {
-    "--mirostat",  "--mirostat-lr", "--mirostat-ent",        "--typical",            "--typical-p",   "--dry-multiplier",
-    "--dry-base",  "--numa",        "--dry-allowed-length",  "--dry-penalty-last-n", "--lora-scaled", "--mlock",
-    "--no-mmap",   "-sp",           "--special",             "-co",                  "--color",
+    "--mirostat",
+    "--mirostat-lr",
+    "--mirostat-ent",
+    "--typical",
+    "--typical-p",
+    "--dry-multiplier",
+    "--dry-base",
+    "--numa",
+    "--dry-allowed-length",
+    "--dry-penalty-last-n",
+    "--lora-scaled",
+    "--mlock",
+    "--no-mmap",
+    "-sp",
+    "--special",
+    "-co",
+    "--color",
 };
 
 // Calls `visit` with every name and its option.
@@ -163,7 +177,8 @@ std::string help_text() {
         "usage: ffnskip-main [options]\n\n"
         "Generates text from a GGUF model and leaves out the feed-forward (FFN) blocks that a token does not need\n"
         "(FFN-SkipLLM, arXiv:2404.03865). Ctrl-C stops the answer, twice leaves. In a chat, /exit or Ctrl-D leaves,\n"
-        "and a line that ends in \\ goes on in the next. \"ffnskip run -- llama-cli\" has every other option of llama-cli.\n";
+        "and a line that ends in \\ goes on in the next. \"ffnskip run -- llama-cli\" has every other option of "
+        "llama-cli.\n";
     for (const Section & section : sections()) {
         text += "\n" + std::string(section.title) + ":\n";
         for (const Option & option : section.options) {

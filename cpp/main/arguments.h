@@ -17,8 +17,8 @@ struct Arguments {
     bool verbose = false;
 
     // model
-    std::string              model;  // empty: the demo model
-    std::vector<std::string> loras;  // files of adapters
+    std::string              model;         // empty: the demo model
+    std::vector<std::string> loras;         // files of adapters
     std::optional<int32_t>   n_gpu_layers;  // negative: all
 
     // context

@@ -76,8 +76,7 @@ std::string own_beginning(const std::string & rendered, const std::string & bos)
 }  // namespace
 
 Chat::Chat(const Model & model, const Arguments & args)
-    : bos_(model.piece(llama_vocab_bos(model.vocab()), true)),
-      eos_(model.piece(llama_vocab_eos(model.vocab()), true)),
+    : bos_(model.piece(llama_vocab_bos(model.vocab()), true)), eos_(model.piece(llama_vocab_eos(model.vocab()), true)),
       template_(args.chat_template.empty() ? own_template(model) : args.chat_template) {
     if (args.system_prompt) {
         messages_.push_back({ "system", *args.system_prompt });
@@ -106,10 +105,12 @@ Chat::Chat(const Model & model, const Arguments & args)
         }
     } catch (const TemplateError & error) {
         if (!recognised(template_)) {
-            throw BadInput(what + " can't be rendered: " + error.what() + "; name one with --chat-template, or give "
+            throw BadInput(what + " can't be rendered: " + error.what() +
+                           "; name one with --chat-template, or give "
                            "--no-conversation");
         }
-        notes_.push_back(what + " can't be rendered as it stands: " + error.what() + "; libllama's rendering of such "
+        notes_.push_back(what + " can't be rendered as it stands: " + error.what() +
+                         "; libllama's rendering of such "
                          "templates is used");
     }
 }

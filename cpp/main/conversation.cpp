@@ -17,12 +17,12 @@ std::string room_needed(const Session & session, size_t n_tokens, int32_t n_free
 // What the context lacks for the answer to `message`; nullopt, after a note, where it has no room for that. Throws
 // BadInput for a message that can't be passed on, or is too long to begin with.
 std::optional<Tokens> next_tokens(Engine & engine, Chat & chat, const std::string & message, Tokens missing) {
-    Session &  session = engine.session;
-    const bool begins  = session.n_used() == 0;
-    const Turn turn    = chat.ask(message);
-    Tokens     tokens  = turn.from_start ? Tokens() : std::move(missing);
-    const Tokens rest  = turn.from_start ? chat.tokenize_beginning(engine.model, turn.text) :
-                                           engine.model.tokenize(turn.text, false);
+    Session &    session = engine.session;
+    const bool   begins  = session.n_used() == 0;
+    const Turn   turn    = chat.ask(message);
+    Tokens       tokens  = turn.from_start ? Tokens() : std::move(missing);
+    const Tokens rest =
+        turn.from_start ? chat.tokenize_beginning(engine.model, turn.text) : engine.model.tokenize(turn.text, false);
     tokens.insert(tokens.end(), rest.begin(), rest.end());
 
     const int32_t n_free = session.n_ctx() - (turn.from_start ? 0 : session.n_used());
@@ -50,7 +50,8 @@ std::string text_of(const Model & model, const Tokens & tokens) {
 }
 
 // Answers one message; `missing` is what the context lacks of the answer before it.
-Ending answer(Engine & engine, Chat & chat, const Tokens & tokens, const Limits & limits, Output & output, Tokens & missing) {
+Ending answer(Engine & engine, Chat & chat, const Tokens & tokens, const Limits & limits, Output & output,
+              Tokens & missing) {
     engine.sampler.reset();
     const Generation made = generate(engine, tokens, limits, output);
     chat.answered(text_of(engine.model, made.tokens));

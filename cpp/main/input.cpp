@@ -52,7 +52,7 @@ std::optional<std::string> Messages::next() {
         }
         if (!line->empty() && line->back() == '\\') {
             message += line->substr(0, line->size() - 1) + "\n";
-        } else if (message += *line; !message.empty()) {
+        } else if (message += * line; !message.empty()) {
             return message;
         }
     }

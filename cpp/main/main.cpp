@@ -94,8 +94,8 @@ Tokens prompt_tokens(const Model & model, std::optional<Chat> & chat, const std:
 
 // No more than can be used, where no option says: libllama writes to all of the context at the start.
 int32_t context_size(const Model & model, const Arguments & args, size_t n_prompt, int32_t n_predict) {
-    const int64_t n_train = llama_model_n_ctx_train(model.get());
-    const int64_t needed  = int64_t(n_prompt) + (n_predict >= 0 ? n_predict : k_room);
+    const int64_t n_train       = llama_model_n_ctx_train(model.get());
+    const int64_t needed        = int64_t(n_prompt) + (n_predict >= 0 ? n_predict : k_room);
     const int64_t default_n_ctx = n_train > 0 ? std::min(n_train, needed) : needed;
     return int32_t(std::max<int64_t>(1, args.n_ctx && *args.n_ctx == 0 ? n_train : args.n_ctx.value_or(default_n_ctx)));
 }
@@ -186,8 +186,8 @@ int run(int argc, char ** argv) {
     Sampler             sampler(model, args);
     std::optional<Chat> chat      = begin_chat(model, args);
     const bool          converses = chat && !args.compare;
-    const Tokens        tokens    = converses ? model.tokenize(prompt.value_or(""), true) :
-                                                prompt_tokens(model, chat, prompt.value_or(""));
+    const Tokens        tokens =
+        converses ? model.tokenize(prompt.value_or(""), true) : prompt_tokens(model, chat, prompt.value_or(""));
     Session session(model, args, context_size(model, args, tokens.size(), converses ? -1 : args.n_predict), false);
     require_room(session, tokens.size());
     explain_aborts("--model '" + model.path() + "'", 1);
@@ -200,8 +200,8 @@ int run(int argc, char ** argv) {
     if (converses) {
         ending = converse(engine, *chat, args, prompt, output);
     } else {
-        ending = args.compare ? compare(engine, args, tokens, output) :
-                                complete(engine, args, prompt.value_or(""), tokens, output);
+        ending = args.compare ? compare(engine, args, tokens, output)
+                              : complete(engine, args, prompt.value_or(""), tokens, output);
     }
     if (ending == Ending::context_full) {
         note("context full (n_ctx = " + std::to_string(session.n_ctx()) + ")");
@@ -211,8 +211,7 @@ int run(int argc, char ** argv) {
     if (!args.trace.empty()) {
         write_trace(args.trace, session.controller()->stop_trace(), session.generated(), model);
     }
-    const std::optional<uint32_t> seed =
-        args.is_random() ? std::optional<uint32_t>(args.seed) : std::nullopt;
+    const std::optional<uint32_t> seed = args.is_random() ? std::optional<uint32_t>(args.seed) : std::nullopt;
     print_summary(session, seed, load_ms, ms_since(start));
     if (args.stats) {
         print_layers(session);

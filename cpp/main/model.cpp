@@ -16,8 +16,8 @@ namespace {
 
 // Whether libllama puts a token after a text.
 bool adds_at_end(const llama_vocab * vocab) {
-    return llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_WPM ? llama_vocab_get_add_sep(vocab) :
-                                                             llama_vocab_get_add_eos(vocab);
+    return llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_WPM ? llama_vocab_get_add_sep(vocab)
+                                                           : llama_vocab_get_add_eos(vocab);
 }
 
 // libllama aborts the process, or decodes nonsense, for models that don't generate text token by token.
@@ -82,8 +82,7 @@ Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() :
 void Model::apply_adapters(llama_context * context) const {
     std::vector<llama_adapter_lora *> adapters = adapters_;
     std::vector<float>                scales(adapters.size(), 1.0f);
-    if (!adapters.empty() &&
-        llama_set_adapters_lora(context, adapters.data(), adapters.size(), scales.data()) != 0) {
+    if (!adapters.empty() && llama_set_adapters_lora(context, adapters.data(), adapters.size(), scales.data()) != 0) {
         throw std::runtime_error("the LoRA adapters can't be applied: " + take_error());
     }
 }

@@ -85,19 +85,19 @@ std::string to_text(V value) {
 
 // ---- setters ----
 
-Set flag(bool Arguments::*to, bool value = true) {
+Set flag(bool Arguments::* to, bool value = true) {
     return [=](A a, V) { a.*to = value; };
 }
 
-template <typename To> Set integer(To Arguments::*to, int32_t low, int32_t high = k_max) {
+template <typename To> Set integer(To Arguments::* to, int32_t low, int32_t high = k_max) {
     return [=](A a, V v) { a.*to = to_int(v, low, high); };
 }
 
-Set number(float Arguments::*to, float low, float high = k_unbounded) {
+Set number(float Arguments::* to, float low, float high = k_unbounded) {
     return [=](A a, V v) { a.*to = to_float(v, low, high); };
 }
 
-Set text(std::string Arguments::*to) {
+Set text(std::string Arguments::* to) {
     return [=](A a, V v) { a.*to = to_text(v); };
 }
 
@@ -166,76 +166,126 @@ const std::vector<Option> k_general = {
 const std::vector<Option> k_model = {
     { { "-m", "--model" }, "FILE", "GGUF file (default: the demo model)", text(&Arguments::model) },
     { { "--lora" }, "FILE", "LoRA adapter; may be repeated", add_lora },
-    { { "-ngl", "--gpu-layers", "--n-gpu-layers" }, "N", "layers on the GPU: a number, auto or all (default: auto)",
+    { { "-ngl", "--gpu-layers", "--n-gpu-layers" },
+      "N",
+      "layers on the GPU: a number, auto or all (default: auto)",
       [](A a, V v) { a.n_gpu_layers = v == "auto" || v == "all" ? -1 : to_int(v, -1); } },
 };
 
 const std::vector<Option> k_context = {
-    { { "-c", "--ctx-size" }, "N",
-      "tokens of context, 0: the model's (default: the prompt and what -n asks for, without -n and in a chat 4096 more; "
-      "at most the model's)", integer(&Arguments::n_ctx, 0) },
+    { { "-c", "--ctx-size" },
+      "N",
+      "tokens of context, 0: the model's (default: the prompt and what -n asks for, without -n and in a chat 4096 "
+      "more; "
+      "at most the model's)",
+      integer(&Arguments::n_ctx, 0) },
     { { "-b", "--batch-size" }, "N", "prompt tokens decoded at once (default: 2048)", integer(&Arguments::n_batch, 1) },
-    { { "-ub", "--ubatch-size" }, "N", "prompt tokens computed at once (default: 512)", integer(&Arguments::n_ubatch, 1) },
-    { { "-t", "--threads" }, "N", "threads for generation (default: one per core)",
+    { { "-ub", "--ubatch-size" },
+      "N",
+      "prompt tokens computed at once (default: 512)",
+      integer(&Arguments::n_ubatch, 1) },
+    { { "-t", "--threads" },
+      "N",
+      "threads for generation (default: one per core)",
       integer(&Arguments::n_threads, 1, GGML_MAX_N_THREADS) },
-    { { "-tb", "--threads-batch" }, "N", "threads for the prompt (default: as --threads)",
+    { { "-tb", "--threads-batch" },
+      "N",
+      "threads for the prompt (default: as --threads)",
       integer(&Arguments::n_threads_batch, 1, GGML_MAX_N_THREADS) },
     { { "-fa", "--flash-attn" }, "[on|off|auto]", "flash attention (default: auto)", set_flash_attn },
-    { { "-ctk", "--cache-type-k" }, "TYPE", "type of the cached keys (default: f16)",
+    { { "-ctk", "--cache-type-k" },
+      "TYPE",
+      "type of the cached keys (default: f16)",
       [](A a, V v) { a.type_k = to_cache_type(v); } },
-    { { "-ctv", "--cache-type-v" }, "TYPE", "type of the cached values (default: f16)",
+    { { "-ctv", "--cache-type-v" },
+      "TYPE",
+      "type of the cached values (default: f16)",
       [](A a, V v) { a.type_v = to_cache_type(v); } },
 };
 
 const std::vector<Option> k_text = {
-    { { "-p", "--prompt" }, "TEXT", "the prompt; in a chat the first message (default: what is piped in)",
+    { { "-p", "--prompt" },
+      "TEXT",
+      "the prompt; in a chat the first message (default: what is piped in)",
       [](A a, V v) { a.prompt = v, a.prompt_file.reset(); } },
     { { "-f", "--file" }, "FILE", "file with the prompt", set_prompt_file },
-    { { "-e", "--escape" }, nullptr, "\\n, \\t and the like stand for what they name (default)", flag(&Arguments::escape) },
+    { { "-e", "--escape" },
+      nullptr,
+      "\\n, \\t and the like stand for what they name (default)",
+      flag(&Arguments::escape) },
     { { "--no-escape" }, nullptr, "they stand for themselves", flag(&Arguments::escape, false) },
-    { { "-n", "--predict", "--n-predict" }, "N",
+    { { "-n", "--predict", "--n-predict" },
+      "N",
       "tokens to generate; -1 and -2: until the text ends or the context is full (default: -1)",
       integer(&Arguments::n_predict, -2) },
     { { "--ignore-eos" }, nullptr, "never end the text", flag(&Arguments::ignore_eos) },
-    { { "-r", "--reverse-prompt" }, "TEXT", "stop after this text; may be repeated",
+    { { "-r", "--reverse-prompt" },
+      "TEXT",
+      "stop after this text; may be repeated",
       [](A a, V v) { a.reverse_prompts.push_back(to_text(v)); } },
     { { "--no-display-prompt" }, nullptr, "print only what is generated", flag(&Arguments::display_prompt, false) },
 };
 
 const std::vector<Option> k_chat = {
-    { { "-cnv", "--conversation" }, nullptr, "chat (default: on a terminal, where the model has a chat template)",
-      [](A a, V) { a.conversation = true; } },
-    { { "-no-cnv", "--no-conversation" }, nullptr, "complete the prompt as it is", [](A a, V) { a.conversation = false; } },
+    { { "-cnv", "--conversation" },
+      nullptr,
+      "chat (default: on a terminal, where the model has a chat template)",
+      [](A a, V) { a.conversation    = true; } },
+    { { "-no-cnv", "--no-conversation" },
+      nullptr,
+      "complete the prompt as it is",
+      [](A a, V) { a.conversation    = false; } },
     { { "-st", "--single-turn" }, nullptr, "chat for one answer", flag(&Arguments::single_turn) },
-    { { "-sys", "--system-prompt" }, "TEXT", "system message (default: what the chat template says without one)",
+    { { "-sys", "--system-prompt" },
+      "TEXT",
+      "system message (default: what the chat template says without one)",
       [](A a, V v) { a.system_prompt = v; } },
-    { { "--chat-template" }, "NAME|TEMPLATE", "in place of the model's; a template, or the name of one that libllama knows",
+    { { "--chat-template" },
+      "NAME|TEMPLATE",
+      "in place of the model's; a template, or the name of one that libllama knows",
       text(&Arguments::chat_template) },
     { { "--jinja" }, nullptr, "accepted: chat templates are rendered as they stand", [](A, V) {} },
-    { { "--reuse" }, "all|full",
+    { { "--reuse" },
+      "all|full",
       "what answers that skipped have left in the context is used as it is for the next one, or computed again in full "
       "first (default: all)",
       [](A a, V v) { dashed([&] { a.reuse = ffnskip::reuse_from_name(v); }); } },
 };
 
 const std::vector<Option> k_sampling = {
-    { { "-s", "--seed" }, "N", "seed, -1: random (default: -1)",
-      [](A a, V v) { a.seed = uint32_t(to_int(v, -1, std::numeric_limits<uint32_t>::max())); } },
+    { { "-s", "--seed" },
+      "N",
+      "seed, -1: random (default: -1)",
+      [](A a, V v) { a.seed           = uint32_t(to_int(v, -1, std::numeric_limits<uint32_t>::max())); } },
     { { "--temp", "--temperature" }, "T", "temperature, 0: greedy (default: 0.8)", number(&Arguments::temp, 0.0f) },
     { { "--top-k" }, "K", "the K most probable tokens, 0: all (default: 40)", integer(&Arguments::top_k, -1) },
-    { { "--top-p" }, "P", "the most probable tokens up to P in sum, 1: all (default: 0.95)",
+    { { "--top-p" },
+      "P",
+      "the most probable tokens up to P in sum, 1: all (default: 0.95)",
       number(&Arguments::top_p, 0.0f, 1.0f) },
-    { { "--min-p" }, "P", "tokens at least P times as probable as the best, 0: all (default: 0.05)",
+    { { "--min-p" },
+      "P",
+      "tokens at least P times as probable as the best, 0: all (default: 0.05)",
       number(&Arguments::min_p, 0.0f, 1.0f) },
-    { { "--repeat-last-n" }, "N", "tokens that the three penalties look back on, 0: none (default: 64)",
+    { { "--repeat-last-n" },
+      "N",
+      "tokens that the three penalties look back on, 0: none (default: 64)",
       integer(&Arguments::repeat_last_n, 0, k_max_last) },
-    { { "--repeat-penalty" }, "X", "divides the logits of repeated tokens, 1: off (default: 1)",
+    { { "--repeat-penalty" },
+      "X",
+      "divides the logits of repeated tokens, 1: off (default: 1)",
       [](A a, V v) { a.repeat_penalty = to_penalty(v); } },
-    { { "--presence-penalty" }, "X", "taken from the logits of tokens that occurred (default: 0)",
+    { { "--presence-penalty" },
+      "X",
+      "taken from the logits of tokens that occurred (default: 0)",
       number(&Arguments::presence_penalty, -k_unbounded) },
-    { { "--frequency-penalty" }, "X", "taken for every time a token occurred (default: 0)",
+    { { "--frequency-penalty" },
+      "X",
+      "taken for every time a token occurred (default: 0)",
       number(&Arguments::frequency_penalty, -k_unbounded) },
-    { { "--grammar" }, "GBNF", "grammar that the text follows",
+    { { "--grammar" },
+      "GBNF",
+      "grammar that the text follows",
       [](A a, V v) { a.grammar = to_text(v), a.grammar_source = "--grammar"; } },
     { { "--grammar-file" }, "FILE", "file with the grammar", set_grammar_file },
 };
@@ -243,24 +293,27 @@ const std::vector<Option> k_sampling = {
 const std::vector<Option> k_reports = {
     { { "--stats" }, nullptr, "print what was skipped in each layer", flag(&Arguments::stats) },
     { { "--trace" }, "FILE.csv", "write similarity and skipped blocks of every token", text(&Arguments::trace) },
-    { { "--compare" }, nullptr,
+    { { "--compare" },
+      nullptr,
       "generate with and without skipping, token by token in turn; print both texts, the speed-up and its spread",
       flag(&Arguments::compare) },
 };
 
 const std::vector<Option> k_profile = {
-    { { "--profile" }, "FILE",
+    { { "--profile" },
+      "FILE",
       "skip profile (default: the one beside or in the model, unless a skip option is given; without one nothing is "
-      "skipped); skip options after it change single values", set_profile },
+      "skipped); skip options after it change single values",
+      set_profile },
 };
 
 }  // namespace
 
 const std::vector<Section> & sections() {
     static const std::vector<Section> all = {
-        { "general", k_general },   { "model", k_model },     { "context", k_context }, { "text", k_text },
-        { "chat", k_chat },         { "sampling", k_sampling }, { "profile", k_profile }, { "reports", k_reports },
-        { "skipping", skip_options() },
+        { "general", k_general }, { "model", k_model },     { "context", k_context },
+        { "text", k_text },       { "chat", k_chat },       { "sampling", k_sampling },
+        { "profile", k_profile }, { "reports", k_reports }, { "skipping", skip_options() },
     };
     return all;
 }

@@ -15,9 +15,9 @@ struct Wanted {
 };
 
 struct Option {
-    std::vector<std::string> names;
-    const char *             value;  // placeholder of its value; null for a switch
-    std::string              help;
+    std::vector<std::string>                                    names;
+    const char *                                                value;  // placeholder of its value; null for a switch
+    std::string                                                 help;
     std::function<void(Arguments &, const std::string & value)> set;
 };
 

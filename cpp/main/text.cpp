@@ -27,13 +27,14 @@ size_t character_length(unsigned char lead) {
 // Bytes of the character at the beginning of `text`; 0 if it is none, or an unfinished one.
 size_t valid_character(std::string_view text) {
     const size_t length = character_length(static_cast<unsigned char>(text[0]));
-    if (length == 0 || length > text.size() || !std::all_of(text.begin() + 1, text.begin() + long(length), is_continuation)) {
+    if (length == 0 || length > text.size() ||
+        !std::all_of(text.begin() + 1, text.begin() + long(length), is_continuation)) {
         return 0;
     }
     // Shorter forms of the same character, surrogates and what lies above U+10FFFF show in two bytes (RFC 3629).
     const unsigned two = static_cast<unsigned char>(text[0]) << 8 | static_cast<unsigned char>(text[length > 1]);
     const bool     bad = (two >= 0xE080 && two < 0xE0A0) || (two >= 0xEDA0 && two < 0xEDC0) ||
-                     (two >= 0xF080 && two < 0xF090) || (two >= 0xF490 && two < 0xF4C0);
+                         (two >= 0xF080 && two < 0xF090) || (two >= 0xF490 && two < 0xF4C0);
     return bad ? 0 : length;
 }
 
@@ -96,7 +97,9 @@ std::optional<char> escaped(char name) {
 }
 
 std::string unescape(std::string_view text) {
-    const auto  is_hex = [&](size_t at) { return at < text.size() && std::isxdigit(static_cast<unsigned char>(text[at])); };
+    const auto is_hex = [&](size_t at) {
+        return at < text.size() && std::isxdigit(static_cast<unsigned char>(text[at]));
+    };
     std::string out;
     for (size_t i = 0; i < text.size(); ++i) {
         if (text[i] != '\\' || i + 1 == text.size()) {

@@ -55,7 +55,7 @@ std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piec
 }  // namespace
 
 void require_trace_file(const std::string & path, const std::vector<std::string> & inputs) {
-    namespace fs = std::filesystem;
+    namespace fs           = std::filesystem;
     const std::string what = "--trace: '" + path + "'";
     std::error_code   none;
     if (fs::is_directory(path, none)) {

@@ -25,10 +25,18 @@ public:
         added.embedded = token == LLAMA_TOKEN_NULL;
     }
 
-    void share(int32_t row, llama_seq_id seq) { with(row, [=](Row & r) { r.seqs.push_back(seq); }); }
-    void embed(int32_t row) { with(row, [](Row & r) { r.embedded = true; }); }
-    void place(int32_t row, llama_pos pos) { with(row, [=](Row & r) { r.pos = pos; }); }
-    void output(int32_t row, bool output) { with(row, [=](Row & r) { r.output = int8_t(output); }); }
+    void share(int32_t row, llama_seq_id seq) {
+        with(row, [=](Row & r) { r.seqs.push_back(seq); });
+    }
+    void embed(int32_t row) {
+        with(row, [](Row & r) { r.embedded = true; });
+    }
+    void place(int32_t row, llama_pos pos) {
+        with(row, [=](Row & r) { r.pos = pos; });
+    }
+    void output(int32_t row, bool output) {
+        with(row, [=](Row & r) { r.output = int8_t(output); });
+    }
 
     // Valid until the next change. Without token ids if any row is an embedding: such a batch is a prompt.
     llama_batch view() {
@@ -47,7 +55,12 @@ public:
             outputs_[i]   = row.output;
             tokens_only   = tokens_only && !row.embedded;
         }
-        return { n_, tokens_only ? tokens_.data() : nullptr, nullptr, positions_.data(), counts_.data(), sequences_.data(),
+        return { n_,
+                 tokens_only ? tokens_.data() : nullptr,
+                 nullptr,
+                 positions_.data(),
+                 counts_.data(),
+                 sequences_.data(),
                  outputs_.data() };
     }
 

@@ -21,10 +21,10 @@ struct Hooks {
     // Before and after a context is made. attach() may change `params`; its result is null where the context is left
     // alone, and goes to created(), with a null `ctx` if there is none.
     void * (*attach)(const llama_model * model, llama_context_params * params);
-    void   (*created)(void * attached, llama_context * ctx);
+    void (*created)(void * attached, llama_context * ctx);
     // Before and after a context is freed.
     void * (*freeing)(llama_context * ctx);
-    void   (*freed)(void * detached);
+    void (*freed)(void * detached);
 
     int32_t (*decode)(llama_context * ctx, const llama_batch * batch, Run run, void * call);
 

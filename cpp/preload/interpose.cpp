@@ -23,7 +23,11 @@ template <typename Function> Function * original(Function *, const char * name) 
 }
 
 // The function that this one stands before; looked up once.
-#define ORIGINAL(name) ([] { static const auto found = original(&name, #name); return found; }())
+#define ORIGINAL(name)                                    \
+    ([] {                                                 \
+        static const auto found = original(&name, #name); \
+        return found;                                     \
+    }())
 
 // One that does `before` first, and one that notes what llama.cpp's did to a batch.
 #define FFNSKIP_BEFORE(before, Result, name, parameters, arguments) \
@@ -31,9 +35,10 @@ template <typename Function> Function * original(Function *, const char * name) 
         before;                                                     \
         return ORIGINAL(name) arguments;                            \
     }
-#define FFNSKIP_NOTED(Result, name, parameters, arguments, change)                                                        \
-    FFNSKIP_INTERPOSED Result name parameters {                                                                           \
-        return noted(ORIGINAL(name) arguments, batch, [&](BatchRows & rows, [[maybe_unused]] Result result) { change; }); \
+#define FFNSKIP_NOTED(Result, name, parameters, arguments, change)                       \
+    FFNSKIP_INTERPOSED Result name parameters {                                          \
+        return noted(ORIGINAL(name) arguments, batch,                                    \
+                     [&](BatchRows & rows, [[maybe_unused]] Result result) { change; }); \
     }
 
 template <typename Call> int32_t run(void * call) {
@@ -111,7 +116,8 @@ FFNSKIP_INTERPOSED llama_model * llama_model_load_from_file(const char * path, l
     return noted(ORIGINAL(llama_model_load_from_file)(path, params), path);
 }
 
-FFNSKIP_INTERPOSED llama_model * llama_model_load_from_splits(const char ** paths, size_t n, llama_model_params params) {
+FFNSKIP_INTERPOSED llama_model * llama_model_load_from_splits(const char ** paths, size_t n,
+                                                              llama_model_params params) {
     begin_late();
     return noted(ORIGINAL(llama_model_load_from_splits)(paths, n, params), n > 0 ? paths[0] : "");
 }
@@ -179,7 +185,7 @@ FFNSKIP_INTERPOSED int32_t llama_process(llama_context * ctx, llama_process_type
 FFNSKIP_BEFORE(read_outputs(ctx), float *, llama_get_logits, (llama_context * ctx), (ctx))
 FFNSKIP_BEFORE(read_outputs(ctx), float *, llama_get_logits_ith, (llama_context * ctx, int32_t i), (ctx, i))
 FFNSKIP_BEFORE(read_outputs(ctx), llama_token, llama_sampler_sample,
-    (llama_sampler * sampler, llama_context * ctx, int32_t i), (sampler, ctx, i))
+               (llama_sampler * sampler, llama_context * ctx, int32_t i), (sampler, ctx, i))
 FFNSKIP_BEFORE(read_outputs(ctx), llama_token, llama_get_sampled_token_ith, (llama_context * ctx, int32_t i), (ctx, i))
 FFNSKIP_BEFORE(read_outputs(ctx), float *, llama_get_sampled_probs_ith, (llama_context * ctx, int32_t i), (ctx, i))
 FFNSKIP_BEFORE(read_outputs(ctx), float *, llama_get_sampled_logits_ith, (llama_context * ctx, int32_t i), (ctx, i))
@@ -202,23 +208,23 @@ FFNSKIP_INTERPOSED void llama_batch_ext_free(llama_batch_ext * batch) {
 }
 
 FFNSKIP_NOTED(int32_t, llama_batch_ext_add, (llama_batch_ext * batch, llama_seq_id seq), (batch, seq),
-    rows.add(result, seq, LLAMA_TOKEN_NULL))
+              rows.add(result, seq, LLAMA_TOKEN_NULL))
 FFNSKIP_NOTED(int32_t, llama_batch_ext_add_token, (llama_batch_ext * batch, llama_seq_id seq, llama_token token),
-    (batch, seq, token), rows.add(result, seq, token))
+              (batch, seq, token), rows.add(result, seq, token))
 FFNSKIP_NOTED(int32_t, llama_batch_ext_add_embd, (llama_batch_ext * batch, llama_seq_id seq, llama_embd embd),
-    (batch, seq, embd), rows.add(result, seq, LLAMA_TOKEN_NULL))
+              (batch, seq, embd), rows.add(result, seq, LLAMA_TOKEN_NULL))
 FFNSKIP_NOTED(bool, llama_batch_ext_add_seq, (llama_batch_ext * batch, int32_t row, llama_seq_id seq),
-    (batch, row, seq), rows.share(row, seq))
+              (batch, row, seq), rows.share(row, seq))
 FFNSKIP_NOTED(bool, llama_batch_ext_set_embd_token, (llama_batch_ext * batch, int32_t row, llama_embd embd),
-    (batch, row, embd), rows.embed(row))
+              (batch, row, embd), rows.embed(row))
 FFNSKIP_NOTED(bool, llama_batch_ext_set_embd_state, (llama_batch_ext * batch, int32_t row, llama_embd embd),
-    (batch, row, embd), rows.embed(row))
+              (batch, row, embd), rows.embed(row))
 FFNSKIP_NOTED(bool, llama_batch_ext_set_output_embd, (llama_batch_ext * batch, int32_t row, bool value),
-    (batch, row, value), rows.output(row, value))
+              (batch, row, value), rows.output(row, value))
 FFNSKIP_NOTED(bool, llama_batch_ext_set_output_logits, (llama_batch_ext * batch, int32_t row, bool value),
-    (batch, row, value), rows.output(row, value))
+              (batch, row, value), rows.output(row, value))
 FFNSKIP_NOTED(bool, llama_batch_ext_set_pos, (llama_batch_ext * batch, int32_t row, const llama_pos * pos),
-    (batch, row, pos), rows.place(row, pos[0]))
+              (batch, row, pos), rows.place(row, pos[0]))
 
 #endif  // FFNSKIP_HAVE_PROCESS
 
@@ -241,15 +247,16 @@ FFNSKIP_INTERPOSED void llama_memory_seq_add(llama_memory_t memory, llama_seq_id
 }
 
 FFNSKIP_BEFORE(replaced(ctx, -1), size_t, llama_state_set_data,
-    (llama_context * ctx, const uint8_t * data, size_t size), (ctx, data, size))
+               (llama_context * ctx, const uint8_t * data, size_t size), (ctx, data, size))
 FFNSKIP_BEFORE(replaced(ctx, -1), bool, llama_state_load_file,
-    (llama_context * ctx, const char * path, llama_token * tokens, size_t capacity, size_t * count),
-    (ctx, path, tokens, capacity, count))
+               (llama_context * ctx, const char * path, llama_token * tokens, size_t capacity, size_t * count),
+               (ctx, path, tokens, capacity, count))
 FFNSKIP_BEFORE(replaced(ctx, seq), size_t, llama_state_seq_set_data,
-    (llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq), (ctx, data, size, seq))
+               (llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq), (ctx, data, size, seq))
 FFNSKIP_BEFORE(replaced(ctx, seq), size_t, llama_state_seq_set_data_ext,
-    (llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq, llama_state_seq_flags flags),
-    (ctx, data, size, seq, flags))
+               (llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq, llama_state_seq_flags flags),
+               (ctx, data, size, seq, flags))
 FFNSKIP_BEFORE(replaced(ctx, seq), size_t, llama_state_seq_load_file,
-    (llama_context * ctx, const char * path, llama_seq_id seq, llama_token * tokens, size_t capacity, size_t * count),
-    (ctx, path, seq, tokens, capacity, count))
+               (llama_context * ctx, const char * path, llama_seq_id seq, llama_token * tokens, size_t capacity,
+                size_t * count),
+               (ctx, path, seq, tokens, capacity, count))

@@ -1,6 +1,6 @@
 // Skipping for every context of a program that knows nothing of it: one Controller each, set up from the environment.
-#include "ffnskip/ffnskip.h"
 #include "environment.h"
+#include "ffnskip/ffnskip.h"
 #include "gguf_magic.h"
 #include "hooks.h"
 #include "output_file.h"
@@ -28,25 +28,25 @@ struct Context {
         unknown,  // not probed yet
         probing,  // the controller decodes, and that comes by here like any decode of the program's
         skipping,
-        dense,    // skipping was given up; the context still needs the callback's owner
+        dense,  // skipping was given up; the context still needs the callback's owner
     };
 
     Controller             controller;
-    State                  state = State::unknown;
-    bool                   outputs_read = true;  // of the last decode
-    bool                   decoding     = false; // what the controller itself decodes meanwhile comes by here too
-    std::optional<Profile> profile;              // of the model's own, where that is used
+    State                  state        = State::unknown;
+    bool                   outputs_read = true;   // of the last decode
+    bool                   decoding     = false;  // what the controller itself decodes meanwhile comes by here too
+    std::optional<Profile> profile;               // of the model's own, where that is used
 };
 
 // Of the process. Contexts are decoded without its lock: each belongs to one thread at a time.
 struct Overlay {
-    std::mutex                                                     mutex;
-    Environment                                                    given;
-    std::unordered_map<const llama_model *, std::string>           paths;
-    std::unordered_map<llama_context *, std::unique_ptr<Context>>  contexts;
-    std::unordered_map<llama_memory_t, Context *>                  by_memory;
-    std::unordered_set<std::string>                                said;  // messages that are not to be repeated
-    Stats                                                          freed;  // of contexts that are gone
+    std::mutex                                                    mutex;
+    Environment                                                   given;
+    std::unordered_map<const llama_model *, std::string>          paths;
+    std::unordered_map<llama_context *, std::unique_ptr<Context>> contexts;
+    std::unordered_map<llama_memory_t, Context *>                 by_memory;
+    std::unordered_set<std::string>                               said;   // messages that are not to be repeated
+    Stats                                                         freed;  // of contexts that are gone
 };
 
 // Never destroyed: programs free contexts as late as in destructors of their own.
@@ -163,8 +163,9 @@ bool find_settings(Context & context, const llama_model * model) {
         return false;
     }
     if (!context.profile) {
-        const std::string why = "no skip profile for this model: nothing is skipped; \"ffnskip calibrate MODEL --text FILE\" "
-                                "makes one, \"ffnskip try MODEL\" says what skipping would cost";
+        const std::string why =
+            "no skip profile for this model: nothing is skipped; \"ffnskip calibrate MODEL --text FILE\" "
+            "makes one, \"ffnskip try MODEL\" says what skipping would cost";
         stop_if_strict(why);
         say_once(why);
     }
@@ -320,7 +321,7 @@ void report() {
     }
 }
 
-constexpr Hooks k_hooks = { model_loaded, model_freeing, attach, created, freeing, freed,
+constexpr Hooks k_hooks = { model_loaded, model_freeing, attach, created, freeing,  freed,
                             decode,       outputs_read,  copied, shifted, replaced, report };
 
 }  // namespace

@@ -34,7 +34,7 @@ bool is_stderr_seen() {
 
 // ggml's own function, for a caller that may have opened its ggml where nobody else finds it.
 template <typename Function> Function * of_ggml(Function *, const char * name, void * caller) {
-    void * found = dlsym(RTLD_NEXT, name);
+    void *  found = dlsym(RTLD_NEXT, name);
     Dl_info library{};
     if (found == nullptr && dladdr(caller, &library) != 0) {
         void * const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
@@ -53,7 +53,8 @@ bool is_of_libllama(void * address) {
         return false;
     }
     void * const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-    return handle != nullptr && dladdr(dlsym(handle, "llama_decode"), &decode) != 0 && decode.dli_fbase == library.dli_fbase;
+    return handle != nullptr && dladdr(dlsym(handle, "llama_decode"), &decode) != 0 &&
+           decode.dli_fbase == library.dli_fbase;
 }
 
 }  // namespace
@@ -61,7 +62,8 @@ bool is_of_libllama(void * address) {
 void say_past() {
     if (!g_said.exchange(true) && !is_ffnskip_cpp_loaded()) {
         say("the program opened libllama by itself, where it can't be reached; nothing is skipped%s. In Python, use "
-            "ffnskip_cpp.Llama in place of llama_cpp.Llama", strict() ? "; stopped (--strict)" : "");
+            "ffnskip_cpp.Llama in place of llama_cpp.Llama",
+            strict() ? "; stopped (--strict)" : "");
         if (strict()) {
             stop();
         }

@@ -28,7 +28,7 @@ namespace {
 
 const char * version_of(const char * function) {
     void * found = find(function);
-    return found == nullptr ? "unknown" : reinterpret_cast<const char * (*) ()>(found)();
+    return found == nullptr ? "unknown" : reinterpret_cast<const char * (*)()>(found)();
 }
 
 std::string path_of_this_library() {
@@ -90,7 +90,8 @@ const Hooks * load_overlay() {
 }
 
 std::string versions() {
-    return std::string("built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION "), but the program uses ") +
+    return std::string("built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION
+                       "), but the program uses ") +
            version_of("llama_version") + " (ggml " + version_of("ggml_version") + "); ";
 }
 

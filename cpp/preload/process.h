@@ -9,11 +9,11 @@
 
 namespace ffnskip {
 
-extern const Hooks *     g_hooks;       // null where the program runs dense
-extern bool              g_linked;      // the program, or a library it is linked with, is linked with libllama
-extern std::atomic<bool> g_active;      // some context skips
-extern std::atomic<bool> g_used;        // some context was made through here
-extern std::atomic<bool> g_reached;     // some model was loaded through here
+extern const Hooks *     g_hooks;    // null where the program runs dense
+extern bool              g_linked;   // the program, or a library it is linked with, is linked with libllama
+extern std::atomic<bool> g_active;   // some context skips
+extern std::atomic<bool> g_used;     // some context was made through here
+extern std::atomic<bool> g_reached;  // some model was loaded through here
 
 [[gnu::format(printf, 1, 2)]] void say(const char * format, ...);
 

@@ -50,8 +50,7 @@ py::array_t<bool> bools(const std::vector<uint8_t> & values) {
     return out;
 }
 
-template <typename T>
-T * pointer(uintptr_t address, const char * what) {
+template <typename T> T * pointer(uintptr_t address, const char * what) {
     if (address == 0) {
         throw py::value_error(std::string(what) + ": the address is null; the model is closed");
     }
@@ -69,8 +68,8 @@ template <typename T> T field(py::handle config, const char * name, const char *
     try {
         return value.cast<T>();
     } catch (const py::cast_error &) {
-        const std::string message = std::string(name) + ": " + std::string(py::repr(value)) + " is not " + wanted;
-        constexpr bool is_whole = std::is_integral_v<T> || std::is_same_v<T, std::optional<int>>;
+        const std::string message  = std::string(name) + ": " + std::string(py::repr(value)) + " is not " + wanted;
+        constexpr bool    is_whole = std::is_integral_v<T> || std::is_same_v<T, std::optional<int>>;
         if (is_whole && py::isinstance<py::int_>(value)) {
             throw py::value_error(message);
         }
@@ -125,7 +124,8 @@ llama_context_params attached(Controller & controller) {
 
 const RowKind * row_kinds(const std::optional<std::vector<RowKind>> & kinds, size_t n_tokens) {
     if (kinds && kinds->size() != n_tokens) {
-        throw py::value_error("kinds: " + std::to_string(kinds->size()) + " entries for " + std::to_string(n_tokens) + " tokens");
+        throw py::value_error("kinds: " + std::to_string(kinds->size()) + " entries for " + std::to_string(n_tokens) +
+                              " tokens");
     }
     return kinds ? kinds->data() : nullptr;
 }
@@ -151,8 +151,9 @@ void go_to(Session & session, int32_t position) {
 }
 
 // Tokens of sequence 0 from `position` on, in place of whatever the memory holds from there.
-void decode(Session & session, const Tokens & tokens, int32_t position, const std::optional<std::vector<RowKind>> & kinds) {
-    const RowKind * rows = row_kinds(kinds, tokens.size());
+void decode(Session & session, const Tokens & tokens, int32_t position,
+            const std::optional<std::vector<RowKind>> & kinds) {
+    const RowKind *        rows = row_kinds(kinds, tokens.size());
     py::gil_scoped_release unlocked;
     go_to(session, position);
     if (rows == nullptr) {
@@ -166,8 +167,8 @@ py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_
                                 const std::optional<std::vector<RowKind>> & kinds, const std::vector<int32_t> & rows) {
     const RowKind * kind = row_kinds(kinds, tokens.size());
     require_rows(rows, tokens.size());
-    py::array_t<float> logits({ py::ssize_t(rows.size()), py::ssize_t(session.n_vocab()) });
-    float * to = logits.mutable_data();
+    py::array_t<float>     logits({ py::ssize_t(rows.size()), py::ssize_t(session.n_vocab()) });
+    float *                to = logits.mutable_data();
     py::gil_scoped_release unlocked;
     go_to(session, position);
     forward(session, tokens, kind, rows, to);
@@ -175,7 +176,7 @@ py::array_t<float> forward_rows(Session & session, const Tokens & tokens, int32_
 }
 
 llama_token step(Session & session, uintptr_t sampler_address, llama_token token, int32_t position) {
-    auto * sampler = pointer<llama_sampler>(sampler_address, "step");
+    auto *                 sampler = pointer<llama_sampler>(sampler_address, "step");
     py::gil_scoped_release unlocked;
     go_to(session, position);
     return session.step(sampler, token);
@@ -183,8 +184,8 @@ llama_token step(Session & session, uintptr_t sampler_address, llama_token token
 
 // A llama_batch made elsewhere.
 void decode_batch(Session & session, uintptr_t address, std::optional<bool> generated) {
-    const llama_batch batch = *pointer<llama_batch>(address, "decode_batch");
-    const Fed         fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
+    const llama_batch      batch = *pointer<llama_batch>(address, "decode_batch");
+    const Fed              fed   = !generated ? Fed::recognise : *generated ? Fed::generated : Fed::prompt;
     py::gil_scoped_release unlocked;
     session.decode(batch, fed);
 }
@@ -223,8 +224,11 @@ void require_built_for_llama_cpp() {
     }
     const std::string found = py::str(py::module_::import("llama_cpp").attr("__version__"));
     const std::string built = FFNSKIP_LLAMA_CPP_PYTHON_VERSION;
-    throw py::import_error("ffnskip_cpp was " + mismatch + " (llama-cpp-python " + found + "). Install what it was built for:\n"
-                           "  pip install llama-cpp-python==" + built + "\n"
+    throw py::import_error("ffnskip_cpp was " + mismatch + " (llama-cpp-python " + found +
+                           "). Install what it was built for:\n"
+                           "  pip install llama-cpp-python==" +
+                           built +
+                           "\n"
                            "or build it again for what is there, in the folder of its source:\n"
                            "  pip install --force-reinstall --no-build-isolation --no-deps .");
 }
@@ -238,9 +242,12 @@ void add_profile(py::module_ & m) {
         .def_property_readonly("config", [](const Profile & profile) { return profile.config; });
     m.def("read_profile", &read_profile, py::arg("path"));
     m.def("profile_path", &profile_path, py::arg("model_path"));
-    m.def("find_profile", [](uintptr_t model, const std::string & path) {
-        return find_profile(pointer<llama_model>(model, "find_profile"), path);
-    }, py::arg("model"), py::arg("model_path"));
+    m.def(
+        "find_profile",
+        [](uintptr_t model, const std::string & path) {
+            return find_profile(pointer<llama_model>(model, "find_profile"), path);
+        },
+        py::arg("model"), py::arg("model_path"));
 }
 
 void add_stats(py::module_ & m) {
@@ -252,9 +259,11 @@ void add_stats(py::module_ & m) {
         .def_readonly("checks", &Stats::checks)
         .def_readonly("tokens_never_tripped", &Stats::tokens_never_tripped)
         .def_readonly("ffn_bytes_not_read", &Stats::ffn_bytes_not_read)
-        .def_property_readonly("skipped_per_layer", [](const Stats & s) {
-            return py::array_t<uint64_t>(py::ssize_t(s.skipped_per_layer.size()), s.skipped_per_layer.data());
-        })
+        .def_property_readonly("skipped_per_layer",
+                               [](const Stats & s) {
+                                   return py::array_t<uint64_t>(py::ssize_t(s.skipped_per_layer.size()),
+                                                                s.skipped_per_layer.data());
+                               })
         .def("__repr__", [](const Stats & s) {
             return "SkipStats(tokens=" + std::to_string(s.tokens) + ", ffn_skipped=" + std::to_string(s.ffn_skipped) +
                    ", ffn_total=" + std::to_string(s.ffn_total) + ", skip_ratio=" + std::to_string(s.skip_ratio()) +
@@ -280,8 +289,8 @@ void add_ffn_map(py::module_ & m) {
         .def_readonly("weights", &FfnBlock::weights)
         .def("__repr__", [](const FfnBlock & b) {
             return "FfnBlock(layer=" + std::to_string(b.layer) + ", kind='" + b.kind + "', residual='" + b.residual +
-                   "', skippable=" + (b.skippable ? "True" : "False") + ", bytes_per_token=" +
-                   std::to_string(b.bytes_per_token) + ")";
+                   "', skippable=" + (b.skippable ? "True" : "False") +
+                   ", bytes_per_token=" + std::to_string(b.bytes_per_token) + ")";
         });
 }
 
@@ -290,25 +299,36 @@ void add_controller(py::module_ & m) {
         .def(py::init<>())
         .def_property_readonly("callback", [](Controller & c) { return uintptr_t(attached(c).cb_eval); })
         .def_property_readonly("user_data", [](Controller & c) { return uintptr_t(attached(c).cb_eval_user_data); })
-        .def("probe", [](Controller & c, uintptr_t ctx) { c.probe(pointer<llama_context>(ctx, "probe")); }, py::arg("ctx"))
+        .def(
+            "probe", [](Controller & c, uintptr_t ctx) { c.probe(pointer<llama_context>(ctx, "probe")); },
+            py::arg("ctx"))
         .def_property_readonly("n_layer", &Controller::n_layer)
         .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
         .def_property_readonly("ffn_map", [](const Controller & c) { return c.ffn_map(); })
         .def_property_readonly("fingerprint", &Controller::fingerprint)
         .def("set_profile", &Controller::set_profile, py::arg("profile"))
-        .def_property("config", [](const Controller & c) { return c.config(); }, &Controller::set_config)
-        .def_property_readonly("resolved", [](const Controller & c) {
-            const Settings & s = c.settings();
-            return py::dict(py::arg("policy") = policy_name(s.policy), py::arg("sim_threshold") = c.config().sim_threshold,
-                            py::arg("cold_s") = s.cold_s, py::arg("cold_e") = s.cold_e,
-                            py::arg("warm_up_index") = s.warm_up_index, py::arg("max_skip") = s.max_skip);
-        })
-        .def("set_reuse", [](Controller & c, bool full) { c.set_reuse(full ? Reuse::full : Reuse::all); }, py::arg("full"))
-        .def("first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); }, py::arg("end"))
+        .def_property(
+            "config", [](const Controller & c) { return c.config(); }, &Controller::set_config)
+        .def_property_readonly("resolved",
+                               [](const Controller & c) {
+                                   const Settings & s = c.settings();
+                                   return py::dict(py::arg("policy")        = policy_name(s.policy),
+                                                   py::arg("sim_threshold") = c.config().sim_threshold,
+                                                   py::arg("cold_s") = s.cold_s, py::arg("cold_e") = s.cold_e,
+                                                   py::arg("warm_up_index") = s.warm_up_index,
+                                                   py::arg("max_skip")      = s.max_skip);
+                               })
+        .def(
+            "set_reuse", [](Controller & c, bool full) { c.set_reuse(full ? Reuse::full : Reuse::all); },
+            py::arg("full"))
+        .def(
+            "first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); },
+            py::arg("end"))
         .def("count_from_here", [](Controller & c) { c.count_from_here(0); })
         .def("replaced", [](Controller & c) { c.replaced(0); })
         .def("account", [](const Controller & c) { return py::bytes(c.account(0)); })
-        .def("restore", [](Controller & c, const std::string & account) { c.restore(0, account); }, py::arg("account"))
+        .def(
+            "restore", [](Controller & c, const std::string & account) { c.restore(0, account); }, py::arg("account"))
         .def("take_notice", &Controller::take_notice)
         .def_property_readonly("stats", &Controller::stats)
         .def("reset_stats", &Controller::reset_stats)
@@ -330,8 +350,9 @@ void add_session(py::module_ & m) {
 
     py::class_<Session>(m, "Session", "Sequences of a llama.cpp context; see ffnskip/session.h.")
         .def(py::init([](uintptr_t ctx, Controller * controller) {
-            return Session(pointer<llama_context>(ctx, "Session"), controller);
-        }), py::arg("ctx"), py::arg("controller"), py::keep_alive<1, 3>())
+                 return Session(pointer<llama_context>(ctx, "Session"), controller);
+             }),
+             py::arg("ctx"), py::arg("controller"), py::keep_alive<1, 3>())
         .def("decode", &decode, py::arg("tokens"), py::arg("position"), py::arg("kinds") = py::none())
         .def("forward", &forward_rows, py::arg("tokens"), py::arg("position"), py::arg("kinds"), py::arg("rows"))
         .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"))
@@ -345,35 +366,42 @@ void add_options(py::module_ & m) {
     m.def("options", [] {
         std::vector<std::tuple<std::string, std::optional<std::string>, std::string>> out;
         for (const Option & option : options()) {
-            out.emplace_back(option.name, option.value == nullptr ? std::nullopt : std::optional<std::string>(option.value),
+            out.emplace_back(option.name,
+                             option.value == nullptr ? std::nullopt : std::optional<std::string>(option.value),
                              option.help);
         }
         return out;
     });
-    m.def("config_from_options", [](const std::vector<std::pair<std::string, std::string>> & values, Config config) {
-        for (const auto & [name, value] : values) {
-            set_option(config, name, value);
-        }
-        config.validate();
-        return config;
-    }, py::arg("values"), py::arg("base"));
+    m.def(
+        "config_from_options",
+        [](const std::vector<std::pair<std::string, std::string>> & values, Config config) {
+            for (const auto & [name, value] : values) {
+                set_option(config, name, value);
+            }
+            config.validate();
+            return config;
+        },
+        py::arg("values"), py::arg("base"));
     m.def("environment_name", &environment_name, py::arg("option"));
 }
 
 void add_similarity(py::module_ & m) {
-    m.def("similarity", [](const py::array_t<float, py::array::c_style | py::array::forcecast> & h,
-                           const py::array_t<float, py::array::c_style | py::array::forcecast> & f) {
-        if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
-            throw py::value_error("similarity: two vectors of one length are needed");
-        }
-        return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
-    }, py::arg("h"), py::arg("f"));
+    m.def(
+        "similarity",
+        [](const py::array_t<float, py::array::c_style | py::array::forcecast> & h,
+           const py::array_t<float, py::array::c_style | py::array::forcecast> & f) {
+            if (h.ndim() != 1 || f.ndim() != 1 || h.shape(0) != f.shape(0)) {
+                throw py::value_error("similarity: two vectors of one length are needed");
+            }
+            return cosine<Pair::sum>(h.data(), f.data(), h.shape(0));
+        },
+        py::arg("h"), py::arg("f"));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "FFN-SkipLLM for llama.cpp: the C++ core of ffnskip_cpp.";
+    m.doc()               = "FFN-SkipLLM for llama.cpp: the C++ core of ffnskip_cpp.";
     m.attr("__version__") = version();
     require_built_for_llama_cpp();
     py::register_exception_translator(&translate);

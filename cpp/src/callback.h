@@ -20,8 +20,9 @@ public:
     void attach(llama_context_params & params) {
         if (params.cb_eval != &call || params.cb_eval_user_data != this) {
             if (attached_ && (params.cb_eval != next_ || params.cb_eval_user_data != next_user_data_)) {
-                throw std::invalid_argument("attach: the controller is attached already, to context parameters with another "
-                                            "cb_eval; a controller serves one context");
+                throw std::invalid_argument(
+                    "attach: the controller is attached already, to context parameters with another "
+                    "cb_eval; a controller serves one context");
             }
             next_           = params.cb_eval;
             next_user_data_ = params.cb_eval_user_data;

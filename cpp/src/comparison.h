@@ -36,10 +36,10 @@ public:
     const float * after_add(const ggml_tensor * out, const RowTasks & tasks);
 
 private:
-    RowKernels *  shared_kernels(const ggml_tensor * a, const ggml_tensor * b);
-    Rows          copy(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
-    Rows          on_host(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
-    void          zero_skipping(const Rows & f, ggml_tensor * tensor, const RowTasks & tasks);
+    RowKernels * shared_kernels(const ggml_tensor * a, const ggml_tensor * b);
+    Rows         copy(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
+    Rows         on_host(const ggml_tensor * tensor, std::vector<float> & scratch, const RowTasks & tasks);
+    void         zero_skipping(const Rows & f, ggml_tensor * tensor, const RowTasks & tasks);
     template <Pair pair> const float * compare(const Rows & a, const Rows & b, const RowTasks & tasks);
 
     Buffers &          buffers_;

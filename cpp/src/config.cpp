@@ -188,8 +188,8 @@ void Config::validate() const {
         refuse("cold_s: " + std::to_string(*cold_s) + " must be below cold_e = " + std::to_string(*cold_e));
     }
     if (policy != Policy::ffn_skip && (layers || layer_thresholds)) {
-        refuse(std::string(layers ? "layers: only policy 'ffn_skip' takes layers" :
-                                    "layer_thresholds: only policy 'ffn_skip' takes them") +
+        refuse(std::string(layers ? "layers: only policy 'ffn_skip' takes layers"
+                                  : "layer_thresholds: only policy 'ffn_skip' takes them") +
                ", not '" + policy_name(policy) + "'");
     }
     if (layers && layers->empty()) {

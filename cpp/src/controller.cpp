@@ -114,10 +114,12 @@ struct Controller::Impl {
                 }
                 return status;
             }
-            llama_synchronize(ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
+            llama_synchronize(
+                ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
             for (const Sequences::Part & part : sequences.parts()) {
                 if (!go_back(ctx, part.seq, part.next)) {
-                    throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
+                    throw Unsupported(
+                        "the graph of this model changed and its memory can't go back to repeat the tokens");
                 }
             }
         }
@@ -141,8 +143,9 @@ struct Controller::Impl {
         const llama_pos     begin = window_is_there(ctx, seq, from) ? from : 0;
         const llama_token * found = sequences.tokens(seq, begin, end);
         if (found == nullptr || !go_back(ctx, seq, begin)) {
-            throw Unsupported("positions " + std::to_string(begin) + " to " + std::to_string(end - 1) + " of sequence " +
-                              std::to_string(seq) + " were computed with skipping and can't be computed again: " +
+            throw Unsupported("positions " + std::to_string(begin) + " to " + std::to_string(end - 1) +
+                              " of sequence " + std::to_string(seq) +
+                              " were computed with skipping and can't be computed again: " +
                               (found == nullptr ? "their tokens are not known" : "the model's memory can't go back"));
         }
         Batch batch;
@@ -226,27 +229,61 @@ llama_pos Controller::first_to_repeat(llama_seq_id seq, llama_pos end) const {
 
 // ---- handed on ----
 
-int                           Controller::n_layer() const { return impl_->n_layer; }
-const std::vector<uint8_t> &  Controller::skippable() const { return impl_->skippable; }
-const std::vector<FfnBlock> & Controller::ffn_map() const { return impl_->ffn_map; }
-std::string                   Controller::fingerprint() const { return impl_->fingerprint; }
-const Config &                Controller::config() const { return impl_->config; }
-const Settings &              Controller::settings() const { return impl_->settings; }
+int Controller::n_layer() const {
+    return impl_->n_layer;
+}
+const std::vector<uint8_t> & Controller::skippable() const {
+    return impl_->skippable;
+}
+const std::vector<FfnBlock> & Controller::ffn_map() const {
+    return impl_->ffn_map;
+}
+std::string Controller::fingerprint() const {
+    return impl_->fingerprint;
+}
+const Config & Controller::config() const {
+    return impl_->config;
+}
+const Settings & Controller::settings() const {
+    return impl_->settings;
+}
 
-void        Controller::set_reuse(Reuse reuse) { impl_->reuse = reuse; }
-void        Controller::copied(llama_seq_id from, llama_seq_id to) { impl_->sequences.copied(from, to); }
-void        Controller::replaced(llama_seq_id seq) { impl_->sequences.replaced(seq); }
-void        Controller::count_from_here(llama_seq_id seq) { impl_->sequences.count_from_here(seq); }
-void        Controller::outputs_unread() { impl_->sequences.outputs_unread(); }
-std::string Controller::account(llama_seq_id seq) const { return impl_->sequences.save(seq); }
-void        Controller::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta) {
+void Controller::set_reuse(Reuse reuse) {
+    impl_->reuse = reuse;
+}
+void Controller::copied(llama_seq_id from, llama_seq_id to) {
+    impl_->sequences.copied(from, to);
+}
+void Controller::replaced(llama_seq_id seq) {
+    impl_->sequences.replaced(seq);
+}
+void Controller::count_from_here(llama_seq_id seq) {
+    impl_->sequences.count_from_here(seq);
+}
+void Controller::outputs_unread() {
+    impl_->sequences.outputs_unread();
+}
+std::string Controller::account(llama_seq_id seq) const {
+    return impl_->sequences.save(seq);
+}
+void Controller::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta) {
     impl_->sequences.shifted(seq, p0, p1, delta);
 }
 
-Stats                      Controller::stats() const { return impl_->recorder.stats(); }
-void                       Controller::reset_stats() { impl_->recorder.reset_stats(); }
-std::optional<std::string> Controller::take_notice() { return impl_->recorder.take_notice(); }
-void                       Controller::start_trace() { impl_->recorder.start_trace(); }
-Trace                      Controller::stop_trace() { return impl_->recorder.stop_trace(); }
+Stats Controller::stats() const {
+    return impl_->recorder.stats();
+}
+void Controller::reset_stats() {
+    impl_->recorder.reset_stats();
+}
+std::optional<std::string> Controller::take_notice() {
+    return impl_->recorder.take_notice();
+}
+void Controller::start_trace() {
+    impl_->recorder.start_trace();
+}
+Trace Controller::stop_trace() {
+    return impl_->recorder.stop_trace();
+}
 
 }  // namespace ffnskip

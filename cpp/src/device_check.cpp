@@ -32,13 +32,14 @@ bool holds(const ggml_tensor * tensor, float value) {
 }
 
 std::string try_device(ggml_backend_dev_t device) {
-    const std::string name = "device '" + std::string(ggml_backend_dev_name(device)) + "' ";
+    const std::string                         name = "device '" + std::string(ggml_backend_dev_name(device)) + "' ";
     const std::unique_ptr<ggml_backend, Free> backend(ggml_backend_dev_init(device, nullptr));
     if (backend == nullptr) {
         return name + "can't be opened a second time, to try whether it passes over what is left out";
     }
     // A thread of our own is enough for two nodes, and leaves the program without threads where it had none.
-    if (void * found = ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads")) {
+    if (void * found =
+            ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads")) {
         reinterpret_cast<ggml_backend_set_n_threads_t>(found)(backend.get(), 1);
     }
     const std::string fault = edits_fault(ggml_backend_dev_buffer_type(device), [&](ggml_cgraph * graph) {
@@ -54,19 +55,21 @@ std::string try_device(ggml_backend_dev_t device) {
 
 }  // namespace
 
-std::string edits_fault(ggml_backend_buffer_type_t memory, bool (*compute)(void * data, ggml_cgraph * graph), void * data) {
+std::string edits_fault(ggml_backend_buffer_type_t memory, bool (*compute)(void * data, ggml_cgraph * graph),
+                        void *                     data) {
     constexpr float k_h = 2.0f, k_f = 3.0f, k_before = 7.0f;
 
-    const size_t size = 4 * ggml_tensor_overhead() + ggml_graph_overhead();
+    const size_t                              size = 4 * ggml_tensor_overhead() + ggml_graph_overhead();
     const std::unique_ptr<ggml_context, Free> ctx(ggml_init({ size, nullptr, true }));
-    ggml_tensor * h       = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, k_n);
-    ggml_tensor * f       = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, k_n);
-    ggml_tensor * body    = ggml_add(ctx.get(), h, f);
-    ggml_tensor * add     = ggml_add(ctx.get(), f, h);
-    ggml_cgraph * graph   = ggml_new_graph(ctx.get());
+    ggml_tensor *                             h     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, k_n);
+    ggml_tensor *                             f     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, k_n);
+    ggml_tensor *                             body  = ggml_add(ctx.get(), h, f);
+    ggml_tensor *                             add   = ggml_add(ctx.get(), f, h);
+    ggml_cgraph *                             graph = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(graph, body);
     ggml_build_forward_expand(graph, add);
-    const std::unique_ptr<ggml_backend_buffer, Free> buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), memory));
+    const std::unique_ptr<ggml_backend_buffer, Free> buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), memory));
     if (buffer == nullptr) {
         return "has no memory left to try whether it passes over what is left out";
     }
@@ -90,7 +93,8 @@ std::string edits_fault(ggml_backend_buffer_type_t memory, bool (*compute)(void 
             return edited ? "computes what is left out" : "does not compute what was left out before";
         }
         if (!holds(add, edited ? k_h : k_h + k_f)) {
-            return edited ? "does not copy the residual in place of adding to it" : "does not add where it copied before";
+            return edited ? "does not copy the residual in place of adding to it"
+                          : "does not add where it copied before";
         }
     }
     return "";
@@ -109,8 +113,8 @@ const std::string & edits_fault(ggml_backend_dev_t device) {
 }
 
 ggml_backend_dev_t computing_device(ggml_backend_buffer_t buffer) {
-    return ggml_backend_buffer_is_host(buffer) ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) :
-                                                 ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
+    return ggml_backend_buffer_is_host(buffer) ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)
+                                               : ggml_backend_buft_get_device(ggml_backend_buffer_get_type(buffer));
 }
 
 }  // namespace ffnskip

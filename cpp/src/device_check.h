@@ -14,10 +14,12 @@ namespace ffnskip {
 // What is wrong with a device whose memory is of type `memory`: such as "computes what is left out"; empty if nothing
 // is.
 // `compute(data, graph)` computes a graph whose tensors are in that memory; false where it can't.
-std::string edits_fault(ggml_backend_buffer_type_t memory, bool (*compute)(void * data, ggml_cgraph * graph), void * data);
+std::string edits_fault(ggml_backend_buffer_type_t memory, bool (*compute)(void * data, ggml_cgraph * graph),
+                        void *                     data);
 
 template <typename Compute> std::string edits_fault(ggml_backend_buffer_type_t memory, Compute compute) {
-    return edits_fault(memory, [](void * data, ggml_cgraph * graph) { return (*static_cast<Compute *>(data))(graph); }, &compute);
+    return edits_fault(
+        memory, [](void * data, ggml_cgraph * graph) { return (*static_cast<Compute *>(data))(graph); }, &compute);
 }
 
 // The same for a device, with its name: tried once in a process. From any thread; null is no device that can be tried.

@@ -93,7 +93,8 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
     n_rows_ = int32_t(token_ids->ne[0]);
     ubatch_ = ubatches_.next(read_ids(*buffers_, token_ids, token_ids_), n_rows_);
     if (ubatch_ == nullptr) {
-        throw Unsupported("llama.cpp split a batch of " + std::to_string(skipped_.size()) + " tokens in a way that is not known");
+        throw Unsupported("llama.cpp split a batch of " + std::to_string(skipped_.size()) +
+                          " tokens in a way that is not known");
     }
     if (std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return rows_[size_t(i)].may_skip(); })) {
         following_ = true;
@@ -149,8 +150,8 @@ void Evaluation::enter(int layer) {
     tasks_.skips.resize(size_t(n_rows_));
     int32_t n_skip = 0;
     for (int32_t r = 0; r < n_rows_; ++r) {
-        const bool skips  = row(r).skips(layer_);
-        const bool checks = !skips && row(r).checks(layer_);
+        const bool skips         = row(r).skips(layer_);
+        const bool checks        = !skips && row(r).checks(layer_);
         tasks_.skips[size_t(r)]  = uint8_t(skips);
         tasks_.checks[size_t(r)] = uint8_t(checks);
         tasks_.any_checks        = tasks_.any_checks || checks;
@@ -167,11 +168,11 @@ void Evaluation::observe(ggml_tensor * node) {
         return;
     }
     if (ggml_nrows(node) != n_rows_) {
-        throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) + " rows for " +
-                          std::to_string(n_rows_) + " tokens");
+        throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) +
+                          " rows for " + std::to_string(n_rows_) + " tokens");
     }
     // f is there, or h + f where f was kept for it.
-    const Block & block = follower_.block(layer_);
+    const Block & block      = follower_.block(layer_);
     const float * similarity = nullptr;
     if (node != follower_.seen(block.branch)) {
         similarity = comparison_.after_add(node, tasks_);

@@ -15,7 +15,8 @@ namespace ffnskip {
 namespace {
 
 // Also asked of devices that pose as others: ROCm and MUSA are built from ggml's CUDA code, and named so.
-std::unique_ptr<RowKernels> make_kernels([[maybe_unused]] ggml_backend_dev_t device, [[maybe_unused]] const ggml_tensor * tensor) {
+std::unique_ptr<RowKernels> make_kernels([[maybe_unused]] ggml_backend_dev_t  device,
+                                         [[maybe_unused]] const ggml_tensor * tensor) {
 #ifdef FFNSKIP_CUDA
     if (device != nullptr && std::strcmp(ggml_backend_reg_name(ggml_backend_dev_backend_reg(device)), "CUDA") == 0) {
         return make_cuda_kernels(tensor->data);

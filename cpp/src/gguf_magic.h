@@ -8,10 +8,11 @@
 
 namespace ffnskip {
 
+// A pipe is none: opening one waits for whoever writes into it.
 inline bool is_gguf(const std::filesystem::path & path) {
-    std::error_code error;
-    if (!std::filesystem::is_regular_file(path, error)) {
-        return false;  // and is not read: a pipe would have us wait
+    std::error_code none;
+    if (!std::filesystem::is_regular_file(path, none)) {
+        return false;
     }
     char          magic[4] = {};
     std::ifstream file(path, std::ios::binary);

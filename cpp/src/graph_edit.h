@@ -11,10 +11,10 @@
 
 namespace ffnskip {
 
-constexpr int32_t k_left_out     = 1 << 28;  // GGML_TENSOR_FLAG_COMPUTE was cleared
-constexpr int32_t k_passes_h     = 1 << 29;  // an ADD became a CONT of its first operand
-constexpr int32_t k_swapped      = 1 << 30;  // ... whose operands were exchanged for that
-constexpr int32_t k_edited       = k_left_out | k_passes_h | k_swapped;
+constexpr int32_t k_left_out = 1 << 28;  // GGML_TENSOR_FLAG_COMPUTE was cleared
+constexpr int32_t k_passes_h = 1 << 29;  // an ADD became a CONT of its first operand
+constexpr int32_t k_swapped  = 1 << 30;  // ... whose operands were exchanged for that
+constexpr int32_t k_edited   = k_left_out | k_passes_h | k_swapped;
 
 // Nodes that only describe memory. (An operation done in place, SET_ROWS among them, has a view_src and is none.)
 inline bool is_view(ggml_op op) {

@@ -47,7 +47,8 @@ bool matches(const Node & expected, const ggml_tensor * node, ggml_tensor * cons
     }
     for (int k = 0; k < Node::k_src; ++k) {
         const ggml_tensor * src = node->src[k];
-        if (expected.src[k] >= 0 ? src != seen[expected.src[k]] : (src == nullptr) != (expected.src[k] == Node::k_none)) {
+        if (expected.src[k] >= 0 ? src != seen[expected.src[k]]
+                                 : (src == nullptr) != (expected.src[k] == Node::k_none)) {
             return false;
         }
     }
@@ -106,7 +107,8 @@ void GraphLearner::add(const ggml_tensor * node) {
         }
         if (op.weight) {
             entry.weight = k == 0 ? src : entry.weight;
-            seen.weights.push_back({ src->name, ggml_type_name(src->type), uint64_t(ggml_nelements(src)), ggml_nbytes(src) });
+            seen.weights.push_back(
+                { src->name, ggml_type_name(src->type), uint64_t(ggml_nelements(src)), ggml_nbytes(src) });
             seen.bytes += bytes_read(node, src);
         }
     }
@@ -128,13 +130,16 @@ void GraphLearner::add(const ggml_tensor * node) {
 
 // The residual add of `layer`: f + h, where h is a node that no FFN weight of the layer has touched. That h is no
 // weight matters in batches of one row: biases of experts or of norms then have the shape of h.
-bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int layer, int & h) const {
+bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int layer,
+                                   int & h) const {
     if (node->op != GGML_OP_ADD || operands.size() != 2 || !ggml_are_same_shape(node->src[0], node->src[1]) ||
         !seen_.back().activation) {
         return false;
     }
     const auto touched = [&](int k) { return seen_[size_t(operands[size_t(k)].node)].layer == layer; };
-    const auto usable  = [](const Operand & op) { return op.tensor->type == GGML_TYPE_F32 && ggml_is_contiguous(op.tensor); };
+    const auto usable  = [](const Operand & op) {
+        return op.tensor->type == GGML_TYPE_F32 && ggml_is_contiguous(op.tensor);
+    };
     if (operands[0].node < 0 || operands[1].node < 0 || touched(0) == touched(1)) {
         return false;
     }
@@ -149,7 +154,8 @@ void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> &
     for (const Operand & op : operands) {
         const int from = layer_of(op);
         if (from >= 0 && layer >= 0 && from != layer) {
-            refuse(layer, name + "reads the FFN blocks of layers " + std::to_string(layer) + " and " + std::to_string(from));
+            refuse(layer,
+                   name + "reads the FFN blocks of layers " + std::to_string(layer) + " and " + std::to_string(from));
         }
         layer = from >= 0 ? from : layer;
     }
@@ -277,7 +283,8 @@ void GraphLearner::describe(Block & block) {
         experts = experts || node.op == GGML_OP_MUL_MAT_ID;
         block.bytes_per_token += seen.bytes;
         for (FfnWeight & weight : seen.weights) {
-            shared = shared || weight.name.find("shexp") != std::string::npos || weight.name.find("chexps") != std::string::npos;
+            shared = shared || weight.name.find("shexp") != std::string::npos ||
+                     weight.name.find("chexps") != std::string::npos;
             block.weights.push_back(std::move(weight));
         }
     }

@@ -40,22 +40,22 @@ struct Node {
     static constexpr int32_t k_none = -1;  // no operand
     static constexpr int32_t k_leaf = -2;  // a weight, an input, a cache or a copy made by the scheduler
 
-    ggml_op             op     = GGML_OP_NONE;
-    Role                role   = Role::none;
-    int16_t             layer  = -1;       // of the block, where role is not none
+    ggml_op             op         = GGML_OP_NONE;
+    Role                role       = Role::none;
+    int16_t             layer      = -1;                          // of the block, where role is not none
     int32_t             src[k_src] = { k_none, k_none, k_none };  // index of the operand's node, or a constant above
-    const ggml_tensor * weight = nullptr;  // operand 0, where that is a weight
+    const ggml_tensor * weight     = nullptr;                     // operand 0, where that is a weight
 };
 
 // What users are told of a block, and where it is. Layer -1: the layer has none.
 struct Block : FfnBlock {
-    int  branch       = -1;  // node indices
-    int  residual_add = -1;
-    int  h_src        = -1;  // operand number of h in the residual add
-    int  h            = -1;  // node index of that operand, or of what it is a copy of from another device
+    int branch       = -1;  // node indices
+    int residual_add = -1;
+    int h_src        = -1;  // operand number of h in the residual add
+    int h            = -1;  // node index of that operand, or of what it is a copy of from another device
     // The node that is h + f, where h is not there yet, or no longer, when f is computed: in parallel blocks, and where
     // h was copied to another device early. Else -1.
-    int  output       = -1;
+    int output = -1;
     // Weights of experts come to the device as needed (batches of many rows), and ggml reads which are needed before it
     // asks about the node that needs them. Such a block has to be computed, even if every row skips it.
     bool fetches_experts = false;
@@ -76,7 +76,7 @@ bool reads_embedding(const ggml_tensor * node);
 // Learns a GraphMap from the nodes of one evaluation, told in order. Allocates; not for the hot path.
 class GraphLearner {
 public:
-    using DeviceFault = const std::string & (*) (ggml_backend_dev_t device);
+    using DeviceFault = const std::string & (*)(ggml_backend_dev_t device);
 
     // A block on a device with a fault is refused.
     explicit GraphLearner(int n_layer, DeviceFault device_fault = edits_fault) : device_fault_(device_fault) {
@@ -96,13 +96,13 @@ private:
 
     // What is remembered of a node beyond its Node. Its tensor may be gone by the time of finish().
     struct Seen {
-        std::vector<int32_t>   operands;        // indices of all operands that are nodes
-        std::vector<FfnWeight> weights;         // that it reads
-        uint64_t               bytes  = 0;      // of these, for one token
-        int                    layer  = -1;     // derived from this layer's FFN weights
-        bool                   activation = false;  // [n_embd, rows] float32: could be a residual
-        bool                   removable  = false;  // leaving it out can't be noticed but by its readers
-        std::optional<ggml_backend_dev_t> device;   // in whose memory it is, where it is in any of its own
+        std::vector<int32_t>              operands;            // indices of all operands that are nodes
+        std::vector<FfnWeight>            weights;             // that it reads
+        uint64_t                          bytes      = 0;      // of these, for one token
+        int                               layer      = -1;     // derived from this layer's FFN weights
+        bool                              activation = false;  // [n_embd, rows] float32: could be a residual
+        bool                              removable  = false;  // leaving it out can't be noticed but by its readers
+        std::optional<ggml_backend_dev_t> device;              // in whose memory it is, where it is in any of its own
     };
 
     Operand operand(const ggml_tensor * src) const;

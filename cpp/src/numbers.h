@@ -19,8 +19,8 @@ template <typename Number> std::optional<Number> parse_number(const std::string 
         const auto [at, error] = std::from_chars(text.data(), end, number);
         return error == std::errc() && at == end ? std::optional<Number>(number) : std::nullopt;
     } else {
-        char * at = nullptr;
-        number    = Number(std::strtod(text.c_str(), &at));
+        char * at         = nullptr;
+        number            = Number(std::strtod(text.c_str(), &at));
         const bool begins = !text.empty() && std::isspace(static_cast<unsigned char>(text[0])) == 0;
         return begins && at == end ? std::optional<Number>(number) : std::nullopt;
     }

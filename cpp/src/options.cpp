@@ -118,7 +118,8 @@ struct Entry {
 };
 
 const Entry k_entries[] = {
-    { { "policy", "NAME", "ffn_skip (Algorithm 1, default), random or dense; ends --skip-layers and --layer-thresholds before it" },
+    { { "policy", "NAME",
+        "ffn_skip (Algorithm 1, default), random or dense; ends --skip-layers and --layer-thresholds before it" },
       [](Config & c, Text, Text v) { name_policy(c, v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       set<&Config::sim_threshold> },
@@ -127,7 +128,8 @@ const Entry k_entries[] = {
     { { "warm-up", "N", "generated tokens of a sequence that run in full first (default 30)" },
       set<&Config::warm_up_index> },
     { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" }, set<&Config::skip_ratio> },
-    { { "skip-layers", "LIST", "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
+    { { "skip-layers", "LIST",
+        "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
       [](Config & c, Text n, Text v) {
           imply_ffn_skip(c);
           c.max_skip = c.layers ? c.max_skip : 0;

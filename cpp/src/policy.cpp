@@ -35,7 +35,8 @@ uint64_t key_of(const Settings & settings) {
             std::memcpy(&bits, &settings.threshold[size_t(il)], sizeof(bits));
         }
         add(bits);
-        add(uint64_t(settings.candidate[size_t(il)] | settings.always[size_t(il)] << 1 | settings.checked[size_t(il)] << 2));
+        add(uint64_t(settings.candidate[size_t(il)] | settings.always[size_t(il)] << 1 |
+                     settings.checked[size_t(il)] << 2));
     }
     return key | 1;
 }

@@ -33,13 +33,13 @@ public:
     bool may_skip() const { return may_skip_; }
     bool skips_any() const { return skip_.any(); }
     bool never_tripped() const { return check_.any(); }  // once its layers are through: it could have, and did not
-    int  trip_layer() const { return trip_layer_; }  // -1: has not tripped
+    int  trip_layer() const { return trip_layer_; }      // -1: has not tripped
 
 private:
     std::bitset<k_max_layers> skip_;
     std::bitset<k_max_layers> check_;
-    bool may_skip_   = false;
-    int  trip_layer_ = -1;
+    bool                      may_skip_   = false;
+    int                       trip_layer_ = -1;
 };
 
 }  // namespace ffnskip

@@ -42,8 +42,8 @@ uint64_t hash(std::vector<const ggml_tensor *> vectors) {
 }
 
 bool is_block_vector(const ggml_tensor * tensor) {
-    return tensor != nullptr && tensor->op == GGML_OP_NONE && tensor->type == GGML_TYPE_F32 && ggml_nrows(tensor) == 1 &&
-           std::strncmp(tensor->name, "blk.", 4) == 0 && tensor->buffer != nullptr;
+    return tensor != nullptr && tensor->op == GGML_OP_NONE && tensor->type == GGML_TYPE_F32 &&
+           ggml_nrows(tensor) == 1 && std::strncmp(tensor->name, "blk.", 4) == 0 && tensor->buffer != nullptr;
 }
 
 std::string architecture(const llama_model * model) {
@@ -54,13 +54,15 @@ std::string architecture(const llama_model * model) {
 
 }  // namespace
 
-Probe::Probe(llama_context * ctx) :
-    arch(architecture(llama_get_model(ctx))), n_layer(llama_model_n_layer(llama_get_model(ctx))), ctx_(ctx), learner_(n_layer) {
+Probe::Probe(llama_context * ctx)
+    : arch(architecture(llama_get_model(ctx))), n_layer(llama_model_n_layer(llama_get_model(ctx))), ctx_(ctx),
+      learner_(n_layer) {
     const llama_model *  model  = llama_get_model(ctx);
     const llama_memory_t memory = llama_get_memory(ctx);
     const llama_seq_id   n_seq  = llama_seq_id(llama_n_seq_max(ctx));
     if (memory == nullptr || llama_model_has_encoder(model) || !llama_model_has_decoder(model)) {
-        throw Unsupported("architecture '" + arch + "' does not generate token by token; there is no FFN block to skip");
+        throw Unsupported("architecture '" + arch +
+                          "' does not generate token by token; there is no FFN block to skip");
     }
     for (llama_seq_id seq = 0; seq < n_seq; ++seq) {
         if (llama_memory_seq_pos_max(memory, seq) >= 0) {
@@ -104,8 +106,8 @@ void Probe::finish(int32_t status) {
         throw DecodeError(status);
     }
     char size_and_hash[64];
-    std::snprintf(size_and_hash, sizeof(size_and_hash), "-%dx%d-%016llx", n_layer, llama_model_n_embd(llama_get_model(ctx_)),
-                  static_cast<unsigned long long>(hash(vectors_)));
+    std::snprintf(size_and_hash, sizeof(size_and_hash), "-%dx%d-%016llx", n_layer,
+                  llama_model_n_embd(llama_get_model(ctx_)), static_cast<unsigned long long>(hash(vectors_)));
     fingerprint = arch + size_and_hash;
     map         = learner_.finish();
 }

@@ -19,7 +19,7 @@ public:
     int32_t decode();
     void    see(ggml_tensor * node);
     // Throws DecodeError where the status is none of success.
-    void    finish(int32_t status);
+    void finish(int32_t status);
 
     const std::string arch;
     const int         n_layer;
@@ -29,7 +29,7 @@ public:
     // "llama-32x4096-0123456789abcdef": tells this model from others by weights that quantisation leaves alone, the
     // float32 vectors of its blocks, most of them norms. Fine-tunes of a model differ in them, files of one model in
     // several types do not.
-    std::string         fingerprint;
+    std::string fingerprint;
 
     // Throws Unsupported, with what was found, where there is a block that can't be skipped, or none.
     void require_skippable() const;

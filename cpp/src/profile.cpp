@@ -28,7 +28,8 @@ class Reader {
 public:
     explicit Reader(const std::string & path) {
         // gguf_init_from_file writes its complaints to the log, and these two are the usual ones.
-        if (!std::ifstream(path)) {
+        std::ifstream file(path);
+        if (file.peek(); !file.is_open() || file.bad()) {  // a folder can be opened
             refuse("can't be read");
         }
         if (!is_gguf(path)) {
@@ -42,11 +43,11 @@ public:
 
     bool        has(const char * key) const { return gguf_find_key(file_.get(), key) >= 0; }
     std::string text(const char * key) const { return gguf_get_val_str(file_.get(), find(key, GGUF_TYPE_STRING)); }
-    int         count(const char * key) const { return int(gguf_get_val_u32(file_.get(), find(key, GGUF_TYPE_UINT32))); }
+    int    count(const char * key) const { return int(gguf_get_val_u32(file_.get(), find(key, GGUF_TYPE_UINT32))); }
     double number(const char * key) const {
         const bool single = gguf_get_kv_type(file_.get(), find(key)) == GGUF_TYPE_FLOAT32;
-        return single ? decimal(gguf_get_val_f32(file_.get(), find(key))) :
-                        gguf_get_val_f64(file_.get(), find(key, GGUF_TYPE_FLOAT64));
+        return single ? decimal(gguf_get_val_f32(file_.get(), find(key)))
+                      : gguf_get_val_f64(file_.get(), find(key, GGUF_TYPE_FLOAT64));
     }
 
     std::vector<int>    counts(const char * key) const { return list<uint32_t, int>(key, GGUF_TYPE_UINT32); }

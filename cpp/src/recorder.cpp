@@ -81,10 +81,11 @@ std::optional<std::string> Recorder::take_notice() {
     }
     noticed_ = true;
     char text[256];
-    std::snprintf(text, sizeof(text),
-                  "%d of the first %d tokens reached sim_threshold %g in layer %d, the first that is checked: the threshold "
-                  "tells nothing about this model; \"ffnskip calibrate\" finds what does",
-                  n_at_once_, n_judged_, double(threshold_), first_checked_);
+    std::snprintf(
+        text, sizeof(text),
+        "%d of the first %d tokens reached sim_threshold %g in layer %d, the first that is checked: the threshold "
+        "tells nothing about this model; \"ffnskip calibrate\" finds what does",
+        n_at_once_, n_judged_, double(threshold_), first_checked_);
     return text;
 }
 

@@ -26,8 +26,8 @@ public:
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
 
     // Settings to be judged by the first tokens that may skip under them; or not.
-    void judge(const Settings & settings);
-    void trust() { first_checked_ = -1; }
+    void                       judge(const Settings & settings);
+    void                       trust() { first_checked_ = -1; }
     std::optional<std::string> take_notice();
 
     // From any thread.
@@ -48,13 +48,13 @@ private:
     int   first_checked_ = -1;  // layer; -1: nothing is to be judged
     float threshold_     = 0.0f;
     int   n_judged_      = 0;
-    int   n_at_once_     = 0;   // of these, tripped in that layer
+    int   n_at_once_     = 0;  // of these, tripped in that layer
     bool  noticed_       = false;
 
     mutable std::mutex stats_mutex_;  // taken once a decode
     Stats              stats_;
-    Trace trace_;
-    bool  tracing_ = false;
+    Trace              trace_;
+    bool               tracing_ = false;
 };
 
 }  // namespace ffnskip

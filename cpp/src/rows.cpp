@@ -22,7 +22,8 @@ llama_batch Batch::rows() {
         sequence_of_.push_back(&seq);
     }
     n_sequences_.resize(tokens_.size(), 1);
-    return { n_rows(), tokens_.data(), nullptr, positions_.data(), n_sequences_.data(), sequence_of_.data(), outputs_.data() };
+    return { n_rows(),       tokens_.data(), nullptr, positions_.data(), n_sequences_.data(), sequence_of_.data(),
+             outputs_.data() };
 }
 
 }  // namespace ffnskip

@@ -53,24 +53,26 @@ private:
     void require_tokens(const char * name, const Tokens & tokens) const {
         for (const llama_token token : tokens) {
             if (token < 0 || token >= n_vocab_) {
-                throw std::invalid_argument(std::string(name) + ": token " + std::to_string(token) + " is outside [0, " +
-                                            std::to_string(n_vocab_) + ")");
+                throw std::invalid_argument(std::string(name) + ": token " + std::to_string(token) +
+                                            " is outside [0, " + std::to_string(n_vocab_) + ")");
             }
         }
     }
 
     void require() const {
         if (prefix_.empty()) {
-            throw std::invalid_argument("prefix: it has no tokens; one at least predicts the first token of a continuation");
+            throw std::invalid_argument(
+                "prefix: it has no tokens; one at least predicts the first token of a continuation");
         }
         require_tokens("prefix", prefix_);
         for (const Tokens & continuation : continuations_) {
             require_tokens("continuations", continuation);
             const size_t needed = prefix_.size() + n_rows(continuation);
             if (needed > size_t(session_.n_ctx())) {
-                throw std::invalid_argument("continuations: one of " + std::to_string(continuation.size()) + " tokens after a " +
-                                            "prefix of " + std::to_string(prefix_.size()) + " needs room for " +
-                                            std::to_string(needed) + ", the context has " + std::to_string(session_.n_ctx()));
+                throw std::invalid_argument("continuations: one of " + std::to_string(continuation.size()) +
+                                            " tokens after a " + "prefix of " + std::to_string(prefix_.size()) +
+                                            " needs room for " + std::to_string(needed) + ", the context has " +
+                                            std::to_string(session_.n_ctx()));
             }
         }
     }

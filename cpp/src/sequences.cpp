@@ -170,7 +170,7 @@ void Sequences::outputs_unread() {
 // ---- what skipping tokens left ----
 
 llama_pos Sequences::first_to_repeat(llama_seq_id seq, llama_pos end, bool full, uint64_t key) const {
-    const Sequence * sequence = known(seq);
+    const Sequence * sequence     = known(seq);
     const bool       builds_on_it = sequence == nullptr || (!full && sequence->key == key && key != 0);
     return builds_on_it ? end : std::min(sequence->first_skipped, end);
 }
@@ -213,7 +213,8 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
         }
         if (sequence.first_skipped != k_none && within(sequence.first_skipped)) {
             sequence.first_skipped += delta;
-        } else if (sequence.first_skipped != k_none && sequence.first_skipped >= p0 + delta && sequence.first_skipped < p0) {
+        } else if (sequence.first_skipped != k_none && sequence.first_skipped >= p0 + delta &&
+                   sequence.first_skipped < p0) {
             sequence.first_skipped = p0 + delta;  // it was taken out; what follows it may have skipped too
         }
         // A context that drops [p0 + delta, p0) and moves up what follows keeps the rest of its text, up to p1.

@@ -27,15 +27,15 @@ public:
     struct Part {
         llama_seq_id seq       = -1;
         int32_t      n_rows    = 0;
-        llama_pos    next      = 0;     // position after what the memory holds
-        llama_pos    first     = 0;     // position of its first row
+        llama_pos    next      = 0;  // position after what the memory holds
+        llama_pos    first     = 0;  // position of its first row
         llama_pos    last      = 0;
-        bool         outputs   = true;  // of every row
-        bool         output    = false; // of the last row
-        bool         follows   = true;  // each row the one before it
-        bool         shared    = false; // some row belongs to another sequence as well
+        bool         outputs   = true;   // of every row
+        bool         output    = false;  // of the last row
+        bool         follows   = true;   // each row the one before it
+        bool         shared    = false;  // some row belongs to another sequence as well
         bool         generated = false;
-        int64_t      n_before  = 0;     // generated tokens before its first row
+        int64_t      n_before  = 0;  // generated tokens before its first row
     };
 
     // The kind of each row of a batch that is about to be decoded, valid until the next call; null if all are prompt
@@ -99,11 +99,11 @@ private:
     Sequence *       known(llama_seq_id seq) { return const_cast<Sequence *>(std::as_const(*this).known(seq)); }
     bool             is_generated(const Part & part, Fed fed) const;
 
-    std::vector<Sequence> sequences_;  // by id, grows with the ids seen
-    std::vector<Part>     parts_;
+    std::vector<Sequence>     sequences_;  // by id, grows with the ids seen
+    std::vector<Part>         parts_;
     std::vector<llama_pos>    positions_;  // [n_tokens] of the running batch, whether it names them or not
     std::vector<llama_seq_id> committed_;  // sequences of the last decode
-    std::vector<RowKind>  kinds_;
+    std::vector<RowKind>      kinds_;
 };
 
 }  // namespace ffnskip

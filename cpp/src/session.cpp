@@ -49,7 +49,8 @@ llama_token Session::step(llama_sampler * sampler, llama_token token, llama_seq_
 
 void Session::add(llama_token token, llama_seq_id seq, bool output) {
     if (seq < 0 || size_t(seq) >= next_.size()) {
-        throw std::invalid_argument("sequence " + std::to_string(seq) + ": the context has " + std::to_string(next_.size()));
+        throw std::invalid_argument("sequence " + std::to_string(seq) + ": the context has " +
+                                    std::to_string(next_.size()));
     }
     if (is_decoded_) {
         batch_.clear();
@@ -68,7 +69,8 @@ void Session::decode(Fed fed) {
 
 void Session::decode(const RowKind * kinds) {
     is_decoded_ = true;
-    require_success(controller_ == nullptr ? llama_decode(ctx_, batch_.rows()) : controller_->decode(ctx_, batch_.rows(), kinds));
+    require_success(controller_ == nullptr ? llama_decode(ctx_, batch_.rows())
+                                           : controller_->decode(ctx_, batch_.rows(), kinds));
 }
 
 void Session::decode(const llama_batch & rows, Fed fed) {

@@ -46,7 +46,7 @@ constexpr struct {
 
 // "blk.<layer>.<rest>", of the tensor or of what it is a copy of.
 inline WeightName weight_name(std::string_view name) {
-    name = original_name(name);
+    name               = original_name(name);
     int          layer = -1;
     const char * end   = name.data() + name.size();
     const char * dot   = name.substr(0, 4) == "blk." ? std::from_chars(name.data() + 4, end, layer).ptr : end;

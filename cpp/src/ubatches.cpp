@@ -39,8 +39,9 @@ const int32_t * Ubatches::next(const int32_t * tokens, int32_t n_tokens) {
 
 bool Ubatches::fits(const int32_t * tokens, int32_t n_tokens) const {
     return n_done_ < ends_.size() && ends_[n_done_] - first_of(n_done_) == n_tokens &&
-           std::equal(tokens, tokens + n_tokens, &order_[size_t(first_of(n_done_))],
-                      [&](int32_t token, int32_t row) { return batch_->token[row] == token; });
+           std::equal(
+               tokens, tokens + n_tokens, &order_[size_t(first_of(n_done_))],
+               [&](int32_t token, int32_t row) { return batch_->token[row] == token; });
 }
 
 void Ubatches::plan(Split split) {

@@ -37,12 +37,12 @@ public:
 private:
     using Set = std::bitset<k_max_sequences>;
 
-    void plan(Split split);
-    void read_sequences();
-    void take_equal(bool sequential);
-    void take_in_order(bool one_sequence);
-    void take(int32_t row);
-    bool fits(const int32_t * tokens, int32_t n_tokens) const;
+    void    plan(Split split);
+    void    read_sequences();
+    void    take_equal(bool sequential);
+    void    take_in_order(bool one_sequence);
+    void    take(int32_t row);
+    bool    fits(const int32_t * tokens, int32_t n_tokens) const;
     int32_t first_of(size_t ubatch) const { return ubatch == 0 ? 0 : ends_[ubatch - 1]; }
 
     Split   usual_    = Split::simple;

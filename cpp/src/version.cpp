@@ -61,7 +61,8 @@ std::string llama_mismatch() {
 void require_llama_version() {
     const std::string mismatch = llama_mismatch();
     if (!mismatch.empty()) {
-        throw Unsupported("ffnskip was " + mismatch + ". Run it with the llama.cpp it was built for, or build it again for this "
+        throw Unsupported("ffnskip was " + mismatch +
+                          ". Run it with the llama.cpp it was built for, or build it again for this "
                           "one: cmake --fresh -B build && cmake --build build; Python: "
                           "pip install --force-reinstall --no-build-isolation --no-deps .");
     }

@@ -19,7 +19,8 @@ inline void expect_refused(const std::function<void()> & action, const std::stri
     try {
         action();
     } catch (const std::invalid_argument & error) {
-        expect(std::string(error.what()).find(named) != std::string::npos, "message names " + named + ": " + error.what());
+        expect(std::string(error.what()).find(named) != std::string::npos,
+               "message names " + named + ": " + error.what());
         return;
     }
     expect(false, "refused: " + named);

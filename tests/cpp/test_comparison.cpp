@@ -34,8 +34,12 @@ size_t g_allocations = 0;
     void * memory = std::malloc(size);
     return memory != nullptr ? memory : throw std::bad_alloc();
 }
-[[gnu::noinline]] void operator delete(void * memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void * memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void * memory) noexcept {
+    std::free(memory);
+}
+[[gnu::noinline]] void operator delete(void * memory, size_t) noexcept {
+    std::free(memory);
+}
 
 namespace {
 
@@ -44,13 +48,19 @@ constexpr int64_t k_n = 37;
 using Values = std::vector<float>;
 
 // Few rows of many, as a server's batch has them: eight others stand between its runs, seven in one of them.
-const std::string k_few = "--c" "-------" "ss" "--------" "cc---s" "-----------------" "s---";
+const std::string k_few = "--c"
+                          "-------"
+                          "ss"
+                          "--------"
+                          "cc---s"
+                          "-----------------"
+                          "s---";
 
 // What is at addresses of the devices.
 class DeviceMemory {
 public:
     float * store(const Values & values) {
-        float * address = reinterpret_cast<float *>(++n_stored_ * 0x10000);
+        float * address                               = reinterpret_cast<float *>(++n_stored_ * 0x10000);
         blocks_[reinterpret_cast<uintptr_t>(address)] = values;
         return address;
     }
@@ -84,11 +94,11 @@ public:
         enqueue([this, pair, a, b] {
             cosines_.assign(size_t(a.n_rows), 0.0f);
             for (int64_t r = 0; r < a.n_rows; ++r) {
-                const float * x = row(a, r);
-                const float * y = row(b, r);
-                const double sign = pair == Pair::sum ? 1.0 : -1.0;
-                const auto   own  = [&](int64_t i) { return double(x[i]); };
-                const auto   both = [&](int64_t i) { return double(x[i]) + sign * double(y[i]); };
+                const float * x     = row(a, r);
+                const float * y     = row(b, r);
+                const double  sign  = pair == Pair::sum ? 1.0 : -1.0;
+                const auto    own   = [&](int64_t i) { return double(x[i]); };
+                const auto    both  = [&](int64_t i) { return double(x[i]) + sign * double(y[i]); };
                 cosines_[size_t(r)] = float(exact_cosine(own, both));
             }
         });
@@ -138,8 +148,8 @@ private:
 };
 
 enum Place { host, plain_device, device_0, device_1 };  // the last two have kernels
-constexpr Place       k_places[] = { host, plain_device, device_0, device_1 };
-constexpr const char * k_names[] = { "the host", "a device without kernels", "device 0", "device 1" };
+constexpr Place        k_places[] = { host, plain_device, device_0, device_1 };
+constexpr const char * k_names[]  = { "the host", "a device without kernels", "device 0", "device 1" };
 
 class FakeBuffers final : public Buffers {
 public:
@@ -184,13 +194,14 @@ public:
     }
 
     Values get(const ggml_tensor * tensor) {
-        const float * data   = place_.at(tensor) == host ? static_cast<float *>(tensor->data) : devices.at(tensor->data);
+        const float * data = place_.at(tensor) == host ? static_cast<float *>(tensor->data) : devices.at(tensor->data);
         const int64_t stride = int64_t(tensor->nb[1] / sizeof(float));
         Values        values;
         for (int64_t r = 0; r < ggml_nrows(tensor); ++r) {
             values.insert(values.end(), data + r * stride, data + r * stride + k_n);
-            expect(std::all_of(data + r * stride + k_n, data + (r + 1) * stride, [](float x) { return x == k_untouched; }),
-                   "what lies between rows is not touched");
+            expect(
+                std::all_of(data + r * stride + k_n, data + (r + 1) * stride, [](float x) { return x == k_untouched; }),
+                "what lies between rows is not touched");
         }
         return values;
     }
@@ -236,7 +247,8 @@ RowTasks tasks_of(const std::string & wants) {  // per row: c checks, s skips, -
     return tasks;
 }
 
-void expect_similarity(const float * got, const RowTasks & tasks, const Values & x, const Values & y, const std::string & what) {
+void expect_similarity(const float * got, const RowTasks & tasks, const Values & x, const Values & y,
+                       const std::string & what) {
     for (int64_t r = 0; r < tasks.n_rows; ++r) {
         const double expected = exact_cosine([&](int64_t i) { return double(x[size_t(r * k_n + i)]); },
                                              [&](int64_t i) { return double(y[size_t(r * k_n + i)]); });
@@ -274,7 +286,8 @@ struct Runs {
 void expect_crossings(FakeBuffers & buffers, bool kernels, int n_read, int n_written, const std::string & wants,
                       const std::string & what) {
     expect(!buffers.kernels_0.pending() && !buffers.kernels_1.pending(), what + ": nothing is left pending");
-    expect(buffers.kernels_0.n_finished + buffers.kernels_1.n_finished == int(kernels), what + ": waits once, with kernels alone");
+    expect(buffers.kernels_0.n_finished + buffers.kernels_1.n_finished == int(kernels),
+           what + ": waits once, with kernels alone");
     const Runs runs(wants);
     expect(wants != k_few || (runs.n == 3 && runs.n_rows == 17), "few rows of many");
     expect(buffers.n_read == n_read * runs.n && buffers.n_written == n_written * runs.n,
@@ -294,7 +307,7 @@ Values sum_of(const Values & h, const Values & f) {
 void before_add(Place place_h, Place place_f, const std::string & wants, int64_t padding) {
     const RowTasks      tasks = tasks_of(wants);
     const Values        h = random_rows(1, tasks.n_rows), f = random_rows(2, tasks.n_rows);
-    const bool          kernels = place_h == place_f && place_h >= device_0;
+    const bool          kernels   = place_h == place_f && place_h >= device_0;
     const int           fetched_h = !kernels && place_h != host, fetched_f = !kernels && place_f != host;
     const std::string   what = std::string("h on ") + k_names[place_h] + ", f on " + k_names[place_f] + ", " + wants;
     FakeBuffers         buffers;
@@ -302,27 +315,30 @@ void before_add(Place place_h, Place place_f, const std::string & wants, int64_t
     const ggml_tensor * h_rows = buffers.put(place_h, h, 3 - padding);
     ggml_tensor *       f_rows = buffers.put(place_f, f, padding);
     expect_similarity(comparison.before_add(h_rows, f_rows, tasks), tasks, h, sum_of(h, f), what);
-    expect(buffers.get(f_rows) == without_skipping(f, tasks) && buffers.get(h_rows) == h, what + ": f leaves rows that skip");
-    expect_crossings(buffers, kernels, fetched_h * tasks.any_checks + fetched_f, fetched_f * tasks.any_skips, wants, what);
+    expect(buffers.get(f_rows) == without_skipping(f, tasks) && buffers.get(h_rows) == h,
+           what + ": f leaves rows that skip");
+    expect_crossings(buffers, kernels, fetched_h * tasks.any_checks + fetched_f, fetched_f * tasks.any_skips, wants,
+                     what);
 }
 
 void after_add(Place place_f, Place place_out, const std::string & wants, int64_t padding) {
-    const RowTasks tasks = tasks_of(wants);
-    const Values   h = random_rows(3, tasks.n_rows), f = random_rows(4, tasks.n_rows);
-    const Values   out = sum_of(h, f);
-    const std::string   what =
+    const RowTasks    tasks = tasks_of(wants);
+    const Values      h = random_rows(3, tasks.n_rows), f = random_rows(4, tasks.n_rows);
+    const Values      out = sum_of(h, f);
+    const std::string what =
         std::string("f kept, f on ") + k_names[place_f] + ", out on " + k_names[place_out] + ", " + wants;
-    FakeBuffers         buffers;
-    Comparison          comparison(buffers);
-    ggml_tensor *       branch = buffers.put(place_f, f, padding);
+    FakeBuffers   buffers;
+    Comparison    comparison(buffers);
+    ggml_tensor * branch = buffers.put(place_f, f, padding);
     comparison.keep(branch, tasks);
     expect(buffers.get(branch) == without_skipping(f, tasks), what + ": f leaves rows that skip");
-    expect_crossings(buffers, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips, wants, what);
+    expect_crossings(buffers, place_f >= device_0, place_f == plain_device, place_f == plain_device && tasks.any_skips,
+                     wants, what);
     if (!tasks.any_checks) {
         return;
     }
     // By then something else is in the memory f was in.
-    const Values  other       = random_rows(5, tasks.n_rows);
+    const Values other = random_rows(5, tasks.n_rows);
     for (int64_t r = 0; r < tasks.n_rows; ++r) {
         float * row = (place_f == host ? static_cast<float *>(branch->data) : buffers.devices.at(branch->data)) +
                       r * int64_t(branch->nb[1] / sizeof(float));
@@ -332,8 +348,8 @@ void after_add(Place place_f, Place place_out, const std::string & wants, int64_
     buffers.n_rows_read = buffers.n_rows_written = buffers.kernels_0.n_finished = buffers.kernels_1.n_finished = 0;
     const ggml_tensor * sum = buffers.put(place_out, out, 0);
     expect_similarity(comparison.after_add(sum, tasks), tasks, h, out, what);
-    expect_crossings(buffers, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host, 0, wants,
-                     what);
+    expect_crossings(buffers, place_f >= device_0, !(place_f == place_out && place_f >= device_0) && place_out != host,
+                     0, wants, what);
 }
 
 // On the host a check costs arithmetic, and nothing else.
@@ -341,8 +357,8 @@ void no_allocation_on_the_host() {
     const RowTasks tasks = tasks_of("csc-");
     FakeBuffers    buffers;
     Comparison     comparison(buffers);
-    ggml_tensor *  h = buffers.put(host, random_rows(6, tasks.n_rows), 0);
-    ggml_tensor *  f = buffers.put(host, random_rows(7, tasks.n_rows), 0);
+    ggml_tensor *  h   = buffers.put(host, random_rows(6, tasks.n_rows), 0);
+    ggml_tensor *  f   = buffers.put(host, random_rows(7, tasks.n_rows), 0);
     const auto     all = [&] {
         comparison.before_add(h, f, tasks);
         comparison.keep(f, tasks);

@@ -26,7 +26,8 @@ using Values = std::vector<float>;
 // [k_rows, k_n] in a buffer of the device.
 class Matrix {
 public:
-    Matrix(ggml_backend_dev_t device, const Values & values) : ctx_(ggml_init({ ggml_tensor_overhead() * 2, nullptr, true })) {
+    Matrix(ggml_backend_dev_t device, const Values & values)
+        : ctx_(ggml_init({ ggml_tensor_overhead() * 2, nullptr, true })) {
         tensor  = ggml_new_tensor_2d(ctx_, GGML_TYPE_F32, k_n, k_rows);
         buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(ctx_, ggml_backend_dev_buffer_type(device));
         ggml_backend_tensor_set(tensor, values.data(), 0, values.size() * sizeof(float));
@@ -79,7 +80,8 @@ void check_on(ggml_backend_dev_t device_h, ggml_backend_dev_t device_out) {
     Values       expected = f;
     std::fill_n(&expected[k_n], k_n, 0.0f);
 
-    const auto near = [&](const float * similarity, float (*cosine)(const float *, const float *, int64_t), const Values & a) {
+    const auto near = [&](const float *  similarity, float (*cosine)(const float *, const float *, int64_t),
+                          const Values & a) {
         for (const size_t r : { size_t(0), size_t(2) }) {
             expect(std::fabs(similarity[r] - cosine(&a[r * k_n], &f[r * k_n], k_n)) < 2e-6f, what + ": similarity");
         }

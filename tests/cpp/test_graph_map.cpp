@@ -26,12 +26,13 @@ enum class Add { f_h, h_f, parallel };
 // `early` are copies that another node has read before.
 class Layer {
 public:
-    Layer(Add add, std::set<std::string> copied, bool early = false, bool experts = false) : copied_(std::move(copied)) {
+    Layer(Add add, std::set<std::string> copied, bool early = false, bool experts = false)
+        : copied_(std::move(copied)) {
         ctx_.reset(ggml_init({ size_t(1) << 20, nullptr, true }));
         ggml_tensor * ids = ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_I32, k_rows);
-        ggml_tensor * x = node(ggml_get_rows(ctx_.get(), weight("token_embd.weight", k_embd, 32), ids), "embd");
-        ggml_tensor * a = node(ggml_scale(ctx_.get(), x, 2.0f), "attn_out-0");
-        ggml_tensor * h = node(ggml_add(ctx_.get(), a, x), "ffn_inp-0");
+        ggml_tensor * x   = node(ggml_get_rows(ctx_.get(), weight("token_embd.weight", k_embd, 32), ids), "embd");
+        ggml_tensor * a   = node(ggml_scale(ctx_.get(), x, 2.0f), "attn_out-0");
+        ggml_tensor * h   = node(ggml_add(ctx_.get(), a, x), "ffn_inp-0");
         if (early) {
             node(ggml_scale(ctx_.get(), read(h), 3.0f), "early");
         }
@@ -40,7 +41,8 @@ public:
             ggml_tensor * part = node(ggml_add(ctx_.get(), read(f), read(x)), "part-0");
             node(ggml_add(ctx_.get(), read(part), read(a)), "l_out-0");
         } else {
-            node(add == Add::f_h ? ggml_add(ctx_.get(), read(f), read(h)) : ggml_add(ctx_.get(), read(h), read(f)), "l_out-0");
+            node(add == Add::f_h ? ggml_add(ctx_.get(), read(f), read(h)) : ggml_add(ctx_.get(), read(h), read(f)),
+                 "l_out-0");
         }
     }
 
@@ -72,7 +74,8 @@ private:
             ggml_tensor * wide = node(ggml_mul_mat(ctx_.get(), up, read(x)), "up-0");
             return node(ggml_mul_mat(ctx_.get(), down, wide), "ffn_out-0");
         }
-        ggml_tensor * logits = node(ggml_mul_mat(ctx_.get(), weight("blk.0.ffn_gate_inp.weight", k_embd, 4), x), "logits-0");
+        ggml_tensor * logits =
+            node(ggml_mul_mat(ctx_.get(), weight("blk.0.ffn_gate_inp.weight", k_embd, 4), x), "logits-0");
         ggml_tensor * ids    = node(ggml_argmax(ctx_.get(), logits), "argmax-0");
         ggml_tensor * chosen = node(ggml_reshape_2d(ctx_.get(), ids, 1, k_rows), "ids-0");
         ggml_tensor * down   = weight("blk.0.ffn_down_exps.weight", k_embd, k_embd, 4);
@@ -111,11 +114,11 @@ private:
     struct Free {
         void operator()(ggml_context * ctx) const { ggml_free(ctx); }
     };
-    std::unique_ptr<ggml_context, Free>      ctx_;
-    std::set<std::string>                    copied_;
-    std::map<ggml_tensor *, ggml_tensor *>   copies_;
-    std::vector<ggml_tensor *>               nodes_;
-    uintptr_t                                n_placed_ = 0;
+    std::unique_ptr<ggml_context, Free>    ctx_;
+    std::set<std::string>                  copied_;
+    std::map<ggml_tensor *, ggml_tensor *> copies_;
+    std::vector<ggml_tensor *>             nodes_;
+    uintptr_t                              n_placed_ = 0;
 };
 
 int n_left_out(const GraphMap & map) {
@@ -134,7 +137,8 @@ void expect_same(const Layer & cut, const Layer & whole, const std::string & wha
     expect(got.h == expected.h && got.h_src == expected.h_src, what + ": h");
     expect(got.residual == expected.residual && got.output == expected.output, what + ": the form");
     expect(n_left_out(got_map) == n_left_out(expected_map), what + ": what is left out");
-    expect(got.bytes_per_token == expected.bytes_per_token && got.weights.size() == expected.weights.size(), what + ": weights");
+    expect(got.bytes_per_token == expected.bytes_per_token && got.weights.size() == expected.weights.size(),
+           what + ": weights");
 }
 
 const std::string & faulty(ggml_backend_dev_t) {
@@ -161,7 +165,8 @@ int main() {
         // Weights of the FFN on the CPU, those of attention on the GPU.
         expect_same(Layer(kind.add, { "ffn_out-0", "norm-0" }), whole, name + ", f copied");
         // Batches of many rows: weights are copied to the GPU for one multiplication.
-        expect_same(Layer(kind.add, { "blk.0.ffn_up.weight", "blk.0.ffn_down.weight" }), whole, name + ", weights copied");
+        expect_same(Layer(kind.add, { "blk.0.ffn_up.weight", "blk.0.ffn_down.weight" }), whole,
+                    name + ", weights copied");
         // The two parts of a parallel block on two devices.
         expect_same(Layer(kind.add, { "part-0" }), whole, name + ", the first sum copied");
     }
@@ -174,19 +179,24 @@ int main() {
     }
 
     const Layer experts(Add::f_h, {}, false, true);
-    expect(experts.learn().blocks[0].kind == "experts" && !experts.learn().blocks[0].fetches_experts, "experts where they are");
+    expect(experts.learn().blocks[0].kind == "experts" && !experts.learn().blocks[0].fetches_experts,
+           "experts where they are");
     const Block fetched = Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn().blocks[0];
     expect(fetched.skippable && fetched.fetches_experts, "experts fetched for a batch");
 
     // Every node of a block counts, and no other.
     const std::unique_ptr<ggml_backend_buffer, void (*)(ggml_backend_buffer_t)> buffer(
         ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), 64), ggml_backend_buffer_free);
-    for (const auto & [name, counts] : std::map<std::string, bool>{
-             { "attn_out-0", false }, { "norm-0", true }, { "up-0", true }, { "ffn_out-0", true }, { "l_out-0", true } }) {
+    for (const auto & [name, counts] : std::map<std::string, bool>{ { "attn_out-0", false },
+                                                                    { "norm-0", true },
+                                                                    { "up-0", true },
+                                                                    { "ffn_out-0", true },
+                                                                    { "l_out-0", true } }) {
         Layer layer(Add::f_h, {});
         layer.put(name, buffer.get());
         expect(layer.learn().blocks[0].skippable, "the CPU honours what is asked of " + name);
-        expect(layer.learn(faulty).blocks[0].why_not == (counts ? faulty(nullptr) : ""), name + " on a device with a fault");
+        expect(layer.learn(faulty).blocks[0].why_not == (counts ? faulty(nullptr) : ""),
+               name + " on a device with a fault");
     }
     return result();
 }

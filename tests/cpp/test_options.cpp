@@ -67,7 +67,8 @@ void sequences() {
     const auto is_algorithm_1 = [](const Config & config) {
         return config.policy == Policy::ffn_skip && !config.layers && !config.layer_thresholds && !config.max_skip;
     };
-    expect(is_algorithm_1(after({ { "skip-layers", "3" }, { "no-skip", "" }, { "policy", "ffn_skip" } })), "skip-layers, no-skip");
+    expect(is_algorithm_1(after({ { "skip-layers", "3" }, { "no-skip", "" }, { "policy", "ffn_skip" } })),
+           "skip-layers, no-skip");
     expect(is_algorithm_1(after({ { "skip-layers", "3" }, { "policy", "ffn_skip" } })), "skip-layers, policy");
     expect(is_algorithm_1(after({ { "layer-thresholds", "1,1" }, { "policy", "ffn_skip" } })), "thresholds, policy");
     expect(!after({ { "skip-layers", "3" }, { "policy", "random" } }).max_skip, "skip-layers, random");
@@ -86,9 +87,11 @@ void sequences() {
     expect(after({ { "max-skip", "2" }, { "policy", "ffn_skip" } }).max_skip == 2, "any other");
 
     expect(after({ { "policy", "random_adaptive_region" }, { "policy", "random" } }).region == Region::any, "region");
-    expect(after({ { "policy", "random_adaptive_region" }, { "skip-layers", "3" }, { "policy", "random" } }).region == Region::any,
+    expect(after({ { "policy", "random_adaptive_region" }, { "skip-layers", "3" }, { "policy", "random" } }).region ==
+               Region::any,
            "region, long ago");
-    expect(after({ { "region", "adaptive" }, { "policy", "random" } }).region == Region::adaptive, "a region that was given");
+    expect(after({ { "region", "adaptive" }, { "policy", "random" } }).region == Region::adaptive,
+           "a region that was given");
 
     const Config dense = after({ { "policy", "random_adaptive_region" }, { "no-skip", "" } });
     expect(dense.policy == Policy::dense && dense.region == Region::any, "no-skip");
@@ -101,7 +104,8 @@ void refused_values() {
         }
     }
     for (const char * text : { "", "high", "0.5 ", "0,5" }) {
-        expect_refused([&] { with("sim-threshold", text); }, "sim-threshold: '" + std::string(text) + "' is not a number");
+        expect_refused([&] { with("sim-threshold", text); },
+                       "sim-threshold: '" + std::string(text) + "' is not a number");
     }
     for (const char * text : { "", ",", "0.5,", "0.5,x", "0.5 0.6" }) {
         expect_refused([&] { with("layer-thresholds", text); }, "is not a number");

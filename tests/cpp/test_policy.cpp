@@ -47,7 +47,8 @@ Settings ffn_skip(float threshold, int max_skip) {
 void algorithm_1() {
     const Settings settings = ffn_skip(0.9f, 4);  // adaptive region [2, 14)
     expect(settings.cold_s == 2 && settings.cold_e == 14, "one eighth is cold at either end");
-    expect(run(settings, [](int) { return 0.95f; }) == std::vector<int>({ 3, 4, 5, 6 }), "the first adaptive layer trips");
+    expect(run(settings, [](int) { return 0.95f; }) == std::vector<int>({ 3, 4, 5, 6 }),
+           "the first adaptive layer trips");
     expect(run(settings, [](int il) { return il == 8 ? 0.9f : 0.5f; }) == std::vector<int>({ 9, 10, 11, 12 }),
            "the threshold itself trips");
     expect(run(settings, [](int il) { return il == 12 ? 1.0f : 0.5f; }) == std::vector<int>({ 13 }),
@@ -59,7 +60,7 @@ void algorithm_1() {
 
 void layers_without_ffn_do_not_count() {
     std::vector<uint8_t> skippable = k_sixteen;
-    skippable[4] = 0;
+    skippable[4]                   = 0;
     Config config;
     config.max_skip = 3;
     expect(run(resolve(config, skippable), [](int) { return 1.0f; }) == std::vector<int>({ 3, 5, 6 }),
@@ -68,9 +69,9 @@ void layers_without_ffn_do_not_count() {
 
 void random_sets() {
     Config config;
-    config.policy   = Policy::random;
-    config.region   = Region::adaptive;
-    config.max_skip = 4;
+    config.policy           = Policy::random;
+    config.region           = Region::adaptive;
+    config.max_skip         = 4;
     const Settings settings = resolve(config, k_sixteen);
 
     std::map<int, int> counts;
@@ -95,9 +96,9 @@ void random_sets() {
 void thresholds_of_layers() {
     constexpr double inf = std::numeric_limits<double>::infinity();
     Config           config;
-    config.layer_thresholds = { 0, 0, inf, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0, 0 };
-    config.max_skip         = 3;
-    const Settings settings = resolve(config, k_sixteen);
+    config.layer_thresholds   = { 0, 0, inf, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0, 0 };
+    config.max_skip           = 3;
+    const Settings   settings = resolve(config, k_sixteen);
     std::vector<int> asked;
     const auto       run_noting = [&](float similarity) {
         asked.clear();
@@ -126,7 +127,7 @@ void fixed_set_and_algorithm_1() {
     expect(run_noting(0.9f) == std::vector<int>({ 1, 4, 5, 6, 7 }), "max_skip counts what is not in the set");
     config.check_stride = 3;
     expect(run_noting(0.0f).size() == 3 && asked == std::vector<int>({ 3, 8 }), "every third of the checked layers");
-    config.max_skip = std::nullopt;
+    config.max_skip   = std::nullopt;
     config.skip_ratio = 0.25;
     expect(resolve(config, k_sixteen).max_skip == 1, "skip_ratio counts the set");
     config.skip_ratio = 0.1;
@@ -134,7 +135,8 @@ void fixed_set_and_algorithm_1() {
     config.max_skip = 4;
     expect_refused([&] { resolve(config, k_sixteen); }, "at most 3 of 16 FFN blocks beside the 3 of layers");
     config.max_skip = 0;
-    expect(resolve(config, k_sixteen).skips_anything() && run_noting(1.0f) == std::vector<int>({ 1, 4, 6 }), "the set alone");
+    expect(resolve(config, k_sixteen).skips_anything() && run_noting(1.0f) == std::vector<int>({ 1, 4, 6 }),
+           "the set alone");
     expect(asked.empty(), "nothing is checked where no more can be skipped");
     config.cold_e = 99;
     expect(run_noting(1.0f).size() == 3, "nor does the region matter");
@@ -173,7 +175,8 @@ void refusals() {
     expect_refused([&] { config.validate(); }, "only policy 'ffn_skip' takes layers, not 'random'");
     config.layers.reset();
     expect_refused([&] { config.validate(); }, "only policy 'ffn_skip' takes them, not 'random'");
-    expect_refused([&] { set_policy(config, "greedy"); }, "policy: 'greedy' is unknown; known are dense, ffn_skip, random");
+    expect_refused([&] { set_policy(config, "greedy"); },
+                   "policy: 'greedy' is unknown; known are dense, ffn_skip, random");
     expect_refused([] { region_from_name("cold"); }, "region: 'cold' is unknown; known are any, adaptive");
 }
 
@@ -196,7 +199,8 @@ void old_names() {
     expect(both.policy == Policy::ffn_skip && !both.max_skip, "fixed_plus_ffn_skip");
 
     Config per_layer = named("ffn_skip_per_layer");
-    expect_refused([&] { per_layer.validate(); }, "layer_thresholds: the list is empty; name one for each layer, or leave it out");
+    expect_refused([&] { per_layer.validate(); },
+                   "layer_thresholds: the list is empty; name one for each layer, or leave it out");
     expect(per_layer.policy == Policy::ffn_skip, "ffn_skip_per_layer");
 
     const Config random = named("random_adaptive_region");

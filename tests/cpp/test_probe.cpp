@@ -13,13 +13,13 @@ using namespace ffnskip;
 namespace {
 
 int32_t decode_token(llama_context * ctx, llama_seq_id seq, llama_pos pos, llama_token token = 7) {
-    llama_batch batch   = llama_batch_init(1, 0, 1);
-    batch.n_tokens      = 1;
-    batch.token[0]      = token;
-    batch.pos[0]        = pos;
-    batch.n_seq_id[0]   = 1;
-    batch.seq_id[0][0]  = seq;
-    batch.logits[0]     = 1;
+    llama_batch batch    = llama_batch_init(1, 0, 1);
+    batch.n_tokens       = 1;
+    batch.token[0]       = token;
+    batch.pos[0]         = pos;
+    batch.n_seq_id[0]    = 1;
+    batch.seq_id[0][0]   = seq;
+    batch.logits[0]      = 1;
     const int32_t status = llama_decode(ctx, batch);
     llama_batch_free(batch);
     return status;
@@ -90,14 +90,14 @@ void an_evaluation_cut_short_is_not_learnt(llama_model * model) {
         llama_context * ctx = make_context(model, &controller, 1, Ender::callback, &ender);
         controller.probe(ctx);
         controller.set_config(config);
-        llama_token   token  = 7;
-        llama_pos     pos    = 0;
-        int32_t       n_seq  = 1;
-        llama_seq_id  seq    = 0;
-        llama_seq_id * seqs  = &seq;
-        int8_t        output = 1;
-        const RowKind kind   = RowKind::skippable;
-        const auto decode    = [&] {
+        llama_token    token  = 7;
+        llama_pos      pos    = 0;
+        int32_t        n_seq  = 1;
+        llama_seq_id   seq    = 0;
+        llama_seq_id * seqs   = &seq;
+        int8_t         output = 1;
+        const RowKind  kind   = RowKind::skippable;
+        const auto     decode = [&] {
             return controller.decode(ctx, { 1, &token, nullptr, &pos, &n_seq, &seqs, &output }, &kind);
         };
         if (cut) {

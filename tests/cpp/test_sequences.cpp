@@ -20,9 +20,9 @@ struct Skipping {
 
     Skipping(const Model & model, int warm_up, bool unified = true) {
         llama_context_params params = exact_params();
-        params.n_ctx      = 1024;
-        params.n_seq_max  = 4;
-        params.kv_unified = unified;
+        params.n_ctx                = 1024;
+        params.n_seq_max            = 4;
+        params.kv_unified           = unified;
         controller.attach(params);
         ctx = make_context(model, params);
         controller.probe(ctx.get());
@@ -108,10 +108,12 @@ void copies(const Model & model) {
     s.feed(0, 0, { 5, 6, 7 });
     llama_memory_seq_cp(s.memory(), 0, 1, -1, -1);
     s.controller.copied(0, 1);
-    expect(s.kind_of(0, 3, 8) == k_warm_up && s.kind_of(1, 3, 9) == k_warm_up, "the copy goes on where the original was");
+    expect(s.kind_of(0, 3, 8) == k_warm_up && s.kind_of(1, 3, 9) == k_warm_up,
+           "the copy goes on where the original was");
     expect(s.kind_of(1, 4, 9) == k_skips && s.kind_of(0, 4, 8) == k_skips, "each by itself from there on");
     llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
-    expect(s.kind_of(2, 5, 8) == k_prompt && s.kind_of(2, 6, 8) == k_warm_up, "a copy not told of begins with a prompt token");
+    expect(s.kind_of(2, 5, 8) == k_prompt && s.kind_of(2, 6, 8) == k_warm_up,
+           "a copy not told of begins with a prompt token");
 }
 
 void shifts(const Model & model) {
@@ -149,7 +151,8 @@ void shifts_and_reuse(const Model & model) {
         text.insert(text.end(), { 20, 21, 22 });
         Skipping fresh(model, 0);
         fresh.feed(0, 0, text);
-        expect(difference(last_logits(s), last_logits(fresh)) < 1e-3, "what is left of the text is computed again in full");
+        expect(difference(last_logits(s), last_logits(fresh)) < 1e-3,
+               "what is left of the text is computed again in full");
     }
 }
 
@@ -253,8 +256,10 @@ void reuse(const Model & model) {
     const std::vector<float> plain = second_turn(model, Reuse::all, true, false);
     // In batches of other sizes, so to rounding.
     expect(difference(second_turn(model, Reuse::full, false, false), plain) < 1e-3, "full: as if nothing had skipped");
-    expect(difference(second_turn(model, Reuse::all, false, true), plain) < 1e-3, "nor is what other settings skipped reused");
-    expect(difference(second_turn(model, Reuse::all, false, false), plain) > 1e-3, "all: the prompt builds on what skipped");
+    expect(difference(second_turn(model, Reuse::all, false, true), plain) < 1e-3,
+           "nor is what other settings skipped reused");
+    expect(difference(second_turn(model, Reuse::all, false, false), plain) > 1e-3,
+           "all: the prompt builds on what skipped");
 }
 
 void warm_up_is_full(const Model & model) {
@@ -272,7 +277,8 @@ void warm_up_is_full(const Model & model) {
     s.controller.copied(0, 1);
     s.feed(1, 9, { 5 });
     s.feed(1, 10, { 5 });
-    expect(s.controller.first_to_repeat(1, 11) == 11 && s.controller.first_to_repeat(0, 9) == 9, "a copy has its own account");
+    expect(s.controller.first_to_repeat(1, 11) == 11 && s.controller.first_to_repeat(0, 9) == 9,
+           "a copy has its own account");
 }
 
 void saved_accounts(const Model & model) {
@@ -301,8 +307,8 @@ void saved_accounts(const Model & model) {
 void exceptions(const Model & model) {
     Skipping s(model, 0);
     s.feed(0, 0, { 5, 6, 7 });
-    llama_token       token = 8;
-    const llama_batch batch = llama_batch_get_one(&token, 1);
+    llama_token       token  = 8;
+    const llama_batch batch  = llama_batch_get_one(&token, 1);
     bool              thrown = false;
     try {
         s.controller.decode(s.ctx.get(), batch, [](void *) -> int32_t { throw std::runtime_error("mine"); }, nullptr);
@@ -310,7 +316,8 @@ void exceptions(const Model & model) {
         thrown = std::string(error.what()) == "mine";
     }
     expect(thrown, "an exception of the caller's");
-    expect(llama_decode(s.ctx.get(), batch) == 0 && s.controller.stats().tokens == 0, "llama_decode itself runs in full");
+    expect(llama_decode(s.ctx.get(), batch) == 0 && s.controller.stats().tokens == 0,
+           "llama_decode itself runs in full");
     expect(s.kind_of(0, 4, 9) == k_prompt, "and makes the account forget");
     expect(s.kind_of(0, 5, 10) == k_skips, "until it knows again");
     const RowKind kind = RowKind::skippable;
@@ -357,7 +364,8 @@ void neighbours(const Model & model) {
                 const auto first = together.begin() + std::ptrdiff_t((3 * step + column) * n_vocab);
                 part.insert(part.end(), first, first + std::ptrdiff_t(n_vocab));
             }
-            expect(difference(part, alone) < k_rounding, "sequence " + std::to_string(seq) + " gets what it gets alone");
+            expect(difference(part, alone) < k_rounding,
+                   "sequence " + std::to_string(seq) + " gets what it gets alone");
             skipped += alone_stats.ffn_skipped;
             ++column;
         }

@@ -82,7 +82,8 @@ void without_a_controller_it_is_plain(const Model & model) {
     Session       session(ctx.get());
     const Tokens  expected = by_hand(model, prompt, 12);
     expect(by_session(session, prompt, 12) == expected, "plain generation");
-    expect(session.n_used() == 37 + 11 && session.has_room(256 - 48) && !session.has_room(256 - 47), "position and room");
+    expect(session.n_used() == 37 + 11 && session.has_room(256 - 48) && !session.has_room(256 - 47),
+           "position and room");
     session.cut(37);
     expect(session.n_used() == 37, "cut");
     session.clear();

@@ -55,7 +55,7 @@ void compare_with_float64(int64_t n, int offset_a, int offset_b) {
     std::mt19937                    random{ uint32_t(n) };
     std::normal_distribution<float> normal;
     // Beyond the row is what would be noticed if it were read.
-    std::vector<float> a(size_t(n) + 8, std::numeric_limits<float>::quiet_NaN()), b = a;
+    std::vector<float>  a(size_t(n) + 8, std::numeric_limits<float>::quiet_NaN()), b = a;
     std::vector<double> given, sum, difference;
     for (int64_t i = 0; i < n; ++i) {
         const float x = normal(random), y = x + 0.5f * normal(random);
@@ -70,11 +70,12 @@ void compare_with_float64(int64_t n, int offset_a, int offset_b) {
     const std::string where =
         " of " + std::to_string(n) + " from " + std::to_string(offset_a) + ", " + std::to_string(offset_b);
     const auto near = [&](float got, double expected, float host, const std::string & what) {
-        expect(std::fabs(double(got) - expected) < k_rounding, what + where + ": " + std::to_string(got) + ", float64 " +
-                                                                   std::to_string(expected));
+        expect(std::fabs(double(got) - expected) < k_rounding,
+               what + where + ": " + std::to_string(got) + ", float64 " + std::to_string(expected));
         expect(std::fabs(double(got) - double(host)) < 2e-5, what + where + ": as on the host");
     };
-    near(block_cosine<Pair::sum>(row_a, row_b, n), exact_cosine(given, sum), cosine<Pair::sum>(row_a, row_b, n), "a, a + b");
+    near(block_cosine<Pair::sum>(row_a, row_b, n), exact_cosine(given, sum), cosine<Pair::sum>(row_a, row_b, n),
+         "a, a + b");
     near(block_cosine<Pair::difference>(row_a, row_b, n), exact_cosine(difference, given),
          cosine<Pair::difference>(row_a, row_b, n), "a - b, a");
 }
@@ -86,8 +87,10 @@ void edges() {
     for (float & value : noise) {
         value = std::normal_distribution<float>()(random);
     }
-    expect(block_cosine<Pair::sum>(noise.data(), zeros.data(), 4096) == 1.0f, "a row and itself plus nothing: exactly 1");
-    expect(block_cosine<Pair::difference>(noise.data(), zeros.data(), 4096) == 1.0f, "a row less nothing and itself: exactly 1");
+    expect(block_cosine<Pair::sum>(noise.data(), zeros.data(), 4096) == 1.0f,
+           "a row and itself plus nothing: exactly 1");
+    expect(block_cosine<Pair::difference>(noise.data(), zeros.data(), 4096) == 1.0f,
+           "a row less nothing and itself: exactly 1");
     expect(block_cosine<Pair::sum>(zeros.data(), ones.data(), 4096) == 0.0f, "zeros and ones: 0");
     expect(block_cosine<Pair::difference>(ones.data(), ones.data(), 4096) == 0.0f, "ones less themselves: 0");
     expect(block_cosine<Pair::sum>(zeros.data(), zeros.data(), 4096) == 0.0f, "zeros and zeros: 0");

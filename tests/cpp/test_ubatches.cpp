@@ -65,9 +65,11 @@ int main() {
     }
     expect(follows(Split::simple, 4, mixed, { { 0, 1, 2, 3 }, { 4, 5 } }), "simple");
     expect(follows(Split::equal, 512, mixed, { { 0, 3, 4 }, { 1, 5 }, { 2 } }), "equal: as many rows of each");
-    expect(follows(Split::equal_sequential, 512, mixed, { { 0, 3, 4 }, { 1, 2 }, { 5 } }), "2 does not follow 0, once 1 is done");
+    expect(follows(Split::equal_sequential, 512, mixed, { { 0, 3, 4 }, { 1, 2 }, { 5 } }),
+           "2 does not follow 0, once 1 is done");
     expect(follows(Split::equal, 2, mixed, { { 0, 3, 4 }, { 1, 5 }, { 2 } }), "equal: one row of each at least");
-    expect(follows(Split::equal_sequential, 512, gaps, { { 0, 3 }, { 1, 2 } }), "ids that follow one another share an ubatch");
+    expect(follows(Split::equal_sequential, 512, gaps, { { 0, 3 }, { 1, 2 } }),
+           "ids that follow one another share an ubatch");
     expect(follows(Split::equal, 512, gaps, { { 0, 1, 2, 3 } }), "equal takes them all");
     expect(follows(Split::equal, 512, shared, { { 0, 1 }, { 2, 3 } }), "shared rows come first");
     expect(follows(Split::by_sequence, 512, shared, { { 0, 1, 2 }, { 3 } }), "by sequence: part of the one before");

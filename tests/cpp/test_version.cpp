@@ -22,8 +22,9 @@ int main() {
     } catch (const ffnskip::Unsupported & unsupported) {
         said = unsupported.what();
     }
-    for (const std::string part : { "built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION ")",
-                                    "llama.cpp 0.4.0 (ggml " FFNSKIP_GGML_VERSION ") is loaded", "cmake --fresh", "pip install" }) {
+    for (const std::string part :
+         { "built for llama.cpp " FFNSKIP_LLAMA_VERSION " (ggml " FFNSKIP_GGML_VERSION ")",
+           "llama.cpp 0.4.0 (ggml " FFNSKIP_GGML_VERSION ") is loaded", "cmake --fresh", "pip install" }) {
         expect(said.find(part) != std::string::npos, "says " + part + ": " + said);
     }
     expect(params.cb_eval == nullptr, "nothing is attached");

@@ -5,8 +5,8 @@
 //   fetched     the same without the kernel: both rows copied to the host and compared there
 //   many_rows   2 GiB of rows, where memory bandwidth decides; the floor is the bytes over the bandwidth of a copy
 #include "gpu.h"
-#include "similarity.h"
 #include "rows_cuda.h"
+#include "similarity.h"
 
 #include <algorithm>
 #include <chrono>
@@ -65,11 +65,11 @@ int main() {
     };
     const auto kernels = make_cuda_kernels(a.data());
 
-    const double floor_us = median_us(2000, [&](int) {
+    const double       floor_us   = median_us(2000, [&](int) {
         nothing<<<1, 256, 0, stream>>>();
         GPU(cudaStreamSynchronize(stream));
     });
-    const double one_row_us = median_us(2000, [&](int i) {
+    const double       one_row_us = median_us(2000, [&](int i) {
         kernels->cosine(Pair::sum, rows(a, i % k_sets, 1), rows(b, i % k_sets, 1));
         kernels->finish();
     });
@@ -77,15 +77,17 @@ int main() {
     volatile float     sink       = 0;
     const double       fetched_us = median_us(2000, [&](int i) {
         const size_t bytes = size_t(stride);
-        GPU(cudaMemcpyAsync(host_a.data(), rows(a, i % k_sets, 1).data, bytes, cudaMemcpyDeviceToHost, cudaStreamPerThread));
+        GPU(cudaMemcpyAsync(host_a.data(), rows(a, i % k_sets, 1).data, bytes, cudaMemcpyDeviceToHost,
+                            cudaStreamPerThread));
         GPU(cudaStreamSynchronize(cudaStreamPerThread));
-        GPU(cudaMemcpyAsync(host_b.data(), rows(b, i % k_sets, 1).data, bytes, cudaMemcpyDeviceToHost, cudaStreamPerThread));
+        GPU(cudaMemcpyAsync(host_b.data(), rows(b, i % k_sets, 1).data, bytes, cudaMemcpyDeviceToHost,
+                            cudaStreamPerThread));
         GPU(cudaStreamSynchronize(cudaStreamPerThread));
         sink = cosine<Pair::sum>(host_a.data(), host_b.data(), k_n);
     });
 
-    const double bytes   = 2.0 * double(k_rows) * double(stride);  // read by a cosine; read and written by a copy
-    const double copy_us = median_us(20, [&](int) {
+    const double bytes        = 2.0 * double(k_rows) * double(stride);  // read by a cosine; read and written by a copy
+    const double copy_us      = median_us(20, [&](int) {
         GPU(cudaMemcpyAsync(b.data(), a.data(), size_t(k_rows * stride), cudaMemcpyDeviceToDevice, stream));
         GPU(cudaStreamSynchronize(stream));
     });
@@ -98,10 +100,11 @@ int main() {
         kernels->zero(rows(b, 0, k_rows), mask.data());
         kernels->finish();
     });
-    std::printf("{\"device\": \"%s\", \"n\": %d, \"one_row_us\": %.2f, \"one_row_floor_us\": %.2f, \"fetched_us\": %.2f, "
-                "\"many_rows\": %d, \"many_rows_us\": %.1f, \"masked_zero_us\": %.1f, \"copy_floor_us\": %.1f, "
-                "\"copy_gb_per_s\": %.0f}\n",
-                device.name, int(k_n), one_row_us, floor_us, fetched_us, int(k_rows), many_rows_us, masked_zero_us, copy_us,
-                bytes / copy_us * 1e-3);
+    std::printf(
+        "{\"device\": \"%s\", \"n\": %d, \"one_row_us\": %.2f, \"one_row_floor_us\": %.2f, \"fetched_us\": %.2f, "
+        "\"many_rows\": %d, \"many_rows_us\": %.1f, \"masked_zero_us\": %.1f, \"copy_floor_us\": %.1f, "
+        "\"copy_gb_per_s\": %.0f}\n",
+        device.name, int(k_n), one_row_us, floor_us, fetched_us, int(k_rows), many_rows_us, masked_zero_us, copy_us,
+        bytes / copy_us * 1e-3);
     return 0;
 }

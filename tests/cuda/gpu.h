@@ -9,13 +9,13 @@
 
 constexpr int k_skipped = 77;  // exit status of a test that could not run
 
-#define GPU(call)                                                                                     \
-    do {                                                                                              \
-        const cudaError_t status = (call);                                                            \
-        if (status != cudaSuccess) {                                                                  \
+#define GPU(call)                                                                                           \
+    do {                                                                                                    \
+        const cudaError_t status = (call);                                                                  \
+        if (status != cudaSuccess) {                                                                        \
             std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(status)); \
-            std::exit(1);                                                                             \
-        }                                                                                             \
+            std::exit(1);                                                                                   \
+        }                                                                                                   \
     } while (0)
 
 inline void need_gpu() {

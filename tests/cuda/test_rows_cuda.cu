@@ -22,10 +22,10 @@ const float k_nan = std::numeric_limits<float>::quiet_NaN();
 
 // [n_rows, n] from `offset` floats behind an aligned address; what is not of a row is NaN, which would be noticed.
 struct Matrix {
-    Matrix(int64_t n, int64_t n_rows, int64_t offset, int64_t padding) :
-        n(n), n_rows(n_rows), offset(offset), stride(n + padding), values(size_t(offset + n_rows * stride), k_nan) {}
+    Matrix(int64_t n, int64_t n_rows, int64_t offset, int64_t padding)
+        : n(n), n_rows(n_rows), offset(offset), stride(n + padding), values(size_t(offset + n_rows * stride), k_nan) {}
 
-    float &    at(int64_t r, int64_t i) { return values[size_t(offset + r * stride + i)]; }
+    float & at(int64_t r, int64_t i) { return values[size_t(offset + r * stride + i)]; }
     Rows on(const GpuFloats & gpu) const { return { gpu.data() + offset, n, n_rows, stride * int64_t(sizeof(float)) }; }
 
     int64_t            n, n_rows, offset, stride;
@@ -72,13 +72,14 @@ void cosines(int64_t n, int64_t n_rows, int64_t offset, int64_t padding) {
         for (int64_t r = 0; r < n_rows; ++r) {
             const double expected = exact_cosine(pair, a, b, r);
             expect(std::fabs(double(got[size_t(r)]) - expected) < k_rounding,
-                   "cosine, pair " + std::to_string(int(pair)) + ", row " + std::to_string(r) + " of " + std::to_string(n_rows) +
-                       " x " + std::to_string(n) + ", offset " + std::to_string(offset) + ", padding " + std::to_string(padding) +
-                       ": " + std::to_string(got[size_t(r)]) + ", float64 " + std::to_string(expected));
+                   "cosine, pair " + std::to_string(int(pair)) + ", row " + std::to_string(r) + " of " +
+                       std::to_string(n_rows) + " x " + std::to_string(n) + ", offset " + std::to_string(offset) +
+                       ", padding " + std::to_string(padding) + ": " + std::to_string(got[size_t(r)]) + ", float64 " +
+                       std::to_string(expected));
         }
         // Alone, a row has the same similarity to the bit.
         const int64_t last  = n_rows - 1;
-        Rows    one_a = a.on(gpu_a), one_b = b.on(gpu_b);
+        Rows          one_a = a.on(gpu_a), one_b = b.on(gpu_b);
         one_a.data += last * a.stride;
         one_b.data += last * b.stride;
         one_a.n_rows = one_b.n_rows = 1;
@@ -110,7 +111,8 @@ void edges(int64_t n) {
         for (const size_t at : { size_t(0), size_t(n - 1) }) {
             std::vector<float> bad = ones;
             bad[at]                = value;
-            expect(std::isnan(cosine_of(bad, ones)) && std::isnan(cosine_of(ones, bad)), "not finite, or too large: NaN");
+            expect(std::isnan(cosine_of(bad, ones)) && std::isnan(cosine_of(ones, bad)),
+                   "not finite, or too large: NaN");
         }
     }
 }
@@ -128,9 +130,9 @@ void masked(int64_t n, int64_t n_rows, int64_t offset, int64_t padding) {
     }
     const GpuFloats   gpu_f(to.values);
     const auto        kernels = make_cuda_kernels(gpu_f.data());
-    const std::string what    = std::to_string(n_rows) + " x " + std::to_string(n) + ", offset " + std::to_string(offset);
+    const std::string what = std::to_string(n_rows) + " x " + std::to_string(n) + ", offset " + std::to_string(offset);
 
-    const Rows   kept = kernels->keep(to.on(gpu_f));
+    const Rows         kept = kernels->keep(to.on(gpu_f));
     std::vector<float> kept_rows(size_t(n * n_rows), k_nan), rows;
     kernels->zero(to.on(gpu_f), mask.data());
     kernels->read(kept, kept_rows.data());
@@ -147,9 +149,10 @@ void masked(int64_t n, int64_t n_rows, int64_t offset, int64_t padding) {
 int main(int argc, char ** argv) {
     need_gpu();
     // Under a sanitizer, which is slow: a few shapes.
-    const bool                 few     = argc > 1 && std::strcmp(argv[1], "few") == 0;
-    const std::vector<int64_t> lengths = few ? std::vector<int64_t>{ 3, 33, 4096 } :
-                                               std::vector<int64_t>{ 1, 3, 4, 5, 31, 32, 33, 1023, 1024, 1025, 4096, 11008 };
+    const bool                 few = argc > 1 && std::strcmp(argv[1], "few") == 0;
+    const std::vector<int64_t> lengths =
+        few ? std::vector<int64_t>{ 3, 33, 4096 }
+            : std::vector<int64_t>{ 1, 3, 4, 5, 31, 32, 33, 1023, 1024, 1025, 4096, 11008 };
     for (const int64_t n : lengths) {
         for (const int64_t n_rows : { 1, 2, 65 }) {
             for (const int64_t offset : { 0, 1, 4 }) {

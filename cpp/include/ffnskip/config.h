@@ -35,19 +35,20 @@ Region       region_from_name(const std::string & name);  // throws std::invalid
 Reuse        reuse_from_name(const std::string & name);   // likewise
 
 struct Config {
-    Policy             policy        = Policy::ffn_skip;
-    double             sim_threshold = 0.9;    // cosine similarity that trips, dimensionless; above 1 never trips; not NaN
-    std::optional<int> cold_s;                 // layers [0, cold_s) never skip       default: round(n_layer / 8), at least 1
-    std::optional<int> cold_e;                 // layers [cold_e, n_layer) never skip default: n_layer - the same
-    int                warm_up_index = 30;     // generated tokens per sequence that run in full first, >= 0
-    double             skip_ratio    = 0.25;   // target share of all FFN blocks, [0, 1]; unused where max_skip is given
-    std::optional<int> max_skip;               // k: FFN blocks skipped per token, >= 0, those of `layers` not among them
-                                               // default: round(skip_ratio * n_layer), less those of `layers`
-    std::optional<std::vector<int>>    layers; // ffn_skip: layers whose FFN is always skipped; with max_skip 0 no other is
+    Policy policy        = Policy::ffn_skip;
+    double sim_threshold = 0.9;  // cosine similarity that trips, dimensionless; above 1 never trips; not NaN
+    std::optional<int> cold_s;   // layers [0, cold_s) never skip       default: round(n_layer / 8), at least 1
+    std::optional<int> cold_e;   // layers [cold_e, n_layer) never skip default: n_layer - the same
+    int                warm_up_index = 30;    // generated tokens per sequence that run in full first, >= 0
+    double             skip_ratio    = 0.25;  // target share of all FFN blocks, [0, 1]; unused where max_skip is given
+    std::optional<int> max_skip;              // k: FFN blocks skipped per token, >= 0, those of `layers` not among them
+                                              // default: round(skip_ratio * n_layer), less those of `layers`
+    std::optional<std::vector<int>>
+        layers;  // ffn_skip: layers whose FFN is always skipped; with max_skip 0 no other is
     std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
-    int                check_stride  = 1;      // every n-th layer of the adaptive region is checked, >= 1
-    Region             region        = Region::any;  // random
-    uint64_t           seed          = 0;            // random
+    int                                check_stride = 1;  // every n-th layer of the adaptive region is checked, >= 1
+    Region                             region       = Region::any;  // random
+    uint64_t                           seed         = 0;            // random
 
     // Throws std::invalid_argument (field, value, allowed range) for what is wrong with any model.
     void validate() const;
@@ -82,4 +83,4 @@ struct Settings {
 // Throws std::invalid_argument (field, value, allowed range) where `config` does not fit the model.
 Settings resolve(const Config & config, const std::vector<uint8_t> & skippable);
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -70,7 +70,7 @@ public:
 
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
     // for any policy but dense.
-    void           set_config(const Config & config);
+    void set_config(const Config & config);
     // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
     // std::invalid_argument, naming the file, where its config does not fit.
     void           set_profile(const Profile & profile);
@@ -127,4 +127,4 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -29,4 +29,4 @@ struct DecodeError : std::runtime_error {
     int32_t status;  // not 0
 };
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

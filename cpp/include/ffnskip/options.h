@@ -28,4 +28,4 @@ void set_option(Config & config, const std::string & name, const std::string & v
 // "FFNSKIP_SIM_THRESHOLD" of "sim-threshold".
 std::string environment_name(const std::string & option);
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -17,8 +17,8 @@
 namespace ffnskip FFNSKIP_API {
 
 struct Profile {
-    std::string path;    // the file it was read from
-    std::string model;   // Controller::fingerprint() of the model it was made for
+    std::string path;   // the file it was read from
+    std::string model;  // Controller::fingerprint() of the model it was made for
     Config      config;
 };
 
@@ -32,4 +32,4 @@ std::string profile_path(const std::string & model_path);
 // Throws as read_profile() does.
 std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path);
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -42,4 +42,4 @@ private:
     std::vector<int32_t>        n_sequences_;
 };
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

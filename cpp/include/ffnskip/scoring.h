@@ -19,9 +19,9 @@ void forward(Session & session, const std::vector<llama_token> & tokens, const R
              const std::vector<int32_t> & rows, float * logits);
 
 struct Scores {
-    std::vector<double>  log_likelihood;  // [n_continuations] natural logarithm; 0 of an empty continuation
-    std::vector<uint8_t> greedy;          // [n_continuations] 1 where every token is the model's first choice
-    int64_t              n_evaluated = 0; // tokens
+    std::vector<double>  log_likelihood;   // [n_continuations] natural logarithm; 0 of an empty continuation
+    std::vector<uint8_t> greedy;           // [n_continuations] 1 where every token is the model's first choice
+    int64_t              n_evaluated = 0;  // tokens
 };
 
 // The likelihood of each continuation after `prefix`, which is decoded once, as a prompt. A continuation counts as generated
@@ -33,4 +33,4 @@ struct Scores {
 Scores score(Session & session, const std::vector<llama_token> & prefix,
              const std::vector<std::vector<llama_token>> & continuations);
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -75,4 +75,4 @@ private:
     std::vector<llama_pos> next_;                // [n_seq_max] position after the rows that were added; -1: none were
 };
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -10,13 +10,13 @@ namespace ffnskip FFNSKIP_API {
 
 // Counts over generated tokens since the last reset; prompt tokens are not in them.
 struct Stats {
-    uint64_t tokens               = 0;    // generated tokens fed back to the model, warm-up included
-    uint64_t ffn_total            = 0;    // FFN blocks of those tokens
-    uint64_t ffn_skipped          = 0;    // of these, skipped
-    uint64_t checks               = 0;    // similarities computed
-    uint64_t tokens_never_tripped = 0;    // adaptive policies: tokens that could trip and never did
-    uint64_t ffn_bytes_not_read   = 0;    // weights of skipped blocks that no other row of the batch needed
-    std::vector<uint64_t> skipped_per_layer;  // [n_layer]
+    uint64_t              tokens               = 0;  // generated tokens fed back to the model, warm-up included
+    uint64_t              ffn_total            = 0;  // FFN blocks of those tokens
+    uint64_t              ffn_skipped          = 0;  // of these, skipped
+    uint64_t              checks               = 0;  // similarities computed
+    uint64_t              tokens_never_tripped = 0;  // adaptive policies: tokens that could trip and never did
+    uint64_t              ffn_bytes_not_read   = 0;  // weights of skipped blocks that no other row of the batch needed
+    std::vector<uint64_t> skipped_per_layer;         // [n_layer]
 
     // Share of all FFN blocks of the generated tokens that was skipped, [0, 1]; 0 without tokens.
     double skip_ratio() const { return ffn_total == 0 ? 0.0 : double(ffn_skipped) / double(ffn_total); }
@@ -30,4 +30,4 @@ struct Trace {
     std::vector<uint8_t> skipped;     // [n_tokens * n_layer] 1 where the FFN block was skipped
 };
 
-}  // namespace ffnskip
+}  // namespace ffnskip FFNSKIP_API

@@ -10,7 +10,8 @@ namespace {
 
 // Operators, those that bind least first.
 const std::vector<std::vector<std::string>> k_levels = {
-    { "or" }, { "and" }, { "==", "!=", "<=", ">=", "<", ">", "in", "not in" }, { "+", "-" }, { "~" }, { "*", "//", "/", "%" },
+    { "or" },     { "and" }, { "==", "!=", "<=", ">=", "<", ">", "in", "not in" },
+    { "+", "-" }, { "~" },   { "*", "//", "/", "%" },
 };
 constexpr size_t k_comparison = 2;
 
@@ -93,7 +94,7 @@ Expression Parser::binary(size_t level) {
     Expression left = binary(level + 1);
     for (;;) {
         const auto & signs = k_levels[level];
-        const auto   sign  = std::find_if(signs.begin(), signs.end(), [&](const std::string & one) { return take(one); });
+        const auto sign = std::find_if(signs.begin(), signs.end(), [&](const std::string & one) { return take(one); });
         if (sign == signs.end()) {
             return left;
         }
@@ -123,7 +124,9 @@ Expression Parser::unary() {
             value = subscript(value);
         } else if (take("|")) {
             const std::string what = name();
-            value = [of = value, what, args = optional_arguments()](Scopes & s) { return operate(what, of(s), args(s)); };
+            value                  = [of = value, what, args = optional_arguments()](Scopes & s) {
+                return operate(what, of(s), args(s));
+            };
         } else if (take("is")) {
             value = tested(value, true);
         } else if (take("is not")) {
@@ -176,7 +179,8 @@ Expression Parser::tested(const Expression & of, bool wanted) {
 std::function<Call(Scopes &)> Parser::optional_arguments() {
     std::vector<std::pair<std::string, Expression>> all;  // without a name: in order
     for (bool more = take("("); more && !take(")");) {
-        const bool is_named = next().kind == Token::name && tokens_[at_ + 1].kind == Token::sign && tokens_[at_ + 1].is == "=";
+        const bool is_named =
+            next().kind == Token::name && tokens_[at_ + 1].kind == Token::sign && tokens_[at_ + 1].is == "=";
         const std::string key = is_named ? name() : "";
         at_ += is_named ? 1 : 0;
         all.push_back({ key, expression() });

@@ -83,8 +83,8 @@ private:
         const bool keeps  = end > 0 && rest_[end - 1] == '+';
         rest_.remove_prefix(end + 2);
         at_line_start_ = false;
-        while (!rest_.empty() && (strips ? is_space(rest_[0]) :
-                                           takes_newline && !keeps && !at_line_start_ && rest_[0] == '\n')) {
+        while (!rest_.empty() &&
+               (strips ? is_space(rest_[0]) : takes_newline && !keeps && !at_line_start_ && rest_[0] == '\n')) {
             at_line_start_ = rest_[0] == '\n';
             rest_.remove_prefix(1);
         }
@@ -118,12 +118,12 @@ private:
             add(Token::text, read_quotation(at));
             return;
         }
-        const auto       end    = std::find_if_not(rest_.begin() + long(at), rest_.end(), is_word);
-        const size_t     length = size_t(end - rest_.begin()) - at;
-        const auto       two    = rest_.substr(at, 2);
-        const bool       pair   = two == "==" || two == "!=" || two == "<=" || two == ">=" || two == "//";
+        const auto        end    = std::find_if_not(rest_.begin() + long(at), rest_.end(), is_word);
+        const size_t      length = size_t(end - rest_.begin()) - at;
+        const auto        two    = rest_.substr(at, 2);
+        const bool        pair   = two == "==" || two == "!=" || two == "<=" || two == ">=" || two == "//";
         const std::string is(rest_.substr(at, length != 0 ? length : pair ? 2 : 1));
-        Token &          before = tokens_.back();
+        Token &           before = tokens_.back();
         if (before.kind == Token::name && ((before.is == "not" && is == "in") || (before.is == "is" && is == "not"))) {
             before = { Token::sign, before.is + " " + is };
         } else {

@@ -8,8 +8,8 @@ namespace app::jinja {
 
 struct Token {
     enum Kind {
-        plain,   // text to be written out
-        begin,   // of a tag: {{ or {%
+        plain,  // text to be written out
+        begin,  // of a tag: {{ or {%
         name,
         number,
         text,    // a quotation, without its marks

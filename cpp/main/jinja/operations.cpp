@@ -16,11 +16,11 @@ const std::string & ascii(const std::string & text) {
     return text;
 }
 
-const std::vector<std::string> k_white_space = {
-    " ",      "\t",     "\n",     "\v",     "\f",     "\r",     "\x1c",   "\x1d",   "\x1e",   "\x1f",
-    "\u0085", "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004", "\u2005", "\u2006",
-    "\u2007", "\u2008", "\u2009", "\u200a", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"
-};
+const std::vector<std::string> k_white_space = { " ",      "\t",     "\n",     "\v",     "\f",     "\r",
+                                                 "\x1c",   "\x1d",   "\x1e",   "\x1f",   "\u0085", "\u00a0",
+                                                 "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004",
+                                                 "\u2005", "\u2006", "\u2007", "\u2008", "\u2009", "\u200a",
+                                                 "\u2028", "\u2029", "\u202f", "\u205f", "\u3000" };
 
 std::string stripped(std::string text, L args, bool left, bool right) {
     std::vector<std::string> given;
@@ -99,7 +99,8 @@ Value select(V of, L args, bool wanted) {
     List chosen;
     for (const Value & value : of.list()) {
         const Value part = member(value, argument(args, 0));
-        if ((args.size() == 1 ? is_true(part) : test(args[1].text(), part, List(args.begin() + 2, args.end()))) == wanted) {
+        if ((args.size() == 1 ? is_true(part) : test(args[1].text(), part, List(args.begin() + 2, args.end()))) ==
+            wanted) {
             chosen.push_back(value);
         }
     }
@@ -108,7 +109,8 @@ Value select(V of, L args, bool wanted) {
 
 bool ends(V of, L args, bool at_end) {
     const std::string &whole = of.text(), &part = argument(args, 0).text();
-    return whole.size() >= part.size() && whole.compare(at_end ? whole.size() - part.size() : 0, part.size(), part) == 0;
+    return whole.size() >= part.size() &&
+           whole.compare(at_end ? whole.size() - part.size() : 0, part.size(), part) == 0;
 }
 
 const std::map<std::string, Value (*)(V, L)> k_operations = {

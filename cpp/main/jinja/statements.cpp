@@ -21,7 +21,10 @@ void set_names(const std::vector<std::string> & names, const Value & value, Dict
 
 // The variable `loop` in round `i` of `n`.
 Value position(size_t i, size_t n) {
-    return Dict{ { "index", int64_t(i + 1) }, { "index0", int64_t(i) }, { "first", i == 0 }, { "last", i + 1 == n },
+    return Dict{ { "index", int64_t(i + 1) },
+                 { "index0", int64_t(i) },
+                 { "first", i == 0 },
+                 { "last", i + 1 == n },
                  { "length", int64_t(n) } };
 }
 
@@ -169,10 +172,10 @@ Node Parser::macro() {
         const Nested nested(scopes.depth);
         Scopes       inside{ { scopes.all[0], Dict() }, scopes.depth };
         for (size_t i = 0; i < names.size(); ++i) {
-            const auto by_name        = args.named.find(names[i]);
-            inside.all[1][names[i]] = i < args.list.size()         ? args.list[i] :
-                                      by_name != args.named.end() ? by_name->second :
-                                                                    defaults[i](inside);
+            const auto by_name      = args.named.find(names[i]);
+            inside.all[1][names[i]] = i < args.list.size()          ? args.list[i]
+                                      : by_name != args.named.end() ? by_name->second
+                                                                    : defaults[i](inside);
         }
         std::string text;
         write(nodes, inside, text);

@@ -27,20 +27,20 @@ void fail(const std::string & what) {
 }
 
 bool is_true(const Value & value) {
-    return value.is_a<bool>()        ? *value.as<bool>() :
-           value.is_a<int64_t>()     ? value.integer() != 0 :
-           value.is_a<std::string>() ? !value.text().empty() :
-           value.is_a<List>()        ? !value.list().empty() :
-           value.is_a<Dict>()        ? !value.dict().empty() :
-                                       value.is_a<Function>();
+    return value.is_a<bool>()          ? *value.as<bool>()
+           : value.is_a<int64_t>()     ? value.integer() != 0
+           : value.is_a<std::string>() ? !value.text().empty()
+           : value.is_a<List>()        ? !value.list().empty()
+           : value.is_a<Dict>()        ? !value.dict().empty()
+                                       : value.is_a<Function>();
 }
 
 std::string to_text(const Value & value) {
-    return value.is_a<Undefined>() ? "" :
-           value.is_a<None>()      ? "None" :
-           value.is_a<bool>()      ? (*value.as<bool>() ? "True" : "False") :
-           value.is_a<int64_t>()   ? std::to_string(value.integer()) :
-                                     value.text();
+    return value.is_a<Undefined>() ? ""
+           : value.is_a<None>()    ? "None"
+           : value.is_a<bool>()    ? (*value.as<bool>() ? "True" : "False")
+           : value.is_a<int64_t>() ? std::to_string(value.integer())
+                                   : value.text();
 }
 
 bool is_equal(const Value & a, const Value & b) {
@@ -51,8 +51,8 @@ bool contains(const Value & whole, const Value & part) {
     if (const List * list = whole.as<List>()) {
         return std::any_of(list->begin(), list->end(), [&](V value) { return is_equal(value, part); });
     }
-    return whole.is_a<Dict>() ? whole.dict().count(part.text()) != 0 :
-                                !whole.is_a<Undefined>() && whole.text().find(part.text()) != std::string::npos;
+    return whole.is_a<Dict>() ? whole.dict().count(part.text()) != 0
+                              : !whole.is_a<Undefined>() && whole.text().find(part.text()) != std::string::npos;
 }
 
 Value member(const Value & of, const Value & key) {

@@ -79,6 +79,7 @@ bool is_equal(const Value & a, const Value & b);  // texts, numbers and the like
 bool contains(const Value & whole, const Value & part);
 
 // Throws TemplateError for values that `sign` does not take.
-Value calculate(const std::string & sign, const Value & a, const Value & b);  // + - * / // % ~ == != < <= > >= in, not in
+Value calculate(const std::string & sign, const Value & a,
+                const Value & b);  // + - * / // % ~ == != < <= > >= in, not in
 
 }  // namespace app::jinja

@@ -35,12 +35,12 @@ inline Model load(const char * path) {
 // All in float32 and in one thread, so that results do not depend on how rows are batched but for the order of sums.
 inline llama_context_params exact_params() {
     llama_context_params params = llama_context_default_params();
-    params.n_ctx           = 4096;
-    params.type_k          = GGML_TYPE_F32;
-    params.type_v          = GGML_TYPE_F32;
-    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    params.n_threads       = 1;
-    params.n_threads_batch = 1;
+    params.n_ctx                = 4096;
+    params.type_k               = GGML_TYPE_F32;
+    params.type_v               = GGML_TYPE_F32;
+    params.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.n_threads            = 1;
+    params.n_threads_batch      = 1;
     return params;
 }
 
@@ -82,13 +82,15 @@ struct Sequence {
 
 inline llama_token greedy(const Model & model, llama_context * ctx, int32_t row) {
     const float * logits = llama_get_logits_ith(ctx, row);
-    return llama_token(std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get()))) - logits);
+    return llama_token(std::max_element(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get()))) -
+                       logits);
 }
 
 // Decodes what is fed to the sequences that `takes_part` says, and gives each of them its next token, which is fed next; then
 // calls `done` with it. Nothing where none takes part.
 template <typename TakesPart, typename Done>
-void decode_together(const Model & model, llama_context * ctx, std::vector<Sequence> & sequences, TakesPart takes_part, Done done) {
+void decode_together(const Model & model, llama_context * ctx, std::vector<Sequence> & sequences, TakesPart takes_part,
+                     Done done) {
     llama_batch             batch = llama_batch_init(256, 0, 1);
     std::vector<Sequence *> all;
     for (Sequence & sequence : sequences) {

@@ -50,14 +50,14 @@ void fit(const char * path) {
 
 int main(int argc, char ** argv) {
     require(argc >= 3, "usage: greedy MODEL N [ext|fit]");
-    const bool    ext   = argc > 3 && std::strcmp(argv[3], "ext") == 0;
-    const Model   model = load(argv[1]);
+    const bool  ext   = argc > 3 && std::strcmp(argv[3], "ext") == 0;
+    const Model model = load(argv[1]);
     if (argc > 3 && std::strcmp(argv[3], "fit") == 0) {
         fit(argv[1]);
     }
-    const Context ctx   = make_context(model, exact_params());
+    const Context ctx = make_context(model, exact_params());
 
-    std::vector<llama_token> fed   = prompt_of(model, 0);
+    std::vector<llama_token> fed = prompt_of(model, 0);
     std::vector<llama_token> tokens;
     llama_pos                pos = 0;
     for (int i = 0; i < std::atoi(argv[2]); ++i) {
