@@ -86,9 +86,7 @@ def _run(argv: Sequence[str], command: str | None) -> int:
 def _refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, more: Sequence[str]) -> NoReturn:
     """What is left over: words behind the model, or what is no option."""
     if getattr(args, "model", None) is not None and not any(word.startswith("-") for word in more):
-        raise UsageError(
-            f"{args.model} is the one {args.model_metavar or 'model'} it takes; it does not take {more[0]} too"
-        )
+        raise UsageError(f"takes one {args.model_metavar or 'model'}; given are {' and '.join((args.model, *more))}")
     parser.error(f"unrecognized arguments: {' '.join(more)}")
 
 
