@@ -146,23 +146,6 @@ def test_interrupt_ends_quietly_with_130(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "ffnskip bench: interrupted\n")
 
 
-def test_interrupt_while_the_package_is_loaded_is_one_line():
-    code = """
-import sys
-import ffnskip_command
-
-class Interrupted:
-    def find_spec(self, name, *_):
-        if name == "llama_cpp":
-            raise KeyboardInterrupt
-
-sys.meta_path.insert(0, Interrupted())
-sys.exit(ffnskip_command.main())
-"""
-    result = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (130, "", "ffnskip: interrupted\n")
-
-
 def test_interrupt_in_a_callback_of_llama_cpp_is_not_forgotten(monkeypatch, capsys):
     """As C calls it, which passes no exception on."""
 
