@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from ._core import RowKind
 from .checked import CheckedLlama, token_ids
 from .decoding import Decoder
 from .generation import prompt_tokens
+from .plain import plain
 
 __all__ = ["Rows", "Score", "Text", "divided", "forward", "score"]
 
@@ -116,6 +117,14 @@ class Score:
     """bool [n]: every token of it is the one that the model finds most likely."""
     n_tokens: npt.NDArray[np.int64]
     """int64 [n]: its length."""
+
+    def __post_init__(self) -> None:
+        for values in (self.log_likelihood, self.is_greedy, self.n_tokens):
+            values.setflags(write=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of plain values."""
+        return plain(self)  # type: ignore[no-any-return]
 
 
 def score(llm: CheckedLlama, decoder: Decoder, prefix: list[int], continuations: list[list[int]]) -> Score:

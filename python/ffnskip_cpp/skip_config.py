@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from . import _core
 
-__all__ = ["PolicyName", "ResolvedConfig", "SkipConfig"]
+__all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig"]
 
 PolicyName = Literal["dense", "ffn_skip", "random"]
 OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
+
+POLICIES: tuple[str, ...] = (*get_args(PolicyName), *get_args(OldPolicyName))
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +64,15 @@ class SkipConfig:
     region: Literal["any", "adaptive"] = "any"
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            for number in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(number, bool):
+                    raise TypeError(f"{name}: {number} is not a number")
         self.__dict__.update(vars(_core.canonical(self)))
+        for il in self.layers or ():
+            if il < 0:
+                raise ValueError(f"layers: {il} is negative; the first layer is 0")
 
     def replace(self, **changes: Any) -> SkipConfig:
         """The same with other values for some fields."""
@@ -85,6 +95,9 @@ class SkipConfig:
         if self.layers is None:
             return self.policy + per_layer
         return "fixed layers" + (f" + ffn_skip{per_layer}" if self.max_skip != 0 else "")
+
+
+_NUMBERS = [field.name for field in dataclasses.fields(SkipConfig) if field.name not in ("policy", "region")]
 
 
 class ResolvedConfig(TypedDict):

@@ -105,7 +105,8 @@ class Skipping:
             self._core.set_profile(wanted)
             return
         self._core.config = wanted
-        if warns and not self._is_told and not self._is_own_profiles(llm, wanted):
+        skips = wanted.layers is not None or self._core.resolved["max_skip"] > 0
+        if warns and skips and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True
             warn(f"skip: {_values(wanted, self._core.resolved)}: {UNCALIBRATED}")
 

@@ -505,7 +505,7 @@ def analyze_cli(model, tmp_path, capsys):
         (["--skip-ratio", "0.25,1.5"], "skip-ratio: 1.5 is outside (0, 1]"),
         (["--skip-ratio", "nan"], "skip-ratio: nan is outside (0, 1]"),
         (["--skip-ratio", "0.25,0.9"], "can skip at most 11 of 16"),
-        (["--policy", "fixed"], "policy: 'fixed' takes no skip ratio; those that do: ffn_skip, random"),
+        (["--policy", "fixed"], "policy: 'fixed' takes no skip ratio; those that take a skip ratio: ffn_skip, random"),
         (["--policy", "ffn_skip", "--region", "any"], "region: any is for policy random"),
         (["--region", "cold"], "region: 'cold' is not known; known are any, adaptive"),
         (["--figures", "figure2"], "figures: 'figure2' is not known; known are similarity, "),
@@ -574,6 +574,22 @@ def test_a_text_in_the_folder_is_not_written_over(model, tmp_path):
     with pytest.raises(ValueError, match=r"report\.html: is the input itself"):
         analyze(model, [text], tmp_path / "out")
     assert text.read_text() == TEXT
+
+
+@pytest.mark.parametrize("name", ["figures", "skip_ratio", "policy", "region", "warm_ups", "n_generated"])
+def test_an_empty_list_is_refused_by_name(model, tmp_path, name):
+    (tmp_path / "good.txt").write_text(TEXT)
+    with pytest.raises(ValueError, match=f"{name.replace('_', '-').replace('n-', '')}: the list is empty"):
+        analyze(model, tmp_path / "good.txt", tmp_path / "out", **{name: []})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_leaves_no_empty_folder(analyze_cli, tmp_path):
+    (tmp_path / "lora.txt").write_text(TEXT)
+    (tmp_path / "there").mkdir()
+    for output in ("made", "made/deep/er", "there"):
+        assert analyze_cli("--lora", tmp_path / "lora.txt", output=tmp_path / output)[0] == 1
+    assert not (tmp_path / "made").exists() and (tmp_path / "there").is_dir()
 
 
 def test_a_file_in_place_of_the_folder_is_refused(analyze_cli, tmp_path):

@@ -536,6 +536,7 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
         (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
         (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
+        (["--shape", "tiny", "--policy", "bogus"], "policy: 'bogus' is not known; those that take a skip ratio: ffn_s"),
         (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
         (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),
         (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),

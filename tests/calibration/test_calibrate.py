@@ -382,6 +382,12 @@ def test_a_bad_value_is_refused(model, text, tmp_path, monkeypatch, arguments, m
     assert not profile_path(model).exists()
 
 
+def test_too_little_effort_is_refused_and_leaves_nothing(model, text, tmp_path):
+    with pytest.raises(ValueError, match=r"effort: 0.001 seconds are too few"):
+        calibrate(model, [text], **{**OPTIONS, "effort": 0.001})
+    assert os.listdir(tmp_path) == ["model.gguf"]
+
+
 def test_text_that_is_too_short_empty_or_binary_is_refused(model, tmp_path):
     for content, message in (
         (b"Herno Jotsen was born in Stunburg. " * 8, "too short"),

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from ffnskip_cpp import Llama, SkipConfig
+from ffnskip_cpp import Llama, SkipConfig, TargetUnreachableError
 from ffnskip_cpp.calibration import cache as cache_module
 from ffnskip_cpp.calibration.cache import open_cache
 from ffnskip_cpp.calibration.effort import EFFORTS
@@ -159,6 +159,15 @@ def test_a_calibration_leaves_what_another_one_that_was_interrupted_will_need(tm
     with open_cache(path, "m", "10 %") as cache:
         assert cache.find("key")["x"].tolist() == [0, 1, 2]
     assert not path.exists()
+
+
+def test_a_refusal_leaves_no_file_and_a_target_out_of_reach_what_was_measured(tmp_path):
+    path = tmp_path / "j"
+    for error, is_kept in ((ValueError, False), (TargetUnreachableError, True), (ValueError, True)):
+        with pytest.raises(error), open_cache(path, "m", error.__name__) as cache:
+            cache.add({"x": np.arange(3)}, "key")
+            raise error
+        assert path.exists() == is_kept
 
 
 def test_a_file_that_was_removed_while_it_was_waited_for_is_not_used(tmp_path, monkeypatch):

@@ -399,6 +399,12 @@ def test_bad_input_is_refused_in_one_line(try_cli, plain_model, arguments, messa
     assert message in last
 
 
+@pytest.mark.parametrize("name", ["skip_ratio", "text"])
+def test_an_empty_list_is_refused_by_name(plain_model, name):
+    with pytest.raises(ValueError, match=f"{name.replace('_', '-')}: the list is empty"):
+        try_model(plain_model, **{**OPTIONS, name: []})
+
+
 def test_bad_text_is_refused_in_one_line(try_cli, plain_model, tmp_path):
     for content, message in ((b"too short", "too short"), (b"\0\1\2", "binary"), (b"", "no text")):
         path = tmp_path / "text.txt"

@@ -609,6 +609,13 @@ def test_settings_that_are_not_calibrated_warn_once(path, skip):
     assert len(caught) == 1 and caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("skip", [0, 0.0, SkipConfig(max_skip=0)], ids=str)
+def test_settings_that_skip_nothing_do_not_warn(path, skip, recwarn):
+    with closing(Llama(path, skip=skip, **OPTIONS)) as llm:
+        assert llm.resolved["max_skip"] == 0
+    assert not recwarn.list
+
+
 def test_warnings_point_at_the_line_of_the_caller(path):
     class Kind(Llama):
         pass

@@ -6,6 +6,7 @@ The oracle is llama_cpp.Llama with logits_all and NumPy where nothing is skipped
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack, closing
 
@@ -178,6 +179,10 @@ def test_a_dense_score_is_the_log_softmax_of_llama_cpps_logits(open_models, opti
         assert got.log_likelihood[i] == pytest.approx(likelihood, rel=1e-3, abs=1e-3)
         assert got.is_greedy[i] == is_greedy
     assert (got.log_likelihood.dtype, got.is_greedy.dtype) == (np.float64, np.bool_)
+    for name, values in json.loads(json.dumps(got.as_dict())).items():
+        assert values == getattr(got, name).tolist() and len(values) == len(CONTINUATIONS)
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(got, name)[0] = 0
 
 
 @pytest.mark.parametrize("skip", [EAGER, FIXED, SkipConfig("random", max_skip=3, warm_up_index=0)], ids=str)

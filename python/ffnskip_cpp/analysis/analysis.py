@@ -8,8 +8,9 @@ is measured by `bench`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,29 +114,44 @@ def analyze(
 def _analyzed(wanted: Wanted) -> Analysis:
     matplotlib_version()
     texts = read_texts(wanted.text)
-    report = _empty_report(wanted)
     sections: list[Section] = []
-    with open_subject(wanted, texts) as subject:
-        report.unlink(missing_ok=True)  # of an earlier analysis: its pictures are replaced from here on
-        for name, picture in PICTURES.items():
-            if name in wanted.names:
-                sections.append(picture(subject))
-                sections[-1].write(wanted.folder, wanted.inputs)
-        points = skip_ratio_picture.measure(subject) if "skip_ratio" in wanted.names else None
-        facts = facts_of(subject)
-    if points is not None:
-        sections.append(skip_ratio_picture.section(subject, points))
-        sections[-1].write(wanted.folder, wanted.inputs)
-    with whole_file(report, wanted.inputs) as part:
-        title = f"FFN skipping in {Path(wanted.model_path).name}"
-        part.write_text(page(title, facts, sections), encoding="utf-8")
+    with _made_folder(wanted.folder):
+        report = _empty_report(wanted)
+        with open_subject(wanted, texts) as subject:
+            report.unlink(missing_ok=True)  # of an earlier analysis: its pictures are replaced from here on
+            for name, picture in PICTURES.items():
+                if name in wanted.names:
+                    sections.append(picture(subject))
+                    sections[-1].write(wanted.folder, wanted.inputs)
+            points = skip_ratio_picture.measure(subject) if "skip_ratio" in wanted.names else None
+            facts = facts_of(subject)
+        if points is not None:
+            sections.append(skip_ratio_picture.section(subject, points))
+            sections[-1].write(wanted.folder, wanted.inputs)
+        with whole_file(report, wanted.inputs) as part:
+            title = f"FFN skipping in {Path(wanted.model_path).name}"
+            part.write_text(page(title, facts, sections), encoding="utf-8")
     numbers = {stem: rows for section in sections for stem, rows in section.numbers.items()}
     return Analysis(report, facts, {section.name: section.summary for section in sections}, numbers)
 
 
+@contextlib.contextmanager
+def _made_folder(folder: Path) -> Iterator[None]:
+    """It and those above are made where they are missing; if the block fails they are removed, unless something is in
+    them."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
 def _empty_report(wanted: Wanted) -> Path:
     """Where the report goes, in a folder that can be written to."""
-    wanted.folder.mkdir(parents=True, exist_ok=True)
     if not os.access(wanted.folder, os.W_OK):
         raise PermissionError(f"{wanted.folder}: can't be written to")
     report = wanted.folder / "report.html"

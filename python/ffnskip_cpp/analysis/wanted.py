@@ -61,6 +61,16 @@ class Wanted:
             for value in values:
                 if value < least:
                     raise ValueError(f"{name}: {value} is too few; at least {least}")
+        for name, some in (
+            ("figures", self.figures),
+            ("skip-ratio", self.ratios),
+            ("policy", self.policy),
+            ("region", self.region),
+            ("warm-ups", self.warm_ups),
+            ("generated", self.n_generated),
+        ):
+            if some is not None and len(some) == 0:
+                raise ValueError(f"{name}: the list is empty; name at least one")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: {self.seed} is outside [0, 2**64)")
         for ratio in self.ratios or ():

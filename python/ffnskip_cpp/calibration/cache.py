@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import TargetUnreachableError
+
 __all__ = ["Arrays", "Cache", "open_cache"]
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -69,8 +71,9 @@ class Cache:
 
 @contextlib.contextmanager
 def open_cache(path: Path, subject: str, purpose: str) -> Iterator[Cache]:
-    """A cache in a file that is removed when the block ends without an error, unless a calibration with another purpose
-    was interrupted and will need it; and kept otherwise if there is anything in it. One process at a time has it.
+    """A cache in a file that is removed when the block ends without an error, or with a refusal (ValueError), unless a
+    calibration with another purpose was interrupted and will need it; and kept otherwise if there is anything in it,
+    where a target is out of reach for one that is not. One process at a time has it.
 
     Args:
         purpose: What is calibrated for: another one may share entries, but is another calibration.
@@ -84,6 +87,11 @@ def open_cache(path: Path, subject: str, purpose: str) -> Iterator[Cache]:
             try:
                 yield cache
                 cache.end(purpose)
+            except TargetUnreachableError:
+                raise
+            except ValueError:  # the same command would be refused again
+                cache.end(purpose)
+                raise
             finally:
                 if not cache.is_needed():
                     path.unlink(missing_ok=True)  # while no other has it

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from .arguments import UsageError, take_model
 
@@ -69,7 +70,9 @@ def _run(argv: Sequence[str], command: str | None) -> int:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks, on the Tab key
         _load("completion").complete(_parser)
     parser = _parser(command)
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if more:
+        _refuse(parser, args, more)
     if args.version:
         _print_versions()
         return 0
@@ -78,6 +81,13 @@ def _run(argv: Sequence[str], command: str | None) -> int:
     take_model(args)
     status: int = _load(COMMANDS[args.command][0]).run(args)
     return status
+
+
+def _refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, more: Sequence[str]) -> NoReturn:
+    """What is left over: words behind the model, or what is no option."""
+    if getattr(args, "model", None) is not None and not any(word.startswith("-") for word in more):
+        raise UsageError(f"takes one {args.model_metavar or 'model'}; given are {' and '.join((args.model, *more))}")
+    parser.error(f"unrecognized arguments: {' '.join(more)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -71,7 +71,9 @@ def _three(args: argparse.Namespace) -> tuple[str, str, str]:
     wanted = {"IN.gguf": args.model, "OUT.gguf": args.output, "TYPE": None}
     missing = [name for name, given in wanted.items() if given is None]
     if len(words) != len(missing):
-        raise UsageError(f"{len(words)} of the {len(missing)} words {' '.join(missing)}")
+        options = [option for option, value in (("-m", args.model), ("-o", args.output)) if value is not None]
+        besides = f" besides {' and '.join(options)}" if options else ""
+        raise UsageError(f"give {' '.join(missing)}{besides}; got {' '.join(words) or 'none of them'}")
     given = dict(zip(missing, words))
     src, dst, type_name = (given.get(name) or value for name, value in wanted.items())
     return src, dst, type_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..skip_config import SkipConfig
+from ..skip_config import POLICIES, SkipConfig
 
 __all__ = ["RATIO_POLICIES", "REGIONS", "policy_settings"]
 
@@ -22,7 +22,8 @@ def policy_settings(policies: Sequence[str], regions: Sequence[str] | None) -> l
     """
     for policy in policies:
         if policy not in (*RATIO_POLICIES, _OLD):
-            raise ValueError(f"policy: {policy!r} takes no skip ratio; those that do: {', '.join(RATIO_POLICIES)}")
+            why = "takes no skip ratio" if policy in POLICIES else "is not known"
+            raise ValueError(f"policy: {policy!r} {why}; those that take a skip ratio: {', '.join(RATIO_POLICIES)}")
     for region in regions or ():
         if region not in REGIONS:
             raise ValueError(f"region: {region!r} is not known; known are {', '.join(REGIONS)}")

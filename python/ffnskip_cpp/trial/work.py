@@ -125,6 +125,9 @@ class _Wanted:
 
     def __post_init__(self) -> None:
         check_model(self.model_path, self.n_threads)
+        for name, some in (("text", self.text), ("skip-ratio", self.ratios)):
+            if isinstance(some, (list, tuple)) and not some:
+                raise ValueError(f"{name}: the list is empty; name at least one, or leave it out")
         for path in as_paths(self.text or ()):
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"{os.fspath(path)}: no such file")
