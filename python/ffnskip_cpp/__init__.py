@@ -30,17 +30,15 @@ from .skip_config import ResolvedConfig, SkipConfig
 from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
-    from .analysis.analysis import Analysis, analyze
-    from .benchmark.benchmark import bench
-    from .benchmark.rows import Benchmark, BenchmarkRow
-    from .calibration.calibration import Calibration, calibrate
-    from .conversion.conversion import convert
+    from .analysis import Analysis, analyze
+    from .benchmark import Benchmark, BenchmarkRow, bench
+    from .calibration import Calibration, calibrate
+    from .conversion import convert
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
-    from .inspection.inspection import inspect
-    from .inspection.report import Inspection
-    from .trial.trial import Trial
-    from .trial.work import TrialInterrupted, try_model
+    from .inspection import Inspection, inspect
+    from .trial import Trial, TrialInterrupted, try_model
+
 
 __all__ = [
     "Analysis",
@@ -81,21 +79,21 @@ __all__ = [
 
 # What a program that only generates does not wait for: imported when it is asked for.
 _LAZY = {
-    "Analysis": "analysis.analysis",
-    "Benchmark": "benchmark.rows",
-    "BenchmarkRow": "benchmark.rows",
-    "Calibration": "calibration.calibration",
-    "Inspection": "inspection.report",
+    "Analysis": "analysis",
+    "Benchmark": "benchmark",
+    "BenchmarkRow": "benchmark",
+    "Calibration": "calibration",
+    "Inspection": "inspection",
     "ModelFile": "gguf_file.model_file",
-    "Trial": "trial.trial",
-    "TrialInterrupted": "trial.work",
-    "analyze": "analysis.analysis",
-    "bench": "benchmark.benchmark",
-    "calibrate": "calibration.calibration",
-    "convert": "conversion.conversion",
-    "inspect": "inspection.inspection",
+    "Trial": "trial",
+    "TrialInterrupted": "trial",
+    "analyze": "analysis",
+    "bench": "benchmark",
+    "calibrate": "calibration",
+    "convert": "conversion",
+    "inspect": "inspection",
     "quantize": "gguf_file.quantization",
-    "try_model": "trial.work",
+    "try_model": "trial",
 }
 
 

@@ -10,3 +10,9 @@ tokenizer    the tokenizer in whichever form it is there; byte_bpe and sentence_
 vocabulary   tokens by id with their types; special_tokens adds roles, bos and eos, and the chat template
 writer       the GGUF file, written tensor by tensor in pieces
 """
+
+from __future__ import annotations
+
+from .conversion import convert
+
+__all__ = ["convert"]
