@@ -54,7 +54,7 @@ std::vector<uint8_t> fixed_set(const Config & config, const std::vector<uint8_t>
     const int            n_layer = int(skippable.size());
     std::vector<uint8_t> set(skippable.size(), 0);
     for (const int il : config.layers.value_or(std::vector<int>())) {
-        if (il < 0 || il >= n_layer - 1) {
+        if (il >= n_layer - 1) {
             refuse("layers: " + std::to_string(il) + " is out of range; a model of " + std::to_string(n_layer) +
                    " layers can skip " + range(0, n_layer - 2) + " (the last layer always runs)");
         }
@@ -194,6 +194,9 @@ void Config::validate() const {
     }
     if (layers && layers->empty()) {
         refuse("layers: the list is empty; name some, or leave it out");
+    }
+    for (const int il : layers.value_or(std::vector<int>())) {
+        at_least(0, "layers", il, " is negative; the first layer is 0");
     }
     if (!layer_thresholds) {
         return;

@@ -70,9 +70,6 @@ class SkipConfig:
                 if isinstance(number, bool):
                     raise TypeError(f"{name}: {number} is not a number")
         self.__dict__.update(vars(_core.canonical(self)))
-        for il in self.layers or ():
-            if il < 0:
-                raise ValueError(f"layers: {il} is negative; the first layer is 0")
 
     def replace(self, **changes: Any) -> SkipConfig:
         """The same with other values for some fields."""

@@ -159,6 +159,8 @@ void refusals() {
     config        = Config();
     config.layers = std::vector<int>{ 15 };
     expect_refused([&] { resolve(config, k_sixteen); }, "layers: 15 is out of range");
+    config.layers = std::vector<int>{ 2, -1 };
+    expect_refused([&] { config.validate(); }, "layers: -1 is negative");
     config              = Config();
     config.check_stride = 0;
     expect_refused([&] { config.validate(); }, "check_stride: 0");
