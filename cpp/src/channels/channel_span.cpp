@@ -5,18 +5,6 @@
 namespace ffnskip {
 namespace {
 
-uint16_t read16(const uint8_t * from) {
-    uint16_t value;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-}
-
-uint32_t read32(const uint8_t * from) {
-    uint32_t value;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-}
-
 // d [m] [32 high bits] 16 bytes of two codes, 16 inputs apart; Q8_0: d, 32 signed bytes.
 void unpack_block(const ChannelFormat & format, const uint8_t * from, uint8_t * code, uint16_t & d, uint16_t & m) {
     d = read16(from);

@@ -4,8 +4,22 @@
 #include "channel_layout.h"
 
 #include <cstdint>
+#include <cstring>
 
 namespace ffnskip {
+
+// Where numbers lie in a file's rows they need not be aligned.
+inline uint16_t read16(const uint8_t * from) {
+    uint16_t value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+}
+
+inline uint32_t read32(const uint8_t * from) {
+    uint32_t value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+}
 
 // One output's weights of up to 256 inputs: weight = scale * (code - offset) + minimum, as channel_layout.h has it. Of
 // the scales those are there that the format has.

@@ -17,18 +17,6 @@ namespace {
 
 constexpr int k_group = k_channel_group, k_span = k_channel_span;
 
-uint16_t read16(const uint8_t * from) {
-    uint16_t value;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-}
-
-uint32_t read32(const uint8_t * from) {
-    uint32_t value;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-}
-
 // What the codes of a block are multiplied by, and what is added.
 struct Scale {
     float d, m;
