@@ -34,6 +34,10 @@ struct Controller::Impl {
     std::vector<uint8_t>  skippable;
     std::vector<FfnBlock> ffn_map;
     std::string           fingerprint;
+    GraphMap              map;                        // of the model
+    const llama_model *   model = nullptr;
+    std::vector<const ggml_tensor *> vectors;         // of the model, that the fingerprint is made from
+    WeightsSource         weights_source;
     std::string           why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
     Config                config    = dense_config();
     Settings              settings;
@@ -66,14 +70,46 @@ struct Controller::Impl {
         recorder.set_model(int(may_skip.size()), ffn_map.size());
         probe.require_skippable();
         skippable = may_skip;
-        evaluation.set_model(std::move(probe.map), probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
+        model     = llama_get_model(ctx);
+        vectors   = std::move(probe.vectors);
+        map       = std::move(probe.map);
+        evaluation.set_model(map, probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
     }
 
     void use(const Config & wanted, const Settings & resolved) {
+        const std::shared_ptr<ChannelStore> store = resolved.leaves_channels_out() ? copies(resolved.channels) : nullptr;
         config   = wanted;
         settings = resolved;
+        evaluation.channels().set_model(map, settings.channels, store);
         key      = key_of(settings);
         recorder.judge(settings);
+    }
+
+    // The weights by channel of the wanted inputs' products, [n_layer * 4].
+    std::shared_ptr<ChannelStore> copies(const std::vector<uint8_t> & wanted) {
+        ChannelStore::Wanted weights;
+        const std::string *  why_not = nullptr;
+        for (size_t i = 0; i < wanted.size(); ++i) {
+            const Input & input = map.inputs[i];
+            if (wanted[i] && input.usable()) {
+                weights.weights.insert(weights.weights.end(), input.weights.begin(), input.weights.end());
+            } else if (wanted[i] && why_not == nullptr && !input.weights.empty()) {
+                why_not = &input.why_not;
+            }
+        }
+        if (weights.weights.empty()) {
+            throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
+                              (why_not == nullptr ? std::string() : ": " + *why_not));
+        }
+        weights.vectors     = vectors;
+        weights.fingerprint = fingerprint;
+        weights.model_path  = weights_source.model_path;
+        weights.n_threads   = weights_source.n_threads;
+        weights.progress    = weights_source.progress;
+
+        const std::shared_ptr<ChannelStore> store = ChannelStore::of(model);
+        store->add(weights);
+        return store;
     }
 
     // A decode is going on. However it ends, the evaluation forgets its batch.
@@ -94,6 +130,7 @@ struct Controller::Impl {
             return run();
         }
         const Inside guard(*this);
+        evaluation.channels().reserve(std::max(llama_n_threads(ctx), llama_n_threads_batch(ctx)));
         if (evaluation.take_unknown_decode()) {
             sequences.replaced(-1);
         }
@@ -248,17 +285,23 @@ const Settings & Controller::settings() const {
     return impl_->settings;
 }
 
+void Controller::set_weights_source(WeightsSource source) {
+    impl_->weights_source = std::move(source);
+}
 void Controller::set_reuse(Reuse reuse) {
     impl_->reuse = reuse;
 }
 void Controller::copied(llama_seq_id from, llama_seq_id to) {
     impl_->sequences.copied(from, to);
+    impl_->evaluation.channels().sequences().copied(from, to);
 }
 void Controller::replaced(llama_seq_id seq) {
     impl_->sequences.replaced(seq);
+    impl_->evaluation.channels().sequences().restart(seq);
 }
 void Controller::count_from_here(llama_seq_id seq) {
     impl_->sequences.count_from_here(seq);
+    impl_->evaluation.channels().sequences().restart(seq);
 }
 void Controller::outputs_unread() {
     impl_->sequences.outputs_unread();
