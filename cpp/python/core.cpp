@@ -97,7 +97,7 @@ Config to_config(py::handle from) {
     for_fields(config, [&](const char * name, auto & to, const char * wanted) {
         to = field<std::decay_t<decltype(to)>>(from, name, wanted);
     });
-    config.region = region_from_name(field<std::string>(from, "region", "the name of a region"));
+    config.region  = region_from_name(field<std::string>(from, "region", "the name of a region"));
     config.tensors = tensors_from_name(field<std::string>(from, "tensors", "\"ffn\" or \"all\""));
     set_policy(config, field<std::string>(from, "policy", "the name of a policy"));
     config.validate();
@@ -357,7 +357,7 @@ void add_controller(py::module_ & m) {
             const Trace                    trace = c.stop_trace();
             const std::vector<py::ssize_t> shape = { trace.n_tokens, trace.n_layer };
             py::array_t<float>             similarity(py::ssize_t(trace.similarity.size()), trace.similarity.data());
-            const py::ssize_t  n_kept = trace.kept.empty() ? 0 : trace.n_tokens;
+            const py::ssize_t              n_kept = trace.kept.empty() ? 0 : trace.n_tokens;
             py::array_t<float> kept({ n_kept, py::ssize_t(trace.n_layer), py::ssize_t(4) }, trace.kept.data());
             return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape), kept);
         });

@@ -29,8 +29,8 @@ void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_
     edited_.reserve(product_of_.size());
 
     // Weights of one channel more or less, and all of them.
-    double                         total = 0.0, by_share = 0.0;
-    std::vector<double>            weight(map.inputs.size(), 0.0);
+    double                          total = 0.0, by_share = 0.0;
+    std::vector<double>             weight(map.inputs.size(), 0.0);
     std::vector<Recorder::Channels> channels(map.inputs.size());
     for (int i = 0; i < products_.n_inputs(); ++i) {
         if (!products_.active(i)) {
@@ -97,7 +97,8 @@ const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node) const {
     }
     if (n != int64_t(outputs_.size())) {
         throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(n) + " rows for " +
-                          std::to_string(n_rows_) + " tokens, " + std::to_string(outputs_.size()) + " of them with output");
+                          std::to_string(n_rows_) + " tokens, " + std::to_string(outputs_.size()) +
+                          " of them with output");
     }
     return outputs_.data();
 }
@@ -116,11 +117,11 @@ bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphF
 }
 
 void ChannelEvaluation::observe(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const int           input  = known.input;
-    const ggml_tensor * h      = follower.seen(follower.input(input).h);
-    const int32_t *     rows   = rows_of(node);
-    const int64_t       n_in   = node->ne[0], n_embd = h->ne[0];
-    const float *       norms  = products_.norms(input);
+    const int           input = known.input;
+    const ggml_tensor * h     = follower.seen(follower.input(input).h);
+    const int32_t *     rows  = rows_of(node);
+    const int64_t       n_in = node->ne[0], n_embd = h->ne[0];
+    const float *       norms = products_.norms(input);
     for (int64_t r = 0; r < ggml_nrows(node); ++r) {
         const Row &   row    = rows_[size_t(rows[r])];
         float *       v      = static_cast<float *>(node->data) + r * n_in;

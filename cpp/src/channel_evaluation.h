@@ -33,7 +33,7 @@ public:
     ChannelSequences & sequences() { return sequences_; }
 
     // ---- a decode ----
-    void begin_decode(const llama_batch & batch, const RowKind * kinds);
+    void       begin_decode(const llama_batch & batch, const RowKind * kinds);
     ChannelRow row(size_t i) const { return rows_[i].is; }
 
     // ---- an evaluation of rows `ubatch`, [n_rows] numbers in the batch ----

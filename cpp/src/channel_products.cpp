@@ -70,8 +70,8 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
         product.all       = this;
         product.matrix    = &store_->matrix(node.weight);
         product.norms     = norms(input_of(node.product));
-        product.operation = ggml_custom_4d(operations_.get(), GGML_TYPE_F32, 1, 1, 1, 1, &none, 1, compute,
-                                           GGML_N_TASKS_MAX, &product);
+        product.operation =
+            ggml_custom_4d(operations_.get(), GGML_TYPE_F32, 1, 1, 1, 1, &none, 1, compute, GGML_N_TASKS_MAX, &product);
     }
 }
 
@@ -118,8 +118,8 @@ void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data)
     ChannelInput & input = all.scratch_[size_t(ith)];
     const float    least =
         product.threshold * residual_norm(static_cast<const float *>(product.h->data), product.h->ne[0]);
-    const int64_t kept = input.keep(all.kernels_, layout, static_cast<const float *>(node->src[1]->data),
-                                    product.norms, least);
+    const int64_t kept =
+        input.keep(all.kernels_, layout, static_cast<const float *>(node->src[1]->data), product.norms, least);
     if (ith == 0) {
         product.n_kept = kept;
     }

@@ -68,14 +68,14 @@ private:
 
     static void compute(ggml_tensor * node, int ith, int nth, void * product);
 
-    const ChannelKernels &                  kernels_ = channel_kernels();
-    std::shared_ptr<ChannelStore>           store_;
-    std::vector<Input>                      inputs_;
-    std::vector<Product>                    products_;  // by number
-    bool                                    any_    = false;
-    int64_t                                 max_in_ = 0;
-    mutable std::vector<ChannelInput>       scratch_;  // [n_threads]
-    std::vector<uint32_t>                   bits_;
+    const ChannelKernels &                 kernels_ = channel_kernels();
+    std::shared_ptr<ChannelStore>          store_;
+    std::vector<Input>                     inputs_;
+    std::vector<Product>                   products_;  // by number
+    bool                                   any_    = false;
+    int64_t                                max_in_ = 0;
+    mutable std::vector<ChannelInput>      scratch_;  // [n_threads]
+    std::vector<uint32_t>                  bits_;
     std::unique_ptr<ggml_context, Context> operations_;
 };
 

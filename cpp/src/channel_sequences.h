@@ -31,8 +31,7 @@ public:
     // they were.
     ChannelRow begin(llama_seq_id seq, llama_pos pos, RowKind kind);
     // The reach of each channel of an input, relative to the residual: `reach(j)` for j < n_in.
-    template <typename Reach>
-    void observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach);
+    template <typename Reach> void observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach);
     // The reach under which channels are left out.
     float threshold(llama_seq_id seq, int input);
 
@@ -48,11 +47,11 @@ private:
     static constexpr int32_t k_first = (127 - 24) << (23 - k_shift);  // bits of 2^-24
 
     struct Reaches {
-        llama_pos                     seen_to = -1;  // position
-        uint64_t                      n       = 0;
-        std::array<uint32_t, k_bins>  counts{};
-        float                         threshold = 0.0f;
-        bool                          stale     = false;
+        llama_pos                    seen_to = -1;  // position
+        uint64_t                     n       = 0;
+        std::array<uint32_t, k_bins> counts{};
+        float                        threshold = 0.0f;
+        bool                         stale     = false;
     };
 
     struct Sequence {

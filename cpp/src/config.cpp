@@ -12,9 +12,9 @@ namespace ffnskip {
 namespace {
 
 constexpr const char * k_policies[] = { "dense", "ffn_skip", "random", "channels" };  // by Policy
-constexpr const char * k_regions[]  = { "any", "adaptive" };              // by Region
-constexpr const char * k_tensors[]  = { "ffn", "all" };                   // by Tensors
-constexpr const char * k_reuses[]   = { "all", "full" };                  // by Reuse
+constexpr const char * k_regions[]  = { "any", "adaptive" };                          // by Region
+constexpr const char * k_tensors[]  = { "ffn", "all" };                               // by Tensors
+constexpr const char * k_reuses[]   = { "all", "full" };                              // by Reuse
 
 constexpr double k_block_ratio   = 0.25;
 constexpr double k_channel_ratio = 1.0 / 3.0;
@@ -101,10 +101,10 @@ void set_candidates(Settings & out, const Config & config, const std::vector<uin
     std::copy(skippable.begin() + first, skippable.begin() + last, out.candidate.begin() + first);
 
     // Algorithm 1 computes the FFN of the layer that trips, so one block of the region is never skipped.
-    const int n_free    = count(out.candidate) - out.n_always;
-    const int reachable = std::max(0, n_free - (config.policy == Policy::ffn_skip ? 1 : 0));
-    const double ratio  = config.skip_ratio.value_or(k_block_ratio);
-    const int wanted    = int(std::lround(ratio * n_layer));
+    const int    n_free    = count(out.candidate) - out.n_always;
+    const int    reachable = std::max(0, n_free - (config.policy == Policy::ffn_skip ? 1 : 0));
+    const double ratio     = config.skip_ratio.value_or(k_block_ratio);
+    const int    wanted    = int(std::lround(ratio * n_layer));
     if (!config.max_skip && wanted < out.n_always) {
         refuse("skip_ratio: " + number(ratio) + " asks for " + std::to_string(wanted) + " of " +
                std::to_string(n_layer) + " FFN blocks, fewer than the " + std::to_string(out.n_always) + " of layers");
@@ -155,8 +155,8 @@ void set_channels(Settings & out, const Config & config) {
     out.channel_ratio = config.skip_ratio.value_or(k_channel_ratio);
     out.channels.assign(size_t(n_layer * k_input_kinds), 0);
     for (int i = out.cold_s * k_input_kinds; i < out.cold_e * k_input_kinds; ++i) {
-        const InputKind kind   = InputKind(i % k_input_kinds);
-        const bool      of_ffn = kind == InputKind::up || kind == InputKind::down;
+        const InputKind kind    = InputKind(i % k_input_kinds);
+        const bool      of_ffn  = kind == InputKind::up || kind == InputKind::down;
         out.channels[size_t(i)] = config.channel_thresholds ? out.channel_threshold[size_t(i)] > 0.0f
                                                             : of_ffn || config.tensors == Tensors::all;
     }
@@ -229,8 +229,8 @@ void Config::validate() const {
         refuse("cold_s: " + std::to_string(*cold_s) + " must be below cold_e = " + std::to_string(*cold_e));
     }
     if (policy != Policy::ffn_skip && policy != Policy::channels && layers) {
-        refuse("layers: only policies 'ffn_skip' and 'channels' take layers, not '" +
-               std::string(policy_name(policy)) + "'");
+        refuse("layers: only policies 'ffn_skip' and 'channels' take layers, not '" + std::string(policy_name(policy)) +
+               "'");
     }
     if (policy != Policy::ffn_skip && layer_thresholds) {
         refuse("layer_thresholds: only policy 'ffn_skip' takes them, not '" + std::string(policy_name(policy)) + "'");
@@ -244,7 +244,8 @@ void Config::validate() const {
     }
     for (const double threshold : channel_thresholds.value_or(std::vector<double>())) {
         if (!(threshold >= 0.0 && std::isfinite(threshold))) {
-            refuse("channel_thresholds: " + number(threshold) + " is no threshold; 0, which leaves nothing out, or more");
+            refuse("channel_thresholds: " + number(threshold) +
+                   " is no threshold; 0, which leaves nothing out, or more");
         }
     }
     if (layers && layers->empty()) {

@@ -30,24 +30,24 @@ Config dense_config() {
 }  // namespace
 
 struct Controller::Impl {
-    int                   n_layer = 0;
-    std::vector<uint8_t>  skippable;
-    std::vector<FfnBlock> ffn_map;
-    std::string           fingerprint;
-    GraphMap              map;                        // of the model
-    const llama_model *   model = nullptr;
-    std::vector<const ggml_tensor *> vectors;         // of the model, that the fingerprint is made from
-    WeightsSource         weights_source;
-    std::string           why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
-    Config                config    = dense_config();
-    Settings              settings;
-    uint64_t              key   = 0;  // of the settings
-    Reuse                 reuse = Reuse::all;
-    Recorder              recorder;
-    Sequences             sequences;
-    Evaluation            evaluation{ settings, recorder };
-    Callback              callback{ evaluation };
-    bool                  inside = false;  // a decode; llama_decode may be a library's that leads back here
+    int                              n_layer = 0;
+    std::vector<uint8_t>             skippable;
+    std::vector<FfnBlock>            ffn_map;
+    std::string                      fingerprint;
+    GraphMap                         map;  // of the model
+    const llama_model *              model = nullptr;
+    std::vector<const ggml_tensor *> vectors;  // of the model, that the fingerprint is made from
+    WeightsSource                    weights_source;
+    std::string why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
+    Config      config    = dense_config();
+    Settings    settings;
+    uint64_t    key   = 0;  // of the settings
+    Reuse       reuse = Reuse::all;
+    Recorder    recorder;
+    Sequences   sequences;
+    Evaluation  evaluation{ settings, recorder };
+    Callback    callback{ evaluation };
+    bool        inside = false;  // a decode; llama_decode may be a library's that leads back here
 
     void probe(llama_context * ctx) {
         Probe probe(ctx);
@@ -77,11 +77,12 @@ struct Controller::Impl {
     }
 
     void use(const Config & wanted, const Settings & resolved) {
-        const std::shared_ptr<ChannelStore> store = resolved.leaves_channels_out() ? copies(resolved.channels) : nullptr;
+        const std::shared_ptr<ChannelStore> store =
+            resolved.leaves_channels_out() ? copies(resolved.channels) : nullptr;
         config   = wanted;
         settings = resolved;
         evaluation.channels().set_model(map, settings.channels, store);
-        key      = key_of(settings);
+        key = key_of(settings);
         recorder.judge(settings);
     }
 

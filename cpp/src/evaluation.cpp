@@ -114,7 +114,7 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
         if (channels_.any()) {
             channels_.begin(ubatch_, n_rows_);
         }
-        layer_     = -1;
+        layer_ = -1;
         follower_.begin();
     }
 }
@@ -131,8 +131,9 @@ void Evaluation::end_evaluation() {
     const GraphMap & learnt = follower_.keep_learnt();
     for (size_t i = 0; i < learnt.inputs.size(); ++i) {
         if (channels_.active(int(i)) && !learnt.inputs[i].usable()) {
-            throw Unsupported("layer " + std::to_string(int(i) / k_input_kinds) + " can no longer leave out channels of " +
-                              k_input_kind_names[i % k_input_kinds] + ": " + learnt.inputs[i].why_not);
+            throw Unsupported("layer " + std::to_string(int(i) / k_input_kinds) +
+                              " can no longer leave out channels of " + k_input_kind_names[i % k_input_kinds] + ": " +
+                              learnt.inputs[i].why_not);
         }
     }
     for (const Block & block : learnt.blocks) {

@@ -51,8 +51,8 @@ void GraphLearner::take_product(const ggml_tensor * node) {
         return;
     }
     Product product{ index, number, node->src[0], fault(node, seen_.back().device) };
-    if (product.why_not.empty() && !(seen_.back().vectors && map_.nodes.back().src[1] >= 0 &&
-                                     seen_[size_t(map_.nodes.back().src[1])].vectors)) {
+    if (product.why_not.empty() &&
+        !(seen_.back().vectors && map_.nodes.back().src[1] >= 0 && seen_[size_t(map_.nodes.back().src[1])].vectors)) {
         product.why_not = "node '" + std::string(node->name) + "' is no product with rows of float32 numbers";
     }
     products_.push_back(std::move(product));

@@ -46,8 +46,8 @@ struct Node {
     int16_t             layer      = -1;                          // of the block, where role is not none
     int32_t             src[k_src] = { k_none, k_none, k_none };  // index of the operand's node, or a constant above
     const ggml_tensor * weight     = nullptr;                     // operand 0, where that is a weight
-    int16_t             product    = -1;                          // product_number(): some input channels may be left out
-    int16_t             input      = -1;                          // input_of() the products that read this node
+    int16_t             product    = -1;  // product_number(): some input channels may be left out
+    int16_t             input      = -1;  // input_of() the products that read this node
 };
 
 // What users are told of a block, and where it is. Layer -1: the layer has none.

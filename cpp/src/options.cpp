@@ -120,7 +120,8 @@ struct Entry {
 
 const Entry k_entries[] = {
     { { "policy", "NAME",
-        "ffn_skip (Algorithm 1, default), channels, random or dense; ends --skip-layers and --layer-thresholds before it" },
+        "ffn_skip (Algorithm 1, default), channels, random or dense; ends --skip-layers and --layer-thresholds before "
+        "it" },
       [](Config & c, Text, Text v) { name_policy(c, v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       set<&Config::sim_threshold> },
@@ -129,7 +130,8 @@ const Entry k_entries[] = {
     { { "warm-up", "N", "generated tokens of a sequence that run in full first (default 30)" },
       set<&Config::warm_up_index> },
     { { "skip-ratio", "R",
-        "share of the FFN blocks to skip, 0 to 1 (default 0.25); of weight bytes with --policy channels (default 0.33)" },
+        "share of the FFN blocks to skip, 0 to 1 (default 0.25); of weight bytes with --policy channels (default "
+        "0.33)" },
       set<&Config::skip_ratio> },
     { { "skip-layers", "LIST",
         "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
@@ -149,12 +151,13 @@ const Entry k_entries[] = {
       set<&Config::max_skip> },
     { { "check-stride", "N", "check every N-th layer of the adaptive region only (default 1)" },
       set<&Config::check_stride> },
-    { { "channel-thresholds", "T,...", "--policy channels: four for each layer, for the inputs of QKV, O, up and down" },
+    { { "channel-thresholds", "T,...",
+        "--policy channels: four for each layer, for the inputs of QKV, O, up and down" },
       set<&Config::channel_thresholds> },
     { { "tensors", "NAME", "--policy channels: whose input channels are left out, ffn (default) or all" },
       [](Config & c, Text, Text v) { c.tensors = tensors_from_name(v); } },
     { { "region", "NAME", "where --policy random chooses from: any (layer but the last, default) or adaptive" },
-      [](Config & c, Text, Text v) { c.region = region_from_name(v); } },
+      [](Config & c, Text, Text v) { c.region  = region_from_name(v); } },
     { { "skip-seed", "N", "seed of --policy random (default 0)" }, set<&Config::seed> },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
       [](Config & c, Text, Text) { name_policy(c, policy_name(Policy::dense)); } },

@@ -79,16 +79,16 @@ inline WeightName weight_name(std::string_view name) {
 // What they read. Matrices of a layer that are of one kind read the same input.
 enum class InputKind : uint8_t { qkv, o, up, down };
 
-constexpr int          k_input_kinds                   = 4;
+constexpr int          k_input_kinds                     = 4;
 constexpr const char * k_input_kind_names[k_input_kinds] = { "qkv", "o", "up", "down" };
 
 constexpr struct {
     std::string_view name;
     InputKind        kind;
 } k_products[] = {
-    { "attn_q.weight", InputKind::qkv },    { "attn_k.weight", InputKind::qkv },  { "attn_v.weight", InputKind::qkv },
-    { "attn_qkv.weight", InputKind::qkv },  { "attn_output.weight", InputKind::o }, { "ffn_gate.weight", InputKind::up },
-    { "ffn_up.weight", InputKind::up },     { "ffn_down.weight", InputKind::down },
+    { "attn_q.weight", InputKind::qkv },   { "attn_k.weight", InputKind::qkv },    { "attn_v.weight", InputKind::qkv },
+    { "attn_qkv.weight", InputKind::qkv }, { "attn_output.weight", InputKind::o }, { "ffn_gate.weight", InputKind::up },
+    { "ffn_up.weight", InputKind::up },    { "ffn_down.weight", InputKind::down },
 };
 constexpr int k_products_per_layer = int(sizeof(k_products) / sizeof(k_products[0]));
 

@@ -19,8 +19,8 @@ struct Stats {
     std::vector<uint64_t> skipped_per_layer;         // [n_layer]
 
     // Policy channels. By what products read, [n_layer, 4]: the inputs of Q, K and V, of O, of gate and up, and of down.
-    std::vector<uint64_t> channels_total;     // input channels of the generated tokens, where some may be left out
-    std::vector<uint64_t> channels_kept;      // of these, not left out
+    std::vector<uint64_t> channels_total;      // input channels of the generated tokens, where some may be left out
+    std::vector<uint64_t> channels_kept;       // of these, not left out
     uint64_t              bytes_total    = 0;  // weights that these products read for the generated tokens, one by one
     uint64_t              bytes_left_out = 0;  // of these, of channels and blocks left out
 
@@ -39,8 +39,8 @@ struct Trace {
     int64_t              n_tokens = 0;
     std::vector<float>   similarity;  // [n_tokens * n_layer] cosine of h and h + FFN(h); NaN where unchecked
     std::vector<uint8_t> skipped;     // [n_tokens * n_layer] 1 where the FFN block was skipped
-    std::vector<float>   kept;        // [n_tokens * n_layer * 4] share of the input's channels kept; NaN where none may be
-                                      // left out. Empty but for policy channels
+    std::vector<float>   kept;  // [n_tokens * n_layer * 4] share of the input's channels kept; NaN where none may be
+                                // left out. Empty but for policy channels
 };
 
 }  // namespace ffnskip FFNSKIP_API

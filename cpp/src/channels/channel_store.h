@@ -37,19 +37,25 @@ public:
     static std::shared_ptr<ChannelStore> of(const llama_model *) { return std::make_shared<ChannelStore>(); }
     void                                 add(const Wanted & wanted) {
         for (const ggml_tensor * weight : wanted.weights) {
-            if (matrices_.count(weight)) continue;
+            if (matrices_.count(weight))
+                continue;
             ChannelLayout layout(weight->type, weight->ne[0], weight->ne[1]);
             memory_.emplace_back(size_t(layout.bytes()));
-            build_channels(layout, [&](int64_t first, int64_t n, uint8_t * to) {
-                std::memcpy(to, static_cast<const char *>(weight->data) + first * weight->nb[1], size_t(n) * weight->nb[1]);
-            }, 2, memory_.back().data());
+            build_channels(
+                layout,
+                [&](int64_t first, int64_t n, uint8_t * to) {
+                    std::memcpy(to, static_cast<const char *>(weight->data) + first * weight->nb[1],
+                                size_t(n) * weight->nb[1]);
+                },
+                2, memory_.back().data());
             matrices_.emplace(weight, ChannelMatrix{ layout, memory_.back().data() });
         }
     }
     const ChannelMatrix & matrix(const ggml_tensor * weight) const { return matrices_.at(weight); }
+
 private:
     std::map<const ggml_tensor *, ChannelMatrix> matrices_;
-    std::vector<ChannelMemory> memory_;
+    std::vector<ChannelMemory>                   memory_;
 };
 
 }  // namespace ffnskip
