@@ -83,10 +83,11 @@ template <typename AnyConfig, typename Visit> void for_fields(AnyConfig & config
     visit("cold_s", config.cold_s, "a whole number below 2**31, or None");
     visit("cold_e", config.cold_e, "a whole number below 2**31, or None");
     visit("warm_up_index", config.warm_up_index, "a whole number below 2**31");
-    visit("skip_ratio", config.skip_ratio, "a number in [0, 1]");
+    visit("skip_ratio", config.skip_ratio, "a number in [0, 1], or None");
     visit("max_skip", config.max_skip, "a whole number below 2**31, or None");
     visit("layers", config.layers, "a list of layers, or None");
     visit("layer_thresholds", config.layer_thresholds, "a list of numbers, or None");
+    visit("channel_thresholds", config.channel_thresholds, "a list of numbers, or None");
     visit("check_stride", config.check_stride, "a whole number below 2**31");
     visit("seed", config.seed, "a whole number in [0, 2**64)");
 }
@@ -96,7 +97,8 @@ Config to_config(py::handle from) {
     for_fields(config, [&](const char * name, auto & to, const char * wanted) {
         to = field<std::decay_t<decltype(to)>>(from, name, wanted);
     });
-    config.region = region_from_name(field<std::string>(from, "region", "the name of a region"));
+    config.region  = region_from_name(field<std::string>(from, "region", "the name of a region"));
+    config.tensors = tensors_from_name(field<std::string>(from, "tensors", "\"ffn\" or \"all\""));
     set_policy(config, field<std::string>(from, "policy", "the name of a policy"));
     config.validate();
     return config;
@@ -104,7 +106,8 @@ Config to_config(py::handle from) {
 
 // Without SkipConfig's constructor, which comes here.
 py::object to_python(const Config & config) {
-    py::dict fields(py::arg("policy") = policy_name(config.policy), py::arg("region") = region_name(config.region));
+    py::dict fields(py::arg("policy") = policy_name(config.policy), py::arg("region") = region_name(config.region),
+                    py::arg("tensors") = tensors_name(config.tensors));
     for_fields(config, [&](const char * name, const auto & value, const char *) {
         const py::object found = py::cast(value);
         fields[name]           = py::isinstance<py::list>(found) ? py::tuple(found) : found;
@@ -250,6 +253,11 @@ void add_profile(py::module_ & m) {
         py::arg("model"), py::arg("model_path"));
 }
 
+// [n_layer, 4]
+py::array_t<uint64_t> by_input(const std::vector<uint64_t> & counts) {
+    return py::array_t<uint64_t>({ py::ssize_t(counts.size() / 4), py::ssize_t(4) }, counts.data());
+}
+
 void add_stats(py::module_ & m) {
     py::class_<Stats>(m, "SkipStats", "Counts over the generated tokens since the last reset.")
         .def_readonly("tokens", &Stats::tokens)
@@ -264,6 +272,10 @@ void add_stats(py::module_ & m) {
                                    return py::array_t<uint64_t>(py::ssize_t(s.skipped_per_layer.size()),
                                                                 s.skipped_per_layer.data());
                                })
+        .def_readonly("bytes_total", &Stats::bytes_total)
+        .def_readonly("bytes_left_out", &Stats::bytes_left_out)
+        .def_property_readonly("channels_total", [](const Stats & s) { return by_input(s.channels_total); })
+        .def_property_readonly("channels_kept", [](const Stats & s) { return by_input(s.channels_kept); })
         .def("__repr__", [](const Stats & s) {
             return "SkipStats(tokens=" + std::to_string(s.tokens) + ", ffn_skipped=" + std::to_string(s.ffn_skipped) +
                    ", ffn_total=" + std::to_string(s.ffn_total) + ", skip_ratio=" + std::to_string(s.skip_ratio()) +
@@ -306,9 +318,17 @@ void add_controller(py::module_ & m) {
         .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
         .def_property_readonly("ffn_map", [](const Controller & c) { return c.ffn_map(); })
         .def_property_readonly("fingerprint", &Controller::fingerprint)
-        .def("set_profile", &Controller::set_profile, py::arg("profile"))
+        .def(
+            "set_weights_source",
+            [](Controller & c, const std::string & model_path) { c.set_weights_source({ model_path, 0, nullptr }); },
+            py::arg("model_path"))
+        .def("set_profile", &Controller::set_profile, py::arg("profile"), py::call_guard<py::gil_scoped_release>())
         .def_property(
-            "config", [](const Controller & c) { return c.config(); }, &Controller::set_config)
+            "config", [](const Controller & c) { return c.config(); },
+            [](Controller & c, const Config & config) {
+                py::gil_scoped_release unlocked;
+                c.set_config(config);
+            })
         .def_property_readonly("resolved",
                                [](const Controller & c) {
                                    const Settings & s = c.settings();
@@ -337,7 +357,9 @@ void add_controller(py::module_ & m) {
             const Trace                    trace = c.stop_trace();
             const std::vector<py::ssize_t> shape = { trace.n_tokens, trace.n_layer };
             py::array_t<float>             similarity(py::ssize_t(trace.similarity.size()), trace.similarity.data());
-            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape));
+            const py::ssize_t              n_kept = trace.kept.empty() ? 0 : trace.n_tokens;
+            py::array_t<float> kept({ n_kept, py::ssize_t(trace.n_layer), py::ssize_t(4) }, trace.kept.data());
+            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape), kept);
         });
 }
 

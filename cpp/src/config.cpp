@@ -1,5 +1,7 @@
 #include "ffnskip/config.h"
 
+#include "tensor_names.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,9 +11,13 @@
 namespace ffnskip {
 namespace {
 
-constexpr const char * k_policies[] = { "dense", "ffn_skip", "random" };  // by Policy
-constexpr const char * k_regions[]  = { "any", "adaptive" };              // by Region
-constexpr const char * k_reuses[]   = { "all", "full" };                  // by Reuse
+constexpr const char * k_policies[] = { "dense", "ffn_skip", "random", "channels" };  // by Policy
+constexpr const char * k_regions[]  = { "any", "adaptive" };                          // by Region
+constexpr const char * k_tensors[]  = { "ffn", "all" };                               // by Tensors
+constexpr const char * k_reuses[]   = { "all", "full" };                              // by Reuse
+
+constexpr double k_block_ratio   = 0.25;
+constexpr double k_channel_ratio = 1.0 / 3.0;
 
 [[noreturn]] void refuse(const std::string & message) {
     throw std::invalid_argument(message);
@@ -95,11 +101,12 @@ void set_candidates(Settings & out, const Config & config, const std::vector<uin
     std::copy(skippable.begin() + first, skippable.begin() + last, out.candidate.begin() + first);
 
     // Algorithm 1 computes the FFN of the layer that trips, so one block of the region is never skipped.
-    const int n_free    = count(out.candidate) - out.n_always;
-    const int reachable = std::max(0, n_free - (config.policy == Policy::ffn_skip ? 1 : 0));
-    const int wanted    = int(std::lround(config.skip_ratio * n_layer));
+    const int    n_free    = count(out.candidate) - out.n_always;
+    const int    reachable = std::max(0, n_free - (config.policy == Policy::ffn_skip ? 1 : 0));
+    const double ratio     = config.skip_ratio.value_or(k_block_ratio);
+    const int    wanted    = int(std::lround(ratio * n_layer));
     if (!config.max_skip && wanted < out.n_always) {
-        refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + " of " +
+        refuse("skip_ratio: " + number(ratio) + " asks for " + std::to_string(wanted) + " of " +
                std::to_string(n_layer) + " FFN blocks, fewer than the " + std::to_string(out.n_always) + " of layers");
     }
     out.max_skip = config.max_skip.value_or(wanted - out.n_always);
@@ -113,7 +120,7 @@ void set_candidates(Settings & out, const Config & config, const std::vector<uin
     if (config.max_skip) {
         refuse("max_skip: " + std::to_string(out.max_skip) + " is too many" + most);
     }
-    refuse("skip_ratio: " + number(config.skip_ratio) + " asks for " + std::to_string(wanted) + most + " (a ratio of " +
+    refuse("skip_ratio: " + number(ratio) + " asks for " + std::to_string(wanted) + most + " (a ratio of " +
            number(double(reachable + out.n_always) / n_layer) + ")");
 }
 
@@ -129,6 +136,32 @@ void set_checks(Settings & out, const Config & config) {
     }
 }
 
+// The inputs whose channels may be left out. No layer is cold where none is said to be.
+void set_channels(Settings & out, const Config & config) {
+    const int n_layer = out.n_layer();
+    out.cold_s        = config.cold_s.value_or(0);
+    out.cold_e        = config.cold_e.value_or(n_layer);
+    if (out.cold_e > n_layer || out.cold_s >= out.cold_e) {
+        refuse("cold_s, cold_e: [" + std::to_string(out.cold_s) + ", " + std::to_string(out.cold_e) +
+               ") are no layers of a model of " + std::to_string(n_layer));
+    }
+    if (config.channel_thresholds) {
+        out.channel_threshold.assign(config.channel_thresholds->begin(), config.channel_thresholds->end());
+        if (int(out.channel_threshold.size()) != n_layer * k_input_kinds) {
+            refuse("channel_thresholds: " + std::to_string(out.channel_threshold.size()) + " for a model of " +
+                   std::to_string(n_layer) + " layers; " + std::to_string(k_input_kinds) + " for each are needed");
+        }
+    }
+    out.channel_ratio = config.skip_ratio.value_or(k_channel_ratio);
+    out.channels.assign(size_t(n_layer * k_input_kinds), 0);
+    for (int i = out.cold_s * k_input_kinds; i < out.cold_e * k_input_kinds; ++i) {
+        const InputKind kind    = InputKind(i % k_input_kinds);
+        const bool      of_ffn  = kind == InputKind::up || kind == InputKind::down;
+        out.channels[size_t(i)] = config.channel_thresholds ? out.channel_threshold[size_t(i)] > 0.0f
+                                                            : of_ffn || config.tensors == Tensors::all;
+    }
+}
+
 }  // namespace
 
 const char * policy_name(Policy policy) {
@@ -141,6 +174,14 @@ const char * region_name(Region region) {
 
 Region region_from_name(const std::string & name) {
     return value_of<Region>(k_regions, "region", name);
+}
+
+const char * tensors_name(Tensors tensors) {
+    return k_tensors[size_t(tensors)];
+}
+
+Tensors tensors_from_name(const std::string & name) {
+    return value_of<Tensors>(k_tensors, "tensors", name);
 }
 
 Reuse reuse_from_name(const std::string & name) {
@@ -181,16 +222,31 @@ void Config::validate() const {
     if (std::isnan(sim_threshold)) {
         refuse("sim_threshold: nan is not a similarity; give a number, above 1 to never trip");
     }
-    if (!(skip_ratio >= 0.0 && skip_ratio <= 1.0)) {
-        refuse("skip_ratio: " + number(skip_ratio) + " is outside [0, 1]");
+    if (skip_ratio && !(*skip_ratio >= 0.0 && *skip_ratio <= 1.0)) {
+        refuse("skip_ratio: " + number(*skip_ratio) + " is outside [0, 1]");
     }
     if (cold_s && cold_e && *cold_s >= *cold_e) {
         refuse("cold_s: " + std::to_string(*cold_s) + " must be below cold_e = " + std::to_string(*cold_e));
     }
-    if (policy != Policy::ffn_skip && (layers || layer_thresholds)) {
-        refuse(std::string(layers ? "layers: only policy 'ffn_skip' takes layers"
-                                  : "layer_thresholds: only policy 'ffn_skip' takes them") +
-               ", not '" + policy_name(policy) + "'");
+    if (policy != Policy::ffn_skip && policy != Policy::channels && layers) {
+        refuse("layers: only policies 'ffn_skip' and 'channels' take layers, not '" + std::string(policy_name(policy)) +
+               "'");
+    }
+    if (policy != Policy::ffn_skip && layer_thresholds) {
+        refuse("layer_thresholds: only policy 'ffn_skip' takes them, not '" + std::string(policy_name(policy)) + "'");
+    }
+    if (policy != Policy::channels && channel_thresholds) {
+        refuse("channel_thresholds: only policy 'channels' takes them, not '" + std::string(policy_name(policy)) + "'");
+    }
+    if (policy == Policy::channels && max_skip.value_or(0) != 0) {
+        refuse("max_skip: " + std::to_string(*max_skip) +
+               " blocks; policy 'channels' leaves out whole blocks of `layers` alone");
+    }
+    for (const double threshold : channel_thresholds.value_or(std::vector<double>())) {
+        if (!(threshold >= 0.0 && std::isfinite(threshold))) {
+            refuse("channel_thresholds: " + number(threshold) +
+                   " is no threshold; 0, which leaves nothing out, or more");
+        }
     }
     if (layers && layers->empty()) {
         refuse("layers: the list is empty; name some, or leave it out");
@@ -234,6 +290,10 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
     out.always    = fixed_set(config, skippable);
     out.n_always  = count(out.always);
     out.candidate = out.always;
+    if (config.policy == Policy::channels) {
+        set_channels(out, config);
+        return out;
+    }
     if (config.layers && config.max_skip == 0) {
         return out;
     }

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <string>
+#include <thread>
 #include <utility>
 
 namespace ffnskip {
@@ -27,23 +28,32 @@ Config dense_config() {
     return config;
 }
 
+int n_cores() {
+    return int(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 }  // namespace
 
 struct Controller::Impl {
-    int                   n_layer = 0;
-    std::vector<uint8_t>  skippable;
-    std::vector<FfnBlock> ffn_map;
-    std::string           fingerprint;
-    std::string           why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
-    Config                config    = dense_config();
-    Settings              settings;
-    uint64_t              key   = 0;  // of the settings
-    Reuse                 reuse = Reuse::all;
-    Recorder              recorder;
-    Sequences             sequences;
-    Evaluation            evaluation{ settings, recorder };
-    Callback              callback{ evaluation };
-    bool                  inside = false;  // a decode; llama_decode may be a library's that leads back here
+    int                              n_layer = 0;
+    std::vector<uint8_t>             skippable;
+    std::vector<FfnBlock>            ffn_map;
+    std::string                      fingerprint;
+    GraphMap                         map;  // of the model
+    const llama_model *              model = nullptr;
+    std::vector<const ggml_tensor *> vectors;  // of the model, that the fingerprint is made from
+    WeightsSource                    weights_source;
+    std::shared_ptr<ChannelStore>    store;                 // once channels are left out
+    std::string why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
+    Config      config    = dense_config();
+    Settings    settings;
+    uint64_t    key   = 0;  // of the settings
+    Reuse       reuse = Reuse::all;
+    Recorder    recorder;
+    Sequences   sequences;
+    Evaluation  evaluation{ settings, recorder };
+    Callback    callback{ evaluation };
+    bool        inside = false;  // a decode; llama_decode may be a library's that leads back here
 
     void probe(llama_context * ctx) {
         Probe probe(ctx);
@@ -52,6 +62,7 @@ struct Controller::Impl {
         skippable.clear();
         ffn_map.clear();
         use(dense_config(), Settings());
+        store.reset();
         sequences.replaced(-1);
         probe.finish(callback.run(probe));
 
@@ -66,14 +77,48 @@ struct Controller::Impl {
         recorder.set_model(int(may_skip.size()), ffn_map.size());
         probe.require_skippable();
         skippable = may_skip;
-        evaluation.set_model(std::move(probe.map), probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
+        model     = llama_get_model(ctx);
+        vectors   = std::move(probe.vectors);
+        map       = std::move(probe.map);
+        evaluation.set_model(map, probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
     }
 
     void use(const Config & wanted, const Settings & resolved) {
+        if (resolved.leaves_channels_out()) {
+            copy_weights(resolved.channels);
+        }
         config   = wanted;
         settings = resolved;
-        key      = key_of(settings);
+        evaluation.channels().set_model(map, settings.channels, store);
+        key = key_of(settings);
         recorder.judge(settings);
+    }
+
+    // By channel, of the wanted inputs' products, [n_layer * 4]. They stay for as long as the model does, since settings come
+    // and go.
+    void copy_weights(const std::vector<uint8_t> & wanted) {
+        ChannelStore::Wanted weights;
+        const std::string *  why_not = nullptr;
+        for (size_t i = 0; i < wanted.size(); ++i) {
+            const Input & input = map.inputs[i];
+            if (wanted[i] && input.usable()) {
+                weights.weights.insert(weights.weights.end(), input.weights.begin(), input.weights.end());
+            } else if (wanted[i] && why_not == nullptr && !input.weights.empty()) {
+                why_not = &input.why_not;
+            }
+        }
+        if (weights.weights.empty()) {
+            throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
+                              (why_not == nullptr ? std::string() : ": " + *why_not));
+        }
+        weights.vectors     = vectors;
+        weights.fingerprint = fingerprint;
+        weights.model_path  = weights_source.model_path;
+        weights.n_threads   = weights_source.n_threads > 0 ? weights_source.n_threads : n_cores();
+        weights.progress    = weights_source.progress;
+
+        store = store == nullptr ? ChannelStore::of(model) : store;
+        store->add(weights);
     }
 
     // A decode is going on. However it ends, the evaluation forgets its batch.
@@ -94,6 +139,7 @@ struct Controller::Impl {
             return run();
         }
         const Inside guard(*this);
+        evaluation.channels().reserve(std::max(llama_n_threads(ctx), llama_n_threads_batch(ctx)));
         if (evaluation.take_unknown_decode()) {
             sequences.replaced(-1);
         }
@@ -248,17 +294,23 @@ const Settings & Controller::settings() const {
     return impl_->settings;
 }
 
+void Controller::set_weights_source(WeightsSource source) {
+    impl_->weights_source = std::move(source);
+}
 void Controller::set_reuse(Reuse reuse) {
     impl_->reuse = reuse;
 }
 void Controller::copied(llama_seq_id from, llama_seq_id to) {
     impl_->sequences.copied(from, to);
+    impl_->evaluation.channels().sequences().copied(from, to);
 }
 void Controller::replaced(llama_seq_id seq) {
     impl_->sequences.replaced(seq);
+    impl_->evaluation.channels().sequences().restart(seq);
 }
 void Controller::count_from_here(llama_seq_id seq) {
     impl_->sequences.count_from_here(seq);
+    impl_->evaluation.channels().sequences().restart(seq);
 }
 void Controller::outputs_unread() {
     impl_->sequences.outputs_unread();

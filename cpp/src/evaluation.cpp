@@ -31,8 +31,14 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) 
     ubatches_.begin(batch);
     rows_.resize(std::max(rows_.size(), n_batch));
     skipped_.resize(n_batch);
+    const bool channels = channels_.any();
+    if (channels) {
+        channels_.begin_decode(batch, kinds);
+    }
     for (size_t i = 0; i < n_batch; ++i) {
-        if (kinds[i] == RowKind::skippable && settings_.skips_anything()) {
+        const bool full = channels && channels_.row(i) != ChannelRow::leaves_out;
+        skippable_      = skippable_ || (channels && channels_.row(i) != ChannelRow::full);
+        if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
             rows_[i].begin(settings_, batch.pos == nullptr ? int32_t(i) : batch.pos[i], batch.token[i]);
             skippable_ = true;
         } else {
@@ -79,7 +85,11 @@ bool Evaluation::ask(ggml_tensor * node) {
         return false;
     }
     if (const Node * known = follower_.next(node)) {
-        return known->role != Role::none && edit(node, *known);
+        asked_            = known;
+        const bool wanted = known->role != Role::none && edit(node, *known);
+        return concerns_channels(*known) && (node->flags & k_left_out) == 0
+                   ? channels_.ask(node, *known, follower_) || wanted
+                   : wanted;
     }
     repeat_ = true;
     return false;
@@ -96,19 +106,37 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
         throw Unsupported("llama.cpp split a batch of " + std::to_string(skipped_.size()) +
                           " tokens in a way that is not known");
     }
-    if (std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return rows_[size_t(i)].may_skip(); })) {
+    const auto concerned = [&](int32_t i) {
+        return rows_[size_t(i)].may_skip() || (channels_.any() && channels_.row(size_t(i)) != ChannelRow::full);
+    };
+    if (std::any_of(ubatch_, ubatch_ + n_rows_, concerned)) {
         following_ = true;
-        layer_     = -1;
+        if (channels_.any()) {
+            channels_.begin(ubatch_, n_rows_);
+        }
+        layer_ = -1;
         follower_.begin();
     }
 }
 
 // Remembers a structure that turned out to be new.
 void Evaluation::end_evaluation() {
-    if (!std::exchange(following_, false) || !follower_.learning()) {
+    if (!std::exchange(following_, false)) {
         return;
     }
-    for (const Block & block : follower_.keep_learnt().blocks) {
+    if (!follower_.learning()) {
+        channels_.end();
+        return;
+    }
+    const GraphMap & learnt = follower_.keep_learnt();
+    for (size_t i = 0; i < learnt.inputs.size(); ++i) {
+        if (channels_.active(int(i)) && !learnt.inputs[i].usable()) {
+            throw Unsupported("layer " + std::to_string(int(i) / k_input_kinds) +
+                              " can no longer leave out channels of " + k_input_kind_names[i % k_input_kinds] + ": " +
+                              learnt.inputs[i].why_not);
+        }
+    }
+    for (const Block & block : learnt.blocks) {
         if (block.layer >= 0 && settings_.candidate[size_t(block.layer)] && !block.skippable) {
             throw Unsupported("layer " + std::to_string(block.layer) + " can no longer be skipped: " + block.why_not);
         }
@@ -141,6 +169,11 @@ bool Evaluation::edit(ggml_tensor * node, const Node & known) {
     return false;
 }
 
+bool Evaluation::concerns_channels(const Node & known) const {
+    return (known.product >= 0 && channels_.active(input_of(known.product))) ||
+           (known.input >= 0 && channels_.active(known.input));
+}
+
 // The first node of a block: all that is known of its input is known now.
 void Evaluation::enter(int layer) {
     layer_            = layer;
@@ -165,6 +198,10 @@ void Evaluation::enter(int layer) {
 
 void Evaluation::observe(ggml_tensor * node) {
     if (!following_) {
+        return;
+    }
+    if (asked_->input >= 0 && channels_.active(asked_->input)) {
+        channels_.observe(node, *asked_, follower_);
         return;
     }
     if (ggml_nrows(node) != n_rows_) {

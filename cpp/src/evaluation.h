@@ -6,6 +6,7 @@
 #pragma once
 
 #include "buffers.h"
+#include "channel_evaluation.h"
 #include "comparison.h"
 #include "ffnskip/rows.h"
 #include "graph_follower.h"
@@ -29,6 +30,8 @@ public:
     // A model's graph, the weight that its first node reads, and how the context cuts its batches.
     void set_model(GraphMap map, const ggml_tensor * embedding, Split split, int32_t n_ubatch);
 
+    ChannelEvaluation & channels() { return channels_; }
+
     // ---- a decode ----
     // `kinds` of the batch's rows; null: all prompt, and nothing is counted. Both stay as they are until end_decode().
     void begin_decode(const llama_batch & batch, const RowKind * kinds);
@@ -51,6 +54,7 @@ private:
     void begin(const ggml_tensor * token_ids);
     void end_evaluation();
     bool edit(ggml_tensor * node, const Node & known);
+    bool concerns_channels(const Node & known) const;
     void enter(int layer);
 
     TokenState & row(int64_t r) { return rows_[size_t(ubatch_[r])]; }
@@ -79,6 +83,7 @@ private:
     bool            following_ = false;
     const int32_t * ubatch_    = nullptr;  // [n_rows] its rows, as numbers in the batch
     int32_t         n_rows_    = 0;
+    const Node *    asked_     = nullptr;  // what is known of the node asked about last
 
     // ---- the current block ----
     int      layer_ = -1;
@@ -87,6 +92,7 @@ private:
 
     std::unique_ptr<Buffers> buffers_ = ggml_buffers();
     Comparison               comparison_{ *buffers_ };
+    ChannelEvaluation        channels_{ settings_, recorder_ };
 };
 
 }  // namespace ffnskip

@@ -1,4 +1,4 @@
-// Leaves nodes of a built graph out of a computation, and puts them back.
+// Leaves nodes of a built graph out of a computation or has them computed otherwise, and puts them back.
 //
 // libllama reuses graphs between decodes, so an edit outlives the evaluation it was made for. Each edit therefore
 // marks the node itself, in flag bits that ggml does not use: restore() needs no memory of what was done, and works
@@ -7,14 +7,16 @@
 
 #include <ggml.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace ffnskip {
 
+constexpr int32_t k_replaced = 1 << 27;  // the operation and its parameters are those of another node
 constexpr int32_t k_left_out = 1 << 28;  // GGML_TENSOR_FLAG_COMPUTE was cleared
 constexpr int32_t k_passes_h = 1 << 29;  // an ADD became a CONT of its first operand
 constexpr int32_t k_swapped  = 1 << 30;  // ... whose operands were exchanged for that
-constexpr int32_t k_edited   = k_left_out | k_passes_h | k_swapped;
+constexpr int32_t k_edited   = k_replaced | k_left_out | k_passes_h | k_swapped;
 
 // Nodes that only describe memory. (An operation done in place, SET_ROWS among them, has a view_src and is none.)
 inline bool is_view(ggml_op op) {
@@ -49,10 +51,31 @@ inline void pass_h(ggml_tensor * add, int h_src) {
     add->flags |= k_passes_h;
 }
 
+// Half of the parameters of a node. Where the other half is not used, it keeps the first one during an edit.
+constexpr size_t k_half_params = GGML_MAX_OP_PARAMS / sizeof(int32_t) / 2;
+
+inline bool has_spare_params(const ggml_tensor * node) {
+    const int32_t * second = node->op_params + k_half_params;
+    return std::all_of(second, second + k_half_params, [](int32_t word) { return word == 0; });
+}
+
+// Has a MUL_MAT computed by another operation, that of `by`. Both nodes have spare parameters.
+inline void replace(ggml_tensor * node, const ggml_tensor * by) {
+    std::copy_n(node->op_params, k_half_params, node->op_params + k_half_params);
+    std::copy_n(by->op_params, k_half_params, node->op_params);
+    node->op = by->op;
+    node->flags |= k_replaced;
+}
+
 // Undoes whatever this file did to the node.
 inline void restore(ggml_tensor * node) {
     if ((node->flags & k_edited) == 0) {
         return;
+    }
+    if ((node->flags & k_replaced) != 0) {
+        std::copy_n(node->op_params + k_half_params, k_half_params, node->op_params);
+        std::fill_n(node->op_params + k_half_params, k_half_params, 0);
+        node->op = GGML_OP_MUL_MAT;
     }
     if ((node->flags & k_left_out) != 0) {
         node->flags |= GGML_TENSOR_FLAG_COMPUTE;

@@ -25,6 +25,7 @@ public:
 
     // Of the structure that is followed.
     const Block & block(int layer) const { return maps_.front().blocks[size_t(layer)]; }
+    const Input & input(int number) const { return maps_.front().inputs[size_t(number)]; }
     // Node number `index` of this evaluation, which has passed.
     ggml_tensor * seen(int index) const { return seen_[size_t(index)]; }
 

@@ -115,12 +115,14 @@ void GraphLearner::add(const ggml_tensor * node) {
     // An operation in place, or one that writes a cache, is in the memory of another tensor.
     seen.removable  = !is_view(node->op) && node->view_src == nullptr && (node->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
     seen.activation = node->type == GGML_TYPE_F32 && node->ne[0] == n_embd_ && ggml_is_contiguous(node);
+    seen.vectors    = node->type == GGML_TYPE_F32 && ggml_is_contiguous(node) && node->ne[2] == 1 && node->ne[3] == 1;
     if (const ggml_backend_buffer_t buffer = buffer_of(node); buffer != nullptr && !is_view(node->op)) {
         seen.device = computing_device(buffer);
     }
     index_[node]         = int32_t(seen_.size()) - 1;
     by_name_[node->name] = int32_t(seen_.size()) - 1;
     derive(node, operands);
+    take_product(node);
     for (const Operand & op : operands) {
         if (op.copied) {
             copies_read_.insert(op.tensor);
@@ -311,6 +313,7 @@ GraphMap GraphLearner::finish() {
         }
         block.skippable = block.why_not.empty();
     }
+    find_inputs();
     return std::move(map_);
 }
 

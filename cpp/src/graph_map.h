@@ -14,6 +14,7 @@
 
 #include "device_check.h"
 #include "ffnskip/ffn_map.h"
+#include "tensor_names.h"
 
 #include <ggml.h>
 
@@ -45,6 +46,8 @@ struct Node {
     int16_t             layer      = -1;                          // of the block, where role is not none
     int32_t             src[k_src] = { k_none, k_none, k_none };  // index of the operand's node, or a constant above
     const ggml_tensor * weight     = nullptr;                     // operand 0, where that is a weight
+    int16_t             product    = -1;  // product_number(): some input channels may be left out
+    int16_t             input      = -1;  // input_of() the products that read this node
 };
 
 // What users are told of a block, and where it is. Layer -1: the layer has none.
@@ -61,9 +64,20 @@ struct Block : FfnBlock {
     bool fetches_experts = false;
 };
 
+// What products of one layer read. weights: none where the layer has no such matrix.
+struct Input {
+    int                              node = -1;  // index
+    int                              h    = -1;  // index of the residual that comes out changed by the products
+    std::vector<const ggml_tensor *> weights;
+    std::string                      why_not;  // channels can't be left out; empty: they can
+
+    bool usable() const { return !weights.empty() && why_not.empty(); }
+};
+
 struct GraphMap {
     std::vector<Node>  nodes;
     std::vector<Block> blocks;  // [n_layer]
+    std::vector<Input> inputs;  // [n_layer * k_input_kinds]
 };
 
 // True if `node` has the structure of `expected` in an evaluation whose earlier nodes are `seen`. `node` must be
@@ -87,6 +101,14 @@ public:
     GraphMap finish();
 
 private:
+    // A product whose input channels could be left out.
+    struct Product {
+        int                 node;
+        int                 number;
+        const ggml_tensor * weight;
+        std::string         why_not;
+    };
+
     struct Operand {
         const ggml_tensor * tensor;
         int32_t             node   = Node::k_leaf;  // index
@@ -102,6 +124,7 @@ private:
         int                               layer      = -1;     // derived from this layer's FFN weights
         bool                              activation = false;  // [n_embd, rows] float32: could be a residual
         bool                              removable  = false;  // leaving it out can't be noticed but by its readers
+        bool                              vectors    = false;  // rows of float32 numbers, without gaps
         std::optional<ggml_backend_dev_t> device;              // in whose memory it is, where it is in any of its own
     };
 
@@ -116,12 +139,20 @@ private:
     void    find_output(Block & block);
     void    take_in_feeders(const Block & block);
     void    describe(Block & block);
+    void    take_product(const ggml_tensor * node);
+    void    find_inputs();
+    void    join(Input & input, const Product & product);
+    int     memory_of(int node) const;
+    void    require_only_readers(Input & input, int number);
+    int     residual_of(int layer, InputKind kind, int node) const;
+    int     attention_residual(int layer) const;
 
     DeviceFault                                      device_fault_;
     GraphMap                                         map_;
     int64_t                                          n_embd_   = 0;
     int64_t                                          n_tokens_ = 0;  // of the batch
     std::vector<Seen>                                seen_;
+    std::vector<Product>                             products_;
     std::unordered_map<const ggml_tensor *, int32_t> index_;
     std::unordered_map<std::string, int32_t>         by_name_;
     std::unordered_set<const ggml_tensor *>          copies_read_;  // of nodes

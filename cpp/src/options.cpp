@@ -90,6 +90,7 @@ void name_policy(Config & config, Text name) {
     const Config before = config;
     config.layers.reset();
     config.layer_thresholds.reset();
+    config.channel_thresholds.reset();
     if (before.layers && before.max_skip == 0) {
         config.max_skip.reset();
     }
@@ -119,7 +120,8 @@ struct Entry {
 
 const Entry k_entries[] = {
     { { "policy", "NAME",
-        "ffn_skip (Algorithm 1, default), random or dense; ends --skip-layers and --layer-thresholds before it" },
+        "ffn_skip (Algorithm 1, default), channels, random or dense; ends --skip-layers and --layer-thresholds before "
+        "it" },
       [](Config & c, Text, Text v) { name_policy(c, v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       set<&Config::sim_threshold> },
@@ -127,12 +129,17 @@ const Entry k_entries[] = {
     { { "cold-e", "N", "layers from N on never skip (default: all but the last eighth)" }, set<&Config::cold_e> },
     { { "warm-up", "N", "generated tokens of a sequence that run in full first (default 30)" },
       set<&Config::warm_up_index> },
-    { { "skip-ratio", "R", "share of the FFN blocks to skip, 0 to 1 (default 0.25)" }, set<&Config::skip_ratio> },
+    { { "skip-ratio", "R",
+        "share of the FFN blocks to skip, 0 to 1 (default 0.25); of weight bytes with --policy channels (default "
+        "0.33)" },
+      set<&Config::skip_ratio> },
     { { "skip-layers", "LIST",
         "layers whose FFN block is always skipped, such as 3,5-7; no other is, unless --max-skip follows" },
       [](Config & c, Text n, Text v) {
-          imply_ffn_skip(c);
-          c.max_skip = c.layers ? c.max_skip : 0;
+          if (c.policy != Policy::channels) {
+              imply_ffn_skip(c);
+              c.max_skip = c.layers ? c.max_skip : 0;
+          }
           read(n, v, c.layers);
       } },
     { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked" },
@@ -144,8 +151,13 @@ const Entry k_entries[] = {
       set<&Config::max_skip> },
     { { "check-stride", "N", "check every N-th layer of the adaptive region only (default 1)" },
       set<&Config::check_stride> },
+    { { "channel-thresholds", "T,...",
+        "--policy channels: four for each layer, for the inputs of QKV, O, up and down" },
+      set<&Config::channel_thresholds> },
+    { { "tensors", "NAME", "--policy channels: whose input channels are left out, ffn (default) or all" },
+      [](Config & c, Text, Text v) { c.tensors = tensors_from_name(v); } },
     { { "region", "NAME", "where --policy random chooses from: any (layer but the last, default) or adaptive" },
-      [](Config & c, Text, Text v) { c.region = region_from_name(v); } },
+      [](Config & c, Text, Text v) { c.region  = region_from_name(v); } },
     { { "skip-seed", "N", "seed of --policy random (default 0)" }, set<&Config::seed> },
     { { "no-skip", nullptr, "skip nothing: plain llama.cpp" },
       [](Config & c, Text, Text) { name_policy(c, policy_name(Policy::dense)); } },

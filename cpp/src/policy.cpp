@@ -38,6 +38,17 @@ uint64_t key_of(const Settings & settings) {
         add(uint64_t(settings.candidate[size_t(il)] | settings.always[size_t(il)] << 1 |
                      settings.checked[size_t(il)] << 2));
     }
+    for (size_t i = 0; i < settings.channels.size(); ++i) {
+        uint32_t bits = 0;
+        if (!settings.channel_threshold.empty()) {
+            std::memcpy(&bits, &settings.channel_threshold[i], sizeof(bits));
+        }
+        add(bits);
+        add(settings.channels[i]);
+    }
+    uint64_t ratio = 0;
+    std::memcpy(&ratio, &settings.channel_ratio, sizeof(ratio));
+    add(ratio);
     return key | 1;
 }
 
@@ -45,12 +56,14 @@ void TokenState::begin_full() {
     skip_.reset();
     check_.reset();
     may_skip_   = false;
+    channels_   = false;
     trip_layer_ = -1;
 }
 
 void TokenState::begin(const Settings & settings, int32_t position, int32_t token) {
     begin_full();
     may_skip_ = true;
+    channels_ = settings.leaves_channels_out();
 
     const int n_layer = settings.n_layer();
     if (settings.policy != Policy::random) {

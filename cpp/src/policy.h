@@ -31,7 +31,7 @@ public:
     bool observe(const Settings & settings, int il, float similarity);
 
     bool may_skip() const { return may_skip_; }
-    bool skips_any() const { return skip_.any(); }
+    bool skips_any() const { return skip_.any() || channels_; }
     bool never_tripped() const { return check_.any(); }  // once its layers are through: it could have, and did not
     int  trip_layer() const { return trip_layer_; }      // -1: has not tripped
 
@@ -39,6 +39,7 @@ private:
     std::bitset<k_max_layers> skip_;
     std::bitset<k_max_layers> check_;
     bool                      may_skip_   = false;
+    bool                      channels_   = false;  // leaves some out
     int                       trip_layer_ = -1;
 };
 

@@ -101,7 +101,7 @@ void Probe::finish(int32_t status) {
     }
     char size_and_hash[64];
     std::snprintf(size_and_hash, sizeof(size_and_hash), "-%dx%d-%016llx", n_layer,
-                  llama_model_n_embd(llama_get_model(ctx_)), static_cast<unsigned long long>(hash(vectors_)));
+                  llama_model_n_embd(llama_get_model(ctx_)), static_cast<unsigned long long>(hash(vectors)));
     fingerprint = arch + size_and_hash;
     map         = learner_.finish();
 }
@@ -113,7 +113,7 @@ void Probe::see(ggml_tensor * node) {
     }
     if (embedding != nullptr) {
         learner_.add(node);
-        std::copy_if(std::begin(node->src), std::end(node->src), std::back_inserter(vectors_), is_block_vector);
+        std::copy_if(std::begin(node->src), std::end(node->src), std::back_inserter(vectors), is_block_vector);
         leave_out(node);
     }
 }

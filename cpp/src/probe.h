@@ -30,14 +30,15 @@ public:
     // float32 vectors of its blocks, most of them norms. Fine-tunes of a model differ in them, files of one model in
     // several types do not.
     std::string fingerprint;
+    // What that is made from.
+    std::vector<const ggml_tensor *> vectors;
 
     // Throws Unsupported, with what was found, where there is a block that can't be skipped, or none.
     void require_skippable() const;
 
 private:
-    llama_context *                  ctx_;
-    GraphLearner                     learner_;
-    std::vector<const ggml_tensor *> vectors_;
+    llama_context * ctx_;
+    GraphLearner    learner_;
 };
 
 }  // namespace ffnskip

@@ -1,5 +1,7 @@
 #include "recorder.h"
 
+#include "tensor_names.h"
+
 #include <algorithm>
 #include <cstdio>
 #include <limits>
@@ -10,6 +12,11 @@ namespace {
 
 constexpr int k_judged  = 100;  // tokens
 constexpr int k_at_once = 95;   // of these; more tell that the threshold decides nothing
+
+bool is_of_ffn(int input) {
+    const InputKind kind = InputKind(input % k_input_kinds);
+    return kind == InputKind::up || kind == InputKind::down;
+}
 
 }  // namespace
 
@@ -23,9 +30,18 @@ void Recorder::set_model(int n_layer, size_t n_ffn) {
     stats_.skipped_per_layer.resize(size_t(n_layer_), 0);
 }
 
+void Recorder::set_channels(std::vector<Channels> channels) {
+    channels_ = std::move(channels);
+
+    const std::lock_guard lock(stats_mutex_);
+    stats_.channels_total.resize(channels_.size(), 0);
+    stats_.channels_kept.resize(channels_.size(), 0);
+}
+
 void Recorder::begin_decode(int32_t n_rows) {
     checks_ = 0;
     bytes_  = 0;
+    kept_.assign(size_t(n_rows) * channels_.size(), -1);
     if (tracing_) {
         similarity_.assign(size_t(n_rows) * size_t(n_layer_), std::numeric_limits<float>::quiet_NaN());
     }
@@ -35,6 +51,33 @@ void Recorder::checked(int32_t row, int layer, float similarity) {
     ++checks_;
     if (tracing_) {
         similarity_[size_t(row) * size_t(n_layer_) + size_t(layer)] = similarity;
+    }
+}
+
+void Recorder::kept(int32_t row, int input, int64_t n, bool alone) {
+    const Channels & channels = channels_[size_t(input)];
+
+    kept_[size_t(row) * channels_.size() + size_t(input)] = n;
+    if (alone && is_of_ffn(input)) {
+        bytes_ += channels.left_out(n);
+    }
+}
+
+// A token's inputs, which is row `i` of the batch.
+void Recorder::commit_channels(const TokenState & row, size_t i) {
+    for (size_t input = 0; input < channels_.size(); ++input) {
+        const Channels & channels = channels_[input];
+        const int64_t    found    = kept_[i * channels_.size() + input];
+        const bool       skipped  = is_of_ffn(int(input)) && row.skips(int(input) / k_input_kinds);
+        const int64_t    n        = skipped ? 0 : found < 0 ? channels.n : found;
+        stats_.channels_total[input] += uint64_t(channels.n);
+        stats_.channels_kept[input] += uint64_t(n);
+        stats_.bytes_total += channels.bytes;
+        stats_.bytes_left_out += skipped ? channels.bytes : channels.left_out(n);
+        if (tracing_) {
+            trace_.kept.push_back(channels.n == 0 ? std::numeric_limits<float>::quiet_NaN()
+                                                  : float(double(n) / double(channels.n)));
+        }
     }
 }
 
@@ -55,6 +98,7 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
                 trace_.skipped.push_back(row.skips(il));
             }
         }
+        commit_channels(row, size_t(i));
         trace_.n_tokens += tracing_;
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;
@@ -98,6 +142,8 @@ void Recorder::reset_stats() {
     const std::lock_guard lock(stats_mutex_);
     stats_                   = Stats();
     stats_.skipped_per_layer = std::vector<uint64_t>(size_t(n_layer_), 0);
+    stats_.channels_total    = std::vector<uint64_t>(channels_.size(), 0);
+    stats_.channels_kept     = std::vector<uint64_t>(channels_.size(), 0);
 }
 
 void Recorder::start_trace() {

@@ -17,11 +17,24 @@ class Recorder {
 public:
     // Layers of the model, and its FFN blocks, skippable or not.
     void set_model(int n_layer, size_t n_ffn);
+    // Inputs whose channels may be left out, by input_of(): how many, and what their products read without any and in all.
+    struct Channels {
+        int64_t  n           = 0;
+        uint64_t bytes_least = 0;
+        uint64_t bytes       = 0;
+
+        uint64_t left_out(int64_t n_kept) const {
+            return n == 0 ? 0 : uint64_t(double(bytes - bytes_least) * (1.0 - double(n_kept) / double(n)));
+        }
+    };
+    void set_channels(std::vector<Channels> channels);
 
     void begin_decode(int32_t n_rows);
     void checked(int32_t row, int layer, float similarity);
     // A block was left out for all rows of an ubatch, and its weights with it.
     void dropped(uint64_t bytes) { bytes_ += bytes; }
+    // Row `row` left all but so many channels of an input out, and `alone`: the weights of the others were not read.
+    void kept(int32_t row, int input, int64_t n, bool alone);
     // The decode stands. `rows` and `kinds` are of its batch, in order.
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
 
@@ -38,12 +51,17 @@ public:
     Trace stop_trace();
 
 private:
+    void commit_channels(const TokenState & row, size_t i);
+
     int      n_layer_ = 0;
     uint64_t n_ffn_   = 0;  // FFN blocks of the model
 
     uint64_t           checks_ = 0;  // of the running decode
     uint64_t           bytes_  = 0;  // of the running decode
     std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
+
+    std::vector<Channels> channels_;  // [n_inputs], or none
+    std::vector<int64_t>  kept_;      // of the running decode, [n_rows, n_inputs]; -1: all
 
     int   first_checked_ = -1;  // layer; -1: nothing is to be judged
     float threshold_     = 0.0f;

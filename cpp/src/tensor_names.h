@@ -44,22 +44,68 @@ constexpr struct {
     { "exp_probs_b", Part::near_ffn },
 };
 
-// "blk.<layer>.<rest>", of the tensor or of what it is a copy of.
-inline WeightName weight_name(std::string_view name) {
-    name               = original_name(name);
+// "blk.<layer>.<rest>"; layer -1 for any other name.
+struct LayerName {
+    int              layer = -1;
+    std::string_view rest;
+};
+
+inline LayerName layer_name(std::string_view name) {
     int          layer = -1;
     const char * end   = name.data() + name.size();
     const char * dot   = name.substr(0, 4) == "blk." ? std::from_chars(name.data() + 4, end, layer).ptr : end;
     if (layer < 0 || dot == end || *dot != '.') {
         return {};
     }
-    const std::string_view rest(dot + 1, size_t(end - dot - 1));
+    return { layer, std::string_view(dot + 1, size_t(end - dot - 1)) };
+}
+
+// Of the tensor, or of what it is a copy of.
+inline WeightName weight_name(std::string_view name) {
+    const auto [layer, rest] = layer_name(original_name(name));
+    if (layer < 0) {
+        return {};
+    }
     for (const auto & [stem, part] : k_stems) {
         if (rest.substr(0, stem.size()) == stem) {
             return { layer, part };
         }
     }
     return { layer, Part::other };
+}
+
+// ---- matrices whose input channels can be left out ----
+
+// What they read. Matrices of a layer that are of one kind read the same input.
+enum class InputKind : uint8_t { qkv, o, up, down };
+
+constexpr int          k_input_kinds                     = 4;
+constexpr const char * k_input_kind_names[k_input_kinds] = { "qkv", "o", "up", "down" };
+
+constexpr struct {
+    std::string_view name;
+    InputKind        kind;
+} k_products[] = {
+    { "attn_q.weight", InputKind::qkv },   { "attn_k.weight", InputKind::qkv },    { "attn_v.weight", InputKind::qkv },
+    { "attn_qkv.weight", InputKind::qkv }, { "attn_output.weight", InputKind::o }, { "ffn_gate.weight", InputKind::up },
+    { "ffn_up.weight", InputKind::up },    { "ffn_down.weight", InputKind::down },
+};
+constexpr int k_products_per_layer = int(sizeof(k_products) / sizeof(k_products[0]));
+
+// A number of such a matrix: k_products_per_layer * layer + its place in the table; -1 for others.
+inline int product_number(std::string_view name) {
+    const auto [layer, rest] = layer_name(name);
+    for (int i = 0; layer >= 0 && i < k_products_per_layer; ++i) {
+        if (rest == k_products[i].name) {
+            return layer * k_products_per_layer + i;
+        }
+    }
+    return -1;
+}
+
+// A number of what it reads: k_input_kinds * layer + kind.
+inline int input_of(int product) {
+    return product / k_products_per_layer * k_input_kinds + int(k_products[product % k_products_per_layer].kind);
 }
 
 }  // namespace ffnskip

@@ -144,6 +144,8 @@ class Controller(metaclass=_Native):
     def fingerprint(self) -> str:
         """What tells the model from others, whatever its quantisation; empty before probe()."""
     config: SkipConfig
+    def set_weights_source(self, model_path: str) -> None:
+        """The model's GGUF file, for policy "channels"."""
     def set_profile(self, profile: Profile) -> None:
         """Raises ProfileMismatchError where it is another model's."""
     @property
@@ -165,7 +167,7 @@ class Controller(metaclass=_Native):
     def stats(self) -> SkipStats: ...
     def reset_stats(self) -> None: ...
     def start_trace(self) -> None: ...
-    def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
         """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
 
 class Session(metaclass=_Native):

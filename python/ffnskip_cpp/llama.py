@@ -215,7 +215,7 @@ class Llama(DecodingLlama):
         try:
             yield trace
         finally:
-            trace.similarity, trace.skipped = controller.stop_trace()
+            trace.similarity, trace.skipped, trace.kept = controller.stop_trace()
             self._tracing = False
 
     # ---- texts that are there already ----

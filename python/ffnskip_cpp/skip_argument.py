@@ -8,13 +8,13 @@ import inspect
 import numbers
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, Union
+from typing import Any, Literal, Union, get_args
 
 import llama_cpp
 
 from ._core import Profile
 from .profile import read_profile
-from .skip_config import SkipConfig
+from .skip_config import PolicyName, SkipConfig
 
 __all__ = ["DENSE", "Skip", "Wanted", "as_wanted", "check_keywords", "is_dense"]
 
@@ -41,13 +41,15 @@ def as_wanted(skip: Skip) -> Wanted:
         return skip
     if isinstance(skip, str) and skip == "auto":
         return "auto"
+    if isinstance(skip, str) and skip in get_args(PolicyName):
+        return SkipConfig(policy=skip)  # type: ignore[arg-type]
     if isinstance(skip, os.PathLike) or (isinstance(skip, str) and skip.endswith(".gguf")):
         return read_profile(skip)
     if isinstance(skip, numbers.Real) and not isinstance(skip, bool):
         return SkipConfig(skip_ratio=float(skip))
     raise ValueError(
-        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], a profile or its path (.gguf), 'auto' or "
-        "None"
+        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], 'channels' or another policy, a profile or its "
+        "path (.gguf), 'auto' or None"
     )
 
 

@@ -11,8 +11,11 @@ from . import _core
 
 __all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig"]
 
-PolicyName = Literal["dense", "ffn_skip", "random"]
+PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
 OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
+
+BLOCK_RATIO = 0.25
+CHANNEL_RATIO = 1 / 3
 
 POLICIES: tuple[str, ...] = (*get_args(PolicyName), *get_args(OldPolicyName))
 
@@ -25,7 +28,8 @@ class SkipConfig:
 
     Args:
         policy: "ffn_skip" skips the FFN blocks of `layers`, and by Algorithm 1 others of the adaptive region; "random"
-            is the paper's baselines, max_skip FFN blocks chosen anew for each token; "dense" skips nothing. Names of
+            is the paper's baselines, max_skip FFN blocks chosen anew for each token; "channels" leaves out, of the
+            blocks not among `layers`, the input channels that reach least; "dense" skips nothing. Names of
             older versions stand for one of these and a field, and are turned into it: "fixed" (`layers` and max_skip
             0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer" (`layer_thresholds`), "random_adaptive_region"
             (region "adaptive").
@@ -34,17 +38,25 @@ class SkipConfig:
         cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
             0 <= cold_s < cold_e < n_layer. Default: an eighth of the layers at either end.
         warm_up_index: Generated tokens per generation that run in full first, 0 or more.
-        skip_ratio: Target share of all FFN blocks, [0, 1]; sets max_skip = round(skip_ratio * n_layer), less the
-            number of `layers`.
+        skip_ratio: Target share of all FFN blocks, [0, 1], default 0.25; sets max_skip = round(skip_ratio * n_layer),
+            less the number of `layers`. For "channels" the share of the weight bytes of `tensors` that is not to be
+            read, default 1/3.
         max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
             Those of `layers` are not among them. 0: no similarity is checked.
-        layers: For "ffn_skip": layers in [0, n_layer - 1) that every token skips. With max_skip 0 it skips no others.
+        layers: For "ffn_skip" and "channels": layers in [0, n_layer - 1) that every token skips. With max_skip 0
+            "ffn_skip" skips no others.
         seed: For "random", in [0, 2**64).
         layer_thresholds: For "ffn_skip": float [n_layer], each in place of sim_threshold; infinite where a layer is
             not to be checked.
         check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
         region: For "random", where the blocks are chosen from: "any", all layers but the last (Baseline 1), or
             "adaptive", the adaptive region (Baseline 2).
+        channel_thresholds: For "channels": float [4 * n_layer], four for each layer, for the inputs of Q, K and V, of
+            attention's output matrix, of gate and up, and of down. Channel j of an input v is left out where
+            ``|v[j]| * norm(W[:, j])`` is below the threshold times the norm of the residual; 0: none is. Without them,
+            each text's first generated tokens, 16 or more, run in full and tell which thresholds give `skip_ratio`.
+        tensors: For "channels", where no thresholds are given: "ffn", the inputs of gate, up and down, or "all",
+            those of attention's matrices too.
     Raises:
         TypeError: A value of the wrong type.
         ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
@@ -55,13 +67,15 @@ class SkipConfig:
     cold_s: int | None = None
     cold_e: int | None = None
     warm_up_index: int = 30
-    skip_ratio: float = 0.25
+    skip_ratio: float | None = None
     max_skip: int | None = None
     layers: Sequence[int] | None = None
     seed: int = 0
     layer_thresholds: Sequence[float] | None = None
     check_stride: int = 1
     region: Literal["any", "adaptive"] = "any"
+    channel_thresholds: Sequence[float] | None = None
+    tensors: Literal["ffn", "all"] = "ffn"
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:
@@ -84,17 +98,25 @@ class SkipConfig:
         return f"SkipConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
     @property
+    def ratio(self) -> float:
+        """`skip_ratio`, or its default for the policy."""
+        default = CHANNEL_RATIO if self.policy == "channels" else BLOCK_RATIO
+        return default if self.skip_ratio is None else self.skip_ratio
+
+    @property
     def label(self) -> str:
-        """What it does in a few words, for tables: "ffn_skip", "fixed layers", "fixed layers + ffn_skip", "random"."""
+        """What it does in a few words, for tables: "ffn_skip", "fixed layers", "channels", "fixed layers + channels"."""
         if self.policy == "random":
             return "random" if self.region == "any" else "random in adaptive region"
+        if self.policy == "channels":
+            return "channels" if self.layers is None else "fixed layers + channels"
         per_layer = "" if self.layer_thresholds is None else " per layer"
         if self.layers is None:
             return self.policy + per_layer
         return "fixed layers" + (f" + ffn_skip{per_layer}" if self.max_skip != 0 else "")
 
 
-_NUMBERS = [field.name for field in dataclasses.fields(SkipConfig) if field.name not in ("policy", "region")]
+_NUMBERS = [field.name for field in dataclasses.fields(SkipConfig) if field.name not in ("policy", "region", "tensors")]
 
 
 class ResolvedConfig(TypedDict):

@@ -57,6 +57,7 @@ class Skipping:
         """The context has been made."""
         try:
             if self._context.has_callback:
+                self._core.set_weights_source(llm.model_path)
                 self._context.probe(internals.context_address(llm))
             self._apply(llm, self._wanted)
         except UnsupportedModelError as error:
@@ -105,7 +106,7 @@ class Skipping:
             self._core.set_profile(wanted)
             return
         self._core.config = wanted
-        skips = wanted.layers is not None or self._core.resolved["max_skip"] > 0
+        skips = wanted.layers is not None or self._core.resolved["max_skip"] > 0 or wanted.policy == "channels"
         if warns and skips and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True
             warn(f"skip: {_values(wanted, self._core.resolved)}: {UNCALIBRATED}")
@@ -131,6 +132,9 @@ class Skipping:
 def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
     if config.layers is not None and config.max_skip == 0:
         return f"layers {list(config.layers)} (warm_up_index={config.warm_up_index})"
+    if config.policy == "channels":
+        how = "channel_thresholds" if config.channel_thresholds is not None else f"skip_ratio={config.ratio:.3g}"
+        return f"{config.label} ({how}, warm_up_index={config.warm_up_index})"
     return (
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "
         f"{resolved['cold_e']}), max_skip={resolved['max_skip']}, warm_up_index={resolved['warm_up_index']})"

@@ -17,6 +17,13 @@ enum class Policy {
     dense,     // plain llama.cpp
     ffn_skip,  // `layers`, and Algorithm 1: once the similarity reaches the threshold, skip the next max_skip FFN blocks
     random,    // max_skip FFN blocks a token, chosen anew for each
+    channels,  // `layers`, and of all other blocks the input channels that reach least
+};
+
+// Whose channels Policy::channels leaves out.
+enum class Tensors : uint8_t {
+    ffn,  // the inputs of gate and up, and of down
+    all,  // and those of Q, K and V, and of attention's output matrix
 };
 
 // Where Policy::random chooses from.
@@ -31,24 +38,32 @@ enum class Reuse : uint8_t { all, full };
 
 const char * policy_name(Policy policy);
 const char * region_name(Region region);
-Region       region_from_name(const std::string & name);  // throws std::invalid_argument: the name, and the known ones
-Reuse        reuse_from_name(const std::string & name);   // likewise
+const char * tensors_name(Tensors tensors);
+Region       region_from_name(const std::string & name);   // throws std::invalid_argument: the name, and the known ones
+Tensors      tensors_from_name(const std::string & name);  // likewise
+Reuse        reuse_from_name(const std::string & name);    // likewise
 
 struct Config {
     Policy policy        = Policy::ffn_skip;
     double sim_threshold = 0.9;  // cosine similarity that trips, dimensionless; above 1 never trips; not NaN
     std::optional<int> cold_s;   // layers [0, cold_s) never skip       default: round(n_layer / 8), at least 1
     std::optional<int> cold_e;   // layers [cold_e, n_layer) never skip default: n_layer - the same
-    int                warm_up_index = 30;    // generated tokens per sequence that run in full first, >= 0
-    double             skip_ratio    = 0.25;  // target share of all FFN blocks, [0, 1]; unused where max_skip is given
-    std::optional<int> max_skip;              // k: FFN blocks skipped per token, >= 0, those of `layers` not among them
-                                              // default: round(skip_ratio * n_layer), less those of `layers`
+    int                warm_up_index = 30;  // generated tokens per sequence that run in full first, >= 0
+    std::optional<double>
+        skip_ratio;  // target share of all FFN blocks, [0, 1], unused where max_skip is given: default 1/4
+                     // channels: of the weight bytes of `tensors`, unused where thresholds are: default 1/3
+    std::optional<int> max_skip;  // k: FFN blocks skipped per token, >= 0, those of `layers` not among them
+                                  // default: round(skip_ratio * n_layer), less those of `layers`
     std::optional<std::vector<int>>
-        layers;  // ffn_skip: layers whose FFN is always skipped; with max_skip 0 no other is
+        layers;  // ffn_skip, channels: layers whose FFN is always skipped; with max_skip 0 no other is
     std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
     int                                check_stride = 1;  // every n-th layer of the adaptive region is checked, >= 1
-    Region                             region       = Region::any;  // random
-    uint64_t                           seed         = 0;            // random
+    std::optional<std::vector<double>> channel_thresholds;  // channels: [n_layer, 4] for the inputs of QKV, O, up
+                                                            // and down: |v[j]| |W[:, j]| / |h| below which channel
+                                                            // j is left out; 0: none is
+    Tensors  tensors = Tensors::ffn;                        // channels, where no thresholds are given
+    Region   region  = Region::any;                         // random
+    uint64_t seed    = 0;                                   // random
 
     // Throws std::invalid_argument (field, value, allowed range) for what is wrong with any model.
     void validate() const;
@@ -75,9 +90,13 @@ struct Settings {
     std::vector<uint8_t> checked;    // [n_layer] 1 where the similarity may trip; of the candidates
     std::vector<float>   threshold;  // [n_layer] the similarity that does
     int                  n_always = 0;
+    std::vector<uint8_t> channels;           // [n_layer * 4] 1 where channels of the input may be left out
+    std::vector<float>   channel_threshold;  // [n_layer * 4] below which they are; empty: found for each sequence,
+    double               channel_ratio = 0;  // so that this share of the weight bytes is not read
 
     int  n_layer() const { return int(candidate.size()); }
-    bool skips_anything() const { return n_always > 0 || max_skip > 0; }
+    bool leaves_channels_out() const { return policy == Policy::channels; }
+    bool skips_anything() const { return n_always > 0 || max_skip > 0 || leaves_channels_out(); }
 };
 
 // Throws std::invalid_argument (field, value, allowed range) where `config` does not fit the model.

@@ -33,11 +33,20 @@
 
 #include <llama.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 
 namespace ffnskip FFNSKIP_API {
+
+// Where policy `channels` takes a model's weights from, and what it may use for that.
+struct WeightsSource {
+    std::string model_path;     // the model's GGUF file, or the first of several; empty: not known
+    int         n_threads = 0;  // 0: one for each core
+    // Told the part that is done, 0 to 1, by the thread that calls set_config(); false stops, which throws Interrupted.
+    std::function<bool(double done)> progress;
+};
 
 class Controller {
 public:
@@ -68,8 +77,12 @@ public:
     // the vectors of its blocks, which stay in float32. Empty before probe().
     std::string fingerprint() const;
 
+    // For policy `channels`, before the settings that want it.
+    void set_weights_source(WeightsSource source);
+
     // Takes effect with the next decode. Throws std::invalid_argument, and Unsupported before a successful probe()
-    // for any policy but dense.
+    // for any policy but dense. Policy `channels` copies weights of the model into an order of its own, which takes a while
+    // and as much memory as they have, once for all contexts of the model; Unsupported says why that can't be.
     void set_config(const Config & config);
     // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
     // std::invalid_argument, naming the file, where its config does not fit.

@@ -18,8 +18,19 @@ struct Stats {
     uint64_t              ffn_bytes_not_read   = 0;  // weights of skipped blocks that no other row of the batch needed
     std::vector<uint64_t> skipped_per_layer;         // [n_layer]
 
-    // Share of all FFN blocks of the generated tokens that was skipped, [0, 1]; 0 without tokens.
-    double skip_ratio() const { return ffn_total == 0 ? 0.0 : double(ffn_skipped) / double(ffn_total); }
+    // Policy channels. By what products read, [n_layer, 4]: the inputs of Q, K and V, of O, of gate and up, and of down.
+    std::vector<uint64_t> channels_total;      // input channels of the generated tokens, where some may be left out
+    std::vector<uint64_t> channels_kept;       // of these, not left out
+    uint64_t              bytes_total    = 0;  // weights that these products read for the generated tokens, one by one
+    uint64_t              bytes_left_out = 0;  // of these, of channels and blocks left out
+
+    // Share of all FFN blocks of the generated tokens that was skipped, [0, 1]; 0 without tokens. Where channels were left
+    // out, of the weight bytes.
+    double skip_ratio() const {
+        const double left_out = bytes_total == 0 ? double(ffn_skipped) : double(bytes_left_out);
+        const double total    = bytes_total == 0 ? double(ffn_total) : double(bytes_total);
+        return total == 0.0 ? 0.0 : left_out / total;
+    }
 };
 
 // One row per generated token, in the order decoded.
@@ -28,6 +39,8 @@ struct Trace {
     int64_t              n_tokens = 0;
     std::vector<float>   similarity;  // [n_tokens * n_layer] cosine of h and h + FFN(h); NaN where unchecked
     std::vector<uint8_t> skipped;     // [n_tokens * n_layer] 1 where the FFN block was skipped
+    std::vector<float>   kept;  // [n_tokens * n_layer * 4] share of the input's channels kept; NaN where none may be
+                                // left out. Empty but for policy channels
 };
 
 }  // namespace ffnskip FFNSKIP_API

@@ -36,7 +36,7 @@ def facts_of(subject: Subject) -> dict[str, str]:
         "tokens": f"{subject.n_tokens:,} in {len(subject.chunks)} chunks of at most {subject.n_ctx}",
         "context for generation": f"{subject.context}{beyond}",
         "Algorithm 1": f"sim_threshold {config.sim_threshold:g}, layers [{cold_s}, {cold_e}), warm_up_index "
-        f"{config.warm_up_index}; skip ratio {config.skip_ratio:g} where a picture shows a single one",
+        f"{config.warm_up_index}; skip ratio {config.ratio:g} where a picture shows a single one",
     }
     if subject.profile is not None:
         facts["profile"] = f"{subject.profile.path}, {subject.profile.config.label}"

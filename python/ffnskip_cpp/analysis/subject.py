@@ -73,7 +73,7 @@ class Subject:
     @property
     def shown_words(self) -> str:
         if self.profile is None:
-            return f"Algorithm 1 at a skip ratio of {self.config.skip_ratio:g}"
+            return f"Algorithm 1 at a skip ratio of {self.config.ratio:g}"
         return f"the setting of {Path(self.profile.path).name} ({self.profile.config.label})"
 
     def configs(self) -> list[SkipConfig]:

@@ -177,6 +177,6 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     return [
         *idle,
         Setting("checks", base.replace(sim_threshold=NEVER_TRIPS, max_skip=1)),
-        *(Setting(config.label, config, config.skip_ratio) for config in skipping),
+        *(Setting(config.label, config, config.ratio) for config in skipping),
         *(Setting(name, profile) for name, profile in (profiles or {}).items()),
     ]

@@ -59,5 +59,5 @@ def _draw(points: Sequence[QualityPoint]) -> Figure:
             ax.set_xlabel("warm_up_index (tokens)")
             ax.set_ylabel(measure.label)
         style.legend_below(figure, axes[0, 0])
-        style.add_title(figure, f"Quality against warm-up, skip ratio {points[0].config.skip_ratio:g}")
+        style.add_title(figure, f"Quality against warm-up, skip ratio {points[0].config.ratio:g}")
     return figure

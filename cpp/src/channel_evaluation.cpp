@@ -1,0 +1,143 @@
+#include "channel_evaluation.h"
+
+#include "ffnskip/errors.h"
+#include "tensor_names.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+
+namespace ffnskip {
+namespace {
+
+// How the share to leave out of all weights is divided: of z, a share this many times that of x.
+constexpr double k_down_to_up = 2.0;
+constexpr double k_most       = 0.95;  // of one input
+
+}  // namespace
+
+void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_t> & wanted,
+                                  std::shared_ptr<ChannelStore> store) {
+    products_.configure(map, wanted, std::move(store));
+    product_of_.assign(map.inputs.size(), -1);
+    for (const Node & node : map.nodes) {
+        if (node.product >= 0 && products_.active(input_of(node.product))) {
+            product_of_[size_t(input_of(node.product))] = node.product;
+        }
+    }
+    edited_.reserve(product_of_.size());
+
+    // Weights of one channel more or less, and all of them.
+    double                          total = 0.0, by_share = 0.0;
+    std::vector<double>             weight(map.inputs.size(), 0.0);
+    std::vector<Recorder::Channels> channels(map.inputs.size());
+    for (int i = 0; i < products_.n_inputs(); ++i) {
+        if (!products_.active(i)) {
+            continue;
+        }
+        const int64_t n     = products_.n_in(i);
+        const int64_t all   = products_.bytes_read(i, n);
+        const int64_t least = products_.bytes_read(i, 0);
+        weight[size_t(i)]   = InputKind(i % k_input_kinds) == InputKind::down ? k_down_to_up : 1.0;
+        channels[size_t(i)] = { n, uint64_t(least), uint64_t(all) };
+        total += double(all);
+        by_share += double(all - least) * weight[size_t(i)];
+    }
+    recorder_.set_channels(channels);
+    const double share = by_share > 0.0 ? settings_.channel_ratio * total / by_share : 0.0;
+    for (double & w : weight) {
+        w = std::min(k_most, w * share);
+    }
+    sequences_.configure(settings_.channel_threshold.empty() ? weight : std::vector<double>());
+}
+
+void ChannelEvaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) {
+    rows_.resize(std::max(rows_.size(), size_t(batch.n_tokens)));
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        Row & row    = rows_[size_t(i)];
+        row.sequence = batch.seq_id == nullptr ? 0 : batch.seq_id[i][0];
+        row.position = batch.pos == nullptr ? i : batch.pos[i];
+        row.output   = batch.logits == nullptr ? i + 1 == batch.n_tokens : batch.logits[i] != 0;
+        if (settings_.channel_threshold.empty()) {
+            row.is = sequences_.begin(row.sequence, row.position, kinds[i]);
+        } else {
+            row.is = kinds[i] == RowKind::skippable ? ChannelRow::leaves_out : ChannelRow::full;
+        }
+    }
+}
+
+void ChannelEvaluation::begin(const int32_t * ubatch, int32_t n_rows) {
+    ubatch_ = ubatch;
+    n_rows_ = n_rows;
+    edited_.clear();
+    outputs_.clear();
+    std::copy_if(ubatch, ubatch + n_rows, std::back_inserter(outputs_),
+                 [&](int32_t i) { return rows_[size_t(i)].output; });
+}
+
+// The products of this evaluation have been computed.
+void ChannelEvaluation::end() {
+    for (const int product : edited_) {
+        recorder_.kept(ubatch_[0], input_of(product), products_.n_kept(product), true);
+    }
+    edited_.clear();
+}
+
+float ChannelEvaluation::threshold(const Row & row, int input) {
+    return settings_.channel_threshold.empty() ? sequences_.threshold(row.sequence, input)
+                                               : settings_.channel_threshold[size_t(input)];
+}
+
+// The rows of a node, as numbers in the batch. What follows the last attention has those with output alone.
+const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node) const {
+    const int64_t n = ggml_nrows(node);
+    if (n == n_rows_) {
+        return ubatch_;
+    }
+    if (n != int64_t(outputs_.size())) {
+        throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(n) + " rows for " +
+                          std::to_string(n_rows_) + " tokens, " + std::to_string(outputs_.size()) +
+                          " of them with output");
+    }
+    return outputs_.data();
+}
+
+bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
+    const bool one = n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out;
+    if (known.product >= 0 && one && ggml_nrows(node) == 1) {
+        const int input = input_of(known.product);
+        products_.edit(node, known.product, follower.seen(follower.input(input).h),
+                       threshold(rows_[size_t(ubatch_[0])], input));
+        if (product_of_[size_t(input)] == known.product) {
+            edited_.push_back(known.product);
+        }
+    }
+    return known.input >= 0 && !one && ggml_nrows(node) > 0;
+}
+
+void ChannelEvaluation::observe(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
+    const int           input = known.input;
+    const ggml_tensor * h     = follower.seen(follower.input(input).h);
+    const int32_t *     rows  = rows_of(node);
+    const int64_t       n_in = node->ne[0], n_embd = h->ne[0];
+    const float *       norms = products_.norms(input);
+    if (ggml_nrows(h) != ggml_nrows(node)) {
+        throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) +
+                          " rows, its residual " + std::to_string(ggml_nrows(h)));
+    }
+    for (int64_t r = 0; r < ggml_nrows(node); ++r) {
+        const Row &   row    = rows_[size_t(rows[r])];
+        float *       v      = static_cast<float *>(node->data) + r * n_in;
+        const float * before = static_cast<const float *>(h->data) + r * n_embd;
+        if (row.is == ChannelRow::leaves_out) {
+            recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), before, n_embd, v), false);
+        } else if (row.is == ChannelRow::observed) {
+            const float scale = 1.0f / residual_norm(before, n_embd);
+            sequences_.observe(row.sequence, row.position, input, n_in,
+                               [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; });
+        }
+    }
+}
+
+}  // namespace ffnskip

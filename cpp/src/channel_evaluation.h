@@ -1,0 +1,71 @@
+// Carries out policy `channels` while the graphs of a batch are evaluated.
+//
+// One row alone: its products become operations that leave channels out. Several rows: the channels of those that leave
+// some out are set to zero in the input itself, row by row, and the products stay as they are; so the outcome of a row
+// does not depend on its neighbours.
+#pragma once
+
+#include "channel_products.h"
+#include "channel_sequences.h"
+#include "ffnskip/config.h"
+#include "ffnskip/rows.h"
+#include "graph_follower.h"
+#include "recorder.h"
+
+#include <llama.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace ffnskip {
+
+class ChannelEvaluation {
+public:
+    ChannelEvaluation(const Settings & settings, Recorder & recorder) : settings_(settings), recorder_(recorder) {}
+
+    // As the settings have it, for a model with this graph. `wanted`: [n_inputs] 1 where channels may be left out.
+    void set_model(const GraphMap & map, const std::vector<uint8_t> & wanted, std::shared_ptr<ChannelStore> store);
+    bool any() const { return products_.any(); }
+    bool active(int input) const { return products_.any() && products_.active(input); }
+    void reserve(int n_threads) { products_.reserve(n_threads); }
+
+    ChannelSequences & sequences() { return sequences_; }
+
+    // ---- a decode ----
+    void       begin_decode(const llama_batch & batch, const RowKind * kinds);
+    ChannelRow row(size_t i) const { return rows_[i].is; }
+
+    // ---- an evaluation of rows `ubatch`, [n_rows] numbers in the batch ----
+    void begin(const int32_t * ubatch, int32_t n_rows);
+    void end();
+
+    // `node` is of an active input, or a product of one. True: observe() wants to see it.
+    bool ask(ggml_tensor * node, const Node & known, const GraphFollower & follower);
+    void observe(ggml_tensor * node, const Node & known, const GraphFollower & follower);
+
+private:
+    struct Row {
+        ChannelRow   is       = ChannelRow::full;
+        llama_seq_id sequence = 0;
+        llama_pos    position = 0;
+        bool         output   = false;
+    };
+
+    float           threshold(const Row & row, int input);
+    const int32_t * rows_of(const ggml_tensor * node) const;
+
+    const Settings & settings_;
+    Recorder &       recorder_;
+    ChannelProducts  products_;
+    ChannelSequences sequences_;
+    std::vector<int> product_of_;  // [n_inputs] a product that reads the input
+
+    std::vector<Row>     rows_;  // at least [n_batch]
+    const int32_t *      ubatch_ = nullptr;
+    int32_t              n_rows_ = 0;
+    std::vector<int32_t> outputs_;  // of the ubatch, those with output
+    std::vector<int>     edited_;   // products, one for each input
+};
+
+}  // namespace ffnskip

@@ -1,0 +1,90 @@
+#include "channel_sequences.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+namespace ffnskip {
+
+void ChannelSequences::configure(std::vector<double> left_out) {
+    left_out_ = std::move(left_out);
+    sequences_.clear();
+}
+
+ChannelSequences::Sequence & ChannelSequences::sequence(llama_seq_id seq) {
+    const size_t id = size_t(std::max(0, seq));
+    if (id >= sequences_.size()) {
+        sequences_.resize(id + 1);
+    }
+    sequences_[id].inputs.resize(left_out_.size());
+    return sequences_[id];
+}
+
+ChannelRow ChannelSequences::begin(llama_seq_id seq, llama_pos pos, RowKind kind) {
+    Sequence & state = sequence(seq);
+    if (kind == RowKind::prompt) {
+        state.generating = false;
+        return ChannelRow::full;
+    }
+    if (!state.generating) {
+        restart(seq);
+        state.inputs.resize(left_out_.size());
+        state.generating = true;
+    }
+    if (pos > state.counted_to) {
+        if (kind == RowKind::skippable && state.n_rows >= k_rows) {
+            return ChannelRow::leaves_out;
+        }
+        ++state.n_rows;
+        state.counted_to = pos;
+    }
+    return ChannelRow::observed;
+}
+
+void ChannelSequences::count(Reaches & to, float reach) {
+    int32_t bits;
+    std::memcpy(&bits, &reach, sizeof(bits));
+    ++to.counts[size_t(std::clamp((bits >> k_shift) - k_first, 0, k_bins - 1))];
+}
+
+float ChannelSequences::threshold(llama_seq_id seq, int input) {
+    Reaches & reaches = sequence(seq).inputs[size_t(input)];
+    if (!std::exchange(reaches.stale, false)) {
+        return reaches.threshold;
+    }
+    const double wanted = left_out_[size_t(input)] * double(reaches.n);
+    double       below  = 0.0;
+    int          bin    = 0;
+    while (bin < k_bins - 1 && below + reaches.counts[size_t(bin)] < wanted) {
+        below += reaches.counts[size_t(bin++)];
+    }
+    const auto edge = [](int bin) {
+        const int32_t bits = (k_first + bin) << k_shift;
+        float         value;
+        std::memcpy(&value, &bits, sizeof(value));
+        return value;
+    };
+    const uint32_t within = reaches.counts[size_t(bin)];
+    const double   part   = within == 0 ? 0.0 : std::max(0.0, wanted - below) / within;
+    reaches.threshold     = wanted <= 0.0 ? 0.0f : edge(bin) + float(part) * (edge(bin + 1) - edge(bin));
+    return reaches.threshold;
+}
+
+void ChannelSequences::copied(llama_seq_id from, llama_seq_id to) {
+    if (from < 0 || to < 0 || from == to) {
+        return;
+    }
+    sequence(std::max(from, to));
+    sequences_[size_t(to)] = sequence(from);
+}
+
+void ChannelSequences::restart(llama_seq_id seq) {
+    for (size_t id = 0; id < sequences_.size(); ++id) {
+        if (seq < 0 || size_t(seq) == id) {
+            sequences_[id] = Sequence();
+        }
+    }
+}
+
+}  // namespace ffnskip

@@ -1,0 +1,85 @@
+// The thresholds of policy `channels`, found for each sequence from its own first tokens where no profile has any.
+//
+// The first generated tokens after a prompt run in full, the warm-up at least and never fewer than k_rows of them. They
+// show how far the channels of each input reach; from then on those are left out that are among the share wanted.
+#pragma once
+
+#include "ffnskip/rows.h"
+
+#include <llama.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace ffnskip {
+
+enum class ChannelRow : uint8_t {
+    full,
+    observed,    // in full, and shown to observe()
+    leaves_out,  // channels
+};
+
+class ChannelSequences {
+public:
+    static constexpr int k_rows = 16;  // thousands of channels each
+
+    // `left_out`: [n_inputs] share of its channels to leave out; negative: none, nothing is found. Forgets all sequences.
+    void configure(std::vector<double> left_out);
+
+    // What becomes of a row that is about to be decoded. Rows of a sequence are told in order; told again, they are what
+    // they were.
+    ChannelRow begin(llama_seq_id seq, llama_pos pos, RowKind kind);
+    // The reach of each channel of an input, relative to the residual: `reach(j)` for j < n_in.
+    template <typename Reach> void observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach);
+    // The reach under which channels are left out.
+    float threshold(llama_seq_id seq, int input);
+
+    void copied(llama_seq_id from, llama_seq_id to);
+    // What comes next of the sequence, of all if negative, is its first generated token.
+    void restart(llama_seq_id seq);
+
+private:
+    // Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-24 on: floats of the same upper
+    // bits. A threshold between two steps is interpolated.
+    static constexpr int     k_bins  = 256;
+    static constexpr int     k_shift = 20;                            // of a float's bits
+    static constexpr int32_t k_first = (127 - 24) << (23 - k_shift);  // bits of 2^-24
+
+    struct Reaches {
+        llama_pos                    seen_to = -1;  // position
+        uint64_t                     n       = 0;
+        std::array<uint32_t, k_bins> counts{};
+        float                        threshold = 0.0f;
+        bool                         stale     = false;
+    };
+
+    struct Sequence {
+        bool                 generating = false;
+        llama_pos            counted_to = -1;  // position
+        int                  n_rows     = 0;   // observed
+        std::vector<Reaches> inputs;           // [n_inputs]
+    };
+
+    Sequence & sequence(llama_seq_id seq);
+    void       count(Reaches & to, float reach);
+
+    std::vector<double>   left_out_;
+    std::vector<Sequence> sequences_;  // by id, grows with the ids seen
+};
+
+template <typename Reach>
+void ChannelSequences::observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach) {
+    Reaches & to = sequence(seq).inputs[size_t(input)];
+    if (pos <= to.seen_to) {
+        return;
+    }
+    to.seen_to = pos;
+    to.stale   = true;
+    to.n += uint64_t(n_in);
+    for (int64_t j = 0; j < n_in; ++j) {
+        count(to, reach(j));
+    }
+}
+
+}  // namespace ffnskip

@@ -1,0 +1,163 @@
+// Finds the products of a graph whose input channels can be left out, and what they read.
+#include "channels/channel_layout.h"
+#include "graph_edit.h"
+#include "graph_map.h"
+#include "tensor_names.h"
+
+#include <ggml-backend.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+namespace ffnskip {
+namespace {
+
+// Or in no memory yet.
+bool on_cpu(const std::optional<ggml_backend_dev_t> & device) {
+    return !device || *device == nullptr || ggml_backend_dev_type(*device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+// Why a product can't leave out channels, by itself; empty: it can.
+std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev_t> & device) {
+    const ggml_tensor * weight = node->src[0];
+    const std::string   name   = "'" + std::string(weight->name) + "' ";
+    if (!on_cpu(device)) {
+        return "it is computed by " + std::string(ggml_backend_dev_name(*device)) + ", not by the CPU";
+    }
+    if (channel_format(weight->type) == nullptr) {
+        return name + "is of type " + ggml_type_name(weight->type) + ", which can't be stored by channel";
+    }
+    if (!ggml_is_contiguous(weight) || ggml_n_dims(weight) > 2) {
+        return name + "is no plain matrix";
+    }
+    if (weight->ne[0] % channel_format(weight->type)->block != 0) {
+        return name + "has " + std::to_string(weight->ne[0]) + " inputs, no multiple of " +
+               std::to_string(channel_format(weight->type)->block);
+    }
+    if (!has_spare_params(node)) {
+        return "node '" + std::string(node->name) + "' has parameters that are not known";
+    }
+    return "";
+}
+
+}  // namespace
+
+// `node` was added last.
+void GraphLearner::take_product(const ggml_tensor * node) {
+    const int index  = int(seen_.size()) - 1;
+    const int number = node->op == GGML_OP_MUL_MAT ? product_number(node->src[0]->name) : -1;
+    if (number < 0 || number >= int(map_.blocks.size()) * k_products_per_layer) {
+        return;
+    }
+    Product product{ index, number, node->src[0], fault(node, seen_.back().device) };
+    if (product.why_not.empty() &&
+        !(seen_.back().vectors && map_.nodes.back().src[1] >= 0 && seen_[size_t(map_.nodes.back().src[1])].vectors)) {
+        product.why_not = "node '" + std::string(node->name) + "' is no product with rows of float32 numbers";
+    }
+    products_.push_back(std::move(product));
+}
+
+void GraphLearner::find_inputs() {
+    map_.inputs.resize(map_.blocks.size() * k_input_kinds);
+    for (const Product & product : products_) {
+        join(map_.inputs[size_t(input_of(product.number))], product);
+    }
+    for (size_t number = 0; number < map_.inputs.size(); ++number) {
+        Input & input = map_.inputs[number];
+        if (!input.usable()) {
+            continue;
+        }
+        require_only_readers(input, int(number));
+        input.h = residual_of(int(number) / k_input_kinds, InputKind(number % k_input_kinds), input.node);
+        if (input.usable() && input.h < 0) {
+            input.why_not = "the residual that it changes is not there when it is computed";
+        }
+        if (input.usable()) {
+            map_.nodes[size_t(input.node)].input = int16_t(number);
+        }
+    }
+    for (const Product & product : products_) {
+        if (map_.inputs[size_t(input_of(product.number))].usable()) {
+            map_.nodes[size_t(product.node)].product = int16_t(product.number);
+        }
+    }
+}
+
+void GraphLearner::join(Input & input, const Product & product) {
+    const int node = map_.nodes[size_t(product.node)].src[1];
+    input.weights.push_back(product.weight);
+    if (input.why_not.empty()) {
+        input.why_not = product.why_not;
+    }
+    if (input.weights.size() > 1 && node != input.node && input.why_not.empty()) {
+        input.why_not = "'" + std::string(product.weight->name) + "' reads another input than '" +
+                        input.weights.front()->name + "'";
+    }
+    input.node = node;
+}
+
+// The node whose memory `node` is.
+int GraphLearner::memory_of(int node) const {
+    while (is_view(map_.nodes[size_t(node)].op) && map_.nodes[size_t(node)].src[0] >= 0) {
+        node = map_.nodes[size_t(node)].src[0];
+    }
+    return node;
+}
+
+// Channels are left out of the input itself where several rows are computed: so nobody else may read it.
+void GraphLearner::require_only_readers(Input & input, int number) {
+    const int memory = memory_of(input.node);
+    for (size_t i = size_t(memory) + 1; i < seen_.size(); ++i) {
+        const auto reads = [&](int32_t operand) { return memory_of(operand) == memory; };
+        if (std::none_of(seen_[i].operands.begin(), seen_[i].operands.end(), reads) || is_view(map_.nodes[i].op)) {
+            continue;
+        }
+        const bool ours = std::any_of(products_.begin(), products_.end(), [&](const Product & product) {
+            return product.node == int(i) && input_of(product.number) == number;
+        });
+        if (!ours) {
+            const auto named = std::find_if(by_name_.begin(), by_name_.end(),
+                                            [&](const auto & entry) { return entry.second == int32_t(i); });
+            input.why_not    = "its input is read by node '" + (named == by_name_.end() ? "?" : named->first) + "' too";
+            return;
+        }
+    }
+}
+
+// What the FFN's part, or attention's, is added to. It has to be there before `node` is.
+int GraphLearner::residual_of(int layer, InputKind kind, int node) const {
+    const Block & block  = map_.blocks[size_t(layer)];
+    const bool    of_ffn = kind == InputKind::up || kind == InputKind::down;
+    const int     h      = !of_ffn ? attention_residual(layer) : block.output == block.residual_add ? -1 : block.h;
+    return h >= 0 && h < node && on_cpu(seen_[size_t(h)].device) ? h : -1;
+}
+
+// The other operand of the first sum of two activations of which one comes from attention's output matrix.
+int GraphLearner::attention_residual(int layer) const {
+    const auto output = std::find_if(products_.begin(), products_.end(), [&](const Product & product) {
+        return input_of(product.number) == layer * k_input_kinds + int(InputKind::o);
+    });
+    if (output == products_.end()) {
+        return -1;
+    }
+    std::vector<uint8_t> derived(seen_.size(), 0);
+    derived[size_t(output->node)] = 1;
+    for (size_t i = size_t(output->node) + 1; i < seen_.size(); ++i) {
+        const auto & operands = seen_[i].operands;
+        const auto   from_it  = [&](int32_t operand) { return derived[size_t(operand)] != 0; };
+        derived[i]            = std::any_of(operands.begin(), operands.end(), from_it);
+        if (!derived[i] || map_.nodes[i].op != GGML_OP_ADD || operands.size() != 2) {
+            continue;
+        }
+        const int h = from_it(operands[0]) ? operands[1] : operands[0];
+        if (!from_it(h) && seen_[size_t(h)].activation) {
+            // The last layer goes on with the rows that have output, taken out of all.
+            const Node & node = map_.nodes[size_t(h)];
+            return node.op == GGML_OP_GET_ROWS && node.src[0] >= 0 ? node.src[0] : h;
+        }
+    }
+    return -1;
+}
+
+}  // namespace ffnskip
