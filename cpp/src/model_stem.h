@@ -20,4 +20,9 @@ inline std::string model_stem(const std::string & model_path) {
     return stem;
 }
 
+// Where copies of its weights by channel are looked for.
+inline std::string channel_file_path(const std::string & model_path) {
+    return model_stem(model_path) + ".channels.gguf";
+}
+
 }  // namespace ffnskip

@@ -2,7 +2,6 @@
 
 #include "channel_memory.h"
 #include "gguf_header.h"
-#include "model_stem.h"
 #include "weight_rows.h"
 
 #include <ggml.h>
@@ -70,10 +69,6 @@ ggml_type type_of(const std::string & name) {
 }
 
 }  // namespace
-
-std::string channel_file_path(const std::string & model_path) {
-    return model_stem(model_path) + ".channels.gguf";
-}
 
 ChannelFile::ChannelFile(const std::string & path, const std::string & fingerprint) {
     const GgufHeader     header  = read_gguf_header(path);
@@ -186,8 +181,8 @@ std::vector<uint8_t> header_of(const std::string & fingerprint, const std::vecto
 
 }  // namespace
 
-uint64_t write_channel_file(const std::string & path, const std::string & fingerprint,
-                            const std::vector<ChannelFilePart> & parts, int n_threads, const Progress & progress) {
+void write_channel_file(const std::string & path, const std::string & fingerprint,
+                        const std::vector<ChannelFilePart> & parts, int n_threads, const Progress & progress) {
     uint64_t all = 0, done = 0;
     for (const ChannelFilePart & part : parts) {
         all += aligned(uint64_t(part.layout.bytes()));
@@ -205,7 +200,6 @@ uint64_t write_channel_file(const std::string & path, const std::string & finger
     }
     output.close();
     tell(progress, 1);
-    return header.size() + all;
 }
 
 }  // namespace ffnskip

@@ -25,9 +25,6 @@
 
 namespace ffnskip {
 
-// Beside the model's file, or beside the first of several.
-std::string channel_file_path(const std::string & model_path);
-
 // A file that is mapped.
 class ChannelFile {
 public:
@@ -56,8 +53,8 @@ struct ChannelFilePart {
 };
 
 // Into `path`, from its beginning to its end: whoever calls sees to it that nobody takes an unfinished file for a whole
-// one. Throws std::system_error where the file can't be written, Interrupted where `progress` stops it. Returns its size.
-uint64_t write_channel_file(const std::string & path, const std::string & fingerprint,
-                            const std::vector<ChannelFilePart> & parts, int n_threads, const Progress & progress);
+// one. Throws std::system_error where the file can't be written, Interrupted where `progress` stops it.
+void write_channel_file(const std::string & path, const std::string & fingerprint,
+                        const std::vector<ChannelFilePart> & parts, int n_threads, const Progress & progress);
 
 }  // namespace ffnskip

@@ -6,6 +6,7 @@
 #include "channel_memory.h"
 #include "channel_weights.h"
 #include "ffnskip/errors.h"
+#include "model_stem.h"
 #include "weight_rows.h"
 
 #include <ggml-backend.h>
