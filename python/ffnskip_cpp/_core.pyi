@@ -150,7 +150,7 @@ class Controller(metaclass=_Native):
     def set_weights_source(self, model_path: str) -> None:
         """The model's GGUF file, for policy "channels"."""
     def write_channels(self, path: str, tensors: str, n_threads: int, told: Callable[[float], object]) -> None:
-        """Of the inputs that `tensors` names. n_threads 0: all processors; `told` is called with the share that is done."""
+        """Of the inputs that `tensors` names; n_threads 0: all processors. `told` is called with the share done."""
     def set_profile(self, profile: Profile) -> None:
         """Raises ProfileMismatchError where it is another model's."""
     @property

@@ -3,8 +3,8 @@
     from ffnskip_cpp import write_channels
     write_channels("model.gguf")  # model.channels.gguf, which policy "channels" finds
 
-It holds what policy "channels" would otherwise make whenever a model is loaded: about as many bytes as the matrices have
-in the model's file. Mapped, they take no memory but the system's cache of files.
+It holds what policy "channels" would otherwise make whenever a model is loaded: about as many bytes as the matrices
+have in the model's file. Mapped, they take no memory but the system's cache of files.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model whose weights to write by channel")
     parser.add_argument(
-        "-o", "--output", metavar="OUT.gguf", help="file to write (default: MODEL.channels.gguf, where it is looked for)"
+        "-o", "--output", metavar="OUT.gguf", help="file to write (default: MODEL.channels.gguf beside the model)"
     )
     parser.add_argument(
         "--tensors",
