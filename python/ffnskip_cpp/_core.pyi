@@ -1,7 +1,7 @@
 """The C++ core, which serves `Llama`. Raises the classes of `ffnskip_cpp.errors`."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -102,6 +102,9 @@ class Profile(metaclass=_Native):
     def config(self) -> SkipConfig: ...
 
 def read_profile(path: str) -> Profile: ...
+def channel_file_path(model_path: str) -> str:
+    """Where copies of the model's weights by channel are looked for."""
+
 def profile_path(model_path: str) -> str: ...
 def find_profile(model: int, model_path: str) -> Profile | None:
     """The profile beside or in a model, which is given by its address too."""
@@ -146,6 +149,8 @@ class Controller(metaclass=_Native):
     config: SkipConfig
     def set_weights_source(self, model_path: str) -> None:
         """The model's GGUF file, for policy "channels"."""
+    def write_channels(self, path: str, tensors: str, n_threads: int, told: Callable[[float], object]) -> None:
+        """Of the inputs that `tensors` names; n_threads 0: all processors. `told` is called with the share done."""
     def set_profile(self, profile: Profile) -> None:
         """Raises ProfileMismatchError where it is another model's."""
     @property

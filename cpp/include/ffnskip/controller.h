@@ -84,6 +84,12 @@ public:
     // for any policy but dense. Policy `channels` copies weights of the model into an order of its own, which takes a while
     // and as much memory as they have, once for all contexts of the model; Unsupported says why that can't be.
     void set_config(const Config & config);
+    // Writes these copies into a file, from its beginning to its end, of all weights that `tensors` names. As
+    // MODEL.channels.gguf beside the model's file MODEL.gguf it is mapped in place of making copies: no process has to wait
+    // for them, nor to find memory for them. n_threads and progress are as in WeightsSource. Throws Unsupported before a
+    // successful probe() and where the model has no such weights, and std::system_error where the file can't be written.
+    void write_channels(const std::string & path, Tensors tensors, int n_threads,
+                        const std::function<bool(double done)> & progress) const;
     // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
     // std::invalid_argument, naming the file, where its config does not fit.
     void           set_profile(const Profile & profile);
