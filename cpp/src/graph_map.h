@@ -74,6 +74,9 @@ struct Input {
     bool usable() const { return !weights.empty() && why_not.empty(); }
 };
 
+// What users are told of an input, given its number.
+LayerInput described(const Input & input, int number);
+
 struct GraphMap {
     std::vector<Node>  nodes;
     std::vector<Block> blocks;  // [n_layer]

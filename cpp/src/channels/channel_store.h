@@ -51,6 +51,13 @@ public:
             matrices_.emplace(weight, ChannelMatrix{ layout, memory_.back().data() });
         }
     }
+    uint64_t bytes() const {
+        uint64_t sum = 0;
+        for (const auto & [weight, matrix] : matrices_) {
+            sum += uint64_t(matrix.layout.bytes());
+        }
+        return sum;
+    }
     const ChannelMatrix & matrix(const ggml_tensor * weight) const { return matrices_.at(weight); }
 
 private:
