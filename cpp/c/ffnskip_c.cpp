@@ -173,7 +173,7 @@ int32_t ffnskip_find_profile(ffnskip_controller * skip, const llama_model * mode
     return guarded(skip, [=](ffnskip_controller & self) -> int32_t {
         require(model, "model");
         require(model_path, "model_path");
-        self.controller.set_weights_source({ model_path });
+        self.controller.set_weights_source({ model_path, 0, nullptr });
         std::optional<Profile> found = find_profile(model, model_path);
         return found ? take_over(self, std::move(*found)) : FFNSKIP_NO_PROFILE;
     });
@@ -182,7 +182,7 @@ int32_t ffnskip_find_profile(ffnskip_controller * skip, const llama_model * mode
 int32_t ffnskip_set_model_path(ffnskip_controller * skip, const char * model_path) {
     return guarded(skip, [=](ffnskip_controller & self) {
         require(model_path, "model_path");
-        self.controller.set_weights_source({ model_path });
+        self.controller.set_weights_source({ model_path, 0, nullptr });
         return FFNSKIP_OK;
     });
 }
