@@ -104,7 +104,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         convert=float,
         metavar="R",
-        help=f"shares of FFN blocks, or for channels of weight bytes, to skip (default: {ratios}; channels: a third,0.5)",
+        help=f"shares to skip of FFN blocks, by channels of weight bytes (default: {ratios}; channels: a third,0.5)",
     )
     _several(
         parser,
