@@ -31,7 +31,7 @@ public:
     // What becomes of a row that is about to be decoded. Rows of a sequence are told in order; told again, they are what
     // they were.
     ChannelRow begin(llama_seq_id seq, llama_pos pos, RowKind kind);
-    // The reach of each channel of an input, relative to the residual: `reach(j)` for j < n_in.
+    // The reach of each channel of an input: `reach(j)` for j < n_in.
     template <typename Reach> void observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach);
     // The reach under which channels are left out.
     float threshold(llama_seq_id seq, int input);
@@ -41,11 +41,11 @@ public:
     void restart(llama_seq_id seq);
 
 private:
-    // Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-24 on: floats of the same upper
+    // Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-20 on: floats of the same upper
     // bits. A threshold between two steps is interpolated.
     static constexpr int     k_bins  = 256;
     static constexpr int     k_shift = 20;                            // of a float's bits
-    static constexpr int32_t k_first = (127 - 24) << (23 - k_shift);  // bits of 2^-24
+    static constexpr int32_t k_first = (127 - 20) << (23 - k_shift);  // bits of 2^-20
 
     struct Reaches {
         llama_pos                    seen_to = -1;  // position
