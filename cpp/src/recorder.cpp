@@ -24,7 +24,7 @@ bool is_of_ffn(int input) {
 void Recorder::set_model(int n_layer, size_t n_ffn) {
     n_layer_ = n_layer;
     n_ffn_   = n_ffn;
-    channels_.assign(size_t(n_layer) * k_input_kinds, Channels());
+    set_channels(std::vector<Channels>(size_t(n_layer) * k_input_kinds));
 
     // Tokens decoded before ran every block.
     const std::lock_guard lock(stats_mutex_);
