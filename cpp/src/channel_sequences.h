@@ -4,6 +4,7 @@
 // show how far the channels of each input reach; from then on those are left out that are among the share wanted.
 #pragma once
 
+#include "ffnskip/config.h"
 #include "ffnskip/rows.h"
 
 #include <llama.h>
@@ -22,7 +23,7 @@ enum class ChannelRow : uint8_t {
 
 class ChannelSequences {
 public:
-    static constexpr int k_rows = 16;  // thousands of channels each
+    static constexpr int k_rows = k_channel_tokens;  // of thousands of channels each
 
     // `left_out`: [n_inputs] share of its channels to leave out; negative: none, nothing is found. Forgets all sequences.
     void configure(std::vector<double> left_out);
@@ -30,7 +31,7 @@ public:
     // What becomes of a row that is about to be decoded. Rows of a sequence are told in order; told again, they are what
     // they were.
     ChannelRow begin(llama_seq_id seq, llama_pos pos, RowKind kind);
-    // The reach of each channel of an input, relative to the residual: `reach(j)` for j < n_in.
+    // The reach of each channel of an input: `reach(j)` for j < n_in.
     template <typename Reach> void observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach);
     // The reach under which channels are left out.
     float threshold(llama_seq_id seq, int input);
@@ -40,11 +41,11 @@ public:
     void restart(llama_seq_id seq);
 
 private:
-    // Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-24 on: floats of the same upper
+    // Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-20 on: floats of the same upper
     // bits. A threshold between two steps is interpolated.
     static constexpr int     k_bins  = 256;
     static constexpr int     k_shift = 20;                            // of a float's bits
-    static constexpr int32_t k_first = (127 - 24) << (23 - k_shift);  // bits of 2^-24
+    static constexpr int32_t k_first = (127 - 20) << (23 - k_shift);  // bits of 2^-20
 
     struct Reaches {
         llama_pos                    seen_to = -1;  // position

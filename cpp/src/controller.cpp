@@ -116,10 +116,10 @@ struct Controller::Impl {
         const std::string *              why_not = nullptr;
         for (size_t i = 0; i < wanted.size(); ++i) {
             const Input & input = map.inputs[i];
-            if (wanted[i] && input.usable()) {
+            if (wanted[i] && input.sparse()) {
                 weights.insert(weights.end(), input.weights.begin(), input.weights.end());
             } else if (wanted[i] && why_not == nullptr && !input.weights.empty()) {
-                why_not = &input.why_not;
+                why_not = input.usable() ? &input.why_not_sparse : &input.why_not;
             }
         }
         if (weights.empty()) {
@@ -157,8 +157,10 @@ struct Controller::Impl {
             kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
             repeat_skipped(ctx);
         }
+        llama_batch placed = rows;
+        placed.pos         = sequences.positions();
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
-            evaluation.begin_decode(rows, rows.token == nullptr ? nullptr : kinds);
+            evaluation.begin_decode(placed, rows.token == nullptr ? nullptr : kinds);
             const int32_t status = run();
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
@@ -308,6 +310,18 @@ const std::vector<uint8_t> & Controller::skippable() const {
 }
 const std::vector<FfnBlock> & Controller::ffn_map() const {
     return impl_->ffn_map;
+}
+std::vector<LayerInput> Controller::channel_inputs() const {
+    std::vector<LayerInput> inputs;
+    for (size_t i = 0; i < impl_->map.inputs.size(); ++i) {
+        if (!impl_->map.inputs[i].weights.empty()) {
+            inputs.push_back(described(impl_->map.inputs[i], int(i)));
+        }
+    }
+    return inputs;
+}
+uint64_t Controller::weights_bytes() const {
+    return impl_->store == nullptr ? 0 : impl_->store->bytes();
 }
 std::string Controller::fingerprint() const {
     return impl_->fingerprint;

@@ -18,10 +18,11 @@ from ..gguf_file.header import read_headers
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import weight_bytes_of
 from ..probing import probed
-from .report import Inspection, Layer, Weight
+from .report import Inspection, Layer, LayerInput, Weight
 
 if TYPE_CHECKING:
-    from .._core import FfnBlock
+    from .. import _core
+    from .._core import FfnBlock, FfnWeight
 
 __all__ = ["inspect"]
 
@@ -44,6 +45,7 @@ def inspect(model_path: PathLike) -> Inspection:
     sizes = {tensor.name: tensor.n_elements for header in headers for tensor in header.tensors}
     with probed(path) as (controller, refused):
         blocks, fingerprint = controller.ffn_map, controller.fingerprint
+        inputs = tuple(map(_input, controller.channel_inputs))
     profile, profile_refused = _profile(path, fingerprint)
     layers = tuple(map(_layer, blocks))
     skippable = [layer.layer for layer in layers if layer.skippable]
@@ -67,6 +69,11 @@ def inspect(model_path: PathLike) -> Inspection:
             if 0 < round(ratio * n_layer) < len(skippable)
         },
         layers=layers,
+        inputs=inputs,
+        memory_bytes={
+            "ffn": sum(found.memory_bytes for found in inputs if found.of_ffn and not found.why_not),
+            "all": sum(found.memory_bytes for found in inputs if not found.why_not),
+        },
     )
 
 
@@ -86,8 +93,23 @@ def _profile(path: Path, fingerprint: str) -> tuple[str | None, str | None]:
     return str(where), f"it is of another model, {made_for}; this one is {fingerprint}"
 
 
+def _input(found: _core.LayerInput) -> LayerInput:
+    return LayerInput(
+        layer=found.layer,
+        kind=found.kind,
+        n_channels=found.n_channels,
+        why_not=found.why_not,
+        memory_bytes=found.bytes,
+        weights=_weights(found.weights),
+    )
+
+
+def _weights(weights: Sequence[FfnWeight]) -> tuple[Weight, ...]:
+    return tuple(Weight(w.name, w.type, w.n_elements, w.bytes) for w in weights)
+
+
 def _layer(block: FfnBlock) -> Layer:
-    weights = tuple(Weight(w.name, w.type, w.n_elements, w.bytes) for w in block.weights)
+    weights = _weights(block.weights)
     return Layer(
         layer=block.layer,
         kind=block.kind,
