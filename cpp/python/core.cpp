@@ -1,5 +1,6 @@
 // The Python module ffnskip_cpp._core: translation only. The full documentation is in _core.pyi and the Python modules.
 #include "ffnskip/ffnskip.h"
+#include "model_stem.h"
 #include "similarity.h"
 
 #include <pybind11/functional.h>
@@ -9,11 +10,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -204,6 +207,27 @@ py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vect
     return py::make_tuple(likelihood, bools(scores.greedy), scores.n_evaluated);
 }
 
+// `told` is called with the share that is done.
+void write_channels(const Controller & controller, const std::string & path, const std::string & tensors, int n_threads,
+                    const py::function & told) {
+    const auto progress = [&](double done) {
+        const py::gil_scoped_acquire locked;
+        if (PyErr_CheckSignals() != 0) {
+            throw py::error_already_set();
+        }
+        told(done);
+        return true;
+    };
+    try {
+        const py::gil_scoped_release unlocked;
+        controller.write_channels(path, tensors_from_name(tensors), n_threads, progress);
+    } catch (const std::system_error & error) {
+        errno = error.code().value();
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+        throw py::error_already_set();
+    }
+}
+
 void raise(const char * name, const std::exception & error) {
     py::set_error(python_class("ffnskip_cpp.errors", name), error.what());
 }
@@ -247,6 +271,7 @@ void add_profile(py::module_ & m) {
         .def_property_readonly("config", [](const Profile & profile) { return profile.config; });
     m.def("read_profile", &read_profile, py::arg("path"));
     m.def("profile_path", &profile_path, py::arg("model_path"));
+    m.def("channel_file_path", &channel_file_path, py::arg("model_path"));
     m.def(
         "find_profile",
         [](uintptr_t model, const std::string & path) {
@@ -348,6 +373,8 @@ void add_controller(py::module_ & m) {
             },
             py::arg("model_path"), py::arg("n_threads") = 0, py::arg("progress") = py::none())
         .def_property_readonly("weights_bytes", &Controller::weights_bytes)
+        .def("write_channels", &write_channels, py::arg("path"), py::arg("tensors"), py::arg("n_threads"),
+             py::arg("told"))
         .def("set_profile", &Controller::set_profile, py::arg("profile"), py::call_guard<py::gil_scoped_release>())
         .def_property(
             "config", [](const Controller & c) { return c.config(); },

@@ -141,6 +141,9 @@ class Profile(metaclass=_Native):
     def config(self) -> SkipConfig: ...
 
 def read_profile(path: str) -> Profile: ...
+def channel_file_path(model_path: str) -> str:
+    """Where copies of the model's weights by channel are looked for."""
+
 def profile_path(model_path: str) -> str: ...
 def find_profile(model: int, model_path: str) -> Profile | None:
     """The profile beside or in a model, which is given by its address too."""
@@ -195,6 +198,8 @@ class Controller(metaclass=_Native):
     @property
     def weights_bytes(self) -> int:
         """Memory that the weights by channel take, in copies that all contexts of the model share; 0 without any."""
+    def write_channels(self, path: str, tensors: str, n_threads: int, told: Callable[[float], object]) -> None:
+        """Of the inputs that `tensors` names; n_threads 0: all processors. `told` is called with the share done."""
     def set_profile(self, profile: Profile) -> None:
         """Raises ProfileMismatchError where it is another model's."""
     @property

@@ -87,6 +87,12 @@ public:
     // for any policy but dense. Policy `channels` copies weights of the model into an order of its own, which takes a while
     // and as much memory as they have, once for all contexts of the model; Unsupported says why that can't be.
     void set_config(const Config & config);
+    // Writes these copies into a file, from its beginning to its end, of all weights that `tensors` names. As
+    // MODEL.channels.gguf beside the model's file MODEL.gguf it is mapped in place of making copies: no process has to wait
+    // for them, nor to find memory for them. n_threads and progress are as in WeightsSource. Throws Unsupported before a
+    // successful probe() and where the model has no such weights, and std::system_error where the file can't be written.
+    void write_channels(const std::string & path, Tensors tensors, int n_threads,
+                        const std::function<bool(double done)> & progress) const;
     // Memory taken by the weights by channel, in bytes, which all contexts of the model share; 0 before set_config() wanted
     // them.
     uint64_t weights_bytes() const;
