@@ -123,8 +123,12 @@ struct Controller::Impl {
             }
         }
         if (weights.empty()) {
+            const auto of_experts = [](const Block & block) { return block.kind.find("experts") == 0; };
+            const bool experts    = std::any_of(map.blocks.begin(), map.blocks.end(), of_experts);
             throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
-                              (why_not == nullptr ? std::string() : ": " + *why_not));
+                              (why_not != nullptr ? ": " + *why_not
+                               : experts          ? ": its FFN blocks have experts; tensors 'all' has attention's"
+                                                  : std::string()));
         }
         return weights;
     }

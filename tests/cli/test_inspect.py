@@ -206,12 +206,13 @@ def test_memory_is_what_the_copies_take(model_file, kind, capsys):
 
 
 def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):
-    """Parallel blocks read one input with attention, and their residual is not there yet."""
+    """Parallel blocks read one input with attention."""
     assert cli.main(["inspect", str(model_file("falcon"))]) == 0
     lines = capsys.readouterr().out.splitlines()
-    begin = next(i for i, line in enumerate(lines) if line.startswith("channels  0 of "))
+    begin = next(i for i, line in enumerate(lines) if line.startswith("channels  "))
     reasons = lines[begin + 1 : lines.index("", begin)]
-    assert any("down of layer 0-" in line and "residual" in line for line in reasons)
+    assert any("up of layer 0-" in line and "is read by" in line for line in reasons)
+    assert not any("down of layer" in line for line in reasons)
     assert all(line.startswith("          not ") for line in reasons) and len(reasons) < 8
     assert cli.main(["inspect", str(model_file("moe"))]) == 0
     assert "channels  16 of 16 inputs of attention's matrices" in capsys.readouterr().out.splitlines()

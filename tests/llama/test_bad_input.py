@@ -171,7 +171,7 @@ WRONG_FOR_ANY_MODEL = [
     ({"max_skip": 2**40}, "max_skip: 1099511627776 is not a whole number below"),
     ({"policy": "nothing"}, "policy: 'nothing' is unknown; known are dense, ffn_skip"),
     ({"policy": "fixed"}, "layers: the list is empty"),
-    ({"policy": "random", "layers": [1]}, "layers: only policy 'ffn_skip' takes layers, not 'random'"),
+    ({"policy": "random", "layers": [1]}, "layers: only policies 'ffn_skip' and 'channels' take layers, not 'random'"),
 ]
 
 
