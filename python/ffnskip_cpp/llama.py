@@ -178,6 +178,11 @@ class Llama(DecodingLlama):
         self._learnt()
         return self._context.why_dense
 
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that the weights by channel take, for policy "channels"; all contexts of the model share it."""
+        return self._controller.weights_bytes
+
     def _learnt(self) -> Controller:
         if not self._context.is_learnt:
             with self._at_work():
@@ -223,7 +228,7 @@ class Llama(DecodingLlama):
     def forward(
         self,
         tokens: Sequence[int],
-        eligible: Sequence[bool] | None = None,
+        eligible: scoring.Eligible = None,
         *,
         rows: scoring.Rows = None,
         keep: int = 0,
@@ -234,8 +239,9 @@ class Llama(DecodingLlama):
 
         Args:
             tokens: Token ids, 1 to n_ctx of them.
-            eligible: [n_tokens], whether row i may skip; rows that may not count as prompt. None: the tokens are one
-                generation from its start, so that row i may skip if i >= warm_up_index (Algorithm 1).
+            eligible: [n_tokens], whether row i may skip; rows that may not count as prompt. Or what each row is, a
+                `RowKind`. None: the tokens are one generation from its start, so that row i may skip if
+                i >= warm_up_index (Algorithm 1).
             rows: Those whose logits are returned, a slice or indices; an empty one saves their computation. None: all
                 that are evaluated. Four bytes a logit: 2.5 GB for 4,096 tokens and a vocabulary of 152,000.
             keep: The first so many tokens are in the context already, and are not evaluated again, whatever settings
