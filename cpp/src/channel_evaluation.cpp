@@ -104,7 +104,8 @@ const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node) const {
 }
 
 bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const bool one = n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out;
+    const bool one =
+        n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out && !recorder_.counts_reaches();
     if (known.product >= 0 && one && ggml_nrows(node) == 1) {
         const int input = input_of(known.product);
         products_.edit(node, known.product, follower.seen(follower.input(input).h),
@@ -126,12 +127,18 @@ void ChannelEvaluation::observe(ggml_tensor * node, const Node & known, const Gr
         const Row &   row    = rows_[size_t(rows[r])];
         float *       v      = static_cast<float *>(node->data) + r * n_in;
         const float * before = static_cast<const float *>(h->data) + r * n_embd;
+        if (row.is == ChannelRow::observed || (row.is != ChannelRow::full && recorder_.counts_reaches())) {
+            const float scale = 1.0f / residual_norm(before, n_embd);
+            const auto  reach = [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; };
+            if (row.is == ChannelRow::observed) {
+                sequences_.observe(row.sequence, row.position, input, n_in, reach);
+            }
+            if (recorder_.counts_reaches()) {
+                recorder_.reached(input, n_in, reach);
+            }
+        }
         if (row.is == ChannelRow::leaves_out) {
             recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), before, n_embd, v), false);
-        } else if (row.is == ChannelRow::observed) {
-            const float scale = 1.0f / residual_norm(before, n_embd);
-            sequences_.observe(row.sequence, row.position, input, n_in,
-                               [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; });
         }
     }
 }

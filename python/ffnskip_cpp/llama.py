@@ -201,9 +201,12 @@ class Llama(DecodingLlama):
         self._controller.reset_stats()
 
     @contextlib.contextmanager
-    def trace(self) -> Iterator[Trace]:
-        """Records similarity and skipped blocks of every token generated within the block, one row per token.
+    def trace(self, *, reaches: bool = False) -> Iterator[Trace]:
+        """Records similarity, skipped blocks and channels kept of every token generated within the block, one row per
+        token.
 
+        Args:
+            reaches: Count how far channels reach, too, which takes longer.
         Raises:
             RuntimeError: A trace is being recorded already.
         """
@@ -211,11 +214,11 @@ class Llama(DecodingLlama):
             raise RuntimeError("a trace is being recorded already")
         controller, trace = self._learnt(), Trace()
         self._tracing = True
-        controller.start_trace()
+        controller.start_trace(reaches)
         try:
             yield trace
         finally:
-            trace.similarity, trace.skipped, trace.kept = controller.stop_trace()
+            trace.similarity, trace.skipped, trace.kept, trace.reaches = controller.stop_trace()
             self._tracing = False
 
     # ---- texts that are there already ----

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..measure.quality import standard_error
-from ..profile import KEPT_POLICY
+from ..profile import KEPT_POLICIES
 from ..skip_config import SkipConfig
 from .evaluation import Score
 
@@ -95,4 +95,4 @@ def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
     """A profile holds no random policy."""
-    return [row for row in rows if row.config.policy == KEPT_POLICY]
+    return [row for row in rows if row.config.policy in KEPT_POLICIES]
