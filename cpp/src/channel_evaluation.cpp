@@ -123,6 +123,10 @@ void ChannelEvaluation::observe(ggml_tensor * node, const Node & known, const Gr
     const int32_t *     rows  = rows_of(node);
     const int64_t       n_in = node->ne[0], n_embd = h->ne[0];
     const float *       norms = products_.norms(input);
+    if (ggml_nrows(h) != ggml_nrows(node)) {
+        throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) +
+                          " rows, its residual " + std::to_string(ggml_nrows(h)));
+    }
     for (int64_t r = 0; r < ggml_nrows(node); ++r) {
         const Row &   row    = rows_[size_t(rows[r])];
         float *       v      = static_cast<float *>(node->data) + r * n_in;

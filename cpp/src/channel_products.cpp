@@ -39,7 +39,7 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
     store_  = std::move(store);
     max_in_ = 0;
     for (size_t i = 0; i < inputs_.size(); ++i) {
-        if (!wanted[i] || !map.inputs[i].usable()) {
+        if (wanted.empty() || !wanted[i] || !map.inputs[i].usable()) {
             continue;
         }
         Input & input = inputs_[i];

@@ -38,6 +38,7 @@ struct Controller::Impl {
     const llama_model *              model = nullptr;
     std::vector<const ggml_tensor *> vectors;  // of the model, that the fingerprint is made from
     WeightsSource                    weights_source;
+    std::shared_ptr<ChannelStore>    store;                 // once channels are left out
     std::string why_dense = "probe() has not been called";  // why nothing can be skipped, where that is so
     Config      config    = dense_config();
     Settings    settings;
@@ -56,6 +57,7 @@ struct Controller::Impl {
         skippable.clear();
         ffn_map.clear();
         use(dense_config(), Settings());
+        store.reset();
         sequences.replaced(-1);
         probe.finish(callback.run(probe));
 
@@ -77,8 +79,9 @@ struct Controller::Impl {
     }
 
     void use(const Config & wanted, const Settings & resolved) {
-        const std::shared_ptr<ChannelStore> store =
-            resolved.leaves_channels_out() ? copies(resolved.channels) : nullptr;
+        if (resolved.leaves_channels_out()) {
+            copy_weights(resolved.channels);
+        }
         config   = wanted;
         settings = resolved;
         evaluation.channels().set_model(map, settings.channels, store);
@@ -86,8 +89,9 @@ struct Controller::Impl {
         recorder.judge(settings);
     }
 
-    // The weights by channel of the wanted inputs' products, [n_layer * 4].
-    std::shared_ptr<ChannelStore> copies(const std::vector<uint8_t> & wanted) {
+    // By channel, of the wanted inputs' products, [n_layer * 4]. They stay for as long as the model does, since settings come
+    // and go.
+    void copy_weights(const std::vector<uint8_t> & wanted) {
         ChannelStore::Wanted weights;
         const std::string *  why_not = nullptr;
         for (size_t i = 0; i < wanted.size(); ++i) {
@@ -108,9 +112,8 @@ struct Controller::Impl {
         weights.n_threads   = weights_source.n_threads;
         weights.progress    = weights_source.progress;
 
-        const std::shared_ptr<ChannelStore> store = ChannelStore::of(model);
+        store = store == nullptr ? ChannelStore::of(model) : store;
         store->add(weights);
-        return store;
     }
 
     // A decode is going on. However it ends, the evaluation forgets its batch.

@@ -125,12 +125,36 @@ void GraphLearner::require_only_readers(Input & input, int number) {
     }
 }
 
-// What the FFN's part, or attention's, is added to.
+// What the FFN's part, or attention's, is added to. It has to be there before `node` is.
 int GraphLearner::residual_of(int layer, InputKind kind, int node) const {
-    const Block & block = map_.blocks[size_t(layer)];
-    if (kind == InputKind::up || kind == InputKind::down) {
-        const bool there = block.h >= 0 && block.h < node && block.output != block.residual_add;
-        return there && on_cpu(seen_[size_t(block.h)].device) ? block.h : -1;
+    const Block & block  = map_.blocks[size_t(layer)];
+    const bool    of_ffn = kind == InputKind::up || kind == InputKind::down;
+    const int     h      = !of_ffn ? attention_residual(layer) : block.output == block.residual_add ? -1 : block.h;
+    return h >= 0 && h < node && on_cpu(seen_[size_t(h)].device) ? h : -1;
+}
+
+// The other operand of the first sum of two activations of which one comes from attention's output matrix.
+int GraphLearner::attention_residual(int layer) const {
+    const auto output = std::find_if(products_.begin(), products_.end(), [&](const Product & product) {
+        return input_of(product.number) == layer * k_input_kinds + int(InputKind::o);
+    });
+    if (output == products_.end()) {
+        return -1;
+    }
+    std::vector<uint8_t> derived(seen_.size(), 0);
+    derived[size_t(output->node)] = 1;
+    for (size_t i = size_t(output->node) + 1; i < seen_.size(); ++i) {
+        const auto & operands = seen_[i].operands;
+        const auto   from_it  = [&](int32_t operand) { return derived[size_t(operand)] != 0; };
+        derived[i]            = std::any_of(operands.begin(), operands.end(), from_it);
+        if (!derived[i] || map_.nodes[i].op != GGML_OP_ADD || operands.size() != 2) {
+            continue;
+        }
+        const int h = from_it(operands[0]) ? operands[1] : operands[0];
+        if (!from_it(h) && seen_[size_t(h)].activation) {
+            // The last layer goes on with the rows that have output; the rest of them are there before.
+            return map_.nodes[size_t(h)].op == GGML_OP_GET_ROWS ? map_.nodes[size_t(h)].src[0] : h;
+        }
     }
     return -1;
 }

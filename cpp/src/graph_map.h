@@ -145,6 +145,7 @@ private:
     int     memory_of(int node) const;
     void    require_only_readers(Input & input, int number);
     int     residual_of(int layer, InputKind kind, int node) const;
+    int     attention_residual(int layer) const;
 
     DeviceFault                                      device_fault_;
     GraphMap                                         map_;
