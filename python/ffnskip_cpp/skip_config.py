@@ -9,8 +9,9 @@ from typing import Any, Literal, TypedDict, get_args
 
 from . import _core
 
-__all__ = ["INPUT_KINDS", "POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig"]
+__all__ = ["INPUT_KINDS", "POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsName"]
 
+TensorsName = Literal["ffn", "all"]
 PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
 OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
 
@@ -79,7 +80,7 @@ class SkipConfig:
     check_stride: int = 1
     region: Literal["any", "adaptive"] = "any"
     channel_thresholds: Sequence[float] | None = None
-    tensors: Literal["ffn", "all"] = "ffn"
+    tensors: TensorsName = "ffn"
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:

@@ -324,7 +324,7 @@ class MadeUp:
 
 
 def scored(kl, config):
-    score = Score(config, 16)
+    score = Score(config)
     score.kl = np.asarray(kl, float)
     return score
 
