@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <string>
+#include <thread>
 #include <utility>
 
 namespace ffnskip {
@@ -25,6 +26,10 @@ Config dense_config() {
     Config config;
     config.policy = Policy::dense;
     return config;
+}
+
+int n_cores() {
+    return int(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 }  // namespace
@@ -109,7 +114,7 @@ struct Controller::Impl {
         weights.vectors     = vectors;
         weights.fingerprint = fingerprint;
         weights.model_path  = weights_source.model_path;
-        weights.n_threads   = weights_source.n_threads;
+        weights.n_threads   = weights_source.n_threads > 0 ? weights_source.n_threads : n_cores();
         weights.progress    = weights_source.progress;
 
         store = store == nullptr ? ChannelStore::of(model) : store;

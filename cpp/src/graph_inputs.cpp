@@ -152,8 +152,9 @@ int GraphLearner::attention_residual(int layer) const {
         }
         const int h = from_it(operands[0]) ? operands[1] : operands[0];
         if (!from_it(h) && seen_[size_t(h)].activation) {
-            // The last layer goes on with the rows that have output; the rest of them are there before.
-            return map_.nodes[size_t(h)].op == GGML_OP_GET_ROWS ? map_.nodes[size_t(h)].src[0] : h;
+            // The last layer goes on with the rows that have output, taken out of all.
+            const Node & node = map_.nodes[size_t(h)];
+            return node.op == GGML_OP_GET_ROWS && node.src[0] >= 0 ? node.src[0] : h;
         }
     }
     return -1;

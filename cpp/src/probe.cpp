@@ -3,6 +3,7 @@
 #include "ffnskip/errors.h"
 #include "ffnskip/rows.h"
 #include "graph_edit.h"
+#include "hash.h"
 #include "policy.h"
 #include "ubatches.h"
 
@@ -17,26 +18,19 @@
 namespace ffnskip {
 namespace {
 
-// FNV-1a, 64 bits.
-void hash(uint64_t & state, const void * data, size_t size) {
-    for (size_t i = 0; i < size; ++i) {
-        state = (state ^ static_cast<const uint8_t *>(data)[i]) * 0x100000001b3ull;
-    }
-}
-
 // Of the vectors by name: graphs of other versions or devices may visit them in another order, or twice.
 uint64_t hash(std::vector<const ggml_tensor *> vectors) {
     std::sort(vectors.begin(), vectors.end(),
               [](const ggml_tensor * a, const ggml_tensor * b) { return std::strcmp(a->name, b->name) < 0; });
     vectors.erase(std::unique(vectors.begin(), vectors.end()), vectors.end());
 
-    uint64_t             state = 0xcbf29ce484222325ull;
+    uint64_t             state = k_hash_of_nothing;
     std::vector<uint8_t> bytes;
     for (const ggml_tensor * vector : vectors) {
         bytes.resize(ggml_nbytes(vector));
         ggml_backend_tensor_get(vector, bytes.data(), 0, bytes.size());
-        hash(state, vector->name, std::strlen(vector->name));
-        hash(state, bytes.data(), bytes.size());
+        add_to_hash(state, vector->name, std::strlen(vector->name));
+        add_to_hash(state, bytes.data(), bytes.size());
     }
     return state;
 }

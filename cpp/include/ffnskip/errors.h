@@ -19,6 +19,11 @@ struct ProfileMismatch : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
+// Work was stopped by who was told how far it had come.
+struct Interrupted : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // What llama_decode returned, in words: "llama_decode returned 1: no room for the batch: the context is full"; empty where
 // it succeeded.
 std::string decode_status(int32_t status);

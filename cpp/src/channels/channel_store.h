@@ -1,61 +1,71 @@
-// (placeholder of the lead; the store's own replaces it)
+// The weights by channel of the models of this process: made once for a model, whoever uses it.
 #pragma once
 
 #include "channel_layout.h"
 #include "channel_memory.h"
-#include "channel_weights.h"
 
 #include <ggml.h>
 #include <llama.h>
 
-#include <cstring>
+#include <atomic>
+#include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace ffnskip {
 
 struct ChannelMatrix {
     ChannelLayout   layout;
-    const uint8_t * data;
+    const uint8_t * data;  // layout.bytes() of them, aligned to 64
 };
 
+// All may be called from several threads at once.
 class ChannelStore {
 public:
+    // That of a model; a new one where there is none. It lives as long as somebody has it: the contexts of the model.
+    static std::shared_ptr<ChannelStore> of(const llama_model * model);
+
+    ~ChannelStore();
+
     struct Wanted {
-        std::vector<const ggml_tensor *> weights;
-        std::vector<const ggml_tensor *> vectors;
-        std::string                      fingerprint;
-        std::string                      model_path;
+        std::vector<const ggml_tensor *> weights;      // 2-D tensors of the model
+        std::vector<const ggml_tensor *> vectors;      // float32 vectors of its blocks, which its file is recognised by
+        std::string                      fingerprint;  // Controller::fingerprint()
+        std::string                      model_path;   // the first file's; "" where not known: then memory has to do
         int                              n_threads = 1;
-        std::function<bool(double)>      progress;
+        // Told the share that is done, by the thread that calls add(); false stops it. May be empty.
+        std::function<bool(double done)> progress;
+        std::optional<uint64_t>          available_bytes;  // of memory; without it the system is asked
     };
 
-    static std::shared_ptr<ChannelStore> of(const llama_model *) { return std::make_shared<ChannelStore>(); }
-    void                                 add(const Wanted & wanted) {
-        for (const ggml_tensor * weight : wanted.weights) {
-            if (matrices_.count(weight))
-                continue;
-            ChannelLayout layout(weight->type, weight->ne[0], weight->ne[1]);
-            memory_.emplace_back(size_t(layout.bytes()));
-            build_channels(
-                layout,
-                [&](int64_t first, int64_t n, uint8_t * to) {
-                    std::memcpy(to, static_cast<const char *>(weight->data) + first * weight->nb[1],
-                                size_t(n) * weight->nb[1]);
-                },
-                2, memory_.back().data());
-            matrices_.emplace(weight, ChannelMatrix{ layout, memory_.back().data() });
-        }
-    }
-    const ChannelMatrix & matrix(const ggml_tensor * weight) const { return matrices_.at(weight); }
+    // Makes copies of those weights that have none: of all, or of none where it throws. Throws Unsupported where there is
+    // not enough memory, a type can't be stored by channel or the weights can't be read, std::runtime_error where reading
+    // failed on the way, and Interrupted where `progress` stopped it.
+    void add(const Wanted & wanted);
+
+    // Of a weight that was added; takes no lock. It stays where it is as long as its model.
+    const ChannelMatrix & matrix(const ggml_tensor * weight) const;
+
+    uint64_t bytes() const { return bytes_; }  // of memory taken
 
 private:
-    std::map<const ggml_tensor *, ChannelMatrix> matrices_;
-    std::vector<ChannelMemory>                   memory_;
+    struct Copy;
+    struct Batch;
+
+    ChannelStore();
+    const Copy * find(const ggml_tensor * weight) const;
+    bool         is_of_another_model(const Wanted & wanted) const;
+
+    std::mutex                 mutex_;  // held by add() alone
+    std::string                fingerprint_;
+    std::unique_ptr<Batch>     batches_;            // what each add() has made, the last one first
+    std::atomic<const Batch *> latest_{ nullptr };  // the same, for those who don't lock
+    std::atomic<uint64_t>      bytes_{ 0 };
 };
 
 }  // namespace ffnskip
