@@ -108,8 +108,11 @@ bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphF
         n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out && !recorder_.counts_reaches();
     if (known.product >= 0 && one && ggml_nrows(node) == 1) {
         const int input = input_of(known.product);
-        products_.edit(node, known.product, follower.seen(follower.input(input).h),
-                       threshold(rows_[size_t(ubatch_[0])], input));
+        if (!follower.input(input).sparse()) {
+            throw Unsupported("a token alone can no longer leave out channels of layer " +
+                              std::to_string(input / k_input_kinds) + ": " + follower.input(input).why_not_sparse);
+        }
+        products_.edit(node, known.product, threshold(rows_[size_t(ubatch_[0])], input));
         if (product_of_[size_t(input)] == known.product) {
             edited_.push_back(known.product);
         }
@@ -117,34 +120,42 @@ bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphF
     return known.input >= 0 && !one && ggml_nrows(node) > 0;
 }
 
-void ChannelEvaluation::observe(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const int           input = known.input;
-    const ggml_tensor * h     = follower.seen(follower.input(input).h);
-    const int32_t *     rows  = rows_of(node);
-    const int64_t       n_in = node->ne[0], n_embd = h->ne[0];
-    const float *       norms = products_.norms(input);
-    if (ggml_nrows(h) != ggml_nrows(node)) {
-        throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) +
-                          " rows, its residual " + std::to_string(ggml_nrows(h)));
-    }
+void ChannelEvaluation::observe(ggml_tensor * node, int input) {
+    const int32_t * rows = rows_of(node);
     for (int64_t r = 0; r < ggml_nrows(node); ++r) {
-        const Row &   row    = rows_[size_t(rows[r])];
-        float *       v      = static_cast<float *>(node->data) + r * n_in;
-        const float * before = static_cast<const float *>(h->data) + r * n_embd;
-        if (row.is == ChannelRow::observed || (row.is != ChannelRow::full && recorder_.counts_reaches())) {
-            const float scale = 1.0f / residual_norm(before, n_embd);
-            const auto  reach = [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; };
+        const Row & row = rows_[size_t(rows[r])];
+        if (row.is == ChannelRow::full) {
+            continue;
+        }
+        float * v = read(node, r);
+        if (row.is == ChannelRow::observed || recorder_.counts_reaches()) {
+            const float * norms = products_.norms(input);
+            const float   scale = 1.0f / products_.scale(input, v);
+            const auto    reach = [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; };
             if (row.is == ChannelRow::observed) {
-                sequences_.observe(row.sequence, row.position, input, n_in, reach);
+                sequences_.observe(row.sequence, row.position, input, node->ne[0], reach);
             }
             if (recorder_.counts_reaches()) {
-                recorder_.reached(input, n_in, reach);
+                recorder_.reached(input, node->ne[0], reach);
             }
         }
         if (row.is == ChannelRow::leaves_out) {
-            recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), before, n_embd, v), false);
+            recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), v), false);
+            if (!buffers_.on_host(node)) {
+                buffers_.write(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), v);
+            }
         }
     }
+}
+
+// Row r of a node: in place where the host may, or a copy.
+float * ChannelEvaluation::read(const ggml_tensor * node, int64_t r) {
+    if (buffers_.on_host(node)) {
+        return static_cast<float *>(node->data) + r * node->ne[0];
+    }
+    input_.resize(size_t(node->ne[0]));
+    buffers_.read(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), input_.data());
+    return input_.data();
 }
 
 }  // namespace ffnskip

@@ -5,6 +5,7 @@
 // does not depend on its neighbours.
 #pragma once
 
+#include "buffers.h"
 #include "channel_products.h"
 #include "channel_sequences.h"
 #include "ffnskip/config.h"
@@ -22,7 +23,8 @@ namespace ffnskip {
 
 class ChannelEvaluation {
 public:
-    ChannelEvaluation(const Settings & settings, Recorder & recorder) : settings_(settings), recorder_(recorder) {}
+    ChannelEvaluation(const Settings & settings, Recorder & recorder, Buffers & buffers)
+        : settings_(settings), recorder_(recorder), buffers_(buffers) {}
 
     // As the settings have it, for a model with this graph. `wanted`: [n_inputs] 1 where channels may be left out.
     void set_model(const GraphMap & map, const std::vector<uint8_t> & wanted, std::shared_ptr<ChannelStore> store);
@@ -42,7 +44,7 @@ public:
 
     // `node` is of an active input, or a product of one. True: observe() wants to see it.
     bool ask(ggml_tensor * node, const Node & known, const GraphFollower & follower);
-    void observe(ggml_tensor * node, const Node & known, const GraphFollower & follower);
+    void observe(ggml_tensor * node, int input);
 
 private:
     struct Row {
@@ -54,9 +56,11 @@ private:
 
     float           threshold(const Row & row, int input);
     const int32_t * rows_of(const ggml_tensor * node) const;
+    float *         read(const ggml_tensor * node, int64_t r);
 
     const Settings & settings_;
     Recorder &       recorder_;
+    Buffers &        buffers_;
     ChannelProducts  products_;
     ChannelSequences sequences_;
     std::vector<int> product_of_;  // [n_inputs] a product that reads the input
@@ -66,6 +70,7 @@ private:
     int32_t              n_rows_ = 0;
     std::vector<int32_t> outputs_;  // of the ubatch, those with output
     std::vector<int>     edited_;   // products, one for each input
+    std::vector<float>   input_;    // a row that is in a device's memory
 };
 
 }  // namespace ffnskip

@@ -9,25 +9,28 @@
 
 namespace ffnskip {
 
-// In several sums, so that compilers may add several numbers at once.
-float residual_norm(const float * h, int64_t n) {
+namespace {
+
+// The root of the mean square of reaches; in several sums, so that compilers may add several numbers at once.
+float mean_reach(const float * v, const float * norms, int64_t n) {
     constexpr int k_sums = 16;
     float         sums[k_sums]{};
-    int64_t       i = 0;
-    for (; i + k_sums <= n; i += k_sums) {
+    for (int64_t i = 0; i + k_sums <= n; i += k_sums) {
         for (int k = 0; k < k_sums; ++k) {
-            sums[k] += h[i + k] * h[i + k];
+            sums[k] += v[i + k] * norms[i + k] * (v[i + k] * norms[i + k]);
         }
     }
     double sum = 0.0;
-    for (; i < n; ++i) {
-        sum += double(h[i]) * double(h[i]);
+    for (int64_t i = n / k_sums * k_sums; i < n; ++i) {
+        sum += double(v[i] * norms[i]) * double(v[i] * norms[i]);
     }
     for (const float part : sums) {
         sum += double(part);
     }
-    return float(std::sqrt(sum));
+    return float(std::sqrt(sum / double(n)));
 }
+
+}  // namespace
 
 ChannelProducts::ChannelProducts()  = default;
 ChannelProducts::~ChannelProducts() = default;
@@ -39,14 +42,15 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
     store_  = std::move(store);
     max_in_ = 0;
     for (size_t i = 0; i < inputs_.size(); ++i) {
-        if (wanted.empty() || !wanted[i] || !map.inputs[i].usable()) {
+        if (wanted.empty() || !wanted[i] || !map.inputs[i].sparse()) {
             continue;
         }
         Input & input = inputs_[i];
         for (const ggml_tensor * weight : map.inputs[i].weights) {
             input.matrices.push_back(&store_->matrix(weight));
         }
-        input.n_in = input.matrices.front()->layout.n_in;
+        input.normalised = map.inputs[i].normalised;
+        input.n_in       = input.matrices.front()->layout.n_in;
         input.norms.assign(size_t(input.n_in), 0.0f);
         for (const ChannelMatrix * matrix : input.matrices) {
             const float * norms = channel_norms(matrix->layout, matrix->data);
@@ -69,7 +73,7 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
         Product & product = products_[size_t(node.product)];
         product.all       = this;
         product.matrix    = &store_->matrix(node.weight);
-        product.norms     = norms(input_of(node.product));
+        product.input     = input_of(node.product);
         product.operation =
             ggml_custom_4d(operations_.get(), GGML_TYPE_F32, 1, 1, 1, 1, &none, 1, compute, GGML_N_TASKS_MAX, &product);
     }
@@ -89,18 +93,22 @@ int64_t ChannelProducts::bytes_read(int input, int64_t n_kept) const {
     return bytes;
 }
 
-int64_t ChannelProducts::leave_out(int input, float threshold, const float * h, int64_t n_embd, float * v) {
+float ChannelProducts::scale(int input, const float * v) const {
+    const Input & of = inputs_[size_t(input)];
+    return of.normalised ? mean_reach(v, of.norms.data(), of.n_in) : 1.0f;
+}
+
+int64_t ChannelProducts::leave_out(int input, float threshold, float * v) {
     const int64_t n    = n_in(input);
-    const int64_t kept = kernels_.select(v, norms(input), threshold * residual_norm(h, n_embd), n, bits_.data());
+    const int64_t kept = kernels_.select(v, norms(input), threshold * scale(input, v), n, bits_.data());
     for (int64_t j = 0; j < n; ++j) {
         v[j] = (bits_[size_t(j / 32)] >> j % 32 & 1) != 0 ? v[j] : 0.0f;
     }
     return kept;
 }
 
-void ChannelProducts::edit(ggml_tensor * node, int product, const ggml_tensor * h, float threshold) {
+void ChannelProducts::edit(ggml_tensor * node, int product, float threshold) {
     Product & becomes = products_[size_t(product)];
-    becomes.h         = h;
     becomes.threshold = threshold;
     becomes.n_kept    = 0;
     replace(node, becomes.operation);
@@ -115,11 +123,10 @@ void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data)
     if (ith >= nth) {
         return;
     }
+    const auto *   v     = static_cast<const float *>(node->src[1]->data);
     ChannelInput & input = all.scratch_[size_t(ith)];
-    const float    least =
-        product.threshold * residual_norm(static_cast<const float *>(product.h->data), product.h->ne[0]);
-    const int64_t kept =
-        input.keep(all.kernels_, layout, static_cast<const float *>(node->src[1]->data), product.norms, least);
+    const int64_t  kept =
+        input.keep(all.kernels_, layout, v, all.norms(product.input), product.threshold * all.scale(product.input, v));
     if (ith == 0) {
         product.n_kept = kept;
     }

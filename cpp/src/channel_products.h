@@ -14,9 +14,6 @@
 
 namespace ffnskip {
 
-// The norm of a residual, [n]: what reaches are relative to.
-float residual_norm(const float * h, int64_t n);
-
 class ChannelProducts {
 public:
     ChannelProducts();
@@ -36,11 +33,13 @@ public:
     // Weights that its products read, where they keep so many channels.
     int64_t bytes_read(int input, int64_t n_kept) const;
 
-    // Sets to zero the channels of `v`, [n_in], that reach less than threshold * |h|; returns how many are left. h: [n_embd].
-    int64_t leave_out(int input, float threshold, const float * h, int64_t n_embd, float * v);
+    // What the reaches of `v`, [n_in], are relative to.
+    float scale(int input, const float * v) const;
+    // Sets to zero the channels of `v` that reach less than threshold * scale(); returns how many are left.
+    int64_t leave_out(int input, float threshold, float * v);
 
-    // Has a product of one row computed without the channels that leave_out() would take. `h` is there when it is.
-    void edit(ggml_tensor * node, int product, const ggml_tensor * h, float threshold);
+    // Has a product of one row computed without the channels that leave_out() would take.
+    void edit(ggml_tensor * node, int product, float threshold);
     // Channels that the product kept, once it was computed.
     int64_t n_kept(int product) const { return products_[size_t(product)].n_kept; }
 
@@ -50,7 +49,8 @@ private:
     };
 
     struct Input {
-        int64_t                            n_in = 0;  // 0: not active
+        int64_t                            n_in       = 0;  // 0: not active
+        bool                               normalised = false;
         std::vector<float>                 norms;
         std::vector<const ChannelMatrix *> matrices;
     };
@@ -58,12 +58,10 @@ private:
     struct Product {
         const ChannelProducts * all       = nullptr;
         const ChannelMatrix *   matrix    = nullptr;
-        const float *           norms     = nullptr;
+        int                     input     = -1;
         ggml_tensor *           operation = nullptr;  // what it becomes
-        // of the row
-        const ggml_tensor * h         = nullptr;
-        float               threshold = 0.0f;
-        int64_t             n_kept    = 0;
+        float                   threshold = 0.0f;     // of the row
+        int64_t                 n_kept    = 0;        // of the row
     };
 
     static void compute(ggml_tensor * node, int ith, int nth, void * product);

@@ -9,7 +9,7 @@ namespace ffnskip {
 namespace {
 
 constexpr int     k_shift = 20;                            // of a float's bits
-constexpr int32_t k_first = (127 - 24) << (23 - k_shift);  // bits of 2^-24
+constexpr int32_t k_first = (127 - 20) << (23 - k_shift);  // bits of 2^-20
 
 }  // namespace
 

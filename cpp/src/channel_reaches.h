@@ -1,7 +1,6 @@
-// How far input channels reach, relative to the residual that their block's result is added to: counted, so that a
-// threshold can be found that leaves out a share of them.
+// How far input channels reach, counted, so that a threshold can be found that leaves out a share of them.
 //
-// Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-24 on: floats of the same upper
+// Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-20 on: floats of the same upper
 // bits. What lies within a step is taken to be spread evenly.
 #pragma once
 

@@ -30,7 +30,7 @@ public:
     // What becomes of a row that is about to be decoded. Rows of a sequence are told in order; told again, they are what
     // they were.
     ChannelRow begin(llama_seq_id seq, llama_pos pos, RowKind kind);
-    // The reach of each channel of an input, relative to the residual: `reach(j)` for j < n_in.
+    // The reach of each channel of an input: `reach(j)` for j < n_in.
     template <typename Reach> void observe(llama_seq_id seq, llama_pos pos, int input, int64_t n_in, Reach reach);
     // The reach under which channels are left out.
     float threshold(llama_seq_id seq, int input);

@@ -101,10 +101,10 @@ struct Controller::Impl {
         const std::string *  why_not = nullptr;
         for (size_t i = 0; i < wanted.size(); ++i) {
             const Input & input = map.inputs[i];
-            if (wanted[i] && input.usable()) {
+            if (wanted[i] && input.sparse()) {
                 weights.weights.insert(weights.weights.end(), input.weights.begin(), input.weights.end());
             } else if (wanted[i] && why_not == nullptr && !input.weights.empty()) {
-                why_not = &input.why_not;
+                why_not = input.usable() ? &input.why_not_sparse : &input.why_not;
             }
         }
         if (weights.weights.empty()) {

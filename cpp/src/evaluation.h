@@ -92,7 +92,7 @@ private:
 
     std::unique_ptr<Buffers> buffers_ = ggml_buffers();
     Comparison               comparison_{ *buffers_ };
-    ChannelEvaluation        channels_{ settings_, recorder_ };
+    ChannelEvaluation        channels_{ settings_, recorder_, *buffers_ };
 };
 
 }  // namespace ffnskip

@@ -18,7 +18,7 @@ bool on_cpu(const std::optional<ggml_backend_dev_t> & device) {
     return !device || *device == nullptr || ggml_backend_dev_type(*device) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
-// Why a product can't leave out channels, by itself; empty: it can.
+// Why a product can't become an operation that leaves channels out; empty: it can.
 std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev_t> & device) {
     const ggml_tensor * weight = node->src[0];
     const std::string   name   = "'" + std::string(weight->name) + "' ";
@@ -46,13 +46,14 @@ std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev
 // `node` was added last.
 void GraphLearner::take_product(const ggml_tensor * node) {
     const int index  = int(seen_.size()) - 1;
-    const int number = node->op == GGML_OP_MUL_MAT ? product_number(node->src[0]->name) : -1;
+    const int number = node->op == GGML_OP_MUL_MAT ? product_number(original_name(node->src[0]->name)) : -1;
     if (number < 0 || number >= int(map_.blocks.size()) * k_products_per_layer) {
         return;
     }
-    Product product{ index, number, node->src[0], fault(node, seen_.back().device) };
-    if (product.why_not.empty() &&
-        !(seen_.back().vectors && map_.nodes.back().src[1] >= 0 && seen_[size_t(map_.nodes.back().src[1])].vectors)) {
+    const Seen & seen  = seen_.back();
+    const int    input = seen.operands.size() == 1 ? seen.operands[0] : -1;
+    Product      product{ index, input, number, node->src[0], "", fault(node, seen.device) };
+    if (!(seen.vectors && input >= 0 && seen_[size_t(input)].vectors)) {
         product.why_not = "node '" + std::string(node->name) + "' is no product with rows of float32 numbers";
     }
     products_.push_back(std::move(product));
@@ -69,9 +70,9 @@ void GraphLearner::find_inputs() {
             continue;
         }
         require_only_readers(input, int(number));
-        input.h = residual_of(int(number) / k_input_kinds, InputKind(number % k_input_kinds), input.node);
-        if (input.usable() && input.h < 0) {
-            input.why_not = "the residual that it changes is not there when it is computed";
+        input.normalised = is_normalised(map_.blocks[number / k_input_kinds]);
+        if (input.sparse() && !on_cpu(seen_[size_t(input.node)].device)) {
+            input.why_not_sparse = "its input is not in the CPU's memory";
         }
         if (input.usable()) {
             map_.nodes[size_t(input.node)].input = int16_t(number);
@@ -85,16 +86,18 @@ void GraphLearner::find_inputs() {
 }
 
 void GraphLearner::join(Input & input, const Product & product) {
-    const int node = map_.nodes[size_t(product.node)].src[1];
     input.weights.push_back(product.weight);
     if (input.why_not.empty()) {
         input.why_not = product.why_not;
     }
-    if (input.weights.size() > 1 && node != input.node && input.why_not.empty()) {
+    if (input.why_not_sparse.empty()) {
+        input.why_not_sparse = product.why_not_sparse;
+    }
+    if (input.weights.size() > 1 && product.input != input.node && input.why_not.empty()) {
         input.why_not = "'" + std::string(product.weight->name) + "' reads another input than '" +
                         input.weights.front()->name + "'";
     }
-    input.node = node;
+    input.node = product.input;
 }
 
 // The node whose memory `node` is.
@@ -125,39 +128,18 @@ void GraphLearner::require_only_readers(Input & input, int number) {
     }
 }
 
-// What the FFN's part, or attention's, is added to. It has to be there before `node` is.
-int GraphLearner::residual_of(int layer, InputKind kind, int node) const {
-    const Block & block  = map_.blocks[size_t(layer)];
-    const bool    of_ffn = kind == InputKind::up || kind == InputKind::down;
-    const int     h      = !of_ffn ? attention_residual(layer) : block.output == block.residual_add ? -1 : block.h;
-    return h >= 0 && h < node && on_cpu(seen_[size_t(h)].device) ? h : -1;
-}
-
-// The other operand of the first sum of two activations of which one comes from attention's output matrix.
-int GraphLearner::attention_residual(int layer) const {
-    const auto output = std::find_if(products_.begin(), products_.end(), [&](const Product & product) {
-        return input_of(product.number) == layer * k_input_kinds + int(InputKind::o);
-    });
-    if (output == products_.end()) {
-        return -1;
-    }
-    std::vector<uint8_t> derived(seen_.size(), 0);
-    derived[size_t(output->node)] = 1;
-    for (size_t i = size_t(output->node) + 1; i < seen_.size(); ++i) {
-        const auto & operands = seen_[i].operands;
-        const auto   from_it  = [&](int32_t operand) { return derived[size_t(operand)] != 0; };
-        derived[i]            = std::any_of(operands.begin(), operands.end(), from_it);
-        if (!derived[i] || map_.nodes[i].op != GGML_OP_ADD || operands.size() != 2) {
-            continue;
-        }
-        const int h = from_it(operands[0]) ? operands[1] : operands[0];
-        if (!from_it(h) && seen_[size_t(h)].activation) {
-            // The last layer goes on with the rows that have output, taken out of all.
-            const Node & node = map_.nodes[size_t(h)];
-            return node.op == GGML_OP_GET_ROWS && node.src[0] >= 0 ? node.src[0] : h;
+// Models that do so with the FFN's result do so with attention's.
+bool GraphLearner::is_normalised(const Block & block) const {
+    const auto is_product = [&](int node) {
+        return std::any_of(products_.begin(), products_.end(), [&](const Product & p) { return p.node == node; });
+    };
+    for (int i = block.branch; i >= 0 && !is_product(i); --i) {
+        const ggml_op op = map_.nodes[size_t(i)].op;
+        if (op == GGML_OP_RMS_NORM || op == GGML_OP_NORM) {
+            return true;
         }
     }
-    return -1;
+    return false;
 }
 
 }  // namespace ffnskip

@@ -67,11 +67,14 @@ struct Block : FfnBlock {
 // What products of one layer read. weights: none where the layer has no such matrix.
 struct Input {
     int                              node = -1;  // index
-    int                              h    = -1;  // index of the residual that comes out changed by the products
     std::vector<const ggml_tensor *> weights;
-    std::string                      why_not;  // channels can't be left out; empty: they can
+    // The block's result is normalised before it is added to the residual: of the input, only proportions count.
+    bool        normalised = false;
+    std::string why_not;         // channels can't be left out; empty: they can
+    std::string why_not_sparse;  // but not by operations in place of the products
 
     bool usable() const { return !weights.empty() && why_not.empty(); }
+    bool sparse() const { return usable() && why_not_sparse.empty(); }
 };
 
 struct GraphMap {
@@ -104,9 +107,11 @@ private:
     // A product whose input channels could be left out.
     struct Product {
         int                 node;
+        int                 input;  // node index, of the original where it was copied to another device; -1: none
         int                 number;
         const ggml_tensor * weight;
         std::string         why_not;
+        std::string         why_not_sparse;
     };
 
     struct Operand {
@@ -144,8 +149,7 @@ private:
     void    join(Input & input, const Product & product);
     int     memory_of(int node) const;
     void    require_only_readers(Input & input, int number);
-    int     residual_of(int layer, InputKind kind, int node) const;
-    int     attention_residual(int layer) const;
+    bool    is_normalised(const Block & block) const;
 
     DeviceFault                                      device_fault_;
     GraphMap                                         map_;

@@ -44,6 +44,10 @@ class Score:
     """float64 [n_rows]: share of the FFN blocks that was skipped; with channels of the weight bytes that may be left
     out."""
 
+    channels_kept: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)))
+    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but with
+    policy "channels"."""
+
     @cached_property
     def skip_ratio(self) -> float:
         """The mean of what is left out."""
@@ -146,7 +150,9 @@ class Evaluator:
             np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "left_out")
         )
         score.left_out /= self._bytes[..., 1].sum() if config.policy == "channels" else len(self._llm.ffn_map)
-        score.chunk = np.repeat(np.arange(len(parts)), [len(part["kl"]) for part in parts])
+        n_rows = [len(part["kl"]) for part in parts]
+        score.channels_kept = np.average([part["channels_kept"] for part in parts], axis=0, weights=n_rows)
+        score.chunk = np.repeat(np.arange(len(parts)), n_rows)
         return score
 
     def _of_chunk(self, configs: Sequence[SkipConfig], chunk: Chunk) -> list[Arrays]:
@@ -187,7 +193,8 @@ class Evaluator:
         n = len(chunk.rows(self._warm_up_index))
         channels = config.policy == "channels"
         left_out = _bytes_left_out(trace, self._bytes) if channels else trace.skipped.sum(axis=1, dtype=np.float64)
-        return {**vars(compared), "similarity": trace.similarity[:n], "left_out": left_out[:n]}
+        kept = trace.kept[:n].mean(axis=0, dtype=np.float64) if channels else np.empty((0, 4))
+        return {**vars(compared), "similarity": trace.similarity[:n], "left_out": left_out[:n], "channels_kept": kept}
 
     def _reference(self, chunk: Chunk) -> Reference:
         """Kept while there is room: the first chunks are those that are needed most."""
