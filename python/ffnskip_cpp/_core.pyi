@@ -177,8 +177,8 @@ class Controller(metaclass=_Native):
     def stop_trace(
         self,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32], npt.NDArray[np.uint64]]:
-        """similarity float32 and skipped bool, both [n_tokens, n_layer], kept float32 [n_tokens, n_layer, 4], and reaches
-        uint64 [n_layer, 4, n_bins]; `Trace` has them."""
+        """similarity float32 and skipped bool, both [n_tokens, n_layer], kept float32 [n_tokens, n_layer, 4], and
+        reaches uint64 [n_layer, 4, n_bins]; `Trace` has them."""
 
 class Session(metaclass=_Native):
     """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.

@@ -164,9 +164,9 @@ class Llama(DecodingLlama):
 
     @property
     def input_bytes(self) -> npt.NDArray[np.uint64]:
-        """uint64 [n_layer, 4, 2]: of the inputs of each layer, in the order of `channel_thresholds`, the bytes of weights
-        that are read with none of its channels kept and with all, as `skip` is now; 0 where none may be left out. No
-        layers unless channels are."""
+        """uint64 [n_layer, 4, 2]: of the inputs of each layer, in the order of `channel_thresholds`, the bytes of
+        weights that are read with none of its channels kept and with all, as `skip` is now; 0 where none may be left
+        out. No layers unless channels are."""
         return self._learnt().input_bytes
 
     @property

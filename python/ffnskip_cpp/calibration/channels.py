@@ -8,9 +8,9 @@ inputs cost adds up. So with a cost for each input
 is least, for what it saves, where threshold = factor * sqrt(bytes of a channel / cost), with one factor for all inputs:
 at its threshold a channel of each loses as much for a byte. One number for each input remains to be measured.
 
-1. Groups of neighbouring layers leave out a good part of the channels of one kind of input, the first and the last layer
-   by themselves, which are unlike all others. Layers of a group are taken to cost the same where they leave out the same
-   share.
+1. Groups of neighbouring layers leave out a good part of the channels of one kind of input, the first and the last
+   layer by themselves, which are unlike all others. Layers of a group are taken to cost the same where they leave out
+   the same share.
 2. Single costs are corrected where all inputs leave out channels together: settings with other costs for a kind, or for
    the first or last layer, that save the same race (race.py), as often as the effort says.
 
@@ -36,8 +36,8 @@ from .reaches import Inputs, PerInput
 __all__ = ["ChannelCandidate", "ChannelSearch", "groups"]
 
 PROBED = np.array([0.5, 0.65, 0.45, 0.7])
-"""Share of the channels left out where costs are measured, by kind: as much as makes them stand out of the rounding, and
-what an input may come to."""
+"""Share of the channels left out where costs are measured, by kind: as much as makes them stand out of the rounding,
+and what an input may come to."""
 SLIGHTLY = 0.02  # share of the channels left out where it is the rounding that is measured
 LEAST = 0.1  # part of a KL divergence that is not put down to rounding
 EQUAL = np.array([1.0, 1.0, 1.0, 2.0])
@@ -76,8 +76,8 @@ class ChannelSearch:
         self._shapes: dict[tuple[int, ...], PerInput] = {}
 
     def candidate(self, ratio: float, layers: Sequence[int] = ()) -> ChannelCandidate | None:
-        """The best thresholds found that save `ratio` of the bytes where the FFN blocks of `layers` are skipped besides;
-        None where that can't be."""
+        """The best thresholds found that save `ratio` of the bytes where the FFN blocks of `layers` are skipped
+        besides; None where that can't be."""
         layers = tuple(sorted(layers))
         known = self._shapes.get(layers)
         shapes = self._first_shapes(layers) if known is None else [known]
@@ -199,8 +199,8 @@ class ChannelSearch:
         return replace(of_config[score.config], score=score)
 
     def _corrected(self, candidate: ChannelCandidate) -> ChannelCandidate:
-        """With thresholds that make up for what it saves too much or too little, as what is left out changes how far the
-        channels of later layers reach."""
+        """With thresholds that make up for what it saves too much or too little, as what is left out changes how far
+        the channels of later layers reach."""
         lacking = candidate.ratio - candidate.score.skip_ratio
         other = self.saving(candidate, candidate.ratio + lacking) if abs(lacking) > RATIO_TOLERANCE else None
         if other is None:
@@ -211,7 +211,7 @@ class ChannelSearch:
 
 def _kl_for_saved(score: Score) -> npt.NDArray[np.float64]:
     """Settings that were meant to save the same save a little more or less on some text."""
-    saved = max(score.skip_ratio, 1e-9)
+    saved = np.float64(max(score.skip_ratio, 1e-9))
     return score.kl / saved**GROWTH
 
 

@@ -41,8 +41,8 @@ class Row:
     chunk: npt.NDArray[np.int64] = field(repr=False, compare=False)
     """int64 [n_tokens]: the chunk of text that each token is of."""
     channels_kept: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)), compare=False)
-    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but with
-    policy "channels"."""
+    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but
+    with policy "channels"."""
 
 
 def row_of(score: Score, policy: str, text: str, part: float = 1.0) -> Row:

@@ -45,8 +45,8 @@ class Score:
     out."""
 
     channels_kept: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)))
-    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but with
-    policy "channels"."""
+    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but
+    with policy "channels"."""
 
     @cached_property
     def skip_ratio(self) -> float:
@@ -95,8 +95,8 @@ class Evaluator:
         self._progress.found(max(n_tokens - (self._n_done - before), 0))
 
     def inputs(self, tensors: TensorsName) -> npt.NDArray[np.float64]:
-        """float64 [n_layer, 4, 2]: the bytes that the products of each input read with none of its channels and with all;
-        0 where none may be left out. What is left out is measured in these from here on.
+        """float64 [n_layer, 4, 2]: the bytes that the products of each input read with none of its channels and with
+        all; 0 where none may be left out. What is left out is measured in these from here on.
 
         Raises:
             UnsupportedModelError: No channels can be left out.

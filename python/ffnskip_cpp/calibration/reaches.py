@@ -1,9 +1,8 @@
 """How far the input channels of a model reach on some text, and with that what thresholds would leave out of them.
 
-The reach of a channel is what its threshold is compared with: the size of what it adds to the outputs. What channels add
-points into unrelated directions, so that leaving some out changes the outputs by the root of the sum of the squares of
-their reaches; that sum is called their energy here.
-"""
+The reach of a channel is what its threshold is compared with: the size of what it adds to the outputs. What channels
+add points into unrelated directions, so that leaving some out changes the outputs by the root of the sum of the squares
+of their reaches; that sum is called their energy here."""
 
 from __future__ import annotations
 
@@ -73,8 +72,8 @@ class Inputs:
         return float(self._bytes[:, FFN, 1].sum() / self._bytes[..., 1].sum())
 
     def saving(self, shape: PerInput, ratio: float, layers: Sequence[int] = ()) -> PerInput | None:
-        """Thresholds in the proportions of `shape`, one factor for all, that save `ratio` of the bytes where the FFN blocks
-        of `layers` are skipped; None where they can't save so much, or the blocks alone save more."""
+        """Thresholds in the proportions of `shape`, one factor for all, that save `ratio` of the bytes where the FFN
+        blocks of `layers` are skipped; None where they can't save so much, or the blocks alone save more."""
         shape = np.where(self.usable, shape, 0.0)
         for il in layers:
             shape[il, FFN] = 0.0

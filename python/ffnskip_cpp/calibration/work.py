@@ -72,7 +72,7 @@ class Found:
 class Work:
     """Records what the dense model does, then looks for settings; `notes` gets what is to be said about it.
 
-    Skip ratios are shares of the weight bytes of `wanted.tensors`. FFN blocks have equal parts of those of all FFN blocks.
+    Skip ratios are shares of the weight bytes of `wanted.tensors`. All FFN blocks count alike.
 
     Raises:
         ValueError: The effort is in seconds, and these are too few; no channels can be left out, and nothing else is to
@@ -159,8 +159,8 @@ class Work:
         """What is chosen for the target.
 
         Raises:
-            TargetUnreachableError: Every setting costs more than the KL divergence that is wanted, or none saves as much
-                as is.
+            TargetUnreachableError: Every setting costs more than the KL divergence that is wanted, or none saves as
+                much as is.
         """
         wanted = self._wanted
         return self._within_kl(wanted.limit) if wanted.limit is not None else self._at_ratio(wanted.skip_ratio or 0.0)
@@ -217,8 +217,8 @@ class Work:
             if score.quality.kl > limit:
                 self._blocks_are_behind = True
                 self.notes.append(
-                    f"{n} FFN blocks, of {n_wanted} that would be needed, cost more than {BEHIND:g} times what channels "
-                    "do; more were not tried"
+                    f"{n} FFN blocks, of {n_wanted} that would be needed, cost more than {BEHIND:g} times what "
+                    "channels do; more were not tried"
                 )
                 return [Candidate(score.config, score)]
         candidates = self.search.candidates(ratio, TOLERANCE)
@@ -256,7 +256,8 @@ class Work:
         return rows
 
     def _saving_most(self, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
-        """Channel thresholds in the proportions that are best at `ratio`, for other ratios until the limit is nearly met."""
+        """Channel thresholds in the proportions that are best at `ratio`, for other ratios until the limit is nearly
+        met."""
         channels = self._channels
         candidate = channels.candidate(ratio, layers) if channels is not None else None
         rows: list[Row] = []

@@ -21,8 +21,8 @@ HELP = """\
 KL: divergence from the dense model, nats per token, ± its standard error over chunks of text; same top token: share of
 tokens with the same most likely next one; perplexity: times the dense model's; checks: similarities computed per token.
 All of them, and the share skipped, are of tokens past the warm-up, teacher-forced. That share is of the weight bytes of
-FFN blocks, with --tensors all of attention's too. What is tried: blocks, which leaves out whole FFN blocks, fixed ones or by
-Algorithm 1; channels, which leaves out of all blocks the input channels that reach least; and blocks+channels.
+FFN blocks, with --tensors all of attention's too. What is tried: blocks, which leaves out whole FFN blocks, fixed ones
+or by Algorithm 1; channels, which leaves out of all blocks the input channels that reach least; and blocks+channels.
 
 --text takes plain text in UTF-8, a text per file, and .jsonl with one of these a line:
   {"text": "..."}
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         type=float,
         metavar="R",
-        help=f"share of the weight bytes not to be read, or of the FFN blocks to skip; a setting may skip {TOLERANCE} less",
+        help=f"share of the weight bytes not to be read, or of the FFN blocks to skip; {TOLERANCE} less will do",
     )
     target.add_argument(
         "--max-kl",
