@@ -2,7 +2,8 @@
 
 The reach of a channel is what its threshold is compared with: the size of what it adds to the outputs. What channels
 add points into unrelated directions, so that leaving some out changes the outputs by the root of the sum of the squares
-of their reaches; that sum is called their energy here."""
+of their reaches; that sum is called their energy here.
+"""
 
 from __future__ import annotations
 
