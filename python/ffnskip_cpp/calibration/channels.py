@@ -109,11 +109,11 @@ class ChannelSearch:
 
     def expected_ratio(self, max_kl: float) -> float:
         """What can be saved at a KL divergence, as far as the costs tell."""
-        shape = np.sqrt(self._inputs.channel_bytes / self.costs)
-        known = self._inputs.usable
+        costs = np.where(self._inputs.usable, self.costs, 0.0)
+        shape = np.where(self._inputs.usable, np.sqrt(self._inputs.channel_bytes / self.costs), 0.0)
         factors = np.geomspace(1e-6, 1e6, 400)
-        kl = [(self.costs * self._inputs.energy(factor * shape))[known].sum() for factor in factors]
-        return self._inputs.saved(np.where(known, shape, 0.0) * float(np.interp(max_kl, kl, factors)))
+        kl = [(costs * self._inputs.energy(factor * shape)).sum() for factor in factors]
+        return self._inputs.saved(shape * float(np.interp(max_kl, kl, factors)))
 
     def n_evaluations(self) -> int:
         """Of chunks, about, that a candidate takes where nothing is known yet."""
