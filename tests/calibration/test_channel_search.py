@@ -88,7 +88,7 @@ def test_nobody_counts_who_is_not_asked_to(llm):
 
 
 def made_up(seed=0, n_layer=6, kinds=(2, 3), n_tokens=50):
-    """Inputs of lognormal reaches, 100 channels of x and 300 of z, and the reaches themselves, [n_layer, 4] of lists."""
+    """Inputs of lognormal reaches, 100 channels of x and 300 of z, and the reaches themselves by layer and kind."""
     rng = np.random.default_rng(seed)
     n_bytes = np.zeros((n_layer, 4, 2))
     counts = np.zeros((n_layer, 4, 256), np.uint64)
@@ -123,7 +123,7 @@ def test_what_thresholds_save_is_what_counting_channels_says():
 @pytest.mark.parametrize("layers", [(), (1, 4)])
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.6, 0.9])
 def test_thresholds_in_any_proportions_save_what_is_wanted_or_nothing_can(ratio, layers):
-    inputs, _, values = made_up()
+    inputs, _, _ = made_up()
     shape = np.random.default_rng(2).uniform(0.5, 2, (6, 4))
     thresholds = inputs.saving(shape, ratio, layers)
     possible = ratio > 2 / 6 if layers else ratio < 0.8
@@ -186,7 +186,7 @@ def searching(inputs, costs, effort="normal"):
 @pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
 def test_no_setting_drawn_at_random_that_saves_as_much_costs_less(ratio, effort):
-    inputs, _, values = made_up(n_layer=3)  # so that each layer is a group
+    inputs, _, _ = made_up(n_layer=3)  # so that each layer is a group
     rng = np.random.default_rng(3)
     costs = rng.lognormal(0, 1.5, (3, 4))
     search, evaluator = searching(inputs, costs, effort)

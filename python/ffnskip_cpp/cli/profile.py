@@ -33,7 +33,10 @@ from .arguments import add_model, explain
 __all__ = ["add_arguments", "run"]
 
 # Of the settings, not of the model.
-MEASURED = ("skip_ratio", "kl", "kl_error", "top1_agreement", "perplexity_ratio", "candidates")
+MEASURED = ("skip_ratio", "kl", "kl_error", "top1_agreement", "perplexity_ratio", "channels_kept", "candidates")
+
+# Keys with a value for each input of each layer, and what one is called.
+PER_INPUT = {"channel_thresholds": "threshold", "channels_kept": "kept"}
 
 # The skip options that are not called as the setting is.
 OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
@@ -302,11 +305,11 @@ def _lines(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _divided(columns: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """A column for each of the inputs that a layer has thresholds for."""
+    """A column for each of the inputs that a layer has values for."""
     divided = dict(columns)
-    if "channel_thresholds" in columns:
-        every = divided.pop("channel_thresholds")
-        divided.update({f"{kind} threshold": every[i :: len(INPUT_KINDS)] for i, kind in enumerate(INPUT_KINDS)})
+    for key, name in PER_INPUT.items():
+        every = divided.pop(key, ())
+        divided.update({f"{kind} {name}": every[i :: len(INPUT_KINDS)] for i, kind in enumerate(INPUT_KINDS) if every})
     return divided
 
 
