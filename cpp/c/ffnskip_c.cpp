@@ -173,8 +173,17 @@ int32_t ffnskip_find_profile(ffnskip_controller * skip, const llama_model * mode
     return guarded(skip, [=](ffnskip_controller & self) -> int32_t {
         require(model, "model");
         require(model_path, "model_path");
+        self.controller.set_weights_source({ model_path, 0, nullptr });
         std::optional<Profile> found = find_profile(model, model_path);
         return found ? take_over(self, std::move(*found)) : FFNSKIP_NO_PROFILE;
+    });
+}
+
+int32_t ffnskip_set_model_path(ffnskip_controller * skip, const char * model_path) {
+    return guarded(skip, [=](ffnskip_controller & self) {
+        require(model_path, "model_path");
+        self.controller.set_weights_source({ model_path, 0, nullptr });
+        return FFNSKIP_OK;
     });
 }
 
@@ -261,6 +270,8 @@ int32_t ffnskip_get_stats(ffnskip_controller * skip, ffnskip_stats * stats) {
         all.ffn_bytes_not_read   = counted.ffn_bytes_not_read;
         all.n_layer              = self.skipped_per_layer.size();
         all.skipped_per_layer    = self.skipped_per_layer.data();
+        all.bytes_total          = counted.bytes_total;
+        all.bytes_left_out       = counted.bytes_left_out;
         std::memcpy(stats, &all, all.size);
         return FFNSKIP_OK;
     });

@@ -58,6 +58,8 @@ struct ffnskip_stats {
     uint64_t         ffn_bytes_not_read;    // weights of skipped blocks that no other row of the batch needed
     uint64_t         n_layer;               // 0 before ffnskip_probe
     const uint64_t * skipped_per_layer;     // [n_layer], the controller's own, until it is asked again
+    uint64_t         bytes_total;           // policy channels: weights that may be left out, for those tokens
+    uint64_t         bytes_left_out;        // of these, of channels and blocks left out
 };
 
 struct ffnskip_controller;
@@ -93,6 +95,10 @@ FFNSKIP_API int32_t ffnskip_load_profile(struct ffnskip_controller * skip, const
 // model.gguf), or else the one in it. FFNSKIP_NO_PROFILE where there is neither.
 FFNSKIP_API int32_t ffnskip_find_profile(struct ffnskip_controller * skip, const struct llama_model * model,
                                          const char * model_path);
+
+// The file that the context's model was loaded from, or the first of several: policy "channels" takes weights from it that
+// llama.cpp has put into another order. Before ffnskip_probe; ffnskip_find_profile says it too.
+FFNSKIP_API int32_t ffnskip_set_model_path(struct ffnskip_controller * skip, const char * model_path);
 
 // Learns the FFN blocks of the context's model from a decode in which nothing is computed, then applies the settings.
 // The context's memory must be empty, and is so again afterwards. After FFNSKIP_ERROR_UNSUPPORTED, for a model with

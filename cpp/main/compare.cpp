@@ -1,5 +1,7 @@
 #include "compare.h"
 
+#include "stats_text.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -92,10 +94,10 @@ std::string speed(const char * name, const Run & run) {
 }
 
 std::string gain(const std::vector<double> & ratios, const ffnskip::Stats & stats) {
-    char text[96];
-    std::snprintf(text, sizeof(text), "   speed-up %.2f, %.1f %% of the FFN blocks skipped\n", quantile(ratios, 0.5),
+    char text[64];
+    std::snprintf(text, sizeof(text), "   speed-up %.2f, %.1f %% of the ", quantile(ratios, 0.5),
                   100.0 * stats.skip_ratio());
-    return text;
+    return text + ffnskip::what_is_skipped(stats) + '\n';
 }
 
 std::string spread(const std::vector<double> & ratios, bool past_warm_up) {

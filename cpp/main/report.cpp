@@ -60,13 +60,18 @@ void print_layers(Session & session) {
     }
     const ffnskip::Stats      stats    = session.controller()->stats();
     const ffnskip::Settings & settings = session.controller()->settings();
-    std::fprintf(stderr, "ffnskip-main: policy %s, %" PRIu64 " tokens, %" PRIu64 " never reached the threshold\n",
-                 ffnskip::policy_name(settings.policy), stats.tokens, stats.tokens_never_tripped);
+    std::fprintf(stderr, "ffnskip-main: policy %s, %" PRIu64 " tokens", ffnskip::policy_name(settings.policy),
+                 stats.tokens);
+    if (!settings.leaves_channels_out()) {
+        std::fprintf(stderr, ", %" PRIu64 " never reached the threshold", stats.tokens_never_tripped);
+    }
+    std::fputc('\n', stderr);
     for (size_t il = 0; il < stats.skipped_per_layer.size(); ++il) {
-        const uint64_t n     = stats.skipped_per_layer[il];
-        const double   share = stats.tokens == 0 ? 0.0 : 100.0 * double(n) / double(stats.tokens);
-        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)\n", il, n,
-                     share);
+        const uint64_t    n     = stats.skipped_per_layer[il];
+        const double      share = stats.tokens == 0 ? 0.0 : 100.0 * double(n) / double(stats.tokens);
+        const std::string kept  = ffnskip::kept_in_layer(stats, il);
+        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)%s%s\n", il, n,
+                     share, kept.empty() ? "" : "; channels kept: ", kept.c_str());
     }
 }
 

@@ -3,6 +3,7 @@
 #include "errors.h"
 #include "log.h"
 #include "machine.h"
+#include "progress_line.h"
 
 namespace app {
 namespace {
@@ -54,6 +55,8 @@ void Session::begin_skipping(const Model & model, const Arguments & args, llama_
     make_context(model, params);
     try {
         controller_->probe(context_.get());
+        controller_->set_weights_source({ model.path(), params.n_threads_batch,
+                                          ffnskip::ProgressLine("ffnskip-main: storing the weights by channel") });
         if (args.profile.empty()) {
             controller_->set_config(args.config);
         } else {

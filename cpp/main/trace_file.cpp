@@ -2,6 +2,7 @@
 
 #include "errors.h"
 #include "output_file.h"
+#include "tensor_names.h"
 #include "text.h"
 
 #include <unistd.h>
@@ -30,10 +31,16 @@ std::string number(float value) {
     return std::isnan(value) ? "" : text;
 }
 
-std::string header(int n_layer) {
+std::string header(const ffnskip::Trace & trace) {
+    std::vector<std::string> names = { ",similarity_", ",skipped_" };
+    if (!trace.kept.empty()) {
+        for (const char * kind : ffnskip::k_input_kind_names) {
+            names.push_back(",kept_" + std::string(kind) + '_');
+        }
+    }
     std::string line = "token,text";
-    for (const char * name : { ",similarity_", ",skipped_" }) {
-        for (int il = 0; il < n_layer; ++il) {
+    for (const std::string & name : names) {
+        for (int il = 0; il < trace.n_layer; ++il) {
             line += name + std::to_string(il);
         }
     }
@@ -48,6 +55,11 @@ std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piec
     }
     for (size_t il = 0; il < n_layer; ++il) {
         line += trace.skipped[i * n_layer + il] != 0 ? ",1" : ",0";
+    }
+    for (size_t kind = 0; !trace.kept.empty() && kind < ffnskip::k_input_kinds; ++kind) {
+        for (size_t il = 0; il < n_layer; ++il) {
+            line += ',' + number(trace.kept[(i * n_layer + il) * ffnskip::k_input_kinds + kind]);
+        }
     }
     return line;
 }
@@ -80,7 +92,7 @@ void write_trace(const std::string & path, const ffnskip::Trace & trace, const T
         throw std::logic_error("the trace has " + std::to_string(trace.n_tokens) + " rows for " +
                                std::to_string(tokens.size()) + " tokens");
     }
-    std::string text = header(trace.n_layer) + '\n';
+    std::string text = header(trace) + '\n';
     for (size_t i = 0; i < tokens.size(); ++i) {
         text += row(trace, i, model.piece(tokens[i], true)) + '\n';
     }

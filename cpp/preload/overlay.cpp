@@ -4,6 +4,7 @@
 #include "gguf_magic.h"
 #include "hooks.h"
 #include "output_file.h"
+#include "progress_line.h"
 #include "stats_text.h"
 
 #include <cstdio>
@@ -116,24 +117,28 @@ void model_freeing(const llama_model * model) {
     all.paths.erase(model);
 }
 
+// Empty where the program did not load it from a file.
+std::string path_of(const llama_model * model) {
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    const auto            found = all.paths.find(model);
+    return found == all.paths.end() ? "" : found->second;
+}
+
 // The profile beside or in the model of a context, if that is to be used.
 std::optional<Profile> own_profile(const llama_model * model) {
-    Overlay &   all = overlay();
-    std::string path;
-    {
-        const std::lock_guard lock(all.mutex);
-        const auto            found = all.paths.find(model);
-        path                        = found == all.paths.end() ? "" : found->second;
-    }
+    const std::string path = path_of(model);
     return path.empty() ? std::nullopt : find_profile(model, path);
 }
 
 // ---- contexts ----
 
-void set_up(Context & context) {
+void set_up(Context & context, llama_context * ctx) {
     const Overlay & all        = overlay();
     Controller &    controller = context.controller;
     controller.set_reuse(all.given.reuse);
+    controller.set_weights_source({ path_of(llama_get_model(ctx)), llama_n_threads_batch(ctx),
+                                    ProgressLine("ffnskip: storing the weights by channel") });
     if (all.given.profile) {
         controller.set_profile(*all.given.profile);
     } else if (context.profile) {
@@ -222,7 +227,7 @@ void prepare(Context & context, llama_context * ctx) {
     context.state = Context::State::probing;
     try {
         context.controller.probe(ctx);
-        set_up(context);
+        set_up(context, ctx);
         context.state = Context::State::skipping;
     } catch (const std::exception & error) {
         give_up(context, error.what());

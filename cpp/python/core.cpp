@@ -1,17 +1,22 @@
 // The Python module ffnskip_cpp._core: translation only. The full documentation is in _core.pyi and the Python modules.
 #include "ffnskip/ffnskip.h"
+#include "model_stem.h"
 #include "similarity.h"
 
+#include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -202,6 +207,27 @@ py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vect
     return py::make_tuple(likelihood, bools(scores.greedy), scores.n_evaluated);
 }
 
+// `told` is called with the share that is done.
+void write_channels(const Controller & controller, const std::string & path, const std::string & tensors, int n_threads,
+                    const py::function & told) {
+    const auto progress = [&](double done) {
+        const py::gil_scoped_acquire locked;
+        if (PyErr_CheckSignals() != 0) {
+            throw py::error_already_set();
+        }
+        told(done);
+        return true;
+    };
+    try {
+        const py::gil_scoped_release unlocked;
+        controller.write_channels(path, tensors_from_name(tensors), n_threads, progress);
+    } catch (const std::system_error & error) {
+        errno = error.code().value();
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+        throw py::error_already_set();
+    }
+}
+
 void raise(const char * name, const std::exception & error) {
     py::set_error(python_class("ffnskip_cpp.errors", name), error.what());
 }
@@ -245,6 +271,7 @@ void add_profile(py::module_ & m) {
         .def_property_readonly("config", [](const Profile & profile) { return profile.config; });
     m.def("read_profile", &read_profile, py::arg("path"));
     m.def("profile_path", &profile_path, py::arg("model_path"));
+    m.def("channel_file_path", &channel_file_path, py::arg("model_path"));
     m.def(
         "find_profile",
         [](uintptr_t model, const std::string & path) {
@@ -280,7 +307,11 @@ void add_stats(py::module_ & m) {
             return "SkipStats(tokens=" + std::to_string(s.tokens) + ", ffn_skipped=" + std::to_string(s.ffn_skipped) +
                    ", ffn_total=" + std::to_string(s.ffn_total) + ", skip_ratio=" + std::to_string(s.skip_ratio()) +
                    ", checks=" + std::to_string(s.checks) +
-                   ", tokens_never_tripped=" + std::to_string(s.tokens_never_tripped) + ")";
+                   ", tokens_never_tripped=" + std::to_string(s.tokens_never_tripped) +
+                   (s.bytes_total == 0 ? std::string()
+                                       : ", bytes_left_out=" + std::to_string(s.bytes_left_out) +
+                                             ", bytes_total=" + std::to_string(s.bytes_total)) +
+                   ")";
         });
 }
 
@@ -313,7 +344,23 @@ void add_ffn_map(py::module_ & m) {
         });
 }
 
+void add_layer_inputs(py::module_ & m) {
+    py::class_<LayerInput>(m, "LayerInput", "An input of matrices of a layer, whose channels may be left out.")
+        .def_readonly("layer", &LayerInput::layer)
+        .def_readonly("kind", &LayerInput::kind)
+        .def_readonly("why_not", &LayerInput::why_not)
+        .def_readonly("n_channels", &LayerInput::n_channels)
+        .def_readonly("bytes", &LayerInput::bytes)
+        .def_readonly("weights", &LayerInput::weights)
+        .def("__repr__", [](const LayerInput & input) {
+            return "LayerInput(layer=" + std::to_string(input.layer) + ", kind='" + input.kind +
+                   "', n_channels=" + std::to_string(input.n_channels) + ", bytes=" + std::to_string(input.bytes) + ")";
+        });
+}
+
 void add_controller(py::module_ & m) {
+    m.attr("CHANNEL_TOKENS") = k_channel_tokens;
+
     py::class_<Controller>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
         .def_property_readonly("callback", [](Controller & c) { return uintptr_t(attached(c).cb_eval); })
@@ -324,11 +371,17 @@ void add_controller(py::module_ & m) {
         .def_property_readonly("n_layer", &Controller::n_layer)
         .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
         .def_property_readonly("ffn_map", [](const Controller & c) { return c.ffn_map(); })
+        .def_property_readonly("channel_inputs", &Controller::channel_inputs)
         .def_property_readonly("fingerprint", &Controller::fingerprint)
         .def(
             "set_weights_source",
-            [](Controller & c, const std::string & model_path) { c.set_weights_source({ model_path, 0, nullptr }); },
-            py::arg("model_path"))
+            [](Controller & c, const std::string & model_path, int n_threads, std::function<bool(double)> progress) {
+                c.set_weights_source({ model_path, n_threads, std::move(progress) });
+            },
+            py::arg("model_path"), py::arg("n_threads") = 0, py::arg("progress") = py::none())
+        .def_property_readonly("weights_bytes", &Controller::weights_bytes)
+        .def("write_channels", &write_channels, py::arg("path"), py::arg("tensors"), py::arg("n_threads"),
+             py::arg("told"))
         .def("set_profile", &Controller::set_profile, py::arg("profile"), py::call_guard<py::gil_scoped_release>())
         .def_property(
             "config", [](const Controller & c) { return c.config(); },
@@ -451,6 +504,7 @@ PYBIND11_MODULE(_core, m) {
     add_stats(m);
     add_reaches(m);
     add_ffn_map(m);
+    add_layer_inputs(m);
     add_controller(m);
     add_session(m);
     add_options(m);

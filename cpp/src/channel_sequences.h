@@ -5,6 +5,7 @@
 #pragma once
 
 #include "channel_reaches.h"
+#include "ffnskip/config.h"
 #include "ffnskip/rows.h"
 
 #include <llama.h>
@@ -22,7 +23,7 @@ enum class ChannelRow : uint8_t {
 
 class ChannelSequences {
 public:
-    static constexpr int k_rows = 16;  // thousands of channels each
+    static constexpr int k_rows = k_channel_tokens;  // of thousands of channels each
 
     // `left_out`: [n_inputs] share of its channels to leave out; negative: none, nothing is found. Forgets all sequences.
     void configure(std::vector<double> left_out);

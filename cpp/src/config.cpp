@@ -153,6 +153,7 @@ void set_channels(Settings & out, const Config & config) {
         }
     }
     out.channel_ratio = config.skip_ratio.value_or(k_channel_ratio);
+    out.warm_up_index = std::max(out.warm_up_index, config.channel_thresholds ? 0 : k_channel_tokens);
     out.channels.assign(size_t(n_layer * k_input_kinds), 0);
     for (int i = out.cold_s * k_input_kinds; i < out.cold_e * k_input_kinds; ++i) {
         const InputKind kind    = InputKind(i % k_input_kinds);

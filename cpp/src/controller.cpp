@@ -2,6 +2,8 @@
 #include "ffnskip/controller.h"
 
 #include "callback.h"
+#include "channels/channel_file.h"
+#include "channels/weight_rows.h"
 #include "evaluation.h"
 #include "ffnskip/session.h"
 #include "ffnskip/version.h"
@@ -98,19 +100,7 @@ struct Controller::Impl {
     // and go.
     void copy_weights(const std::vector<uint8_t> & wanted) {
         ChannelStore::Wanted weights;
-        const std::string *  why_not = nullptr;
-        for (size_t i = 0; i < wanted.size(); ++i) {
-            const Input & input = map.inputs[i];
-            if (wanted[i] && input.sparse()) {
-                weights.weights.insert(weights.weights.end(), input.weights.begin(), input.weights.end());
-            } else if (wanted[i] && why_not == nullptr && !input.weights.empty()) {
-                why_not = input.usable() ? &input.why_not_sparse : &input.why_not;
-            }
-        }
-        if (weights.weights.empty()) {
-            throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
-                              (why_not == nullptr ? std::string() : ": " + *why_not));
-        }
+        weights.weights     = weights_of(wanted);
         weights.vectors     = vectors;
         weights.fingerprint = fingerprint;
         weights.model_path  = weights_source.model_path;
@@ -119,6 +109,24 @@ struct Controller::Impl {
 
         store = store == nullptr ? ChannelStore::of(model) : store;
         store->add(weights);
+    }
+
+    std::vector<const ggml_tensor *> weights_of(const std::vector<uint8_t> & wanted) const {
+        std::vector<const ggml_tensor *> weights;
+        const std::string *              why_not = nullptr;
+        for (size_t i = 0; i < wanted.size(); ++i) {
+            const Input & input = map.inputs[i];
+            if (wanted[i] && input.sparse()) {
+                weights.insert(weights.end(), input.weights.begin(), input.weights.end());
+            } else if (wanted[i] && why_not == nullptr && !input.weights.empty()) {
+                why_not = input.usable() ? &input.why_not_sparse : &input.why_not;
+            }
+        }
+        if (weights.empty()) {
+            throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
+                              (why_not == nullptr ? std::string() : ": " + *why_not));
+        }
+        return weights;
     }
 
     // A decode is going on. However it ends, the evaluation forgets its batch.
@@ -149,8 +157,10 @@ struct Controller::Impl {
             kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
             repeat_skipped(ctx);
         }
+        llama_batch placed = rows;
+        placed.pos         = sequences.positions();
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
-            evaluation.begin_decode(rows, rows.token == nullptr ? nullptr : kinds);
+            evaluation.begin_decode(placed, rows.token == nullptr ? nullptr : kinds);
             const int32_t status = run();
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
@@ -238,6 +248,23 @@ void Controller::set_config(const Config & config) {
     impl_->use(config, resolve(config, skippable));
 }
 
+void Controller::write_channels(const std::string & path, Tensors tensors, int n_threads,
+                                const std::function<bool(double done)> & progress) const {
+    if (impl_->skippable.empty()) {
+        throw Unsupported("write_channels: " + impl_->why_dense);
+    }
+    Config config;
+    config.policy  = Policy::channels;
+    config.tensors = tensors;
+
+    WeightRows                   rows(impl_->weights_source.model_path, impl_->vectors);
+    std::vector<ChannelFilePart> parts;
+    for (const ggml_tensor * weight : impl_->weights_of(resolve(config, impl_->skippable).channels)) {
+        parts.push_back({ weight->name, ChannelLayout(weight->type, weight->ne[0], weight->ne[1]), rows.of(weight) });
+    }
+    write_channel_file(path, impl_->fingerprint, parts, n_threads > 0 ? n_threads : n_cores(), progress);
+}
+
 void Controller::set_profile(const Profile & profile) {
     if (profile.model != impl_->fingerprint) {
         throw ProfileMismatch("profile " + profile.path + ": it is for model '" + profile.model + "', but this is '" +
@@ -283,6 +310,18 @@ const std::vector<uint8_t> & Controller::skippable() const {
 }
 const std::vector<FfnBlock> & Controller::ffn_map() const {
     return impl_->ffn_map;
+}
+std::vector<LayerInput> Controller::channel_inputs() const {
+    std::vector<LayerInput> inputs;
+    for (size_t i = 0; i < impl_->map.inputs.size(); ++i) {
+        if (!impl_->map.inputs[i].weights.empty()) {
+            inputs.push_back(described(impl_->map.inputs[i], int(i)));
+        }
+    }
+    return inputs;
+}
+uint64_t Controller::weights_bytes() const {
+    return impl_->store == nullptr ? 0 : impl_->store->bytes();
 }
 std::string Controller::fingerprint() const {
     return impl_->fingerprint;

@@ -41,7 +41,29 @@ std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev
     return "";
 }
 
+// Bytes of a matrix by channel; 0 where it can't be stored so.
+uint64_t bytes_by_channel(const ggml_tensor * weight) {
+    const ChannelFormat * format = channel_format(weight->type);
+    return format == nullptr || ggml_n_dims(weight) > 2 || weight->ne[0] % format->block != 0
+               ? 0
+               : uint64_t(ChannelLayout(weight->type, weight->ne[0], weight->ne[1]).bytes());
+}
+
 }  // namespace
+
+LayerInput described(const Input & input, int number) {
+    LayerInput all;
+    all.layer   = number / k_input_kinds;
+    all.kind    = k_input_kind_names[number % k_input_kinds];
+    all.why_not = input.why_not;
+    for (const ggml_tensor * weight : input.weights) {
+        all.n_channels = uint64_t(weight->ne[0]);
+        all.bytes += bytes_by_channel(weight);
+        all.weights.push_back({ weight->name, ggml_type_name(weight->type), uint64_t(ggml_nelements(weight)),
+                                uint64_t(ggml_nbytes(weight)) });
+    }
+    return all;
+}
 
 // `node` was added last.
 void GraphLearner::take_product(const ggml_tensor * node) {

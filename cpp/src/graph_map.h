@@ -77,6 +77,9 @@ struct Input {
     bool sparse() const { return usable() && why_not_sparse.empty(); }
 };
 
+// What users are told of an input, given its number.
+LayerInput described(const Input & input, int number);
+
 struct GraphMap {
     std::vector<Node>  nodes;
     std::vector<Block> blocks;  // [n_layer]

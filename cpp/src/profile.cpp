@@ -1,6 +1,7 @@
 #include "ffnskip/profile.h"
 
 #include "gguf_magic.h"
+#include "model_stem.h"
 
 #include <ggml.h>
 #include <gguf.h>
@@ -164,15 +165,7 @@ Profile read_profile(const std::string & path) {
 }
 
 std::string profile_path(const std::string & model_path) {
-    std::string stem     = model_path;
-    const auto  take_off = [&](const std::string & form) {  // with 0 for any digit
-        std::string end = stem.substr(stem.size() - std::min(stem.size(), form.size()));
-        std::replace_if(end.begin(), end.end(), [](char c) { return c >= '1' && c <= '9'; }, '0');
-        stem.resize(stem.size() - (end == form ? form.size() : 0));
-    };
-    take_off(".gguf");
-    take_off("-00000-of-00000");
-    return stem + ".ffnskip.gguf";
+    return model_stem(model_path) + ".ffnskip.gguf";
 }
 
 std::optional<Profile> find_profile(const llama_model * model, const std::string & model_path) {

@@ -3,6 +3,7 @@
 #include "tensor_names.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <limits>
@@ -24,6 +25,7 @@ bool is_of_ffn(int input) {
 void Recorder::set_model(int n_layer, size_t n_ffn) {
     n_layer_ = n_layer;
     n_ffn_   = n_ffn;
+    set_channels(std::vector<Channels>(size_t(n_layer) * k_input_kinds));
 
     // Tokens decoded before ran every block.
     const std::lock_guard lock(stats_mutex_);
@@ -170,7 +172,12 @@ void Recorder::start_trace(bool reaches) {
 Trace Recorder::stop_trace() {
     tracing_        = false;
     counts_reaches_ = false;
-    return std::exchange(trace_, Trace());
+    Trace trace     = std::exchange(trace_, Trace());
+    // A policy that leaves no channels out says nothing of them, unless it took turns with one that does.
+    if (std::all_of(trace.kept.begin(), trace.kept.end(), [](float share) { return std::isnan(share); })) {
+        trace.kept.clear();
+    }
+    return trace;
 }
 
 }  // namespace ffnskip

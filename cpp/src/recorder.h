@@ -70,7 +70,7 @@ private:
     uint64_t           bytes_  = 0;  // of the running decode
     std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
 
-    std::vector<Channels>       channels_;  // [n_inputs], or none
+    std::vector<Channels>       channels_;  // [n_inputs]
     std::vector<int64_t>        kept_;      // of the running decode, [n_rows, n_inputs]; -1: all
     std::vector<ChannelReaches> reaches_;   // of the running decode, [n_inputs] where they are counted
 

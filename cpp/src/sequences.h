@@ -45,6 +45,8 @@ public:
     void note(llama_memory_t memory, const llama_batch & rows);
 
     const std::vector<Part> & parts() const { return parts_; }
+    // Of its rows, [n_tokens], whether it names them or not.
+    llama_pos * positions() { return positions_.data(); }
 
     // The rows last classified have been decoded; `skipped[i]`: row i skipped an FFN block, under settings of this
     // `key`. Null: none did.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .analysis import Analysis, analyze
     from .benchmark import Benchmark, BenchmarkRow, bench
     from .calibration import Calibration, calibrate
+    from .channels import ChannelsFile, write_channels
     from .conversion import convert
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
@@ -45,6 +46,7 @@ __all__ = [
     "Benchmark",
     "BenchmarkRow",
     "Calibration",
+    "ChannelsFile",
     "DecodeError",
     "FfnBlock",
     "FfnSkipError",
@@ -75,6 +77,7 @@ __all__ = [
     "quantize",
     "read_profile",
     "try_model",
+    "write_channels",
 ]
 
 # What a program that only generates does not wait for: imported when it is asked for.
@@ -83,6 +86,7 @@ _LAZY = {
     "Benchmark": "benchmark",
     "BenchmarkRow": "benchmark",
     "Calibration": "calibration",
+    "ChannelsFile": "channels",
     "Inspection": "inspection",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial",
@@ -94,6 +98,7 @@ _LAZY = {
     "inspect": "inspection",
     "quantize": "gguf_file.quantization",
     "try_model": "trial",
+    "write_channels": "channels",
 }
 
 

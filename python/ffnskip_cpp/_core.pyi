@@ -1,7 +1,7 @@
 """The C++ core, which serves `Llama`. Raises the classes of `ffnskip_cpp.errors`."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,9 @@ import numpy.typing as npt
 from .skip_config import ResolvedConfig, SkipConfig
 
 __version__: str
+
+CHANNEL_TOKENS: int
+"""Generated tokens of each text that run in full at least, and tell the thresholds of policy "channels"."""
 
 class _Native(type):
     """Metaclass of the classes of a pybind11 module."""
@@ -33,7 +36,7 @@ class SkipStats(metaclass=_Native):
     def ffn_skipped(self) -> int: ...
     @property
     def skip_ratio(self) -> float:
-        """ffn_skipped / ffn_total; 0 without tokens."""
+        """ffn_skipped / ffn_total; 0 without tokens. With policy "channels" bytes_left_out / bytes_total."""
     @property
     def checks(self) -> int:
         """Similarities computed."""
@@ -46,6 +49,19 @@ class SkipStats(metaclass=_Native):
     @property
     def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
+    @property
+    def bytes_total(self) -> int:
+        """Policy "channels": bytes of the weights that may be left out, for those tokens; 0 with other policies."""
+    @property
+    def bytes_left_out(self) -> int:
+        """Of these, of channels and blocks left out."""
+    @property
+    def channels_total(self) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer, 4]: channels of the inputs of Q, K and V, of attention's output matrix, of gate and up, and
+        of down, over those tokens; 0 where none may be left out."""
+    @property
+    def channels_kept(self) -> npt.NDArray[np.uint64]:
+        """Of these, not left out."""
 
 def reach_edges() -> npt.NDArray[np.float32]:
     """[n_bins + 1]: where the bins of `Trace.reaches` begin, and the last one ends."""
@@ -89,6 +105,29 @@ class FfnBlock(metaclass=_Native):
     @property
     def weights(self) -> list[FfnWeight]: ...
 
+class LayerInput(metaclass=_Native):
+    """An input of matrices of a layer, whose channels policy "channels" may leave out."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def kind(self) -> Literal["qkv", "o", "up", "down"]:
+        """Of Q, K and V; of attention's output matrix; of gate and up; of down."""
+    @property
+    def why_not(self) -> str:
+        """Why channels can't be left out; empty where they can."""
+    @property
+    def n_channels(self) -> int: ...
+    @property
+    def bytes(self) -> int:
+        """Memory for the weights by channel; 0 where there can't be any."""
+    @property
+    def weights(self) -> list[FfnWeight]:
+        """That read it."""
+
 class Profile(metaclass=_Native):
     """Settings found for one model; `Llama(skip=...)` takes its path, or its config."""
 
@@ -105,6 +144,9 @@ class Profile(metaclass=_Native):
     def config(self) -> SkipConfig: ...
 
 def read_profile(path: str) -> Profile: ...
+def channel_file_path(model_path: str) -> str:
+    """Where copies of the model's weights by channel are looked for."""
+
 def profile_path(model_path: str) -> str: ...
 def find_profile(model: int, model_path: str) -> Profile | None:
     """The profile beside or in a model, which is given by its address too."""
@@ -144,11 +186,23 @@ class Controller(metaclass=_Native):
     def ffn_map(self) -> list[FfnBlock]:
         """Of each layer that has an FFN block; filled by probe(), also where it raises."""
     @property
+    def channel_inputs(self) -> list[LayerInput]:
+        """What the matrices of each layer read whose channels policy "channels" can or can't leave out."""
+    @property
     def fingerprint(self) -> str:
         """What tells the model from others, whatever its quantisation; empty before probe()."""
     config: SkipConfig
-    def set_weights_source(self, model_path: str) -> None:
-        """The model's GGUF file, for policy "channels"."""
+    def set_weights_source(
+        self, model_path: str, n_threads: int = 0, progress: Callable[[float], bool] | None = None
+    ) -> None:
+        """For policy "channels", before the settings that want it: the model's GGUF file, and how its weights are
+        stored by channel; 0 threads: one for each core. `progress` is told the part that is done, 0 to 1, and stops it
+        by False."""
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that the weights by channel take, in copies that all contexts of the model share; 0 without any."""
+    def write_channels(self, path: str, tensors: str, n_threads: int, told: Callable[[float], object]) -> None:
+        """Of the inputs that `tensors` names; n_threads 0: all processors. `told` is called with the share done."""
     def set_profile(self, profile: Profile) -> None:
         """Raises ProfileMismatchError where it is another model's."""
     @property

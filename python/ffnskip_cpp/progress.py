@@ -21,13 +21,14 @@ def nobody(n: int) -> None:
 
 @contextlib.contextmanager
 def progress_bar(
-    description: str, total: float | None = None, *, unit: str = "", show: bool | None = None
+    description: str, total: float | None = None, *, unit: str = "", show: bool | None = None, delay: float = 0.0
 ) -> Iterator[tqdm[Any]]:
     """
     Args:
         total: What `update()` adds up to; None: not known yet (`bar.total` takes it later).
         unit: "B" counts bytes, with their multiples.
         show: None: where stderr is a terminal.
+        delay: Seconds before it is there.
     """
     from tqdm import tqdm  # not before it is used: it takes a while to load
 
@@ -37,6 +38,7 @@ def progress_bar(
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=unit == "B",
         leave=False,
+        delay=delay,
         disable=None if show is None else not show,
     ) as bar:
         yield bar

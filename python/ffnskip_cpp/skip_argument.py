@@ -48,8 +48,8 @@ def as_wanted(skip: Skip) -> Wanted:
     if isinstance(skip, numbers.Real) and not isinstance(skip, bool):
         return SkipConfig(skip_ratio=float(skip))
     raise ValueError(
-        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], 'channels' or another policy, a profile or its "
-        "path (.gguf), 'auto' or None"
+        f"skip: {skip!r} is not known; give a SkipConfig, a ratio in [0, 1], 'channels' or another policy, a profile "
+        "or its path (.gguf), 'auto' or None"
     )
 
 

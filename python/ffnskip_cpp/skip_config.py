@@ -110,7 +110,7 @@ class SkipConfig:
 
     @property
     def label(self) -> str:
-        """What it does in a few words, for tables: "ffn_skip", "fixed layers", "channels", "fixed layers + channels"."""
+        """What it does in a few words, for tables: "ffn_skip", "fixed layers", "fixed layers + channels"."""
         if self.policy == "random":
             return "random" if self.region == "any" else "random in adaptive region"
         if self.policy == "channels":

@@ -10,6 +10,7 @@ import llama_cpp
 from . import _core
 from . import llama_cpp_internals as internals
 from ._core import Controller, Profile
+from .channel_weights import storing_weights
 from .context import Context
 from .errors import UnsupportedModelError
 from .notices import log, warn
@@ -57,7 +58,6 @@ class Skipping:
         """The context has been made."""
         try:
             if self._context.has_callback:
-                self._core.set_weights_source(llm.model_path)
                 self._context.probe(internals.context_address(llm))
             self._apply(llm, self._wanted)
         except UnsupportedModelError as error:
@@ -102,10 +102,12 @@ class Skipping:
             self._core.config = DENSE
             return
         self._context.need_callback(llm)
-        if isinstance(wanted, Profile):
-            self._core.set_profile(wanted)
-            return
-        self._core.config = wanted
+        n_threads, show = self._context.params.n_threads_batch, None if llm.verbose else False
+        with storing_weights(self._core, llm.model_path, n_threads=n_threads, show=show):
+            if isinstance(wanted, Profile):
+                self._core.set_profile(wanted)
+                return
+            self._core.config = wanted
         skips = wanted.layers is not None or self._core.resolved["max_skip"] > 0 or wanted.policy == "channels"
         if warns and skips and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True

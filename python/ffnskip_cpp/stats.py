@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 from ._core import SkipStats
 
-__all__ = ["SkipStats", "Trace"]
+__all__ = ["INPUT_KINDS", "SkipStats", "Trace"]
+
+INPUT_KINDS = ("qkv", "o", "up", "down")
+"""Inputs of a layer whose channels may be left out, in the order of all arrays [..., 4]."""
 
 
 @dataclass

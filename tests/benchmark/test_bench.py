@@ -231,6 +231,70 @@ def test_a_block_skipped_by_some_tokens_counts_by_their_share(bench_cli):
     assert json.loads(out)[-1]["flops_saved"] == pytest.approx(4 * 2 * 3 * 64 * 128)
 
 
+@pytest.fixture
+def wide(monkeypatch):
+    """The name of a shape of which no group of outputs has to be filled up: a product reads what the file has."""
+    monkeypatch.setitem(SHAPES, "wide", WIDE)
+    return "wide"
+
+
+@pytest.mark.parametrize(
+    ("type_name", "bytes_each", "code"), [("f32", 4, 4), ("q4_0", 18 / 32, 1 / 2), ("q8_0", 34 / 32, 1)]
+)
+def test_rows_of_channels_agree_with_the_model(bench_cli, wide, type_name, bytes_each, code):
+    """Codes are left out, the scales of blocks are read in any case."""
+    status, out, err = bench_cli("--shape", wide, "--type", type_name, "--policy", "channels,random", "-o", "json",
+                                 "-d", "0,5", "-n", "6", "--no-warmup")  # fmt: skip
+    assert (status, err) == (0, "")
+    ffn = 4 * 3 * 256 * 512  # elements
+    weights = weight_bytes(tensor_bytes(WIDE, type_name))
+    rows = json.loads(out)
+    for first in range(0, len(rows), 8):
+        policies = [(row["policy"], row["skip_ratio_target"]) for row in rows[first : first + 8]]
+        assert policies[:3] == [("dense", None), ("idle", None), ("checks", None)]
+        assert policies[3:] == [
+            *(("random", ratio) for ratio in (0.3, 0.5)),
+            *[("channels, all kept", 0), ("channels", pytest.approx(1 / 3)), ("channels", 0.5)],
+        ]
+    for row in rows:
+        if not row["policy"].startswith("channels"):
+            assert row["weights_bytes"] == 0
+            continue
+        ratio = row["skip_ratio"]
+        assert ratio == pytest.approx(row["skip_ratio_target"], abs=0.06)  # 16 other tokens tell the thresholds
+        assert row["ideal_speed_up"] == pytest.approx(weights.total / (weights.total - ratio * ffn * bytes_each))
+        assert row["flops_saved"] == pytest.approx(ratio * 2 * ffn * bytes_each / code, rel=1e-3, abs=1)
+        assert ffn * bytes_each < row["weights_bytes"] < 1.2 * ffn * bytes_each
+        assert (row["checks"], row["tensors"]) == (0, "ffn")
+    assert len(rows) == 4 * 8  # -n 4 and -n 6, -d 0 and -d 5
+
+
+def test_all_tensors_are_those_of_attention_too(bench_cli, wide):
+    _, out, _ = bench_cli("--shape", wide, "--type", "f32", "--policy", "channels", "--tensors", "all", "-o", "json",
+                          "--skip-ratio", 0.4)  # fmt: skip
+    *_, kept, channels = json.loads(out)
+    elements = 4 * (3 * 256 * 512 + (2 * 4 + 2 * 2) * 64 * 256)  # gate, up, down; Q and O, K and V
+    assert (kept["skip_ratio"], kept["flops_saved"]) == (0, 0)
+    assert channels["skip_ratio"] == pytest.approx(0.4, abs=0.06)
+    assert channels["flops_saved"] == pytest.approx(channels["skip_ratio"] * 2 * elements, rel=1e-3)
+    assert channels["weights_bytes"] > 4 * elements
+
+
+def test_outputs_that_fill_groups_up_are_read_and_counted(bench_cli):
+    """ffn_down of this shape has 64 outputs, of which weights by channel store 128."""
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--policy", "channels", "-o", "json")
+    weights = weight_bytes(tensor_bytes(TINY, "f32"))
+    kept = json.loads(out)[2]
+    assert kept["ideal_speed_up"] == pytest.approx(weights.total / (weights.total + 16 * 4 * 64 * 128))
+
+
+def test_copies_are_shown_where_there_are_any(bench_cli):
+    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--policy", "channels")
+    header, _, dense, *_, channels = out.split("\n\n")[0].splitlines()
+    assert [line.split("|")[-2].strip() for line in (header, dense)] == ["copies", ""]
+    assert channels.endswith(" MiB |")
+
+
 def test_speed_up_is_the_median_of_ratios_within_the_round():
     dense = np.array([1.0, 2.0, 4.0, 8.0, 16.0])  # a machine that slows down
     seconds = dense / np.array([1.0, 1.1, 1.2, 1.3, 1.4])
@@ -244,6 +308,7 @@ class Recorder:
     """Stands in for a runner; `log` has what all of them were asked to do."""
 
     log: ClassVar[list]
+    finds_thresholds = False
 
     def __init__(self, name):
         self.name = name
@@ -289,6 +354,21 @@ def test_depth_is_filled_once_and_every_repetition_of_every_setting_starts_from_
     assert [entry[0] for entry in prompts] == ["a", "b", "b", "a"]
     assert {(len(entry) - 3, entry[-1]) for entry in prompts} == {(3, 5)}
     assert seconds.shape == (2, 2)
+
+
+def test_settings_that_find_thresholds_decode_a_lead_once_and_all_start_behind_it(recorders):
+    recorders.append(Recorder("c"))
+    recorders[1].finds_thresholds = True
+    seconds = time_test(recorders, BenchTest(n_gen=1, n_depth=2), 100, Options(repetitions=2, warm_up=False), n_lead=3)
+    depth, *after = Recorder.log[1:]
+    lead = after[:8]
+    assert [entry[:2] for entry in lead] == [(n, do) for n in "ab" for do in ("reset", *["generated"] * 3)]
+    assert [entry[2] for entry in lead if entry[1] == "reset"] == ["state of a"] * 2
+    assert [entry[-1] for entry in lead if entry[1] == "generated"] == [2, 3, 4] * 2
+    timed = [entry for entry in after[8:] if entry[1] == "generated"]
+    assert [(entry[0], entry[-1]) for entry in timed] == [(n, 5) for n in "abcbca"]
+    assert {entry[2] for entry in after[8:] if entry[1] == "reset"} == {"state of a"}
+    assert (len(depth) - 3, seconds.shape) == (2, (3, 2))
 
 
 def test_warm_up_is_a_run_that_is_not_timed(recorders):
@@ -539,6 +619,7 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
         (["--shape", "tiny", "--policy", "bogus"], "policy: 'bogus' is not known; those that take a skip ratio: ffn_s"),
         (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
         (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),
+        (["--shape", "tiny", "--tensors", "all"], "tensors: all is for policy channels"),
         (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
         (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),

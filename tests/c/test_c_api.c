@@ -135,7 +135,7 @@ static void test_versions(void) {
 static void test_null(struct llama_model * model, struct ffnskip_controller * skip, struct llama_context * ctx) {
     const int32_t               refused = FFNSKIP_ERROR_ARGUMENT;
     struct llama_context_params params  = llama_context_default_params();
-    struct ffnskip_stats        stats   = { sizeof(stats), 0, 0, 0, 0, 0, 0, 0, NULL };
+    struct ffnskip_stats        stats   = { sizeof(stats), 0, 0, 0, 0, 0, 0, 0, NULL, 0, 0 };
     const struct llama_batch    batch   = one_token(1, 0, 0);
     const uint8_t               kind    = FFNSKIP_ROW_PROMPT;
 
@@ -144,6 +144,7 @@ static void test_null(struct llama_model * model, struct ffnskip_controller * sk
     expect_refused(ffnskip_set_option(NULL, "max-skip", "1"), refused, NULL, "controller is null");
     expect_refused(ffnskip_load_profile(NULL, "x"), refused, NULL, "controller is null");
     expect_refused(ffnskip_find_profile(NULL, model, "x"), refused, NULL, "controller is null");
+    expect_refused(ffnskip_set_model_path(NULL, "x"), refused, NULL, "controller is null");
     expect_refused(ffnskip_probe(NULL, ctx), refused, NULL, "controller is null");
     expect_refused(ffnskip_decode(NULL, ctx, batch), refused, NULL, "controller is null");
     expect_refused(ffnskip_decode_rows(NULL, ctx, batch, &kind), refused, NULL, "controller is null");
@@ -159,6 +160,7 @@ static void test_null(struct llama_model * model, struct ffnskip_controller * sk
     expect_refused(ffnskip_load_profile(skip, NULL), refused, skip, "path is null");
     expect_refused(ffnskip_find_profile(skip, NULL, "x"), refused, skip, "model is null");
     expect_refused(ffnskip_find_profile(skip, model, NULL), refused, skip, "model_path is null");
+    expect_refused(ffnskip_set_model_path(skip, NULL), refused, skip, "model_path is null");
     expect_refused(ffnskip_probe(skip, NULL), refused, skip, "ctx is null");
     expect_refused(ffnskip_decode(skip, NULL, batch), refused, skip, "ctx is null");
     expect_refused(ffnskip_decode_rows(skip, NULL, batch, &kind), refused, skip, "ctx is null");
@@ -353,6 +355,22 @@ static void test_options_before_probe(struct llama_model * model) {
     ffnskip_free(skip);
 }
 
+static void test_channels(struct llama_model * model, const char * model_path) {
+    struct ffnskip_controller * skip = ffnskip_init();
+    struct llama_context *      ctx  = make_context(model, skip);
+    Tokens                      tokens;
+    expect_ok(ffnskip_set_model_path(skip, model_path), skip, "set_model_path");
+    expect_ok(ffnskip_set_option(skip, "policy", "channels"), skip, "policy");
+    expect_ok(ffnskip_set_option(skip, "warm-up", "0"), skip, "warm-up");
+    expect_ok(ffnskip_probe(skip, ctx), skip, "probe");
+    generate(model, ctx, skip, 0, tokens);
+    const struct ffnskip_stats stats = stats_of(skip);
+    expect(stats.tokens == N_GENERATED - 1 && stats.ffn_skipped == 0, "no blocks are skipped");
+    expect(stats.bytes_left_out > 0 && stats.bytes_left_out < stats.bytes_total, "but channels are");
+    llama_free(ctx);
+    ffnskip_free(skip);
+}
+
 // A profile is found to be of another model when there is a context: it is forgotten, and options begin anew.
 static void test_profile_before_probe(struct llama_model * model, const char * folder) {
     struct ffnskip_controller * skip = ffnskip_init();
@@ -408,6 +426,7 @@ int main(int argc, char ** argv) {
     llama_free(ctx);
     ffnskip_free(skip);
     test_options_before_probe(model);
+    test_channels(model, argv[1]);
     test_profile_before_probe(model, argv[2]);
     llama_model_free(model);
     printf(g_failures == 0 ? "all passed\n" : "%d failed\n", g_failures);

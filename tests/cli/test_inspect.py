@@ -17,6 +17,7 @@ from ffnskip_cpp.gguf_file.quantization import quantize
 from ffnskip_cpp.inspection.inspection import inspect
 from ffnskip_cpp.ranges import ranges
 from support import tiny_models
+from support.channel_bytes import KINDS, weights_by_kind
 from support.running import ours
 
 
@@ -159,6 +160,61 @@ def test_a_name_that_is_no_utf_8_is_refused_in_one_line(model_file, tmp_path):
         result = subprocess.run([sys.executable, "-m", "ffnskip_cpp", *words], capture_output=True, text=True)
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
         assert r"'m\udcff.gguf': the name is no UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_q8_0", "phi3", "biased", "demo"])
+def test_inputs_are_those_of_the_files_matrices(model_file, kind):
+    """All matrices that a product by channel can be made of, each once, under the input that it reads."""
+    path = model_file(kind)
+    report, tensors = inspect(path), tensors_of(path)
+    named = {
+        **{w.name: (found.layer, found.kind) for found in report.inputs for w in found.weights},
+    }
+    assert sum(len(found.weights) for found in report.inputs) == len(named)
+    expected = {}
+    for name in tensors:
+        parts = name.removeprefix("blk.").removesuffix(".weight").split(".")
+        if name.startswith("blk.") and name.endswith(".weight") and parts[1] in {*KINDS, "attn_qkv"}:
+            expected[name] = (int(parts[0]), KINDS.get(parts[1], "qkv"))
+    assert named == expected
+    for found in report.inputs:
+        assert {int(tensors[w.name].shape[0]) for w in found.weights} == {found.n_channels}
+        for w in found.weights:
+            assert (w.n_elements, w.bytes) == (tensors[w.name].n_elements, tensors[w.name].n_bytes)
+
+
+@pytest.mark.parametrize("kind", ["llama", "demo"])
+def test_memory_is_what_the_copies_take(model_file, kind, capsys):
+    """At least what products read, and what the core says it has taken."""
+    path = model_file(kind)
+    report = inspect(path)
+    assert all(not found.why_not for found in report.inputs)
+    stored = weights_by_kind(path)
+    for found in report.inputs:
+        read = stored[found.kind][found.layer]
+        assert read < found.memory_bytes < 1.3 * read
+    for tensors in ("ffn", "all"):
+        with ours(path, SkipConfig(policy="channels", tensors=tensors)) as llm:
+            # pages that memory comes in
+            assert 0 <= llm._controller.weights_bytes - report.memory_bytes[tensors] < 2**22
+    assert cli.main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    of_all = f"{2 * report.n_layer} of {2 * report.n_layer} inputs of"
+    assert lines[5] == f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices"
+    mib = {tensors: f"{size / 2**20:,.1f} MiB" for tensors, size in report.memory_bytes.items()}
+    assert lines[6].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
+
+
+def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):
+    """Parallel blocks read one input with attention, and their residual is not there yet."""
+    assert cli.main(["inspect", str(model_file("falcon"))]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("channels  0 of "))
+    reasons = lines[begin + 1 : lines.index("", begin)]
+    assert any("down of layer 0-" in line and "residual" in line for line in reasons)
+    assert all(line.startswith("          not ") for line in reasons) and len(reasons) < 8
+    assert cli.main(["inspect", str(model_file("moe"))]) == 0
+    assert "channels  16 of 16 inputs of attention's matrices" in capsys.readouterr().out.splitlines()
 
 
 def test_the_map_is_an_attribute_of_the_model(model_file):

@@ -29,6 +29,7 @@ from llama_cpp import llama_chat_format
 import ffnskip_cpp
 from ffnskip_cpp import SkipConfig
 from support import tiny_models
+from support.channel_bytes import ffn_bytes
 from support.running import F32_CACHE, GREEDY, ours, plain
 
 PROGRAM = shutil.which("ffnskip-main") or str(Path(sysconfig.get_path("scripts")) / "ffnskip-main")
@@ -96,6 +97,10 @@ SETTINGS = {
     "fixed": (
         ["--skip-layers", "3,5-7", "--warm-up", 0],
         SkipConfig(policy="fixed", layers=[3, 5, 6, 7], warm_up_index=0),
+    ),
+    "channels": (
+        ["--policy", "channels", "--skip-ratio", 0.4, "--warm-up", 3],
+        SkipConfig(policy="channels", skip_ratio=0.4, warm_up_index=3),
     ),
 }
 
@@ -636,16 +641,38 @@ def test_summary_and_layers_agree_with_the_python_package():
     assert counts == list(stats.skipped_per_layer)
 
 
-def read_trace(path):
+def test_summary_and_layers_of_channels_agree_with_the_python_package_and_the_file(tiny):
+    with ours(tiny, SkipConfig(policy="channels", layers=[3], warm_up_index=5)) as llm:
+        list(llm.generate(PROMPT, max_tokens=40, **GREEDY))
+        stats = llm.stats
+    options = ["--policy", "channels", "--skip-layers", 3, "--warm-up", 5]
+    report = run("-m", tiny, "-p", PROMPT, "-n", 40, *TEXT_ONLY, *options, "--stats").stderr.decode()
+    kept, total = stats.channels_kept, stats.channels_total
+    up, down = 100 * kept.sum(axis=0)[2:] / total.sum(axis=0)[2:]
+    share = stats.bytes_left_out / (stats.tokens * ffn_bytes(tiny))
+    assert f"39 generated tokens, {100 * share:.1f} % of their FFN weight bytes left out (" in report
+    assert f"(up {up:.0f} %, down {down:.0f} % of channels kept), " in report
+    assert f", {stats.ffn_bytes_not_read / 2**20:.1f} MiB of FFN weights not read\n" in report
+    assert "policy channels, 39 tokens\n" in report
+    layers = re.findall(r"layer +(\d+): FFN skipped for .*; channels kept: up (\d+) %, down (\d+) %", report)
+    for layer, up, down in layers:
+        shares = 100 * kept[int(layer), 2:] / total[int(layer), 2:]
+        assert [int(up), int(down)] == pytest.approx(shares, abs=0.51)
+    assert len(layers) == 12
+
+
+def read_trace(path, kinds=()):
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    n_layer = (len(header) - 2) // 2
-    assert header == ["token", "text", *(f"similarity_{il}" for il in range(n_layer)),
-                      *(f"skipped_{il}" for il in range(n_layer))]  # fmt: skip
+    n_layer = (len(header) - 2) // (2 + len(kinds))
+    names = ["similarity", "skipped", *(f"kept_{kind}" for kind in kinds)]
+    assert header == ["token", "text", *(f"{name}_{il}" for name in names for il in range(n_layer))]
     assert [int(row[0]) for row in rows] == list(range(len(rows)))
     similarity = np.array([[np.float32(x or "nan") for x in row[2 : 2 + n_layer]] for row in rows])
-    skipped = np.array([[int(x) for x in row[2 + n_layer :]] for row in rows])
-    return [row[1] for row in rows], similarity, skipped
+    skipped = np.array([[int(x) for x in row[2 + n_layer : 2 + 2 * n_layer]] for row in rows])
+    kept = np.array([[np.float32(x or "nan") for x in row[2 + 2 * n_layer :]] for row in rows])
+    texts = [row[1] for row in rows]
+    return (texts, similarity, skipped, kept) if kinds else (texts, similarity, skipped)
 
 
 @pytest.mark.parametrize("model", ["demo", "tiny"])
@@ -664,6 +691,17 @@ def test_trace_is_that_of_the_python_package(model, model_file, tiny, tmp_path):
     np.testing.assert_array_equal(skipped, trace.skipped)
     assert skipped.any() and np.isfinite(similarity).any() and np.isnan(similarity).any()
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_trace_of_channels_is_that_of_the_python_package(tiny, tmp_path):
+    with ours(tiny, SkipConfig(policy="channels", layers=[2], warm_up_index=3)) as llm, llm.trace() as trace:
+        list(llm.generate(PROMPT, max_tokens=30, **GREEDY))
+    options = ["--policy", "channels", "--skip-layers", 2, "--warm-up", 3]
+    run("-m", tiny, "-p", PROMPT, "-n", 30, *TEXT_ONLY, *options, "--trace", tmp_path / "trace.csv", check=True)
+    *_, skipped, kept = read_trace(tmp_path / "trace.csv", kinds=("qkv", "o", "up", "down"))
+    np.testing.assert_array_equal(skipped, trace.skipped)
+    np.testing.assert_array_equal(kept, trace.kept.transpose(0, 2, 1).reshape(len(trace.kept), -1))
+    assert len(kept) == 29 and np.nanmin(kept) == 0 and np.nanmax(kept) == 1
 
 
 def trace_to(path, *more, **options):
@@ -786,6 +824,18 @@ def test_compare_prints_both_texts_and_how_far_they_agree(ratio, tmp_path):
     spread = r"\nspeed-up: median of 37 tokens past the warm-up; quartiles [\d.]+ and [\d.]+, from [\d.]+ to [\d.]+\n"
     assert re.search(spread, text)
     assert len(read_trace(file)[0]) == 39  # of the skipping one
+
+
+def test_compare_says_what_of_the_channels_was_left_out(tiny):
+    options = ["--policy", "channels", "--warm-up", 2]
+    text = output_of("-m", tiny, "-p", PROMPT, "-n", 40, *TEXT_ONLY, *options, "--compare")
+    assert re.search(r" speed-up [\d.]+, [1-9][\d.]+ % of the FFN weight bytes left out\n", text)
+    assert "median of 23 tokens past the warm-up" in text  # the first 16 tell the thresholds
+
+
+def test_a_model_whose_channels_cannot_be_left_out_is_refused(model_file):
+    message = refusal_of("-m", model_file("moe"), "-p", PROMPT, "--policy", "channels")
+    assert "policy 'channels': this model has no weights whose input channels can be left out" in message
 
 
 SAMPLERS = {

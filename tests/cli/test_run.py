@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from ffnskip_cpp import SkipConfig
 from support import running
+from support.channel_bytes import ffn_bytes
 from support.running import F32_CACHE, ours
 
 N_LAYER = 12
@@ -117,6 +119,44 @@ def test_tokens_are_those_of_the_python_class(client, model, api):
     result = under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, N_TOKENS, api)
     assert tokens_of(result) == [tokens]
     assert f"{trace.skipped.sum()} of {trace.skipped.size}" in result.stderr
+
+
+CHANNELS = ["--policy", "channels", "--warm-up", str(WARM_UP)]
+
+
+@pytest.mark.parametrize("api", ["decode", EXT, "fit"])
+def test_channels_are_left_out_as_by_the_python_class(client, model, api, tmp_path):
+    config = SkipConfig(policy="channels", warm_up_index=WARM_UP)
+    with ours(model, config, n_ctx=4096, **F32_CACHE) as llm:
+        tokens = list(llm.generate(prompt_of(0), max_tokens=60, temp=0.0, repeat_penalty=1.0))
+        stats = llm.stats
+    file = tmp_path / "stats.json"
+    result = under_ffnskip([*CHANNELS, "--stats-file", file], client("greedy"), model, 60, api)
+    assert tokens_of(result) == [tokens]
+    written = json.loads(file.read_text())
+    assert written["tokens"] == stats.tokens == 59
+    assert written["bytes_total"] == stats.bytes_total == 59 * ffn_bytes(model)
+    assert written["bytes_left_out"] == stats.bytes_left_out
+    assert written["skip_ratio"] == pytest.approx(stats.bytes_left_out / stats.bytes_total, rel=1e-5)
+    assert written["channels_kept"] == stats.channels_kept.tolist()
+    assert written["channels_total"] == stats.channels_total.tolist()
+
+
+def test_channels_of_several_contexts_are_summed(client, model, tmp_path):
+    """One after the other, or at once; copies are shared."""
+    result = under_ffnskip(CHANNELS, client("contexts"), model, 40)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"% of their FFN weight bytes left out \(up \d+ %, down \d+ % of channels kept\)", result.stderr)
+
+
+def test_a_model_whose_channels_cannot_be_left_out_runs_dense(client, model_file):
+    program = [client("greedy"), model_file("moe"), 30]
+    why = "policy 'channels': this model has no weights whose input channels can be left out"
+    result = under_ffnskip(["--policy", "channels"], *program)
+    assert result.stdout == run(*program).stdout
+    assert why in result.stderr and "this context runs dense" in result.stderr
+    strict = under_ffnskip(["--policy", "channels", "--strict"], *program)
+    assert (strict.returncode, strict.stdout) == (2, "") and why in strict.stderr
 
 
 def test_a_callback_of_the_programs_own_goes_on_seeing_everything(client, model):

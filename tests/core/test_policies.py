@@ -222,7 +222,7 @@ WRONG_FOR_ANY_MODEL = [
     ({"cold_s": 4, "cold_e": 4}, "cold_s: 4 must be below cold_e = 4"),
     ({"cold_s": 5, "cold_e": 4}, "cold_s: 5 must be below cold_e = 4"),
     ({"policy": "fixed"}, "layers: the list is empty; name some, or leave it out"),
-    ({"policy": "random", "layers": [1]}, "layers: only policy 'ffn_skip' takes layers, not 'random'"),
+    ({"policy": "random", "layers": [1]}, "layers: only policies 'ffn_skip' and 'channels' take layers, not 'random'"),
     ({"layers": [2, -1]}, "layers: -1 is negative; the first layer is 0"),
     ({"layers": []}, "layers: the list is empty; name some, or leave it out"),
     ({"policy": "fixed_plus_ffn_skip"}, "layers: the list is empty; name some, or leave it out"),

@@ -1,12 +1,14 @@
 // Where weights by channel come from: memory, the model's file or files, a file of their own. The rows they are compared
 // with are those that ggml reads from the model's file.
 #include "channels/available_memory.h"
+#include "channels/channel_file.h"
 #include "channels/channel_memory.h"
 #include "channels/channel_store.h"
 #include "channels/channel_weights.h"
 #include "channels/model_file.h"
 #include "expect.h"
 #include "ffnskip/errors.h"
+#include "model_stem.h"
 
 #include <ggml-backend.h>
 #include <ggml-cpp.h>
@@ -287,7 +289,7 @@ void not_enough_memory(const std::string & path) {
     wanted.available_bytes   = 3500;
     const std::string number = std::to_string(loaded.weights.size()) + " matrices";
     expect_error([&] { store->add(wanted); },
-                 { number, "1 MB of memory", "0 MB can be had", "ffnskip channels " + path });
+                 { number, " MB, and 0 MB of memory can be had", "ffnskip channels " + path });
     wanted.available_bytes = k_memory_not_known;
     wanted.progress        = [](double done) { return done < 0.5; };
     expect_error<Interrupted>([&] { store->add(wanted); }, { "stopped" });
@@ -355,6 +357,158 @@ void another_model_in_the_same_place() {
     store->add(wanted);
     expect(is_current(elsewhere.matrix) && store->bytes() == bytes, "the same name in another place");
 }
+
+// ---- a file of copies ----
+
+// The copies of some of a file's tensors.
+std::vector<ChannelFilePart> parts_of(const File & file, const std::vector<const ggml_tensor *> & weights) {
+    std::vector<ChannelFilePart> parts;
+    for (const ggml_tensor * weight : weights) {
+        const ggml_tensor * tensor = ggml_get_tensor(file.tensors.get(), weight->name);
+        parts.push_back({ weight->name, ChannelLayout(tensor->type, tensor->ne[0], tensor->ne[1]),
+                          [tensor](int64_t first, int64_t n, uint8_t * to) {
+                              std::memcpy(to, static_cast<const char *>(tensor->data) + size_t(first) * tensor->nb[1],
+                                          size_t(n) * tensor->nb[1]);
+                          } });
+    }
+    return parts;
+}
+
+void expect_mapped(const Loaded & loaded, const File & file, const std::string & what) {
+    const auto store       = ChannelStore::of(loaded.model.get());
+    auto       wanted      = loaded.wanted();
+    wanted.available_bytes = 0;
+    store->add(wanted);
+    expect_copies(*store, loaded, file, what);
+    expect(store->bytes() == 0 && store->mapped_bytes() > 0 && store->notes().empty(), what + ": takes no memory");
+}
+
+void mapped(const std::string & path, const std::string & first_of_split) {
+    const File file(path);
+    for (const bool repacked : { false, true }) {
+        for (const std::string & named : { path, first_of_split }) {
+            const Loaded        loaded(named, repacked);
+            const std::string   beside = channel_file_path(named);
+            std::vector<double> told;
+            write_channel_file(beside, "tiny", parts_of(file, loaded.weights), 2, [&](double done) {
+                told.push_back(done);
+                return true;
+            });
+            expect(told.size() == loaded.weights.size() + 1 && std::is_sorted(told.begin(), told.end()) &&
+                       told.front() == 0 && told.back() == 1,
+                   "progress from 0 to 1");
+            expect_mapped(loaded, file, std::string(repacked ? "repacked " : "") + named + ", mapped");
+            fs::remove(beside);
+        }
+    }
+    expect(channel_file_path(path) == path.substr(0, path.size() - 5) + ".channels.gguf" &&
+               channel_file_path(first_of_split) == path.substr(0, path.size() - 10) + "split.channels.gguf",
+           "the file's name: " + channel_file_path(path) + ", " + channel_file_path(first_of_split));
+    expect_error<std::system_error>([&] { write_channel_file("/nowhere/x.gguf", "tiny", {}, 1, {}); }, { "/nowhere/" });
+#ifdef __linux__
+    const Loaded loaded(path, false);
+    expect_error<std::system_error>(
+        [&] { write_channel_file("/dev/full", "tiny", parts_of(file, loaded.weights), 1, {}); }, { "space" });
+#endif
+    expect_error<Interrupted>(
+        [&] { write_channel_file(channel_file_path(path), "tiny", {}, 1, [](double) { return false; }); },
+        { "stopped" });
+    fs::remove(channel_file_path(path));
+}
+
+// What is not right is told, and copies are made.
+void files_that_are_not_used(const std::string & path, const Folder & folder) {
+    const Loaded      loaded(path, true);
+    const File        file(path);
+    const std::string beside = channel_file_path(path), good = folder / "good.gguf";
+    write_channel_file(good, "tiny", parts_of(file, loaded.weights), 1, {});
+    const std::string bytes       = content(good);
+    const auto        expect_note = [&](const std::vector<std::string> & named) {
+        const auto store = ChannelStore::of(loaded.model.get());
+        store->add(loaded.wanted());
+        expect_copies(*store, loaded, file, named[0]);
+        expect(store->bytes() > 0 && store->mapped_bytes() == 0, named[0] + ": copies are made");
+        const std::vector<std::string> notes = store->notes();
+        expect(notes.size() == 1, "one note: " + named[0]);
+        for (const std::string & text : named) {
+            expect(!notes.empty() && notes[0].find(text) != std::string::npos && notes[0].find(beside) == 0,
+                   "note names " + text + (notes.empty() ? "" : ": " + notes[0]));
+        }
+    };
+    // With other keys.
+    const auto write_changed = [&](const std::function<void(gguf_context *)> & change) {
+        const File        changed(good);
+        const std::string tensors = bytes.substr(gguf_get_data_offset(changed.keys.get()));
+        change(changed.keys.get());
+        std::string header(gguf_get_meta_size(changed.keys.get()), '\0');
+        gguf_get_meta_data(changed.keys.get(), header.data());
+        write(beside, header + tensors);
+    };
+    const size_t n = loaded.weights.size();
+
+    write(beside, bytes);
+    expect_mapped(loaded, file, "the file itself");
+    write(beside, bytes.substr(0, bytes.size() - 5000));
+    expect_note({ "is truncated" });
+    write(beside, bytes.substr(0, 1000));
+    expect_note({ "is truncated or damaged" });
+    write(beside, "GGU");
+    expect_note({ "is no GGUF file" });
+    fs::remove(beside);
+    fs::create_directory(beside);
+    expect_note({ "is no file" });
+    fs::remove(beside);
+    fs::copy_file(path, beside);
+    expect_note({ "has no ffnskip.channels.layout" });
+    write_changed([](gguf_context * keys) { gguf_set_val_u32(keys, "ffnskip.channels.layout", 0); });
+    expect_note({ "is of version 0, not 1", "write it anew" });
+    write_changed([](gguf_context * keys) { gguf_set_val_str(keys, "ffnskip.channels.model", "huge"); });
+    expect_note({ "is of another model, huge", "tiny" });
+    write_changed([](gguf_context * keys) { gguf_remove_key(keys, "ffnskip.channels.samples"); });
+    expect_note({ "ffnskip.channels.samples" });
+    write_changed(
+        [](gguf_context * keys) { gguf_set_arr_data(keys, "ffnskip.channels.inputs", GGUF_TYPE_UINT64, keys, 1); });
+    expect_note({ "ffnskip.channels.inputs" });
+    std::vector<const char *> types(n, "q8_0"), none(n, "q0");
+    write_changed([&](gguf_context * keys) { gguf_set_arr_str(keys, "ffnskip.channels.types", types.data(), n); });
+    expect_note({ "is damaged", "size" });
+    write_changed([&](gguf_context * keys) { gguf_set_arr_str(keys, "ffnskip.channels.types", none.data(), n); });
+    expect_note({ "is damaged", "no type q0" });
+    const std::vector<uint64_t> huge(n, UINT64_MAX);
+    write_changed([&](gguf_context * keys) {
+        gguf_set_arr_data(keys, "ffnskip.channels.outputs", GGUF_TYPE_UINT64, huge.data(), n);
+    });
+    expect_note({ "-1" });
+
+    // The model was quantised anew: the same type, other values.
+    std::string       other_bytes = content(path);
+    const std::string last        = loaded.weights.back()->name;
+    {
+        const int64_t id = gguf_find_tensor(file.keys.get(), last.c_str());
+        other_bytes[gguf_get_data_offset(file.keys.get()) + gguf_get_tensor_offset(file.keys.get(), id)] ^= 1;
+    }
+    write(folder / "requantised.gguf", other_bytes);
+    write_channel_file(beside, "tiny", parts_of(File(folder / "requantised.gguf"), loaded.weights), 1, {});
+    expect_note({ "is of another model", last, "other values" });
+
+    auto wanted            = loaded.wanted();
+    wanted.available_bytes = 0;
+    expect_error([&] { ChannelStore::of(loaded.model.get())->add(wanted); },
+                 { "0 MB of memory can be had", beside + " is not used" });
+
+    // A file with some of the copies.
+    const std::vector<const ggml_tensor *> some(loaded.weights.begin(), loaded.weights.begin() + 2);
+    write_channel_file(beside, "tiny", parts_of(file, some), 1, {});
+    const auto store = ChannelStore::of(loaded.model.get());
+    store->add(loaded.wanted());
+    expect_copies(*store, loaded, file, "some of them mapped");
+    expect(store->bytes() > 0 && store->mapped_bytes() > 0 && store->notes().size() == 1 &&
+               store->notes()[0].find("no copy of " + std::to_string(n - 2) + " matrices") != std::string::npos,
+           "some are mapped");
+    fs::remove(beside);
+}
+
+// ---- threads, and the memory there is ----
 
 // What one thread has added it reads while others add.
 void several_threads(const std::string & path) {
@@ -453,6 +607,8 @@ int main(int argc, char ** argv) {
     not_enough_memory(model);
     what_cant_be_stored();
     another_model_in_the_same_place();
+    mapped(model, first);
+    files_that_are_not_used(model, folder);
     several_threads(model);
     return result();
 }

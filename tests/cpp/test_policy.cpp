@@ -174,7 +174,7 @@ void refusals() {
     config.max_skip                 = 0;
     expect_refused([&] { config.validate(); }, "layer_thresholds: nothing is checked where max_skip is 0");
     config.policy = Policy::random;
-    expect_refused([&] { config.validate(); }, "only policy 'ffn_skip' takes layers, not 'random'");
+    expect_refused([&] { config.validate(); }, "only policies 'ffn_skip' and 'channels' take layers, not 'random'");
     config.layers.reset();
     expect_refused([&] { config.validate(); }, "only policy 'ffn_skip' takes them, not 'random'");
     expect_refused([&] { set_policy(config, "greedy"); },

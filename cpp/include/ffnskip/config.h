@@ -36,6 +36,10 @@ enum class Region {
 // full first. No part of a Config.
 enum class Reuse : uint8_t { all, full };
 
+// Generated tokens that run in full at the beginning of each sequence, and tell what thresholds its channels have, where
+// none are given.
+constexpr int k_channel_tokens = 16;
+
 const char * policy_name(Policy policy);
 const char * region_name(Region region);
 const char * tensors_name(Tensors tensors);

@@ -73,6 +73,9 @@ public:
 
     // One entry per layer that has an FFN block, in order. Filled by probe(), also where it throws Unsupported.
     const std::vector<FfnBlock> & ffn_map() const;
+    // What the matrices of each layer read whose channels policy `channels` can or can't leave out, layer by layer. Empty
+    // before a successful probe().
+    std::vector<LayerInput> channel_inputs() const;
     // What tells this model from others, whatever type its matrices are quantised to: architecture, size, and a hash of
     // the vectors of its blocks, which stay in float32. Empty before probe().
     std::string fingerprint() const;
@@ -92,6 +95,15 @@ public:
     // for any policy but dense. Policy `channels` copies weights of the model into an order of its own, which takes a while
     // and as much memory as they have, once for all contexts of the model; Unsupported says why that can't be.
     void set_config(const Config & config);
+    // Writes these copies into a file, from its beginning to its end, of all weights that `tensors` names. As
+    // MODEL.channels.gguf beside the model's file MODEL.gguf it is mapped in place of making copies: no process has to wait
+    // for them, nor to find memory for them. n_threads and progress are as in WeightsSource. Throws Unsupported before a
+    // successful probe() and where the model has no such weights, and std::system_error where the file can't be written.
+    void write_channels(const std::string & path, Tensors tensors, int n_threads,
+                        const std::function<bool(double done)> & progress) const;
+    // Memory taken by the weights by channel, in bytes, which all contexts of the model share; 0 before set_config() wanted
+    // them.
+    uint64_t weights_bytes() const;
     // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
     // std::invalid_argument, naming the file, where its config does not fit.
     void           set_profile(const Profile & profile);

@@ -1,4 +1,4 @@
-// The FFN block of each layer of a model, as Controller::probe() found it.
+// The FFN blocks of a model's layers, and what its matrices read, as Controller::probe() found them.
 #pragma once
 
 #include "ffnskip/export.h"
@@ -24,6 +24,16 @@ struct FfnBlock {
     std::string            residual;             // "sequential", "in place", "parallel" (docs/how-it-works.md)
     uint64_t               bytes_per_token = 0;  // of weights read for one token; of experts, those chosen
     std::vector<FfnWeight> weights;              // the block's own, and norms computed for it alone
+};
+
+// An input of matrices of a layer, whose channels policy `channels` may leave out.
+struct LayerInput {
+    int                    layer = -1;
+    std::string            kind;     // "qkv": of Q, K and V; "o": of attention's output matrix; "up"; "down"
+    std::string            why_not;  // channels can't be left out of it; empty: they can
+    uint64_t               n_channels = 0;
+    uint64_t               bytes      = 0;  // of memory for the weights by channel; 0 where there can't be any
+    std::vector<FfnWeight> weights;         // that read it
 };
 
 }  // namespace ffnskip FFNSKIP_API

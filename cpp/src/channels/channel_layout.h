@@ -67,6 +67,10 @@ struct ChannelFormat {
     int           offset;  // what a code's zero stands for
 };
 
+// Of all that is said above, and of how many tiles a matrix has where nothing is said of it: files of other versions are
+// refused.
+constexpr int k_channel_layout_version = 1;
+
 constexpr int k_channel_group     = 128;    // outputs
 constexpr int k_channel_span      = 256;    // inputs of a span of a K type
 constexpr int k_max_channel_tile  = 16384;  // outputs

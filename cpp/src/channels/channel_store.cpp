@@ -2,16 +2,22 @@
 
 #include "available_memory.h"
 #include "buffers.h"
+#include "channel_file.h"
+#include "channel_memory.h"
 #include "channel_weights.h"
 #include "ffnskip/errors.h"
+#include "model_stem.h"
 #include "weight_rows.h"
 
 #include <ggml-backend.h>
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <stdexcept>
+#include <system_error>
+#include <unordered_set>
 #include <utility>
 
 namespace ffnskip {
@@ -49,30 +55,14 @@ uint64_t aligned(int64_t bytes) {
     return (uint64_t(bytes) + k_alignment - 1) / k_alignment * k_alignment;
 }
 
-constexpr uint64_t k_mb = 1000000;
-
-ChannelMemory take_memory(uint64_t bytes, size_t n_matrices, const ChannelStore::Wanted & wanted) {
-    const uint64_t available = wanted.available_bytes ? *wanted.available_bytes : available_memory();
-    if (bytes > available) {
-        throw Unsupported("leaving out channels takes a second copy of " + std::to_string(n_matrices) +
-                          " matrices: " + std::to_string((bytes + k_mb - 1) / k_mb) + " MB of memory, of which " +
-                          std::to_string(available / k_mb) +
-                          " MB can be had. Leave out channels of fewer matrices or of a smaller model, choose a policy "
-                          "without channels, or write the copy into a file once, which needs no memory of its own: "
-                          "ffnskip channels " +
-                          (wanted.model_path.empty() ? "MODEL" : wanted.model_path));
-    }
-    try {
-        return ChannelMemory(size_t(bytes));
-    } catch (const std::runtime_error & error) {
-        throw Unsupported(error.what());
-    }
-}
-
-void tell(const std::function<bool(double)> & progress, double done) {
-    if (progress && !progress(done)) {
-        throw Interrupted("making weights by channel was stopped");
-    }
+std::string why_no_memory(uint64_t bytes, uint64_t available, size_t n_matrices, const std::string & model_path) {
+    constexpr uint64_t k_mb = 1000000;
+    return "leaving out channels takes a second copy of " + std::to_string(n_matrices) + " matrices, " +
+           std::to_string((bytes + k_mb - 1) / k_mb) + " MB, and " + std::to_string(available / k_mb) +
+           " MB of memory can be had. Leave out channels of fewer matrices or of a smaller model, choose a policy "
+           "without "
+           "channels, or write the copy into a file once, which takes no memory of its own: ffnskip channels " +
+           (model_path.empty() ? "MODEL" : model_path);
 }
 
 }  // namespace
@@ -85,10 +75,39 @@ struct ChannelStore::Copy {
     uint64_t      sample;  // of these
 };
 
+// What one add() has found and made.
 struct ChannelStore::Batch {
     std::unordered_map<const ggml_tensor *, Copy> copies;
-    ChannelMemory                                 memory;
+    std::optional<ChannelFile>                    file;    // where some are
+    std::optional<ChannelMemory>                  memory;  // and the others
+    uint64_t                                      bytes = 0, mapped_bytes = 0;
     std::unique_ptr<Batch>                        before;
+};
+
+struct ChannelStore::Missing {
+    const ggml_tensor * weight;
+    ChannelLayout       layout;
+    ChannelSource       source;
+
+    Copy copy(const uint8_t * data) const {
+        return { { layout, data }, weight->name, weight->data, sample_memory(weight) };
+    }
+
+    // Throws std::invalid_argument where the file's copy is one of another weight.
+    void require(const ChannelFile::Matrix & copy) const {
+        const auto refuse = [&](const char * what) {
+            throw std::invalid_argument("is of another model: its " + std::string(weight->name) + what);
+        };
+        if (copy.layout.format->type != weight->type) {
+            refuse(" is of another type");
+        }
+        if (copy.layout.n_in != layout.n_in || copy.layout.n_out != layout.n_out) {
+            refuse(" is of another shape");
+        }
+        if (copy.sample != sample_rows(layout.n_out, ggml_row_size(weight->type, layout.n_in), source)) {
+            refuse(" has other values");
+        }
+    }
 };
 
 std::shared_ptr<ChannelStore> ChannelStore::of(const llama_model * model) {
@@ -116,42 +135,107 @@ void ChannelStore::add(const Wanted & wanted) {
     if (is_of_another_model(wanted)) {
         latest_ = nullptr;
         batches_.reset();
-        bytes_ = 0;
+        bytes_ = mapped_bytes_ = 0;
     }
-    std::vector<const ggml_tensor *> missing;
+    WeightRows                              rows(wanted.model_path, wanted.vectors);
+    std::unordered_set<const ggml_tensor *> seen;
+    std::vector<Missing>                    missing;
     for (const ggml_tensor * weight : wanted.weights) {
-        if (find(weight) == nullptr && std::find(missing.begin(), missing.end(), weight) == missing.end()) {
-            missing.push_back(weight);
+        if (find(weight) == nullptr && seen.insert(weight).second) {
+            missing.push_back({ weight, layout_of(weight), rows.of(weight) });
         }
     }
     if (missing.empty()) {
         return;
     }
-    WeightRows                 rows(wanted.model_path, wanted.vectors);
-    std::vector<ChannelLayout> layouts;
-    std::vector<ChannelSource> sources;
-    uint64_t                   bytes = 0;
-    for (const ggml_tensor * weight : missing) {
-        layouts.push_back(layout_of(weight));
-        sources.push_back(rows.of(weight));
-        bytes += aligned(layouts.back().bytes());
-    }
-    auto      batch = std::make_unique<Batch>(Batch{ {}, take_memory(bytes, missing.size(), wanted), nullptr });
-    uint8_t * at    = batch->memory.data();
-    for (size_t i = 0; i < missing.size(); ++i) {
-        tell(wanted.progress, double(at - batch->memory.data()) / double(bytes));
-        const ggml_tensor * weight = missing[i];
-        build_channels(layouts[i], sources[i], wanted.n_threads, at);
-        batch->copies.emplace(weight, Copy{ { layouts[i], at }, weight->name, weight->data, sample_memory(weight) });
-        at += aligned(layouts[i].bytes());
-    }
-    tell(wanted.progress, 1);
+    auto batch = std::make_unique<Batch>();
+    map(wanted, missing, *batch);
+    build(wanted, missing, *batch);
 
+    fingerprint_ = wanted.fingerprint;
+    bytes_ += batch->bytes;
+    mapped_bytes_ += batch->mapped_bytes;
     batch->before = std::move(batches_);
     batches_      = std::move(batch);
-    fingerprint_  = wanted.fingerprint;
-    bytes_ += bytes;
     latest_.store(batches_.get(), std::memory_order_release);
+}
+
+// Takes those that the file has out of the missing ones.
+void ChannelStore::map(const Wanted & wanted, std::vector<Missing> & missing, Batch & batch) {
+    const std::string path = channel_file_path(wanted.model_path);
+    std::error_code   none;
+    if (wanted.model_path.empty() || !std::filesystem::exists(path, none)) {
+        return;
+    }
+    try {
+        const ChannelFile & file = batch.file.emplace(path, wanted.fingerprint);
+        for (const Missing & one : missing) {
+            if (const ChannelFile::Matrix * found = file.find(one.weight->name)) {
+                one.require(*found);
+            }
+        }
+    } catch (const std::invalid_argument & error) {
+        batch.file.reset();
+        note(path + " is not used: it " + error.what());
+        return;
+    }
+    const auto is_mapped = [&](const Missing & one) {
+        const ChannelFile::Matrix * found = batch.file->find(one.weight->name);
+        if (found != nullptr) {
+            batch.copies.emplace(one.weight, one.copy(found->data));
+            batch.mapped_bytes += uint64_t(one.layout.bytes());
+        }
+        return found != nullptr;
+    };
+    missing.erase(std::remove_if(missing.begin(), missing.end(), is_mapped), missing.end());
+    if (!missing.empty()) {
+        note(path + " has no copy of " + std::to_string(missing.size()) + " matrices, " + missing[0].weight->name +
+             " for one: they are copied into memory");
+    }
+}
+
+// All in one piece of memory.
+void ChannelStore::build(const Wanted & wanted, const std::vector<Missing> & missing, Batch & batch) {
+    if (missing.empty()) {
+        return;
+    }
+    for (const Missing & one : missing) {
+        batch.bytes += aligned(one.layout.bytes());
+    }
+    const uint64_t available = wanted.available_bytes ? *wanted.available_bytes : available_memory();
+    if (batch.bytes > available) {
+        std::string why = why_no_memory(batch.bytes, available, missing.size(), wanted.model_path);
+        for (const std::string & text : notes()) {
+            why += "; " + text;
+        }
+        throw Unsupported(why);
+    }
+    try {
+        batch.memory.emplace(size_t(batch.bytes));
+    } catch (const std::runtime_error & error) {
+        throw Unsupported(error.what());
+    }
+    uint64_t done = 0;
+    for (const Missing & one : missing) {
+        tell(wanted.progress, double(done) / double(batch.bytes));
+        uint8_t * to = batch.memory->data() + done;
+        build_channels(one.layout, one.source, wanted.n_threads, to);
+        batch.copies.emplace(one.weight, one.copy(to));
+        done += aligned(one.layout.bytes());
+    }
+    tell(wanted.progress, 1);
+}
+
+void ChannelStore::note(const std::string & text) {
+    const std::lock_guard<std::mutex> lock(notes_mutex_);
+    if (std::find(notes_.begin(), notes_.end(), text) == notes_.end()) {
+        notes_.push_back(text);
+    }
+}
+
+std::vector<std::string> ChannelStore::notes() const {
+    const std::lock_guard<std::mutex> lock(notes_mutex_);
+    return notes_;
 }
 
 // Somebody may have kept the store of a model that is gone, and the model that asks now may lie where that one did, its

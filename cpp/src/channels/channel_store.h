@@ -2,14 +2,13 @@
 #pragma once
 
 #include "channel_layout.h"
-#include "channel_memory.h"
+#include "progress.h"
 
 #include <ggml.h>
 #include <llama.h>
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -38,12 +37,11 @@ public:
         std::string                      fingerprint;  // Controller::fingerprint()
         std::string                      model_path;   // the first file's; "" where not known: then memory has to do
         int                              n_threads = 1;
-        // Told the share that is done, by the thread that calls add(); false stops it. May be empty.
-        std::function<bool(double done)> progress;
+        Progress                         progress;
         std::optional<uint64_t>          available_bytes;  // of memory; without it the system is asked
     };
 
-    // Makes copies of those weights that have none: of all, or of none where it throws. Throws Unsupported where there is
+    // Finds copies of those weights that have none in model.channels.gguf beside the model's file, or makes them: of all, or of none where it throws. Throws Unsupported where there is
     // not enough memory, a type can't be stored by channel or the weights can't be read, std::runtime_error where reading
     // failed on the way, and Interrupted where `progress` stopped it.
     void add(const Wanted & wanted);
@@ -52,20 +50,30 @@ public:
     const ChannelMatrix & matrix(const ggml_tensor * weight) const;
 
     uint64_t bytes() const { return bytes_; }  // of memory taken
+    uint64_t mapped_bytes() const { return mapped_bytes_; }
+
+    // Why files of copies that were found are not used, one line for each.
+    std::vector<std::string> notes() const;
 
 private:
     struct Copy;
     struct Batch;
+    struct Missing;
 
     ChannelStore();
     const Copy * find(const ggml_tensor * weight) const;
     bool         is_of_another_model(const Wanted & wanted) const;
+    void         map(const Wanted & wanted, std::vector<Missing> & missing, Batch & batch);
+    void         build(const Wanted & wanted, const std::vector<Missing> & missing, Batch & batch);
+    void         note(const std::string & text);
 
     std::mutex                 mutex_;  // held by add() alone
     std::string                fingerprint_;
     std::unique_ptr<Batch>     batches_;            // what each add() has made, the last one first
     std::atomic<const Batch *> latest_{ nullptr };  // the same, for those who don't lock
-    std::atomic<uint64_t>      bytes_{ 0 };
+    std::atomic<uint64_t>      bytes_{ 0 }, mapped_bytes_{ 0 };
+    mutable std::mutex         notes_mutex_;
+    std::vector<std::string>   notes_;
 };
 
 }  // namespace ffnskip

@@ -6,6 +6,7 @@
 
 #include <ggml-backend.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -22,11 +23,12 @@ bool in_order_in_memory(const ggml_tensor * weight) {
 
 uint64_t sample_rows(int64_t n_rows, size_t row_bytes, const ChannelSource & source) {
     constexpr int64_t    k_rows = 8;
+    constexpr size_t     k_most = 512;  // bytes of a row
     uint64_t             state  = k_hash_of_nothing;
     std::vector<uint8_t> row(row_bytes);
     for (int64_t i = 0; i < k_rows; ++i) {
         source((n_rows - 1) * i / (k_rows - 1), 1, row.data());
-        add_to_hash(state, row.data(), row.size());
+        add_to_hash(state, row.data(), std::min(row.size(), k_most));
     }
     return state;
 }

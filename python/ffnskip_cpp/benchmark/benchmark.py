@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import llama_cpp
 
@@ -19,7 +20,7 @@ from ..files import PathLike
 from ..gguf_file.file_type import file_type
 from ..gguf_file.weights import WeightBytes
 from ..profile import read_profile
-from .options import AUTO, Options, Setting, Several, Test, settings_of
+from .options import AUTO, Options, Setting, Several, Test, lead_of, settings_of
 from .rows import Benchmark, BenchmarkRow, row_of
 from .runners import open_model, open_runners, quiet
 from .timing import time_test
@@ -45,6 +46,7 @@ def bench(
     region: Several[str] | None = None,
     cold_s: int | None = None,
     cold_e: int | None = None,
+    tensors: Literal["ffn", "all"] = "ffn",
     profile: Several[PathLike] | None = None,
     lora: PathLike | None = None,
     progress: bool | None = None,
@@ -61,10 +63,12 @@ def bench(
         repetitions: Of each test, after an untimed run of its beginning (`warm_up`).
         n_gpu_layers: Layers on the GPU; -1: all.
         flash_attention: None: llama.cpp decides.
-        skip_ratio: Shares of all FFN blocks to skip, in [0, 1]. Default: 0.3 and 0.5; none besides profiles.
-        policy: What to skip them by: "ffn_skip" (default) or "random".
+        skip_ratio: Shares to skip, in [0, 1], of all FFN blocks, with "channels" of the weight bytes of `tensors`.
+            Default: 0.3 and 0.5, with "channels" a third and 0.5; none besides profiles.
+        policy: What to skip by: "ffn_skip" (default), "random" or "channels".
         region: Where "random" chooses from: "any" (default) or "adaptive".
         cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip. Default: an eighth at either end.
+        tensors: Whose input channels "channels" leaves out: "ffn", or "all", those of attention's matrices too.
         profile: Profiles to measure too; "auto" is the model's own.
         lora: An adapter that every context has: FILE or FILE:SCALE.
         progress: Show a progress bar on stderr; None: where that is a terminal.
@@ -120,11 +124,12 @@ def _measure(
         "repetitions": options.repetitions,
         "cold_s": options.cold_s,
         "cold_e": options.cold_e,
+        "tensors": options.tensors,
         "versions": {"ffnskip": __version__, "llama_cpp": llama_cpp.__version__},
     }
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     with open_runners(model, settings, test, threads, options) as runners:
-        seconds = time_test(runners, test, n_vocab, options)
+        seconds = time_test(runners, test, n_vocab, options, lead_of(settings))
         return [
             row_of(test, setting, runner, weights, seconds[0], seconds[i], common)
             for i, (setting, runner) in enumerate(zip(settings, runners))

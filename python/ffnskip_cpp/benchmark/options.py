@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-from .._core import Profile
+from .._core import CHANNEL_TOKENS, Profile
 from ..files import PathLike
 from ..lora import as_adapter
 from ..measure.policies import RATIO_POLICIES, policy_settings
@@ -18,9 +18,20 @@ from ..threads import MAX_THREADS
 from .random_model import find_type
 from .shapes import find_shape
 
-__all__ = ["AUTO", "SKIP_RATIOS", "Options", "Setting", "Several", "Test", "settings_of"]
+__all__ = [
+    "AUTO",
+    "CHANNEL_RATIOS",
+    "SKIP_RATIOS",
+    "Options",
+    "Setting",
+    "Several",
+    "Test",
+    "lead_of",
+    "settings_of",
+]
 
-SKIP_RATIOS = (0.3, 0.5)
+SKIP_RATIOS = (0.3, 0.5)  # of FFN blocks
+CHANNEL_RATIOS = (1 / 3, 0.5)  # of weight bytes
 AUTO = "auto"  # in place of a profile: the model's own
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
@@ -67,6 +78,7 @@ class Options:
     region: Several[str] | None = None
     cold_s: int | None = None
     cold_e: int | None = None
+    tensors: str = "ffn"
     profile: Several[PathLike] | None = None
     lora: PathLike | None = None
     progress: bool | None = None
@@ -92,10 +104,16 @@ class Options:
         return tuple(os.fspath(path) for path in _several(self.profile))
 
     @property
-    def ratios(self) -> tuple[float, ...]:
-        """Profiles are measured alone, unless something else is asked for."""
-        alone = self.profiles and self.skip_ratio is None and self.policy is None
-        return () if alone else _several(SKIP_RATIOS if self.skip_ratio is None else self.skip_ratio)
+    def skipping(self) -> list[SkipConfig]:
+        """Each policy with each ratio. Profiles are measured alone, unless something else is asked for."""
+        if self.profiles and self.skip_ratio is None and self.policy is None:
+            return []
+        base = SkipConfig(cold_s=self.cold_s, cold_e=self.cold_e, warm_up_index=0, sim_threshold=ALWAYS_TRIPS)
+        return [
+            base.replace(**policy, skip_ratio=ratio, tensors=self.tensors)
+            for policy in self.policies
+            for ratio in _several(self.skip_ratio) or (CHANNEL_RATIOS if _is_channels(policy) else SKIP_RATIOS)
+        ]
 
     @property
     def policies(self) -> list[dict[str, Any]]:
@@ -120,10 +138,13 @@ class Options:
                     raise ValueError(f"{name}: {value} is too many; at most {most}")
         if not self.tests:
             raise ValueError("n-prompt and n-gen: 0 and 0 leave nothing to measure; at least one must be positive")
-        for ratio in self.ratios:
+        for ratio in _several(self.skip_ratio):
             if not 0 <= ratio <= 1:
                 raise ValueError(f"skip-ratio: {ratio:g} is outside [0, 1]")
-        _ = self.policies  # refuses those that are not known
+        leaves_channels_out = any(map(_is_channels, self.policies))  # refuses those that are not known
+        if self.tensors != Options.tensors and not leaves_channels_out:
+            raise ValueError(f"tensors: {self.tensors} is for policy channels, which is not among those to measure")
+        _ = self.skipping  # refuses what can't be right
         self._check_model()
 
     def _check_model(self) -> None:
@@ -141,6 +162,10 @@ class Options:
             as_adapter(self.lora)
 
 
+def _is_channels(policy: Mapping[str, Any]) -> bool:
+    return bool(policy["policy"] == "channels")
+
+
 def _several(given: Any) -> tuple[Any, ...]:
     """One value, or a sequence of them; None is none."""
     if given is None:
@@ -156,6 +181,26 @@ class Setting:
     config: SkipConfig | Profile | None
     target: float | None = None
 
+    @property
+    def leaves_channels_out(self) -> bool:
+        config = self._settings
+        return config is not None and config.policy == "channels"
+
+    @property
+    def finds_thresholds(self) -> bool:
+        """Its first tokens run in full, and tell which channels reach least."""
+        config = self._settings
+        return config is not None and config.policy == "channels" and config.channel_thresholds is None
+
+    @property
+    def _settings(self) -> SkipConfig | None:
+        return self.config.config if isinstance(self.config, Profile) else self.config
+
+
+def lead_of(settings: Sequence[Setting]) -> int:
+    """Tokens to be decoded before those that are timed."""
+    return CHANNEL_TOKENS if any(setting.finds_thresholds for setting in settings) else 0
+
 
 def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | None = None) -> list[Setting]:
     """The first is what all others are compared with. Prompts run in full whatever the setting, so plain llama.cpp and
@@ -168,15 +213,17 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     if test.n_prompt:
         return idle
 
-    base = SkipConfig(cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0)
-    skipping = [
-        base.replace(**policy, sim_threshold=ALWAYS_TRIPS, skip_ratio=ratio)
-        for policy in options.policies
-        for ratio in options.ratios
-    ]
+    skipping = options.skipping
+    channels = [config for config in skipping if config.policy == "channels"]
+    blocks = [config for config in skipping if config.policy != "channels"]
+    checks = SkipConfig(
+        cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0, sim_threshold=NEVER_TRIPS, max_skip=1
+    )
     return [
         *idle,
-        Setting("checks", base.replace(sim_threshold=NEVER_TRIPS, max_skip=1)),
-        *(Setting(config.label, config, config.ratio) for config in skipping),
+        *([Setting("checks", checks)] if blocks or not channels else []),
+        *(Setting(config.label, config, config.ratio) for config in blocks),
+        *(Setting("channels, all kept", config.replace(skip_ratio=0.0), 0.0) for config in channels[:1]),
+        *(Setting(config.label, config, config.ratio) for config in channels),
         *(Setting(name, profile) for name, profile in (profiles or {}).items()),
     ]

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .._core import Controller
 from ..gguf_file.weights import WeightBytes
 from ..measure.flops import ffn_flops
+from ..stats import INPUT_KINDS
 from .options import Setting, Test
 from .runners import Runner, SkippingRunner
 
@@ -27,13 +29,13 @@ class BenchmarkRow:
     """What is skipped; or dense (llama.cpp alone), idle (nothing skipped or checked), checks (nothing skipped), or the
     name of a profile."""
     skip_ratio_target: float | None
-    """The share of FFN blocks asked for."""
+    """The share asked for."""
     skip_ratio: float
-    """The share that was skipped."""
+    """The share that was skipped; of policy channels, of the weight bytes of `tensors`."""
     checks: float
     """Similarities computed per token."""
     flops_saved: float
-    """Floating-point operations per token: 2 for each element of the skipped blocks' matrices."""
+    """Floating-point operations per token: 2 for each element of the matrices, or of their columns, left out."""
     ideal_speed_up: float
     """What it were if time were in proportion to the bytes of weights that are read."""
     tokens_per_second: float
@@ -46,6 +48,8 @@ class BenchmarkRow:
     speed_up_q3: float
     share_of_ideal: float
     """speed_up / ideal_speed_up."""
+    weights_bytes: int
+    """Memory that the weights by channel take, which all contexts share."""
     model: str
     type: str
     """Of the weights: "q4_k_m"."""
@@ -57,6 +61,8 @@ class BenchmarkRow:
     cold_s: int | None
     """None: the default, an eighth of the layers; as cold_e."""
     cold_e: int | None
+    tensors: str
+    """Whose input channels policy channels leaves out."""
     versions: Mapping[str, str]
     """Of ffnskip and llama_cpp."""
 
@@ -113,15 +119,39 @@ def row_of(
 
 def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     """What was skipped, per token, and what that saves."""
+    nothing = {"skip_ratio": 0.0, "checks": 0.0, "flops_saved": 0.0, "ideal_speed_up": 1.0, "weights_bytes": 0}
     if not isinstance(runner, SkippingRunner) or runner.controller.stats.tokens == 0:
-        return {"skip_ratio": 0.0, "checks": 0.0, "flops_saved": 0.0, "ideal_speed_up": 1.0}
+        return nothing
     stats = runner.controller.stats
+    if stats.bytes_total > 0:
+        return {**nothing, **_left_out(runner.controller, weights)}
     skipped = (stats.skipped_per_layer / stats.tokens).tolist()
     return {
+        **nothing,
         "skip_ratio": stats.skip_ratio,
         "checks": stats.checks / stats.tokens,
         "flops_saved": sum(skipped[block.layer] * ffn_flops(block) for block in runner.controller.ffn_map),
         "ideal_speed_up": weights.ideal_speed_up(dict(enumerate(skipped))),
+    }
+
+
+def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
+    """The same where channels may be left out. What is read has another size than in the file: groups of outputs are
+    filled up."""
+    stats = controller.stats
+    flops, stored = 0.0, 0
+    for found in controller.channel_inputs:
+        of_input = found.layer, INPUT_KINDS.index(found.kind)
+        total, kept = int(stats.channels_total[of_input]), int(stats.channels_kept[of_input])
+        if total > 0:
+            stored += sum(weight.bytes for weight in found.weights)
+            flops += 2 * (1 - kept / total) * sum(weight.n_elements for weight in found.weights)
+    read = (stats.bytes_total - stats.bytes_left_out) / stats.tokens
+    return {
+        "skip_ratio": stats.skip_ratio,
+        "flops_saved": flops,
+        "ideal_speed_up": weights.ideal_speed_up_by(read, stored),
+        "weights_bytes": controller.weights_bytes,
     }
 
 

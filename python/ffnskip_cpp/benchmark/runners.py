@@ -14,14 +14,14 @@ from typing import Any
 import llama_cpp
 
 from .._core import Controller, Profile, RowKind, Session
+from ..channel_weights import storing_weights
 from ..errors import DecodeError
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import WeightBytes, read_weight_bytes
 from ..load_error import explained
 from ..lora import Adapter, as_adapter
 from ..memory import available_memory
-from ..skip_config import SkipConfig
-from .options import Options, Setting, Test
+from .options import Options, Setting, Test, lead_of, settings_of
 from .random_model import random_model, usable_in_place
 
 __all__ = ["Runner", "SkippingRunner", "open_model", "open_runners", "quiet"]
@@ -49,6 +49,8 @@ class LoadedAdapter:
 
 class Runner:
     """Decodes with plain llama.cpp."""
+
+    finds_thresholds = False  # in its first tokens
 
     def __init__(self, model: int, params: Any, lora: LoadedAdapter | None = None):
         self.ctx = llama_cpp.llama_init_from_model(model, params)
@@ -91,17 +93,27 @@ class Runner:
 class SkippingRunner(Runner):
     """Decodes through a controller."""
 
-    def __init__(self, model: int, params: Any, config: SkipConfig | Profile, lora: LoadedAdapter | None = None):
+    def __init__(
+        self,
+        model: int,
+        params: Any,
+        setting: Setting,
+        model_path: str = "",
+        lora: LoadedAdapter | None = None,
+        progress: bool | None = None,
+    ):
+        self.finds_thresholds = setting.finds_thresholds
         self.controller = Controller()
         params.cb_eval = ctypes.cast(self.controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
         params.cb_eval_user_data = self.controller.user_data
         super().__init__(model, params, lora)
         try:
             self.controller.probe(self.ctx)
-            if isinstance(config, Profile):
-                self.controller.set_profile(config)
-            else:
-                self.controller.config = config
+            with storing_weights(self.controller, model_path, n_threads=os.cpu_count() or 1, show=progress):
+                if isinstance(setting.config, Profile):
+                    self.controller.set_profile(setting.config)
+                elif setting.config is not None:
+                    self.controller.config = setting.config
         except ValueError:
             self.close()
             raise
@@ -159,20 +171,36 @@ def open_model(options: Options) -> Iterator[tuple[int, WeightBytes]]:
     """The model as llama.cpp has it, and the bytes of it that a token reads."""
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = options.n_gpu_layers
-    if options.model_path is not None:
-        check_header(options.model_path)
-        weights = read_weight_bytes(options.model_path)
-        model = _load(os.fspath(options.model_path), params)
-    else:
-        in_place = usable_in_place(options.type)
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if in_place else llama_cpp.LLAMA_LOAD_MODE_NONE
-        with random_model(options.shape or "", options.type) as path:
-            weights = read_weight_bytes(path)
-            model = _load(path, params)
-    try:
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as file:
+        if options.model_path is not None:
+            check_header(options.model_path)
+            path = os.fspath(options.model_path)
+        else:
+            in_place = usable_in_place(options.type)
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if in_place else llama_cpp.LLAMA_LOAD_MODE_NONE
+            path = file.enter_context(random_model(options.shape or "", options.type))
+        weights = read_weight_bytes(path)
+        model = _load(path, params)
+        stack.callback(llama_cpp.llama_model_free, model)
+        _store_weights(stack, model, path, options)
+        file.close()
         yield model, weights
-    finally:
-        llama_cpp.llama_model_free(model)
+
+
+def _store_weights(stack: contextlib.ExitStack, model: int, path: str, options: Options) -> None:
+    """By channel, where some setting wants them: they stay while a context has them, and the file may be gone later."""
+    test = Test(n_gen=1)
+    settings = [setting for setting in settings_of(options, test) if setting.leaves_channels_out]
+    if settings and any(asked.n_gen for asked in options.tests):
+        runner = SkippingRunner(
+            model, _context_params(test, 0, 1, options), settings[0], path, progress=_shown(options)
+        )
+        stack.callback(runner.close)
+
+
+def _shown(options: Options) -> bool | None:
+    """Whether there is a bar: it would get lost between the lines of the log."""
+    return False if options.verbose else options.progress
 
 
 def _load(path: str, params: Any) -> int:
@@ -198,7 +226,8 @@ def open_runners(
             stack.callback(lora.close)
         for setting in settings:
             before = available_memory()
-            runners.append(_open_runner(stack, model, setting, _context_params(test, threads, options), lora))
+            params = _context_params(test, lead_of(settings), threads, options)
+            runners.append(_open_runner(stack, model, setting, params, lora, options))
             if setting is settings[0]:
                 n_copies = 1 if test.n_depth else 0  # the state that all of them start from
                 _check_memory(before - available_memory(), len(settings) - 1 + n_copies, test)
@@ -206,13 +235,19 @@ def open_runners(
 
 
 def _open_runner(
-    stack: contextlib.ExitStack, model: int, setting: Setting, params: Any, lora: LoadedAdapter | None
+    stack: contextlib.ExitStack,
+    model: int,
+    setting: Setting,
+    params: Any,
+    lora: LoadedAdapter | None,
+    options: Options,
 ) -> Runner:
     with _deferred_interrupt():
         if setting.config is None:
             runner = Runner(model, params, lora)
         else:
-            runner = SkippingRunner(model, params, setting.config, lora)
+            path = "" if options.model_path is None else os.fspath(options.model_path)
+            runner = SkippingRunner(model, params, setting, path, lora, _shown(options))
         stack.callback(runner.close)
     return runner
 
@@ -226,9 +261,9 @@ def _check_memory(of_one: float, n_more: int, test: Test) -> None:
         )
 
 
-def _context_params(test: Test, threads: int, options: Options) -> Any:
+def _context_params(test: Test, n_lead: int, threads: int, options: Options) -> Any:
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = test.n_ctx
+    params.n_ctx = test.n_ctx + n_lead
     params.n_batch = max(test.n_prompt, test.n_depth, 2)
     params.n_ubatch = min(params.n_batch, TYPICAL_N_UBATCH)
     params.n_threads = params.n_threads_batch = threads

@@ -30,6 +30,7 @@ COMMANDS = {
     "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),
     "convert": ("convert", "convert a Hugging Face checkpoint to GGUF"),
     "quantize": ("quantize", "write a GGUF file with its matrices in another type"),
+    "channels": ("channels", "write a model's weights by input channel into a file, for policy channels to map"),
     "completion": ("completion", "print what makes the Tab key complete commands and options in a shell"),
 }
 

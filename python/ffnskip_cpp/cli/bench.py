@@ -13,7 +13,7 @@ from ..benchmark.report import FORMATS, NOTES
 from ..benchmark.shapes import SHAPES
 from ..files import check_text_output, whole_file
 from ..lora import LORA_HELP
-from ..measure.policies import RATIO_POLICIES, REGIONS
+from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS
 from .arguments import UsageError, add_model, add_progress, explain, list_of
 
 __all__ = ["add_arguments", "run"]
@@ -26,10 +26,12 @@ HELP = f"""\
 keys of json, jsonl and csv: test (tg: generation, pp: prompt, @ d: depth), policy, skip_ratio_target, skip_ratio
   (achieved), checks (per token), flops_saved (per token), tokens_per_second, tokens_per_second_spread (interquartile
   range), speed_up, speed_up_q1, speed_up_q3 (quartiles), ideal_speed_up, share_of_ideal (speed_up / ideal_speed_up),
-  model, type, threads, n_prompt, n_gen, n_depth, repetitions, cold_s, cold_e (null: the default), versions
+  weights_bytes (memory of the weights by channel), model, type, threads, n_prompt, n_gen, n_depth, repetitions, cold_s,
+  cold_e (null: the default), tensors, versions
 
 examples:
   ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5
+  ffnskip bench --shape llama2-7b --policy channels --skip-ratio 0.25,0.33,0.5
   ffnskip bench model.gguf --profile auto --profile other.ffnskip.gguf
   ffnskip bench model.gguf -d 0,512 -o speed.json"""
 
@@ -98,14 +100,18 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     ratios = ",".join(map(str, SKIP_RATIOS))
     _several(
-        parser, "--skip-ratio", convert=float, metavar="R", help=f"shares of all FFN blocks to skip (default: {ratios})"
+        parser,
+        "--skip-ratio",
+        convert=float,
+        metavar="R",
+        help=f"shares to skip of FFN blocks, by channels of weight bytes (default: {ratios}; channels: a third,0.5)",
     )
     _several(
         parser,
         "--policy",
         convert=str,
         metavar="P",
-        help=f"what to skip them by: {', '.join(RATIO_POLICIES)} (default: {RATIO_POLICIES[0]})",
+        help=f"what to skip by: {', '.join(RATIO_POLICIES)} (default: {RATIO_POLICIES[0]})",
     )
     _several(
         parser,
@@ -119,6 +125,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cold-e", type=int, metavar="N", help="layers from N on never skip (default: the last eighth)"
+    )
+    parser.add_argument(
+        "--tensors",
+        choices=TENSORS,
+        default=Options.tensors,
+        help="matrices whose input channels --policy channels leaves out: ffn, or all, attention's too (default: ffn)",
     )
     parser.add_argument(
         "--profile",
@@ -154,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
         region=args.region,
         cold_s=args.cold_s,
         cold_e=args.cold_e,
+        tensors=args.tensors,
         profile=args.profile,
         lora=args.lora,
         progress=args.progress,

@@ -13,7 +13,8 @@ __all__ = ["add_arguments", "run"]
 HELP = """\
 Parameters are counted as in the paper's Table 1. bytes: read for one token; of experts, those chosen. The ideal
 speed-up is the one that the bytes not read allow, where time is in proportion to bytes; what it costs in quality,
-ffnskip calibrate tells.
+ffnskip calibrate tells. channels: inputs of matrices of which --policy channels can leave channels out, and the memory
+for copies of their weights, by channel.
 
 examples:
   ffnskip inspect model.gguf

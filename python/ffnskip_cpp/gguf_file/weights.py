@@ -36,6 +36,10 @@ class WeightBytes:
         unread = sum(share * self.ffn_per_layer.get(layer, 0) for layer, share in skipped_per_layer.items())
         return self.total / (self.total - unread)
 
+    def ideal_speed_up_by(self, read: float, stored: int) -> float:
+        """The same where weights of which the file stores so many bytes take `read` bytes to read."""
+        return self.total / (self.total - stored + read)
+
 
 def weight_bytes(tensors: Mapping[str, int], expert_share: float = 1.0) -> WeightBytes:
     """Bytes read per token, given the size of each tensor of a model.

@@ -9,10 +9,7 @@ Blocks are those the controller found in the graph that llama.cpp builds, not th
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +17,12 @@ from ..files import PathLike
 from ..gguf_file.header import read_headers
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import weight_bytes_of
-from .report import Inspection, Layer, Weight
+from ..probing import probed
+from .report import Inspection, Layer, LayerInput, Weight
 
 if TYPE_CHECKING:
-    from .._core import Controller, FfnBlock
+    from .. import _core
+    from .._core import FfnBlock, FfnWeight
 
 __all__ = ["inspect"]
 
@@ -44,8 +43,9 @@ def inspect(model_path: PathLike) -> Inspection:
     n_layer = headers[0].of_architecture("block_count", 0)
     weights = weight_bytes_of(headers)
     sizes = {tensor.name: tensor.n_elements for header in headers for tensor in header.tensors}
-    with _mapped(path) as (controller, refused):
+    with probed(path) as (controller, refused):
         blocks, fingerprint = controller.ffn_map, controller.fingerprint
+        inputs = tuple(map(_input, controller.channel_inputs))
     profile, profile_refused = _profile(path, fingerprint)
     layers = tuple(map(_layer, blocks))
     skippable = [layer.layer for layer in layers if layer.skippable]
@@ -69,41 +69,12 @@ def inspect(model_path: PathLike) -> Inspection:
             if 0 < round(ratio * n_layer) < len(skippable)
         },
         layers=layers,
+        inputs=inputs,
+        memory_bytes={
+            "ffn": sum(found.memory_bytes for found in inputs if found.of_ffn and not found.why_not),
+            "all": sum(found.memory_bytes for found in inputs if not found.why_not),
+        },
     )
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[tuple[Controller, str | None]]:
-    """A controller that has seen the model's graph, and why the model can't skip. The weights stay where they are, in
-    the file: not repacked, not on a GPU."""
-    import llama_cpp
-
-    from .._core import Controller
-    from ..errors import Unsupported
-    from ..load_error import explained
-
-    controller = Controller()
-    refused = None
-    with explained(quiet=True), contextlib.ExitStack() as stack:
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers, params.use_extra_bufts = 0, False
-        model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-        if not model:
-            raise ValueError(f"Failed to load model from file: {path}")
-        stack.callback(llama_cpp.llama_model_free, model)
-        options = llama_cpp.llama_context_default_params()
-        options.n_ctx = options.n_batch = options.n_ubatch = 32
-        options.cb_eval = ctypes.cast(controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
-        options.cb_eval_user_data = controller.user_data
-        context = llama_cpp.llama_init_from_model(model, options)
-        if not context:
-            raise ValueError(f"Failed to create a context for {path}")
-        stack.callback(llama_cpp.llama_free, context)
-        try:
-            controller.probe(ctypes.cast(context, ctypes.c_void_p).value or 0)
-        except Unsupported as error:
-            refused = str(error)
-        yield controller, refused
 
 
 def _profile(path: Path, fingerprint: str) -> tuple[str | None, str | None]:
@@ -122,8 +93,23 @@ def _profile(path: Path, fingerprint: str) -> tuple[str | None, str | None]:
     return str(where), f"it is of another model, {made_for}; this one is {fingerprint}"
 
 
+def _input(found: _core.LayerInput) -> LayerInput:
+    return LayerInput(
+        layer=found.layer,
+        kind=found.kind,
+        n_channels=found.n_channels,
+        why_not=found.why_not,
+        memory_bytes=found.bytes,
+        weights=_weights(found.weights),
+    )
+
+
+def _weights(weights: Sequence[FfnWeight]) -> tuple[Weight, ...]:
+    return tuple(Weight(w.name, w.type, w.n_elements, w.bytes) for w in weights)
+
+
 def _layer(block: FfnBlock) -> Layer:
-    weights = tuple(Weight(w.name, w.type, w.n_elements, w.bytes) for w in block.weights)
+    weights = _weights(block.weights)
     return Layer(
         layer=block.layer,
         kind=block.kind,

@@ -9,7 +9,7 @@ from typing import Any
 from ..ranges import ranges
 from ..table import aligned
 
-__all__ = ["Inspection", "Layer", "Weight"]
+__all__ = ["Inspection", "Layer", "LayerInput", "Weight"]
 
 SHOWN_RATIOS = (0.1, 0.25, 0.5)  # in the text; as_dict() has all
 
@@ -43,6 +43,25 @@ class Layer:
     weights: tuple[Weight, ...]
 
 
+@dataclass(frozen=True)
+class LayerInput:
+    """What matrices of a layer read: policy "channels" leaves out the channels of it that reach least."""
+
+    layer: int
+    kind: str
+    """"qkv": of Q, K and V; "o": of attention's output matrix; "up": of gate and up; "down"."""
+    n_channels: int
+    why_not: str
+    """Why channels can't be left out; empty where they can."""
+    memory_bytes: int
+    """That the weights by channel take; 0 where they can't be stored so."""
+    weights: tuple[Weight, ...]
+
+    @property
+    def of_ffn(self) -> bool:
+        return self.kind in ("up", "down")
+
+
 @dataclass(frozen=True, repr=False)
 class Inspection:
     """What there is to skip in a model; its repr is the text that `ffnskip inspect` prints."""
@@ -68,6 +87,9 @@ class Inspection:
     ideal_speed_up: Mapping[float, float]
     """By the share of the FFN blocks skipped: what the bytes not read allow."""
     layers: tuple[Layer, ...]
+    inputs: tuple[LayerInput, ...]
+    memory_bytes: Mapping[str, int]
+    """That the weights by channel take, for policy "channels" with `tensors` "ffn" and "all"."""
 
     def as_dict(self) -> dict[str, Any]:
         """What `ffnskip inspect --json` prints."""
@@ -93,7 +115,40 @@ def _answer(inspection: Inspection) -> list[str]:
     if shown and not refused:
         pairs = ", ".join(f"x{value:.2f} with {100 * ratio:g} %" for ratio, value in shown.items())
         lines.append(f"speed-up  {pairs} of the blocks skipped, as far as bytes allow")
-    return [*lines, f"profile   {_profile_line(inspection)}"]
+    lines.append(f"profile   {_profile_line(inspection)}")
+    return lines if refused else [*lines, *_channels(inspection)]
+
+
+def _channels(inspection: Inspection) -> list[str]:
+    """Of which inputs policy "channels" can leave some out, and what that takes."""
+    groups: dict[str, list[LayerInput]] = {"of the FFN's matrices": [], "of attention's matrices": []}
+    notes: dict[str, dict[int, list[str]]] = {}
+    for found in inspection.inputs:
+        groups["of the FFN's matrices" if found.of_ffn else "of attention's matrices"].append(found)
+        if found.why_not:
+            # Layers that are alike have one line.
+            why = found.why_not.replace(f"blk.{found.layer}.", "").replace(f"-{found.layer}'", "'")
+            notes.setdefault(why, {}).setdefault(found.layer, []).append(found.kind)
+    counts = [
+        f"{sum(not found.why_not for found in inputs)} of {len(inputs)} inputs {words}"
+        for words, inputs in groups.items()
+        if inputs
+    ]
+    lines = [f"channels  {', '.join(counts) or 'none: no matrix has an input that can leave some out'}"]
+    lines += [f"          not {_kinds(which)}: {why}" for why, which in notes.items()]
+    of_ffn, of_all = inspection.memory_bytes["ffn"], inspection.memory_bytes["all"]
+    if of_all > 0:
+        ffn = f"{of_ffn / 2**20:,.1f} MiB of memory, with attention's " if of_ffn else ""
+        lines.append(f"          copies of these matrices take {ffn}{of_all / 2**20:,.1f} MiB")
+    return lines
+
+
+def _kinds(by_layer: Mapping[int, Sequence[str]]) -> str:
+    """ "qkv and o of layer 0-3"."""
+    groups: dict[str, list[int]] = {}
+    for layer, kinds in by_layer.items():
+        groups.setdefault(" and ".join(kinds), []).append(layer)
+    return ", ".join(f"{kinds} of layer {ranges(layers)}" for kinds, layers in groups.items())
 
 
 def _can_skip(layers: Sequence[Layer]) -> str:

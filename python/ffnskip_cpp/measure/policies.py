@@ -7,10 +7,11 @@ from typing import Any
 
 from ..skip_config import POLICIES, SkipConfig
 
-__all__ = ["RATIO_POLICIES", "REGIONS", "policy_settings"]
+__all__ = ["RATIO_POLICIES", "REGIONS", "TENSORS", "policy_settings"]
 
-RATIO_POLICIES = ("ffn_skip", "random")
+RATIO_POLICIES = ("ffn_skip", "random", "channels")
 REGIONS = ("any", "adaptive")
+TENSORS = ("ffn", "all")
 _OLD = "random_adaptive_region"
 
 
