@@ -9,15 +9,11 @@ from typing import Any, Literal, TypedDict, get_args
 
 from . import _core
 
-__all__ = ["INPUT_KINDS", "POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsName"]
+__all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsName"]
 
 TensorsName = Literal["ffn", "all"]
 PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
 OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
-
-INPUT_KINDS = ("qkv", "o", "up", "down")
-"""The inputs of a layer whose channels may be left out: of Q, K and V, of attention's output matrix, of gate and up,
-and of down; the order of `channel_thresholds`."""
 
 BLOCK_RATIO = 0.25
 CHANNEL_RATIO = 1 / 3

@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..skip_config import INPUT_KINDS, SkipConfig
+from ..skip_config import SkipConfig
+from ..stats import INPUT_KINDS
 from .effort import Effort
 from .evaluation import Evaluator, Score
 from .race import Race

@@ -17,8 +17,8 @@ from ..measure.quality import Comparison, Quality, Reference, logits_of
 from ..measure.similarity import check_everything
 from ..measure.text import Chunk
 from ..memory import available_memory
-from ..skip_config import INPUT_KINDS, SkipConfig, TensorsName
-from ..stats import Trace
+from ..skip_config import SkipConfig, TensorsName
+from ..stats import INPUT_KINDS, Trace
 from .cache import Arrays, Cache
 from .progress import Bar
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..skip_config import INPUT_KINDS
+from ..stats import INPUT_KINDS
 from ..table import markdown
 from .choice import Row, beats, equal
 

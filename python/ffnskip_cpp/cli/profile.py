@@ -26,7 +26,8 @@ from ..profile import (
     strip_profile,
 )
 from ..ranges import ranges
-from ..skip_config import INPUT_KINDS, SkipConfig
+from ..skip_config import SkipConfig
+from ..stats import INPUT_KINDS
 from ..table import aligned
 from .arguments import add_model, explain
 
