@@ -101,8 +101,11 @@ class ChannelSearch:
         return best
 
     def saving(self, candidate: ChannelCandidate, ratio: float) -> ChannelCandidate | None:
-        """The same with other thresholds in the same proportions, not measured anew."""
-        thresholds = self._inputs.saving(candidate.shape, ratio, candidate.config.layers or ())
+        """The same with other thresholds in the same proportions that save so much, or as much as can be, not measured
+        anew; None where the blocks alone save more."""
+        layers = candidate.config.layers or ()
+        ratio = min(ratio, self._inputs.most(layers))
+        thresholds = self._inputs.saving(candidate.shape, ratio, layers)
         if thresholds is None:
             return None
         config = candidate.config.replace(channel_thresholds=thresholds.ravel().tolist())
@@ -114,7 +117,7 @@ class ChannelSearch:
         shape = np.where(self._inputs.usable, np.sqrt(self._inputs.channel_bytes / self.costs), 0.0)
         factors = np.geomspace(1e-6, 1e6, 400)
         kl = [(costs * self._inputs.energy(factor * shape)).sum() for factor in factors]
-        return self._inputs.saved(shape * float(np.interp(max_kl, kl, factors)))
+        return min(self._inputs.saved(shape * float(np.interp(max_kl, kl, factors))), self._inputs.most())
 
     def n_evaluations(self) -> int:
         """Of chunks, about, that a candidate takes where nothing is known yet."""

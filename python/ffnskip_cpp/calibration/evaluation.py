@@ -192,6 +192,8 @@ class Evaluator:
         self._n_measured += len(chunk)
         n = len(chunk.rows(self._warm_up_index))
         channels = config.policy == "channels"
+        if channels:
+            trace.kept[..., FFN] = np.where(trace.skipped[..., None], 0.0, trace.kept[..., FFN])
         left_out = _bytes_left_out(trace, self._bytes) if channels else trace.skipped.sum(axis=1, dtype=np.float64)
         kept = trace.kept[:n].mean(axis=0, dtype=np.float64) if channels else np.empty((0, 4))
         return {**vars(compared), "similarity": trace.similarity[:n], "left_out": left_out[:n], "channels_kept": kept}

@@ -68,6 +68,13 @@ class Inputs:
             saved[il, FFN] = self._bytes[il, FFN, 1]
         return float(saved.sum() / self._bytes[..., 1].sum())
 
+    def most(self, layers: Sequence[int] = ()) -> float:
+        """What can be saved where the FFN blocks of `layers` are skipped besides."""
+        thresholds = self.below(MOST)
+        for il in layers:
+            thresholds[il, FFN] = 0.0
+        return self.saved(thresholds, layers)
+
     def ffn_share(self) -> float:
         """The share of all bytes that is of FFN blocks."""
         return float(self._bytes[:, FFN, 1].sum() / self._bytes[..., 1].sum())
@@ -84,7 +91,7 @@ class Inputs:
             return np.minimum(shape * factor, most)
 
         low, high = 1e-12, 1e12
-        if not self.saved(thresholds(low), layers) <= ratio <= self.saved(thresholds(high), layers):
+        if not self.saved(thresholds(low), layers) <= ratio <= self.most(layers):
             return None
         for _ in range(STEPS):
             middle = float(np.sqrt(low * high))
