@@ -213,18 +213,26 @@ class Work:
         n_wanted = self.search.n_fixed(ratio, TOLERANCE)
         limit = BEHIND * min((candidate.score.quality.kl for candidate in channels), default=np.inf)
         for n in range(1, 1 if self._effort.wide else n_wanted):
-            score = self.search.fixed(n)
-            if score.quality.kl > limit:
-                self._blocks_are_behind = True
-                self.notes.append(
+            if self.search.fixed(n).quality.kl > limit:
+                self._give_up_blocks(
                     f"{n} FFN blocks, of {n_wanted} that would be needed, cost more than {BEHIND:g} times what "
                     "channels do; more were not tried"
                 )
-                return [Candidate(score.config, score)]
+                return [self._fixed(n)]
         candidates = self.search.candidates(ratio, TOLERANCE)
         if not any(candidate.config.label == "ffn_skip" for candidate in candidates):
             self.notes.append("Algorithm 1 can't skip that much")
         return candidates
+
+    def _fixed(self, n: int) -> Candidate:
+        score = self.search.fixed(n)
+        return Candidate(score.config, score)
+
+    def _give_up_blocks(self, why: str) -> None:
+        """All that is left is to compare a few settings."""
+        self._blocks_are_behind = True
+        self.notes.append(why)
+        self._progress.expect(N_COMPARED * sum(map(len, self._compared)))
 
     # ---- within a KL divergence ----
 
@@ -236,6 +244,7 @@ class Work:
             rows += self._blocks_within(max_kl, most_within(rows, max_kl))
         found = most_within(rows, max_kl)
         if found is None:
+            rows = rows or self._compare([self._fixed(1)], 0.0, references=False)[0]
             raise TargetUnreachableError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
         _, references = self._compare([], found.skip_ratio)
         chosen = most_within([*rows, *references], max_kl) or found
@@ -280,13 +289,11 @@ class Work:
         expected = self._ratio_at(max_kl)
         if channels is not None and BEHIND * expected * self._ffn_share < channels.skip_ratio and not self._effort.wide:
             n = max(1, int(expected * self._model.n_ffn + 1e-9))
-            self._blocks_are_behind = True
-            self.notes.append(
-                f"within this divergence about {n} FFN blocks can be skipped; other policies that skip blocks were not "
-                "tried"
+            self._give_up_blocks(
+                f"about {expected:.1%} of the FFN blocks can be skipped within this divergence; other policies that "
+                "skip blocks were not tried"
             )
-            score = self.search.fixed(n)
-            return self._compare([Candidate(score.config, score)], 0.0, references=False)[0]
+            return self._compare([self._fixed(n)], 0.0, references=False)[0]
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
         percent = min(max(round(100 * expected), low + 1), high - 1)
         compared: list[Row] = []
