@@ -8,11 +8,9 @@ inputs cost adds up. So with a cost for each input
 is least, for what it saves, where threshold = factor * sqrt(bytes of a channel / cost), with one factor for all inputs:
 at its threshold a channel of each loses as much for a byte. One number for each input remains to be measured.
 
-1. Groups of neighbouring layers leave out a good part of the channels of one kind of input, the first and the last
-   layer by themselves, which are unlike all others. Layers of a group are taken to cost the same where they leave out
-   the same share.
-2. Single costs are corrected where all inputs leave out channels together: settings with other costs for a kind, or for
-   the first or last layer, that save the same race (race.py), as often as the effort says.
+Groups of neighbouring layers leave out a good part of the channels of one kind of input, the first and the last layer
+by themselves, which are unlike all others. Layers of a group are taken to cost the same where they leave out the same
+share, as they do, nearly: finer groups gain a percent. What results races (race.py) against equal shares in all layers.
 
 Leaving out the least bit changes how every later layer's product rounds its input, which is a KL divergence of its own;
 it is measured and taken off.
@@ -42,8 +40,7 @@ and what an input may come to."""
 SLIGHTLY = 0.02  # share of the channels left out where it is the rounding that is measured
 LEAST = 0.1  # part of a KL divergence that is not put down to rounding
 EQUAL = np.array([1.0, 1.0, 1.0, 2.0])
-"""Shares left out, by kind, in proportion: what everything found is to be better than."""
-CHANGES = (0.6, 1.7)  # factors that costs are corrected by
+"""Shares left out, by kind, in proportion: what is found is to be better than that."""
 RATIO_TOLERANCE = 0.003  # of what a setting saves, from what is wanted
 GROWTH = 3.0  # KL divergence grows with about this power of what is saved
 
@@ -74,31 +71,20 @@ class ChannelSearch:
         self._effort = effort
         self._warm_up_index = warm_up_index
         self._costs: PerInput | None = None
-        self._shapes: dict[tuple[int, ...], PerInput] = {}
+        self._shape: PerInput | None = None  # what won
 
     def candidate(self, ratio: float, layers: Sequence[int] = ()) -> ChannelCandidate | None:
         """The best thresholds found that save `ratio` of the bytes where the FFN blocks of `layers` are skipped
         besides; None where that can't be."""
-        layers = tuple(sorted(layers))
-        known = self._shapes.get(layers)
-        shapes = self._first_shapes(layers) if known is None else [known]
+        shapes = self._first_shapes() if self._shape is None else [self._shape]
         racing = [found for shape in shapes if (found := self._solved(shape, ratio, layers)) is not None]
         if not racing:
             return None
-        best = self._best(racing)
-        if known is None:
-            best = self._improved(best, layers)
-            self._shapes[layers] = best.shape
+        of_config = {candidate.config: candidate for candidate in racing}
+        score = self._race.run(list(of_config), _kl_for_saved)[0]
+        best = replace(of_config[score.config], score=score)
+        self._shape = best.shape
         return self._corrected(best)
-
-    def _improved(self, best: ChannelCandidate, layers: tuple[int, ...]) -> ChannelCandidate:
-        for _ in range(self._effort.n_corrections):
-            others = [self._solved(shape, best.ratio, layers) for shape in self._changed(best.shape)]
-            winner = self._best([best, *(other for other in others if other is not None)])
-            if winner.config == best.config:
-                break
-            best = winner
-        return best
 
     def saving(self, candidate: ChannelCandidate, ratio: float) -> ChannelCandidate | None:
         """The same with other thresholds in the same proportions that save so much, or as much as can be, not measured
@@ -114,7 +100,7 @@ class ChannelSearch:
     def expected_ratio(self, max_kl: float) -> float:
         """What can be saved at a KL divergence, as far as the costs tell."""
         costs = np.where(self._inputs.usable, self.costs, 0.0)
-        shape = np.where(self._inputs.usable, np.sqrt(self._inputs.channel_bytes / self.costs), 0.0)
+        shape = np.sqrt(self._inputs.channel_bytes / self.costs)
         factors = np.geomspace(1e-6, 1e6, 400)
         kl = [(costs * self._inputs.energy(factor * shape)).sum() for factor in factors]
         return min(self._inputs.saved(shape * float(np.interp(max_kl, kl, factors))), self._inputs.most())
@@ -122,10 +108,9 @@ class ChannelSearch:
     def n_evaluations(self) -> int:
         """Of chunks, about, that a candidate takes where nothing is known yet."""
         n_probes = 1 + sum(len(groups(kind, self._effort.group)) for kind in self._inputs.usable.T if kind.any())
-        n_kinds = int(self._inputs.usable.any(axis=0).sum())
-        n_chunks, first = len(self._race.chunks), self._race.first
-        corrections = self._effort.n_corrections * race_cost(1 + len(CHANGES) * (n_kinds + 1), n_chunks, first)
-        return n_probes * self._n_probe_chunks() + race_cost(2, n_chunks, first) + corrections + n_chunks
+        n_chunks = len(self._race.chunks)
+        race = race_cost(2, n_chunks, self._race.first)
+        return n_probes * self._n_probe_chunks() + race + n_chunks
 
     # ---- costs ----
 
@@ -164,22 +149,9 @@ class ChannelSearch:
 
     # ---- shapes ----
 
-    def _first_shapes(self, layers: tuple[int, ...]) -> list[PerInput]:
-        """What was found without the blocks of `layers`, or else what the costs say, and equal shares."""
-        if layers and () in self._shapes:
-            return [self._shapes[()]]
+    def _first_shapes(self) -> list[PerInput]:
+        """What the costs say, and equal shares."""
         return [np.sqrt(self._inputs.channel_bytes / self.costs), self._inputs.below(EQUAL / 4)]
-
-    def _changed(self, shape: PerInput) -> Iterator[PerInput]:
-        """Shapes with other costs for the inputs of a kind, or of the first and the last layer."""
-        usable = self._inputs.usable
-        parts = [np.broadcast_to(np.arange(usable.shape[1]) == kind, usable.shape) & usable for kind in range(4)]
-        rows = np.flatnonzero(usable.any(axis=1))
-        ends = np.isin(np.arange(len(usable)), rows[[0, -1]])[:, None] & usable
-        for part in [*parts, ends]:
-            if part.any() and not part[usable].all():
-                for factor in CHANGES:
-                    yield np.where(part, shape / np.sqrt(factor), shape)
 
     # ---- settings ----
 
@@ -191,16 +163,11 @@ class ChannelSearch:
             warm_up_index=self._warm_up_index,
         )
 
-    def _solved(self, shape: PerInput, ratio: float, layers: tuple[int, ...]) -> ChannelCandidate | None:
+    def _solved(self, shape: PerInput, ratio: float, layers: Sequence[int]) -> ChannelCandidate | None:
         thresholds = self._inputs.saving(shape, ratio, layers)
         if thresholds is None:
             return None
         return ChannelCandidate(config := self._config(thresholds, layers), Score(config), shape, ratio)
-
-    def _best(self, candidates: Sequence[ChannelCandidate]) -> ChannelCandidate:
-        of_config = {candidate.config: candidate for candidate in candidates}
-        score = self._race.run(list(of_config), _kl_for_saved)[0]
-        return replace(of_config[score.config], score=score)
 
     def _corrected(self, candidate: ChannelCandidate) -> ChannelCandidate:
         """With thresholds that make up for what it saves too much or too little, as what is left out changes how far

@@ -28,8 +28,6 @@ class Effort:
     """Layers whose inputs leave out channels together where the cost of one kind of input is measured."""
     probed_chunks: int
     """Of the search, that it is measured on."""
-    n_corrections: int
-    """Times that the costs of the inputs are corrected where all leave out channels."""
     wide: bool = False
     """With what seldom wins: a threshold for each layer, and Algorithm 1 beside a smaller fixed set."""
 
@@ -43,7 +41,6 @@ EFFORTS = {
         compared_tokens=2048,
         group=10,
         probed_chunks=2,
-        n_corrections=1,
     ),
     "normal": Effort(
         *(1, SEARCHED_ROWS),
@@ -53,7 +50,6 @@ EFFORTS = {
         compared_tokens=4096,
         group=5,
         probed_chunks=4,
-        n_corrections=2,
     ),
     "thorough": Effort(
         *(4, 2 * SEARCHED_ROWS),
@@ -63,7 +59,6 @@ EFFORTS = {
         compared_tokens=16384,
         group=2,
         probed_chunks=16,
-        n_corrections=4,
         wide=True,
     ),
 }
