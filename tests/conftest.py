@@ -27,6 +27,7 @@ SLOW = {
     "test_architectures",
     "test_bench",
     "test_calibrate",
+    "test_channels_reference",
     "test_convert",
     "test_convert_failures",
     "test_convert_families",
@@ -69,11 +70,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """model_file(kind, **options): path of the model of this kind; "demo" is the model that comes with the package,
-    "demo_float32" the same weights in F32."""
+    "demo_float32" the same weights in F32. `quantized`: by llama.cpp to a type such as "q4_k_s", but for the embeddings
+    and the output matrix."""
     folder = tmp_path_factory.mktemp("models")
     written: dict[tuple[Any, ...], Path] = {}
 
-    def write(kind: str, **options: Any) -> Path:
+    def write(kind: str, quantized: str | None = None, **options: Any) -> Path:
+        if quantized is not None:
+            source = write(kind, **options)
+            return once(
+                (kind, quantized, *sorted(options.items())), lambda to: running.quantized(source, to, quantized)
+            )
         return once((kind, *sorted(options.items())), lambda to: tiny_models.WRITERS[kind](to, **options))
 
     def demo(kind: str, zero_ffn_layers: tuple[int, ...] = ()) -> Path:

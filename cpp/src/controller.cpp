@@ -157,6 +157,11 @@ struct Controller::Impl {
             kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
             repeat_skipped(ctx);
         }
+        for (const Sequences::Part & part : sequences.parts()) {
+            if (part.next == 0) {  // another text, whose channels are its own
+                evaluation.channels().sequences().restart(part.seq);
+            }
+        }
         llama_batch placed = rows;
         placed.pos         = sequences.positions();
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {

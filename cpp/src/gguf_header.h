@@ -30,7 +30,7 @@ struct GgufHeader {
 inline GgufHeader read_gguf_header(const std::string & path) {
     std::error_code error;
     if (!std::filesystem::is_regular_file(path, error)) {  // a pipe is none: opening one waits for who writes into it
-        throw std::invalid_argument(error ? "can't be read: " + error.message() : "is no file");
+        throw std::invalid_argument("can't be read: " + (error ? error.message() : "it is no file"));
     }
     std::ifstream file(path, std::ios::binary);
     if (!file) {

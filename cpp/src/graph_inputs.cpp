@@ -144,7 +144,11 @@ void GraphLearner::require_only_readers(Input & input, int number) {
         if (!ours) {
             const auto named = std::find_if(by_name_.begin(), by_name_.end(),
                                             [&](const auto & entry) { return entry.second == int32_t(i); });
-            input.why_not    = "its input is read by node '" + (named == by_name_.end() ? "?" : named->first) + "' too";
+            // Of a LoRA adapter, say: its nodes have names that tell nobody anything.
+            const ggml_tensor * weight = map_.nodes[i].weight;
+            const std::string reader = weight != nullptr ? weight->name : named == by_name_.end() ? "?" : named->first;
+            input.why_not =
+                "its input is read by " + std::string(weight != nullptr ? "'" : "node '") + reader + "' too";
             return;
         }
     }

@@ -1,16 +1,14 @@
 #include "ffnskip/profile.h"
 
-#include "gguf_magic.h"
+#include "gguf_header.h"
 #include "model_stem.h"
 
-#include <ggml.h>
 #include <gguf.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <system_error>
@@ -18,29 +16,10 @@
 namespace ffnskip {
 namespace {
 
-struct Free {
-    void operator()(gguf_context * file) const { gguf_free(file); }
-};
-
-using File = std::unique_ptr<gguf_context, Free>;
-
 // The metadata of a file; every failure says which key is to blame.
 class Reader {
 public:
-    explicit Reader(const std::string & path) {
-        // gguf_init_from_file writes its complaints to the log, and these two are the usual ones.
-        std::ifstream file(path);
-        if (file.peek(); !file.is_open() || file.bad()) {  // a folder can be opened
-            refuse("can't be read");
-        }
-        if (!is_gguf(path)) {
-            refuse("is no GGUF file");
-        }
-        file_.reset(gguf_init_from_file(path.c_str(), { true, nullptr }));
-        if (file_ == nullptr) {
-            refuse("is truncated or damaged");
-        }
-    }
+    explicit Reader(const std::string & path) : file_(read_gguf_header(path).keys) {}
 
     bool        has(const char * key) const { return gguf_find_key(file_.get(), key) >= 0; }
     std::string text(const char * key) const { return gguf_get_val_str(file_.get(), find(key, GGUF_TYPE_STRING)); }
@@ -103,7 +82,7 @@ private:
         return std::vector<Value>(values, values + gguf_get_arr_n(file_.get(), id));
     }
 
-    File file_;
+    std::unique_ptr<gguf_context, FreeGguf> file_;
 };
 
 // The blocks beside `layers`.

@@ -25,7 +25,7 @@ public:
         uint64_t bytes       = 0;
 
         uint64_t left_out(int64_t n_kept) const {
-            return n == 0 ? 0 : uint64_t(double(bytes - bytes_least) * (1.0 - double(n_kept) / double(n)));
+            return n == 0 ? 0 : (bytes - bytes_least) / uint64_t(n) * uint64_t(n - n_kept);  // each has as many
         }
     };
     void                          set_channels(std::vector<Channels> channels);

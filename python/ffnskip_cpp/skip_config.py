@@ -13,6 +13,7 @@ __all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsNam
 
 TensorsName = Literal["ffn", "all"]
 PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
+TensorsName = Literal["ffn", "all"]
 OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
 
 BLOCK_RATIO = 0.25
@@ -103,6 +104,13 @@ class SkipConfig:
         """`skip_ratio`, or its default for the policy."""
         default = CHANNEL_RATIO if self.policy == "channels" else BLOCK_RATIO
         return default if self.skip_ratio is None else self.skip_ratio
+
+    @property
+    def n_full(self) -> int:
+        """Generated tokens of each text that run in full first: `warm_up_index`, and as many as thresholds of channels
+        are found in."""
+        finds = self.policy == "channels" and self.channel_thresholds is None
+        return max(self.warm_up_index, _core.CHANNEL_TOKENS if finds else 0)
 
     @property
     def label(self) -> str:

@@ -35,7 +35,7 @@ N_CTX, THRESHOLD, WARM_UP = 80, 0.96, 10
 N_PROMPT, N_GENERATED = 16, 100
 SETTINGS = {
     **{"--n-ctx": N_CTX, "--max-tokens": 200, "--sim-threshold": THRESHOLD, "--warm-up": WARM_UP},
-    **{"--skip-ratio": "0.125,0.25,0.5", "--policy": "ffn_skip,random", "--warm-ups": "0,10,30,70"},
+    **{"--skip-ratio": "0.125,0.25,0.5", "--policy": "ffn_skip,random,channels", "--warm-ups": "0,10,30,70"},
     **{"--generated": f"40,{N_GENERATED},4000", "--prompts": 2, "--prompt-tokens": N_PROMPT, "--speed-tokens": 4},
 }
 CONTEXT = 256  # that the model was trained on
@@ -214,10 +214,72 @@ def test_heat_map_shows_algorithm_1(analyzed):
     assert full[WARM_UP, COLD_S] == pytest.approx(similarity[WARM_UP, COLD_S], abs=BATCH_ROUNDING)
 
 
+@pytest.mark.parametrize("ratio", [0.125, 0.25])
+def test_quality_of_channels_is_that_of_the_generation_of_each_chunk(analyzed, model, chunks, ratio):
+    """Next to plain llama.cpp; the first 16 tokens of a chunk tell its thresholds. What is left out is counted from a
+    trace."""
+    config = SkipConfig(policy="channels", skip_ratio=ratio, warm_up_index=WARM_UP)
+    logits, kept = [], []
+    with ours(model, config) as llm:
+        for tokens in chunks:
+            with llm.trace() as trace:
+                logits.append(llm.forward(tokens))
+            kept.append(trace.kept[16:, :, 2:])
+    (row,) = (
+        row
+        for row in read(analyzed, "skip_ratio_quality")
+        if row["policy"] == "channels" and float(row["skip_ratio_target"]) == ratio
+    )
+    for key, value in expected_quality(dense_logits(model, chunks), logits, chunks, 16).items():
+        # A rounding takes a channel over its threshold, and with random weights others follow.
+        assert float(row[key]) == pytest.approx(value, rel=0.05), key
+    # Of an FFN of this width a channel of gate and up has twice the weights of one of down, which are filled up to
+    # groups of 128 outputs: as many.
+    up, down = (1 - np.concatenate(kept)).mean(axis=(0, 1))
+    inputs = {"up": 64, "down": 128}  # of each 128 outputs are stored, twice for gate and up
+    weight = {"up": 2 * inputs["up"], "down": inputs["down"]}
+    share = (weight["up"] * up + weight["down"] * down) / sum(weight.values())
+    assert float(row["skip_ratio"]) == pytest.approx(share, rel=1e-2)
+    assert share == pytest.approx(ratio, abs=0.08)
+
+
+def test_channels_kept_are_those_of_a_trace_of_the_generation(analyzed, model, chunks):
+    config = SkipConfig(policy="channels", warm_up_index=WARM_UP)
+    with ours(model, config, n_ctx=CONTEXT) as llm, llm.trace() as trace:
+        list(llm.generate(chunks[0][:N_PROMPT], max_tokens=16 + 66 + 1, **GREEDY))
+    rows = read(analyzed, "channels")
+    assert list(rows[0]) == ["token", "text", "layer", "warm_up", "kept_up", "kept_down"]
+    kept = np.stack([floats(rows, "kept_up"), floats(rows, "kept_down")], axis=-1).reshape(-1, N_LAYER, 2)
+    assert (len(kept), sum(int(row["warm_up"]) for row in rows)) == (16 + 66, 16 * N_LAYER)
+    assert (kept[:16] == 1).all() and (kept[16:] < 1).any()
+    # Token by token here and there, but random weights answer a rounding with another text.
+    same = min(len(kept), len(trace.kept))
+    np.testing.assert_allclose(kept[:same], trace.kept[:same, :, 2:], atol=1e-6)
+
+
+def test_a_model_whose_channels_stay_is_analysed_without_them(model_file, tmp_path):
+    (tmp_path / "t.txt").write_text(TEXT)
+    moe = model_file("moe")
+    usual = {"n_ctx": 64, "max_tokens": 64, "n_speed": 0, "n_threads": 1, "n_generated": (8,), "warm_ups": (0,)}
+    analysis = analyze(moe, tmp_path / "t.txt", tmp_path / "out", **usual, skip_ratio=0.25)
+    assert "channels" not in analysis.figures and "channels" not in analysis.numbers
+    assert "this model has no weights whose input channels can be left out" in analysis.facts["channels"]
+    assert {row["policy"] for row in analysis.numbers["skip_ratio_quality"]} == {
+        *("ffn_skip", "random", "random in adaptive region")
+    }
+    for asked in ({"figures": "channels"}, {"policy": "channels", "figures": "skip_ratio", "skip_ratio": 0.25}):
+        with pytest.raises(UnsupportedModelError, match="whose input channels can be left out"):
+            analyze(moe, tmp_path / "t.txt", tmp_path / "out", **{**usual, **asked})
+
+
 def test_speed_is_that_of_the_benchmark(analyzed):
     rows = read(analyzed, "skip_ratio_speed")
-    assert [row["policy"] for row in rows] == ["dense", "idle", "checks", "ffn_skip", "ffn_skip", "ffn_skip"]
-    assert floats(rows, "skip_ratio").tolist() == [0, 0, 0, 0.125, 0.25, 0.5]
+    assert [row["policy"] for row in rows] == [
+        *["dense", "idle", "checks", "ffn_skip", "ffn_skip", "ffn_skip"],
+        *["channels, all kept", "channels", "channels", "channels"],
+    ]
+    assert floats(rows, "skip_ratio")[:7].tolist() == [0, 0, 0, 0.125, 0.25, 0.5, 0]
+    assert floats(rows, "skip_ratio")[7:] == pytest.approx([0.125, 0.25, 0.5], abs=0.1)
     assert (floats(rows, "tokens_per_second") > 0).all()
 
 
@@ -306,7 +368,7 @@ def test_measuring_gives_the_model_back_as_it_was(model, chunks):
 
 def test_every_picture_is_there_as_png_and_svg_and_the_report(analyzed):
     expected = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    numbers = ["similarity", "never_tripped", "never_tripped_by_token", "warm_up", "heat_map"]
+    numbers = ["similarity", "never_tripped", "never_tripped_by_token", "warm_up", "heat_map", "channels"]
     numbers += ["skip_ratio_quality", "skip_ratio_speed"]
     expected |= {f"{name}.csv" for name in numbers}
     assert {path.name for path in analyzed.iterdir()} == {*expected, "report.html"}
@@ -406,7 +468,8 @@ def test_every_policy_is_compared_unless_some_are_named(model, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
     usual = {"n_ctx": 64, "max_tokens": 64, "figures": "skip_ratio", "skip_ratio": 0.25, "n_speed": 0, "n_threads": 1}
     for given, labels in (
-        ({}, ["ffn_skip", "random", "random in adaptive region"]),
+        ({}, ["ffn_skip", "random", "random in adaptive region", "channels"]),
+        ({"policy": "channels"}, ["channels"]),
         ({"policy": "random"}, ["random"]),
         ({"policy": "random", "region": "adaptive"}, ["random in adaptive region"]),
         ({"policy": ["ffn_skip", "random_adaptive_region"]}, ["ffn_skip", "random in adaptive region"]),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-
-import llama_cpp
 import numpy as np
 import pytest
 
 from ffnskip_cpp import DecodeError, SkipConfig, UnsupportedModelError
-from ffnskip_cpp._core import Controller, RowKind, Session
-from support.running import F32_CACHE, ours
+from ffnskip_cpp._core import RowKind
+from support.running import F32_CACHE, ours, session_of
 
 N_LAYER = 8
 WARM_UP = 2
@@ -25,30 +21,6 @@ CONFIGS = {
     "random": SkipConfig("random", max_skip=3, warm_up_index=WARM_UP),
 }
 ROUNDING = 2e-5  # of a logit of a batch in float32, whose sums are taken in another order
-
-
-@contextlib.contextmanager
-def session_of(path, config, **options):
-    """A context of its own, with several sequences or one; and its controller. `config` None: without."""
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-    params = llama_cpp.llama_context_default_params()
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED  # as Llama has it
-    given = {"n_ctx": 1024, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, **F32_CACHE, **options}
-    for name, value in given.items():
-        setattr(params, name, value)
-    controller = None if config is None else Controller()
-    if controller is not None:
-        params.cb_eval = ctypes.cast(controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
-        params.cb_eval_user_data = controller.user_data
-    ctx = llama_cpp.llama_init_from_model(model, params)
-    try:
-        if controller is not None:
-            controller.probe(ctx)
-            controller.config = config
-        yield Session(ctx, controller), controller
-    finally:
-        llama_cpp.llama_free(ctx)
-        llama_cpp.llama_model_free(model)
 
 
 def expected(path, config, prefix=PREFIX, continuations=CONTINUATIONS):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from support import tiny_models
+from support.gemma_reference import ReferenceGemma
 from support.reference import NOT_TRIPPED, ReferenceLlama, SkipSettings, Trace, cosine, feed_forward_or_skip, to_q8_0
 
 TOKENS = np.random.default_rng(7).integers(0, 256, 48).tolist()
@@ -86,12 +87,21 @@ def test_dense_logits_of_rounded_weights_are_close_to_llama_cpp(tmp_path, qtype)
     assert relative_difference(got, expected) < Q8_0_ACTIVATIONS
 
 
-def test_one_layer_of_q8_0_follows_llama_cpp_exactly_and_only_with_rounded_activations(tmp_path):
-    path = tiny_models.write_llama(tmp_path / "m.gguf", n_layer=1, qtype=tiny_models.Q8_0)
-    expected = llama_logits(path)
-    assert typical_difference(ReferenceLlama(path).evaluate(TOKENS)[0], expected) < SAME_ARITHMETIC
-    exact, _ = ReferenceLlama(path, round_activations=False).evaluate(TOKENS)
+@pytest.mark.parametrize("type", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_s", "q5_k_s", "q6_k"])
+def test_one_layer_follows_llama_cpp_exactly_and_only_with_rounded_activations(model_file, type):
+    path = model_file("llama", n_layer=1, n_embd=256, n_ff=512, quantized=type)
+    expected = llama_logits(path, **F32_CACHE)
+    assert typical_difference(ReferenceLlama(path, kv_f16=False).evaluate(TOKENS)[0], expected) < SAME_ARITHMETIC
+    exact, _ = ReferenceLlama(path, kv_f16=False, round_activations=False).evaluate(TOKENS)
     assert typical_difference(exact, expected) > 10 * SAME_ARITHMETIC
+
+
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["batch", "one_by_one"])
+def test_dense_logits_of_gemma_equal_plain_llama_cpp(model_file, one_by_one):
+    path = model_file("post_norm", n_layer=4)
+    expected = llama_logits(path, one_by_one=one_by_one, **F32_CACHE)
+    got, _ = ReferenceGemma(path, kv_f16=False).evaluate(TOKENS)
+    assert typical_difference(got, expected) < SAME_ARITHMETIC  # gelu rounds to 16 bits
 
 
 def test_dense_greedy_tokens_equal_plain_llama_cpp(llama_path):

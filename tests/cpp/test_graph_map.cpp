@@ -12,22 +12,25 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using namespace ffnskip;
 
 namespace {
 
-constexpr int64_t k_embd = 8, k_ff = 16, k_rows = 2;
+constexpr int64_t k_embd = 32, k_ff = 64, k_rows = 2;
 
 enum class Add { f_h, h_f, parallel };
+enum class Beside { nothing, second_reader, norm_behind };  // the FFN
 
 // One layer, and a second add behind it. `copied` names the tensors that the nodes which read them get as copies;
 // `early` are copies that another node has read before.
 class Layer {
 public:
-    Layer(Add add, std::set<std::string> copied, bool early = false, bool experts = false)
-        : copied_(std::move(copied)) {
+    Layer(Add add, std::set<std::string> copied, bool early = false, bool experts = false,
+          Beside beside = Beside::nothing)
+        : copied_(std::move(copied)), beside_(beside) {
         ctx_.reset(ggml_init({ size_t(1) << 20, nullptr, true }));
         ggml_tensor * ids = ggml_new_tensor_1d(ctx_.get(), GGML_TYPE_I32, k_rows);
         ggml_tensor * x   = node(ggml_get_rows(ctx_.get(), weight("token_embd.weight", k_embd, 32), ids), "embd");
@@ -72,7 +75,11 @@ private:
             ggml_tensor * up   = read(weight("blk.0.ffn_up.weight", k_embd, k_ff));
             ggml_tensor * down = read(weight("blk.0.ffn_down.weight", k_ff, k_embd));
             ggml_tensor * wide = node(ggml_mul_mat(ctx_.get(), up, read(x)), "up-0");
-            return node(ggml_mul_mat(ctx_.get(), down, wide), "ffn_out-0");
+            ggml_tensor * out  = node(ggml_mul_mat(ctx_.get(), down, read(wide)), "ffn_out-0");
+            if (beside_ == Beside::second_reader) {
+                out = node(ggml_add(ctx_.get(), out, node(ggml_scale(ctx_.get(), x, 0.5f), "half-0")), "sum-0");
+            }
+            return beside_ == Beside::norm_behind ? node(ggml_rms_norm(ctx_.get(), out, 1e-5f), "normed-0") : out;
         }
         ggml_tensor * logits =
             node(ggml_mul_mat(ctx_.get(), weight("blk.0.ffn_gate_inp.weight", k_embd, 4), x), "logits-0");
@@ -116,6 +123,7 @@ private:
     };
     std::unique_ptr<ggml_context, Free>    ctx_;
     std::set<std::string>                  copied_;
+    Beside                                 beside_;
     std::map<ggml_tensor *, ggml_tensor *> copies_;
     std::vector<ggml_tensor *>             nodes_;
     uintptr_t                              n_placed_ = 0;
@@ -139,6 +147,40 @@ void expect_same(const Layer & cut, const Layer & whole, const std::string & wha
     expect(n_left_out(got_map) == n_left_out(expected_map), what + ": what is left out");
     expect(got.bytes_per_token == expected.bytes_per_token && got.weights.size() == expected.weights.size(),
            what + ": weights");
+}
+
+const Input & input(const GraphMap & map, InputKind kind) {
+    return map.inputs[size_t(kind)];
+}
+
+// What the products of an FFN read is found, and who may leave channels of it out.
+void expect_inputs() {
+    const Layer    plain(Add::f_h, {});
+    const GraphMap map = plain.learn();
+    for (const auto & [kind, node, product, number] :
+         { std::tuple{ InputKind::up, "norm-0", "up-0", 6 }, std::tuple{ InputKind::down, "up-0", "ffn_out-0", 7 } }) {
+        const Input & found = input(map, kind);
+        expect(found.sparse() && found.weights.size() == 1 && !found.normalised, node + std::string(": usable"));
+        expect(found.node == plain.index(node), node + std::string(": the input"));
+        expect(map.nodes[size_t(found.node)].input == int(kind), node + std::string(" knows its products"));
+        expect(map.nodes[size_t(plain.index(product))].product == number, product + std::string(" is a product"));
+    }
+    expect(input(map, InputKind::qkv).weights.empty() && !input(map, InputKind::o).usable(), "no attention, no inputs");
+
+    const GraphMap read_twice = Layer(Add::f_h, {}, false, false, Beside::second_reader).learn();
+    expect(input(read_twice, InputKind::up).why_not == "its input is read by node 'half-0' too",
+           "an input that others read: " + input(read_twice, InputKind::up).why_not);
+    expect(input(read_twice, InputKind::down).usable(), "the other input of that block");
+    expect(input(Layer(Add::f_h, {}, false, false, Beside::norm_behind).learn(), InputKind::down).normalised,
+           "a norm behind the block");
+    expect(input(Layer(Add::parallel, {}).learn(), InputKind::down).sparse(), "beside attention");
+
+    // Batches of many rows: the product is computed elsewhere, of a copy of the input. The input itself stays.
+    const Layer    cut(Add::f_h, { "up-0", "blk.0.ffn_down.weight" });
+    const GraphMap cut_map = cut.learn();
+    expect(input(cut_map, InputKind::down).usable() && input(cut_map, InputKind::down).node == cut.index("up-0"),
+           "an input that was copied: " + input(cut_map, InputKind::down).why_not);
+    expect(input(Layer(Add::f_h, {}, false, true).learn(), InputKind::down).weights.empty(), "experts are no products");
 }
 
 const std::string & faulty(ggml_backend_dev_t) {
@@ -183,6 +225,8 @@ int main() {
            "experts where they are");
     const Block fetched = Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn().blocks[0];
     expect(fetched.skippable && fetched.fetches_experts, "experts fetched for a batch");
+
+    expect_inputs();
 
     // Every node of a block counts, and no other.
     const std::unique_ptr<ggml_backend_buffer, void (*)(ggml_backend_buffer_t)> buffer(

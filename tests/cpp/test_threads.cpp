@@ -3,12 +3,15 @@
 #include "expect.h"
 #include "ffnskip/ffnskip.h"
 
+#include <iterator>
 #include <thread>
+#include <vector>
 
 using namespace ffnskip;
 
 namespace {
 
+// `max_skip` FFN blocks of every token; or 0: input channels.
 std::vector<llama_token> generate(const Model & model, int seq, int max_skip) {
     Controller           controller;
     llama_context_params params = exact_params();
@@ -20,6 +23,9 @@ std::vector<llama_token> generate(const Model & model, int seq, int max_skip) {
     config.sim_threshold = -1.0f;
     config.warm_up_index = 0;
     config.max_skip      = max_skip;
+    if (max_skip == 0) {
+        config.policy = Policy::channels;
+    }
     controller.set_config(config);
 
     std::vector<llama_token> fed = prompt_of(model, seq), tokens;
@@ -28,7 +34,9 @@ std::vector<llama_token> generate(const Model & model, int seq, int max_skip) {
         tokens.push_back(greedy(model, ctx.get(), -1));
         fed.assign(1, tokens.back());
     }
-    expect(controller.stats().ffn_skipped == uint64_t(39 * max_skip), "skips");
+    const Stats stats = controller.stats();
+    expect(stats.ffn_skipped == uint64_t(39 * max_skip), "skips");
+    expect((max_skip == 0) == (stats.bytes_left_out > 0), "leaves channels out");
     return tokens;
 }
 
@@ -36,14 +44,16 @@ std::vector<llama_token> generate(const Model & model, int seq, int max_skip) {
 
 int main(int argc, char ** argv) {
     require(argc == 2, "usage: test_threads MODEL");
-    const Model                           model = load(argv[1]);
-    std::vector<std::vector<llama_token>> alone(2), together(2);
+    const Model model = load(argv[1]);
+    // Two that skip blocks, and two that share the weights by channel.
+    constexpr int                         k_max_skip[] = { 1, 2, 0, 0 };
+    std::vector<std::vector<llama_token>> alone, together(std::size(k_max_skip));
     std::vector<std::thread>              threads;
-    for (int i = 0; i < 2; ++i) {
-        alone[size_t(i)] = generate(model, i, 1 + i);
+    for (int i = 0; i < int(std::size(k_max_skip)); ++i) {
+        alone.push_back(generate(model, i, k_max_skip[i]));
     }
-    for (int i = 0; i < 2; ++i) {
-        threads.emplace_back([&, i] { together[size_t(i)] = generate(model, i, 1 + i); });
+    for (int i = 0; i < int(std::size(k_max_skip)); ++i) {
+        threads.emplace_back([&, i] { together[size_t(i)] = generate(model, i, k_max_skip[i]); });
     }
     for (std::thread & thread : threads) {
         thread.join();

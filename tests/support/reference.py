@@ -9,8 +9,8 @@ Written from the paper and the GGUF file alone; nothing of the overlay or of lla
 and the text disagree the text holds: a computed FFN updates the state, a skipped one passes h on.
 
 Two options follow llama.cpp's CPU arithmetic, so that a decision near the threshold falls on the same side:
-`round_activations` (a product with Q8_0, Q4_0 or F16 weights first rounds the activations to Q8_0 or F16) and `kv_f16`
-(keys, values and what they are multiplied with are F16). Both off is exact arithmetic in `dtype`.
+`round_activations` (a product with quantised or 16-bit weights first rounds the activations as the type's product does)
+and `kv_f16` (keys, values and what they are multiplied with are F16). Both off is exact arithmetic in `dtype`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import gguf
 import numpy as np
 
 QType = gguf.GGMLQuantizationType
-Q8_0_BLOCK = 32
+BLOCK = 32  # values that share a scale; in the K types,
+K_BLOCK = 256
 NOT_TRIPPED = -1
 
 
@@ -157,28 +158,69 @@ def to_f16(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float16).astype(x.dtype)
 
 
-def to_q8_0(x: np.ndarray) -> np.ndarray:
-    """Rounds to blocks of 32 signed bytes with a scale d = max|x| / 127; the scale is stored as F16 afterwards."""
-    blocks = x.reshape(-1, Q8_0_BLOCK).astype(np.float32)
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    bits = x.astype(np.float32).view(np.uint32)
+    upper = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)  # to the nearest, ties to even
+    return upper.view(np.float32).astype(x.dtype)
+
+
+def eight_bits(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in [-127, 127] of each block, (n_blocks, block), and the largest |x| / 127, (n_blocks, 1), in float32."""
+    blocks = x.reshape(-1, block).astype(np.float32)
     largest = np.abs(blocks).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    scale = (largest / np.float32(127)).astype(np.float16)
-    return (np.rint(blocks * inverse) * scale.astype(x.dtype)).astype(x.dtype).reshape(x.shape)
+    return np.rint(blocks * inverse), largest / np.float32(127)
+
+
+def to_q8_0(x: np.ndarray) -> np.ndarray:
+    """Blocks of 32 signed bytes with a scale that is stored as F16 once they are rounded."""
+    codes, scale = eight_bits(x, BLOCK)
+    return (codes * to_f16(scale)).astype(x.dtype).reshape(x.shape)
+
+
+def q8_1_sums(x: np.ndarray) -> np.ndarray:
+    """Of Q8_1, which is Q8_0 with the sum of each block's values, from the scale in full: (n_tokens, n_blocks), F16."""
+    codes, scale = eight_bits(x, BLOCK)
+    return to_f16(scale * codes.sum(axis=1, keepdims=True)).astype(x.dtype).reshape(len(x), -1)
+
+
+def to_q8_k(x: np.ndarray) -> np.ndarray:
+    """Blocks of 256 signed bytes with a float32 scale."""
+    codes, scale = eight_bits(x, K_BLOCK)
+    return (codes * scale).astype(x.dtype).reshape(x.shape)
 
 
 # What llama.cpp's CPU backend does to activations before a product with weights of this type.
-ACTIVATION_ROUNDING = {QType.F32: as_is, QType.F16: to_f16, QType.Q8_0: to_q8_0, QType.Q4_0: to_q8_0}
+ACTIVATION_ROUNDING = {
+    QType.F32: as_is,
+    QType.F16: to_f16,
+    QType.BF16: to_bf16,
+    **dict.fromkeys((QType.Q8_0, QType.Q4_0, QType.Q5_0, QType.Q4_1, QType.Q5_1), to_q8_0),
+    **dict.fromkeys((QType.Q4_K, QType.Q5_K, QType.Q6_K), to_q8_k),
+}
+
+# Types whose blocks have a minimum, the second F16 number of each, that is multiplied by Q8_1's sum.
+BLOCK_BYTES_WITH_MINIMUM = {QType.Q4_1: 20, QType.Q5_1: 24}
 
 
 class Matrix:
-    """A weight (n_out, n_in): maps (n_tokens, n_in) to (n_tokens, n_out)."""
+    """A weight (n_out, n_in): maps (n_tokens, n_in) to (n_tokens, n_out), by llama.cpp's arithmetic or exactly."""
 
-    def __init__(self, weight: np.ndarray, rounding: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.weight = weight
-        self.rounding = rounding
+    def __init__(self, tensor: gguf.ReaderTensor, dtype: np.dtype, round_activations: bool) -> None:
+        self.type = tensor.tensor_type
+        self.weight = gguf.quants.dequantize(tensor.data, self.type).astype(dtype)
+        self.rounding = ACTIVATION_ROUNDING[self.type] if round_activations else as_is
+        self.minimum = None
+        if round_activations and self.type in BLOCK_BYTES_WITH_MINIMUM:
+            blocks = tensor.data.reshape(len(self.weight), -1, BLOCK_BYTES_WITH_MINIMUM[self.type])
+            self.minimum = np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0].astype(dtype)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.rounding(x) @ self.weight.T
+        rounded = self.rounding(x)
+        y = rounded @ self.weight.T
+        if self.minimum is not None:
+            y += (q8_1_sums(x) - rounded.reshape(len(x), -1, BLOCK).sum(axis=-1)) @ self.minimum.T
+        return y
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -207,7 +249,7 @@ class Generation:
 
 
 class ReferenceLlama:
-    """A dense LLaMA from a GGUF file (F32, F16, Q8_0 or Q4_0 weights), with a key/value cache for one sequence.
+    """A dense LLaMA from a GGUF file, with a key/value cache for one sequence.
 
     Args:
         path: The GGUF file, architecture `llama`, without experts, biases or rope scaling.
@@ -216,6 +258,9 @@ class ReferenceLlama:
         round_activations, kv_f16: See the module's text.
         n_ctx: Cache size; None takes the model's context length.
     """
+
+    ARCHITECTURES: tuple[str, ...] = ("llama",)
+    LAYER = Layer
 
     def __init__(
         self,
@@ -243,19 +288,20 @@ class ReferenceLlama:
                 raise ValueError(f"missing metadata: {key}")
             return default if field is None else field.contents()
 
-        if value("general.architecture") != "llama":
-            raise ValueError(f"architecture llama is required, got {value('general.architecture')}")
-        if value("llama.rope.scaling.type", "none") != "none":
+        arch = value("general.architecture")
+        if arch not in self.ARCHITECTURES:
+            raise ValueError(f"architecture {' or '.join(self.ARCHITECTURES)} is required, got {arch}")
+        if value(f"{arch}.rope.scaling.type", "none") != "none":
             raise ValueError("rope scaling is not implemented")
-        self.n_layer = value("llama.block_count")
-        self.n_embd = value("llama.embedding_length")
-        self.n_ctx_train = value("llama.context_length")
-        self.n_head = value("llama.attention.head_count")
-        self.n_head_kv = value("llama.attention.head_count_kv", self.n_head)
-        self.head_dim = value("llama.attention.key_length", self.n_embd // self.n_head)
-        self.eps = value("llama.attention.layer_norm_rms_epsilon")
-        n_rot = value("llama.rope.dimension_count", self.head_dim)
-        base = value("llama.rope.freq_base", 10000.0)
+        self.n_layer = value(f"{arch}.block_count")
+        self.n_embd = value(f"{arch}.embedding_length")
+        self.n_ctx_train = value(f"{arch}.context_length")
+        self.n_head = value(f"{arch}.attention.head_count")
+        self.n_head_kv = value(f"{arch}.attention.head_count_kv", self.n_head)
+        self.head_dim = value(f"{arch}.attention.key_length", self.n_embd // self.n_head)
+        self.eps = value(f"{arch}.attention.layer_norm_rms_epsilon")
+        n_rot = value(f"{arch}.rope.dimension_count", self.head_dim)
+        base = value(f"{arch}.rope.freq_base", 10000.0)
         self._rope_frequency = base ** (-np.arange(0, n_rot, 2) / n_rot)  # (n_rot / 2,)
 
     def _read_tensors(self, tensors: dict[str, gguf.ReaderTensor]) -> None:
@@ -264,15 +310,15 @@ class ReferenceLlama:
             return gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(self.dtype)
 
         def matrix(name):
-            rounding = ACTIVATION_ROUNDING[tensors[name].tensor_type] if self._round_activations else as_is
-            return Matrix(array(name), rounding)
+            return Matrix(tensors.pop(name), self.dtype, self._round_activations)
 
         def layer(il):
             parts = {}
-            for part in Layer.__dataclass_fields__:
-                read = array if part.endswith("norm") else matrix
-                parts[part] = read(f"blk.{il}.{part}.weight")
-            return Layer(**parts)
+            for part in self.LAYER.__dataclass_fields__:
+                name = f"blk.{il}.{part}.weight"
+                if name in tensors:
+                    parts[part] = array(name) if part.endswith("norm") else matrix(name)
+            return self.LAYER(**parts)
 
         if "rope_freqs.weight" in tensors:
             self._rope_frequency = self._rope_frequency / array("rope_freqs.weight")
@@ -293,14 +339,19 @@ class ReferenceLlama:
     def reset(self) -> None:
         self.n_past = 0
 
+    def _input(self, il: int, kind: str, v: np.ndarray) -> np.ndarray:
+        """What matrices of layer il read: "qkv" those of Q, K and V, "o" that of attention's output, "up" those of gate
+        and up, "down" that of down. (channels_reference.py changes it.)"""
+        return v
+
     def _attention(self, il: int, x: np.ndarray) -> np.ndarray:
         """x, already normed: (n_tokens, n_embd). Appends to the cache of layer il; n_past is moved by the caller."""
         layer, rounding, n_tokens = self.layers[il], self._kv_rounding, len(x)
+        x = self._input(il, "qkv", x)
         start, end = self.n_past, self.n_past + n_tokens
         position = np.arange(start, end)
-        angles = (position[:, None] * self._rope_frequency).astype(self.dtype)
-        q = rope(layer.attn_q(x).reshape(n_tokens, self.n_head, self.head_dim), angles)
-        k = rope(layer.attn_k(x).reshape(n_tokens, self.n_head_kv, self.head_dim), angles)
+        q = self._query(il, layer.attn_q(x).reshape(n_tokens, self.n_head, self.head_dim), position)
+        k = self._key(il, layer.attn_k(x).reshape(n_tokens, self.n_head_kv, self.head_dim), position)
         v = layer.attn_v(x).reshape(n_tokens, self.n_head_kv, self.head_dim)
         self._keys[il, :, start:end] = rounding(k).transpose(1, 0, 2)
         self._values[il, :, start:end] = rounding(v).transpose(1, 0, 2)
@@ -308,15 +359,27 @@ class ReferenceLlama:
         # n_head / n_head_kv query heads share a key head: (n_head_kv, group, n_tokens, head_dim)
         q = rounding(q).reshape(n_tokens, self.n_head_kv, -1, self.head_dim).transpose(1, 2, 0, 3)
         keys, values = self._keys[il, :, None, :end], self._values[il, :, None, :end]  # (n_head_kv, 1, end, head_dim)
-        scores = q @ keys.swapaxes(-1, -2) / self.dtype.type(np.sqrt(self.head_dim))
+        scores = self._scores(q @ keys.swapaxes(-1, -2))
         scores[..., np.arange(end) > position[:, None]] = -np.inf  # no token sees a later one
         out = rounding(softmax(scores)) @ values  # (n_head_kv, group, n_tokens, head_dim)
-        return layer.attn_output(out.transpose(2, 0, 1, 3).reshape(n_tokens, -1))
+        return layer.attn_output(self._input(il, "o", out.transpose(2, 0, 1, 3).reshape(n_tokens, -1)))
+
+    def _query(self, il: int, q: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """What is multiplied by the keys, of (n_tokens, n_head, head_dim) at these positions."""
+        return rope(q, self._angles(self._rope_frequency, position))
+
+    _key = _query
+
+    def _angles(self, frequency: np.ndarray, position: np.ndarray) -> np.ndarray:
+        return (position[:, None] * frequency).astype(self.dtype)
+
+    def _scores(self, products: np.ndarray) -> np.ndarray:
+        return products / self.dtype.type(np.sqrt(self.head_dim))
 
     def _feed_forward(self, il: int, h: np.ndarray) -> np.ndarray:
         layer = self.layers[il]
-        x = rms_norm(h, layer.ffn_norm, self.eps)
-        return layer.ffn_down(silu(layer.ffn_gate(x)) * layer.ffn_up(x))
+        x = self._input(il, "up", rms_norm(h, layer.ffn_norm, self.eps))
+        return layer.ffn_down(self._input(il, "down", silu(layer.ffn_gate(x)) * layer.ffn_up(x)))
 
     def evaluate(self, tokens: Sequence[int], may_skip: bool | Sequence[bool] = False) -> tuple[np.ndarray, Trace]:
         """Feeds consecutive tokens; each decides for itself. Returns logits (n_tokens, n_vocab) and the trace."""
@@ -324,14 +387,20 @@ class ReferenceLlama:
             raise ValueError(f"{self.n_past} + {len(tokens)} tokens exceed the cache of {self._keys.shape[2]}")
         may_skip = np.broadcast_to(np.asarray(may_skip, dtype=bool), (len(tokens),))
         trace = Trace.empty(len(tokens), self.n_layer)
-        state = self.token_embd[np.asarray(tokens)]
+        state = self._embeddings(tokens)
         for il, layer in enumerate(self.layers):
             h = state + self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
             state = feed_forward_or_skip(
                 il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace
             )
         self.n_past += len(tokens)
-        return self.output(rms_norm(state, self.output_norm, self.eps)), trace
+        return self._logits(rms_norm(state, self.output_norm, self.eps)), trace
+
+    def _embeddings(self, tokens: Sequence[int]) -> np.ndarray:
+        return self.token_embd[np.asarray(tokens)]
+
+    def _logits(self, x: np.ndarray) -> np.ndarray:
+        return self.output(x)
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Prompt tokens always run the full model. Returns the logits after the last one, (n_vocab,)."""

@@ -10,6 +10,7 @@ Logits of plain llama.cpp come from llama_cpp alone; nothing of the overlay is c
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import llama_cpp
 import numpy as np
 
 import ffnskip_cpp
-from ffnskip_cpp._core import RowKind
+from ffnskip_cpp._core import Controller, RowKind, Session
 
 PROMPT_ROW, WARM_UP_ROW, SKIPPABLE_ROW = RowKind.prompt, RowKind.warm_up, RowKind.skippable
 
@@ -56,6 +57,36 @@ def plain(path: Path | str, **options: Any) -> Iterator[llama_cpp.Llama]:
 def ours(path: Path | str, skip: Any, **options: Any) -> Iterator[ffnskip_cpp.Llama]:
     with contextlib.closing(ffnskip_cpp.Llama(str(path), skip=skip, **options_of(options))) as llm:
         yield llm
+
+
+@contextlib.contextmanager
+def context_of(path: Path | str, config: Any, **options: Any) -> Iterator[tuple[Any, Session, Controller | None]]:
+    """A context of its own, with several sequences or one; and its controller. `config` None: without."""
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    params = llama_cpp.llama_context_default_params()
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED  # as Llama has it
+    given = {"n_ctx": 1024, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, **F32_CACHE, **options}
+    for name, value in given.items():
+        setattr(params, name, value)
+    controller = None if config is None else Controller()
+    if controller is not None:
+        params.cb_eval = ctypes.cast(controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
+        params.cb_eval_user_data = controller.user_data
+    ctx = llama_cpp.llama_init_from_model(model, params)
+    try:
+        if controller is not None:
+            controller.probe(ctx)
+            controller.config = config
+        yield ctx, Session(ctx, controller), controller
+    finally:
+        llama_cpp.llama_free(ctx)
+        llama_cpp.llama_model_free(model)
+
+
+@contextlib.contextmanager
+def session_of(path: Path | str, config: Any, **options: Any) -> Iterator[tuple[Session, Controller | None]]:
+    with context_of(path, config, **options) as (_, session, controller):
+        yield session, controller
 
 
 def last_logits(llm: llama_cpp.Llama, n_rows: int = 1) -> np.ndarray:
@@ -185,6 +216,12 @@ def in_float32(path: Path | str, to: Path) -> Path:
         writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
     _write(writer)
     return to
+
+
+def quantized(path: Path | str, to: Path, type: str) -> Path:
+    """A copy whose matrices are of this type, all of them but the embeddings and the output matrix, which are F32."""
+    kept = {"output_tensor_type": "f32", "token_embedding_type": "f32"}
+    return ffnskip_cpp.quantize(path, to, type, pure=True, n_threads=1, **kept).path
 
 
 def split(path: Path | str, to: Path, tensors_each: int = 50) -> list[Path]:

@@ -105,6 +105,7 @@ class TinyModel:
         ffn_scale: Size of FFN(h) relative to h, for all layers or one per layer; similarity is near
             1 / sqrt(1 + ffn_scale**2) on average. None: `default_ffn_scale`.
         qtype: Type of the weight matrices; vectors and MoE routers stay F32.
+        embedding_rms: Size of the embeddings. The larger, the less each block changes the residual.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class TinyModel:
         zero_ffn_layers: Iterable[int] = (),
         ffn_scale: float | Sequence[float] | None = None,
         qtype: gguf.GGMLQuantizationType = F32,
+        embedding_rms: float = EMBEDDING_RMS,
     ) -> None:
         self.path = Path(path)
         self.n_layer, self.n_embd, self.n_ff = n_layer, n_embd, n_ff
@@ -129,6 +131,7 @@ class TinyModel:
         self.head_dim = n_embd // n_head
         self.seed = seed
         self.qtype = qtype
+        self.embedding_rms = embedding_rms
         self.zero_ffn_layers = frozenset(zero_ffn_layers)
         if not self.zero_ffn_layers <= set(range(n_layer)):
             raise ValueError(f"zero_ffn_layers {sorted(self.zero_ffn_layers)} must lie in [0, {n_layer})")
@@ -184,7 +187,8 @@ class TinyModel:
         if bias:
             self.bias(name, n)
 
-    def embeddings(self, *, tied: bool = False, norm_bias: bool = False, rms: float = EMBEDDING_RMS) -> None:
+    def embeddings(self, *, tied: bool = False, norm_bias: bool = False, rms: float | None = None) -> None:
+        rms = rms or self.embedding_rms
         self.add("token_embd.weight", self.random("token_embd.weight", (N_VOCAB, self.n_embd), rms))
         self.norm("output_norm", bias=norm_bias)
         if not tied:
@@ -367,7 +371,7 @@ def write_post_norm(path: PathLike, *, n_layer: int = 8, sliding_window: int = 2
     model.writer.add_attn_logit_softcapping(50.0)
     model.writer.add_final_logit_softcapping(30.0)
     # llama.cpp multiplies embeddings by sqrt(n_embd) and always ties the output to them.
-    model.embeddings(tied=True, rms=EMBEDDING_RMS / np.sqrt(model.n_embd))
+    model.embeddings(tied=True, rms=model.embedding_rms / np.sqrt(model.n_embd))
     for il in range(n_layer):
         model.norm(f"blk.{il}.attn_norm")
         model.attention(il)

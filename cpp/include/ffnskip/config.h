@@ -6,6 +6,7 @@
 
 #include "ffnskip/export.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -99,7 +100,7 @@ struct Settings {
     double               channel_ratio = 0;  // so that this share of the weight bytes is not read
 
     int  n_layer() const { return int(candidate.size()); }
-    bool leaves_channels_out() const { return policy == Policy::channels; }
+    bool leaves_channels_out() const { return std::find(channels.begin(), channels.end(), 1) != channels.end(); }
     bool skips_anything() const { return n_always > 0 || max_skip > 0 || leaves_channels_out(); }
 };
 

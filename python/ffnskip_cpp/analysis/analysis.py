@@ -19,6 +19,7 @@ from ..files import check_output, whole_file
 from ..measure.text import read_texts
 from ..plain import plain
 from ..profile import PathLike
+from ..skip_config import TensorsName
 from .facts import facts_of
 from .pictures import PICTURES
 from .pictures import skip_ratio as skip_ratio_picture
@@ -66,6 +67,7 @@ def analyze(
     skip_ratio: float | Sequence[float] | None = None,
     policy: str | Sequence[str] | None = None,
     region: str | Sequence[str] | None = None,
+    tensors: TensorsName = "ffn",
     profile: PathLike | None = None,
     lora: PathLike | None = None,
     sim_threshold: float | None = None,
@@ -89,10 +91,12 @@ def analyze(
     Args:
         model_path, text: GGUF file, the first part if it is split; files of text, plain or .jsonl.
         output: Folder for the files; made if it is missing.
-        figures: Which of FIGURES to draw.
+        figures: Which of FIGURES to draw; "channels" is left out where the model's channels can't be.
         skip_ratio, policy: In skip_ratio. Ratios in (0, 1], default 0.1 to 0.5 as far as they fit; the other pictures
-            show Algorithm 1 at the middle one. Policies "ffn_skip" and "random", default both.
+            show Algorithm 1 at the middle one. Policies "ffn_skip", "random" and "channels", default all that the model
+            can have.
         region: Where "random" chooses from, "any" or "adaptive". Default: "any"; both if no policy is given.
+        tensors: Whose input channels "channels" leaves out: "ffn", or "all", those of attention's matrices too.
         profile: A skip profile, or "auto" for the model's own: shown in place of that, and in skip_ratio as well.
         lora: LoRA adapter the model is used with, FILE or FILE:SCALE.
         sim_threshold, cold_s, cold_e, warm_up_index: Of Algorithm 1. Default: the model's own.
@@ -120,7 +124,7 @@ def _analyzed(wanted: Wanted) -> Analysis:
         with open_subject(wanted, texts) as subject:
             report.unlink(missing_ok=True)  # of an earlier analysis: its pictures are replaced from here on
             for name, picture in PICTURES.items():
-                if name in wanted.names:
+                if name in wanted.names and not (name == "channels" and subject.leaves_out_channels_picture):
                     sections.append(picture(subject))
                     sections[-1].write(wanted.folder, wanted.inputs)
             points = skip_ratio_picture.measure(subject) if "skip_ratio" in wanted.names else None

@@ -38,6 +38,10 @@ def facts_of(subject: Subject) -> dict[str, str]:
         "Algorithm 1": f"sim_threshold {config.sim_threshold:g}, layers [{cold_s}, {cold_e}), warm_up_index "
         f"{config.warm_up_index}; skip ratio {config.ratio:g} where a picture shows a single one",
     }
+    if subject.why_no_channels is not None:
+        facts["channels"] = subject.why_no_channels
+    elif "channels" in wanted.names or any(policy["policy"] == "channels" for policy in subject.policies):
+        facts["channels"] = f"tensors {wanted.tensors}; thresholds found in the first tokens of each text"
     if subject.profile is not None:
         facts["profile"] = f"{subject.profile.path}, {subject.profile.config.label}"
     if wanted.lora is not None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import llama_cpp_internals as internals
 from .._core import Profile, find_profile
 from ..benchmark.options import AUTO
+from ..errors import UnsupportedModelError
 from ..gguf_file.header import read_header
 from ..llama import Llama
 from ..measure.model import open_model
 from ..measure.text import N_CTX, Text, chunks_of_tokens
 from ..profile import read_profile
 from ..progress import Told, progress_bar
-from ..skip_config import SkipConfig
-from .wanted import SKIP_RATIOS, Wanted
+from ..skip_config import SkipConfig, TensorsName
+from .wanted import FIGURES, SKIP_RATIOS, Wanted
 
 __all__ = ["Subject", "open_subject"]
 
@@ -57,6 +58,12 @@ class Subject:
         self.chunks = chunks_of_tokens(llm, texts, self.n_ctx, max_tokens=wanted.max_tokens)
         self.n_tokens = sum(map(len, self.chunks))
         base = self._algorithm_1()
+        self.why_no_channels = self._why_no_channels(base)
+        self.policies = [
+            policy
+            for policy in wanted.policies
+            if wanted.policy is not None or policy["policy"] != "channels" or self.why_no_channels is None
+        ]
         self.ratios, self.ratio_notes = self._fitting_ratios(base)
         self.config = with_ratio(base, self.ratios[(len(self.ratios) - 1) // 2])
         with llm.skipping(self.config):
@@ -76,9 +83,21 @@ class Subject:
             return f"Algorithm 1 at a skip ratio of {self.config.ratio:g}"
         return f"the setting of {Path(self.profile.path).name} ({self.profile.config.label})"
 
+    @property
+    def channels(self) -> SkipConfig:
+        """The setting of the picture of channels: the profile's, if it leaves some out, or what needs no profile."""
+        if self.profile is not None and self.profile.config.policy == "channels":
+            return self.profile.config
+        return channels_of(self.config, None, self.wanted.tensors)
+
+    @property
+    def leaves_out_channels_picture(self) -> bool:
+        """Of the pictures that are drawn by default; one that was asked for says why it can't be."""
+        return self.why_no_channels is not None and tuple(self.wanted.names) == FIGURES
+
     def configs(self) -> list[SkipConfig]:
         """Every policy at every ratio, as far as they fit the model."""
-        every = [with_ratio(self.config, r, **policy) for policy in self.wanted.policies for r in self.ratios]
+        every = [self._with_ratio(self.config, r, policy) for policy in self.policies for r in self.ratios]
         return [config for config in every if self._fits(config)]
 
     def prompts(self) -> list[list[int]]:
@@ -126,6 +145,18 @@ class Subject:
             raise ValueError(f"profile: auto, but there is no profile beside or in {model}")
         return found
 
+    def _why_no_channels(self, base: SkipConfig) -> str | None:
+        try:
+            with self.llm.skipping(channels_of(base, None, self.wanted.tensors)):
+                return None
+        except UnsupportedModelError as error:
+            return str(error)
+
+    def _with_ratio(self, config: SkipConfig, ratio: float, policy: Mapping[str, Any]) -> SkipConfig:
+        if policy["policy"] == "channels":
+            return channels_of(config, ratio, self.wanted.tensors)
+        return with_ratio(config, ratio, **policy)
+
     def _fits(self, config: SkipConfig) -> bool:
         try:
             with self.llm.skipping(config):
@@ -139,9 +170,10 @@ class Subject:
             pass
         if self.wanted.ratios is not None:
             ratios = sorted(set(self.wanted.ratios))
-            for config in [with_ratio(base, r, **p) for p in ({}, *self.wanted.policies) for r in ratios]:
-                with self.llm.skipping(config):
-                    pass
+            for ratio in ratios:
+                for config in (with_ratio(base, ratio), *(self._with_ratio(base, ratio, p) for p in self.policies)):
+                    with self.llm.skipping(config):
+                        pass
             return ratios, []
         closest: dict[int, float] = {}  # of the ratios that give a number of blocks, the one that is nearest to it
         for ratio in sorted(SKIP_RATIOS, key=lambda ratio: abs(ratio * self.n_layer - round(ratio * self.n_layer))):
@@ -166,3 +198,8 @@ class Subject:
 
 def with_ratio(config: SkipConfig, ratio: float, policy: str = "ffn_skip", region: str = "any") -> SkipConfig:
     return config.replace(policy=policy, region=region, skip_ratio=ratio, max_skip=None)
+
+
+def channels_of(config: SkipConfig, ratio: float | None, tensors: TensorsName) -> SkipConfig:
+    """Of all layers, with the warm-up of `config`."""
+    return SkipConfig("channels", skip_ratio=ratio, tensors=tensors, warm_up_index=config.warm_up_index)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..measure.model import check_model
-from ..measure.policies import RATIO_POLICIES, REGIONS, policy_settings
+from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS, policy_settings
 from ..measure.text import MIN_TOKENS, as_paths
 from ..profile import PathLike
+from ..skip_config import TensorsName
 
 __all__ = ["FIGURES", "SKIP_RATIOS", "Wanted"]
 
-FIGURES = ("similarity", "never_tripped", "warm_up", "heat_map", "skip_ratio")
+FIGURES = ("similarity", "never_tripped", "warm_up", "heat_map", "channels", "skip_ratio")
 SKIP_RATIOS = (0.1, 0.2, 0.25, 0.3, 0.5)
 
 
@@ -29,6 +30,7 @@ class Wanted:
     skip_ratio: float | Sequence[float] | None
     policy: str | Sequence[str] | None
     region: str | Sequence[str] | None
+    tensors: TensorsName
     profile: PathLike | None
     lora: PathLike | None
     sim_threshold: float | None
@@ -71,6 +73,8 @@ class Wanted:
         ):
             if some is not None and len(some) == 0:
                 raise ValueError(f"{name}: the list is empty; name at least one")
+        if self.tensors not in TENSORS:
+            raise ValueError(f"tensors: {self.tensors!r} is not known; known are {', '.join(TENSORS)}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed: {self.seed} is outside [0, 2**64)")
         for ratio in self.ratios or ():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import llama_cpp
 
@@ -20,6 +19,7 @@ from ..files import PathLike
 from ..gguf_file.file_type import file_type
 from ..gguf_file.weights import WeightBytes
 from ..profile import read_profile
+from ..skip_config import TensorsName
 from .options import AUTO, Options, Setting, Several, Test, lead_of, settings_of
 from .rows import Benchmark, BenchmarkRow, row_of
 from .runners import open_model, open_runners, quiet
@@ -46,7 +46,7 @@ def bench(
     region: Several[str] | None = None,
     cold_s: int | None = None,
     cold_e: int | None = None,
-    tensors: Literal["ffn", "all"] = "ffn",
+    tensors: TensorsName = "ffn",
     profile: Several[PathLike] | None = None,
     lora: PathLike | None = None,
     progress: bool | None = None,
@@ -67,7 +67,7 @@ def bench(
             Default: 0.3 and 0.5, with "channels" a third and 0.5; none besides profiles.
         policy: What to skip by: "ffn_skip" (default), "random" or "channels".
         region: Where "random" chooses from: "any" (default) or "adaptive".
-        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip. Default: an eighth at either end.
+        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip blocks. Default: an eighth at either end.
         tensors: Whose input channels "channels" leaves out: "ffn", or "all", those of attention's matrices too.
         profile: Profiles to measure too; "auto" is the model's own.
         lora: An adapter that every context has: FILE or FILE:SCALE.

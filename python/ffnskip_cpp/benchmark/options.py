@@ -13,7 +13,7 @@ from ..files import PathLike
 from ..lora import as_adapter
 from ..measure.policies import RATIO_POLICIES, policy_settings
 from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
-from ..skip_config import SkipConfig
+from ..skip_config import SkipConfig, TensorsName
 from ..threads import MAX_THREADS
 from .random_model import find_type
 from .shapes import find_shape
@@ -78,7 +78,7 @@ class Options:
     region: Several[str] | None = None
     cold_s: int | None = None
     cold_e: int | None = None
-    tensors: str = "ffn"
+    tensors: TensorsName = "ffn"
     profile: Several[PathLike] | None = None
     lora: PathLike | None = None
     progress: bool | None = None
@@ -108,9 +108,10 @@ class Options:
         """Each policy with each ratio. Profiles are measured alone, unless something else is asked for."""
         if self.profiles and self.skip_ratio is None and self.policy is None:
             return []
-        base = SkipConfig(cold_s=self.cold_s, cold_e=self.cold_e, warm_up_index=0, sim_threshold=ALWAYS_TRIPS)
+        blocks = SkipConfig(cold_s=self.cold_s, cold_e=self.cold_e, warm_up_index=0, sim_threshold=ALWAYS_TRIPS)
+        channels = SkipConfig("channels", warm_up_index=0, tensors=self.tensors)
         return [
-            base.replace(**policy, skip_ratio=ratio, tensors=self.tensors)
+            channels.replace(skip_ratio=ratio) if _is_channels(policy) else blocks.replace(**policy, skip_ratio=ratio)
             for policy in self.policies
             for ratio in _several(self.skip_ratio) or (CHANNEL_RATIOS if _is_channels(policy) else SKIP_RATIOS)
         ]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ..analysis.analysis import MAX_TOKENS, N_GENERATED, N_PROMPT, N_PROMPTS, N_SPEED, WARM_UPS, analyze
 from ..analysis.wanted import FIGURES, SKIP_RATIOS
 from ..lora import LORA_HELP
-from ..measure.policies import RATIO_POLICIES, REGIONS
+from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS
 from ..measure.text import N_CTX
 from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
@@ -21,9 +21,10 @@ writes to DIR, each as PNG, SVG and CSV, and all of them into report.html:
   never_tripped  share of tokens that never trip (Table 6)
   warm_up        quality against warm_up_index (Figure 5)
   heat_map       one generation, token by layer
+  channels       share of channels kept, token by layer
   skip_ratio     speed and quality against skip ratio
 
-The work grows with --max-tokens: the text is evaluated once per setting, some 25 times by default.
+The work grows with --max-tokens: the text is evaluated once per setting, some 30 times by default.
 
 examples:
   ffnskip analyze model.gguf --text held-out.txt -o analysis -t 4
@@ -65,8 +66,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         type=list_of(float),
         metavar="R,...",
-        help=f"shares of all FFN blocks to skip (default: {_commas(SKIP_RATIOS)}); the middle one is that of the other "
-        "pictures",
+        help=f"shares to skip of all FFN blocks, by channels of weight bytes (default: {_commas(SKIP_RATIOS)}); the "
+        "middle one is that of the other pictures",
     )
     parser.add_argument(
         "--policy",
@@ -79,6 +80,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         type=list_of(str),
         metavar="R,...",
         help=f"where random chooses from: {', '.join(REGIONS)} (default: {REGIONS[0]}; both without --policy)",
+    )
+    parser.add_argument(
+        "--tensors",
+        choices=TENSORS,
+        default=TENSORS[0],
+        help="matrices whose input channels policy channels leaves out: ffn, or all, attention's too (default: ffn)",
     )
     parser.add_argument(
         "--profile",
@@ -133,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         skip_ratio=args.skip_ratio,
         policy=args.policy,
         region=args.region,
+        tensors=args.tensors,
         profile=args.profile,
         lora=args.lora,
         sim_threshold=args.sim_threshold,

@@ -17,9 +17,17 @@ import numpy.typing as npt
 from ..llama import Llama
 from ..progress import Told, nobody
 from ..skip_config import SkipConfig
+from ..stats import INPUT_KINDS, Trace
 from .similarity import check_everything
 
-__all__ = ["Generation", "NeverTripped", "measure_generation", "measure_never_tripped"]
+__all__ = [
+    "ChannelGeneration",
+    "Generation",
+    "NeverTripped",
+    "measure_channels",
+    "measure_generation",
+    "measure_never_tripped",
+]
 
 GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}
 
@@ -81,16 +89,15 @@ def measure_never_tripped(
     """
     never = np.zeros((len(prompts), n_generated), np.bool_)
     for i, prompt in enumerate(prompts):
-        _, similarity, _ = _generate(llm, prompt, n_generated, config, progress)
-        reached = similarity[config.warm_up_index :] >= np.float32(config.sim_threshold)  # NaN, where unchecked, is not
+        _, trace = _generate(llm, prompt, n_generated, config, progress)
+        similarity = trace.similarity[config.warm_up_index :]
+        reached = similarity >= np.float32(config.sim_threshold)  # NaN, where unchecked, is not
         never[i, config.warm_up_index :] = ~np.any(reached, axis=1)
     return NeverTripped(never, config.warm_up_index)
 
 
-def _generate(
-    llm: Llama, prompt: Sequence[int], n: int, config: SkipConfig, progress: Told
-) -> tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """n tokens and what happened when each was fed back: similarity and skipped, [n, n_layer]."""
+def _generate(llm: Llama, prompt: Sequence[int], n: int, config: SkipConfig, progress: Told) -> tuple[list[int], Trace]:
+    """n tokens and what happened when each was fed back."""
     if len(prompt) + n > llm.n_ctx():
         raise ValueError(f"a prompt of {len(prompt)} and {n} tokens do not fit n_ctx={llm.n_ctx()}")
     tokens: list[int] = []
@@ -99,7 +106,7 @@ def _generate(
         for token in llm.generate(prompt, max_tokens=n + 1, **GREEDY):  # the last one is not fed back
             tokens.append(token)
             progress(1)
-    return tokens[:n], trace.similarity, trace.skipped
+    return tokens[:n], trace
 
 
 # ---- one generation, token by layer ----
@@ -140,11 +147,62 @@ def measure_generation(
     Raises:
         ValueError: Prompt and generation do not fit the context.
     """
-    tokens, similarity, skipped = _generate(llm, prompt, n_generated, config, progress)
+    tokens, did = _generate(llm, prompt, n_generated, config, progress)
     eligible = [False] * len(prompt) + [True] * len(tokens)
-    with llm.skipping(check_everything(llm.n_layer)), llm.trace() as trace:
+    with llm.skipping(check_everything(llm.n_layer)), llm.trace() as full:
         llm.forward([*prompt, *tokens], eligible, rows=())
     progress(len(eligible))
-    pieces = [llm.detokenize([token], special=True).decode("utf-8", "replace") for token in tokens]
+    text, pieces = _texts(llm, prompt, tokens)
+    return Generation(text, pieces, did.similarity, did.skipped, full.similarity, config.warm_up_index)
+
+
+def _texts(llm: Llama, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[str, list[str]]:
+    """Of the prompt, and of each token."""
     text = llm.detokenize(list(prompt), special=True).decode("utf-8", "replace")
-    return Generation(text, pieces, similarity, skipped, trace.similarity, config.warm_up_index)
+    return text, [llm.detokenize([token], special=True).decode("utf-8", "replace") for token in tokens]
+
+
+@dataclass(frozen=True)
+class ChannelGeneration:
+    """A greedy generation that left channels out: the share that each token kept of each layer's inputs."""
+
+    prompt: str
+    pieces: list[str]  # text of each token, [n_tokens]
+    kept: npt.NDArray[np.float32]  # [n_tokens, n_layer, 4]; NaN where none may be left out
+    n_full: int  # tokens that ran in full
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of the inputs of which some may be left out."""
+        return [kind for i, kind in enumerate(INPUT_KINDS) if np.isfinite(self.kept[..., i]).any()]
+
+    def of(self, kind: str) -> npt.NDArray[np.float32]:
+        """float32 [n_tokens, n_layer]."""
+        kept: npt.NDArray[np.float32] = self.kept[..., INPUT_KINDS.index(kind)]
+        return kept
+
+    def rows(self) -> list[Row]:
+        shares = {f"kept_{kind}": self.of(kind) for kind in self.kinds}
+        return [
+            {
+                "token": i,
+                "text": piece,
+                "layer": il,
+                "warm_up": int(i < self.n_full),
+                **{name: float(share[i, il]) for name, share in shares.items()},
+            }
+            for i, piece in enumerate(self.pieces)
+            for il in range(self.kept.shape[1])
+        ]
+
+
+def measure_channels(
+    llm: Llama, prompt: Sequence[int], n_generated: int, config: SkipConfig, progress: Told = nobody
+) -> ChannelGeneration:
+    """Greedy generation from a prompt by policy "channels".
+
+    Raises:
+        ValueError: Prompt and generation do not fit the context, or channels can't be left out of this model.
+    """
+    tokens, did = _generate(llm, prompt, n_generated, config, progress)
+    return ChannelGeneration(*_texts(llm, prompt, tokens), did.kept, config.n_full)

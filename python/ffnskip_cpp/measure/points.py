@@ -37,32 +37,33 @@ class QualityPoint:
     """Of all rows, the warm-up included."""
     _n_may_skip: int = 0
     _n_tokens: int = 0
-    _ffn_skipped: int = 0
-    _ffn_total: int = 0
+    _skipped: int = 0
+    _total: int = 0
     _checks: int = 0
 
     def add(self, rows: Comparison, stats: Any) -> None:
         self.quality.add(rows[self.first_row :])
         self.whole.add(rows)
-        self._n_may_skip += max(stats.tokens - self.config.warm_up_index, 0)
+        self._n_may_skip += max(stats.tokens - self.config.n_full, 0)
         self._n_tokens += stats.tokens
-        self._ffn_skipped += stats.ffn_skipped
-        self._ffn_total += stats.ffn_total
+        by_bytes = stats.bytes_total > 0
+        self._skipped += stats.bytes_left_out if by_bytes else stats.ffn_skipped
+        self._total += stats.bytes_total if by_bytes else stats.ffn_total
         self._checks += stats.checks
 
     @property
     def skip_ratio(self) -> float:
-        """Of the FFN blocks of the tokens that may skip."""
-        n_may_skip = self._n_may_skip * self._ffn_total / self._n_tokens
-        return self._ffn_skipped / n_may_skip if n_may_skip else 0.0
+        """Of the FFN blocks of the tokens that may skip; of channels, of the weight bytes."""
+        n_may_skip = self._n_may_skip * self._total / self._n_tokens
+        return self._skipped / n_may_skip if n_may_skip else 0.0
 
     def row(self) -> Row:
         return {
             "policy": self.name or self.config.label,
-            "skip_ratio_target": None if self.name else self.config.skip_ratio,
+            "skip_ratio_target": None if self.name else self.config.ratio,
             "warm_up_index": self.config.warm_up_index,
             "skip_ratio": self.skip_ratio,
-            "skip_ratio_with_warm_up": self._ffn_skipped / self._ffn_total,
+            "skip_ratio_with_warm_up": self._skipped / self._total,
             "checks_per_token": self._checks / self._n_may_skip if self._n_may_skip else 0.0,
             "first_row": self.first_row,
             **_means(self.quality, ""),
@@ -84,7 +85,7 @@ def measure_quality(
 ) -> list[QualityPoint]:
     """Teacher-forced quality of each setting next to the dense model, on the same rows.
 
-    Row i of a chunk may skip if i >= warm_up_index, and predicts token i + 1.
+    Row i of a chunk may skip if i >= n_full of its setting, and predicts token i + 1.
 
     Args:
         first_row: Rows from this one on are compared. None: for each setting those that may skip. Figure 5 gives the
@@ -92,7 +93,7 @@ def measure_quality(
     Raises:
         ValueError: A setting does not fit the model.
     """
-    points = [QualityPoint(config, config.warm_up_index if first_row is None else first_row) for config in configs]
+    points = [QualityPoint(config, config.n_full if first_row is None else first_row) for config in configs]
     for config in configs:  # before any work is done
         with llm.skipping(config):
             pass

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
-from ..skip_config import POLICIES, SkipConfig
+from ..skip_config import POLICIES, SkipConfig, TensorsName
 
 __all__ = ["RATIO_POLICIES", "REGIONS", "TENSORS", "policy_settings"]
 
 RATIO_POLICIES = ("ffn_skip", "random", "channels")
 REGIONS = ("any", "adaptive")
-TENSORS = ("ffn", "all")
+TENSORS: tuple[TensorsName, ...] = get_args(TensorsName)
 _OLD = "random_adaptive_region"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..report import Section
 from ..subject import Subject
-from . import heat_map, never_tripped, similarity, warm_up
+from . import channels, heat_map, never_tripped, similarity, warm_up
 
 __all__ = ["PICTURES"]
 
@@ -15,5 +15,6 @@ PICTURES: dict[str, Callable[[Subject], Section]] = {
     "never_tripped": never_tripped.section,
     "warm_up": warm_up.section,
     "heat_map": heat_map.section,
+    "channels": channels.section,
 }
 """Those that need nothing but the model. `skip_ratio` measures speed as well, for which the model must be closed."""

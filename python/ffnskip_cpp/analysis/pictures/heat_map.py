@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["section"]
+__all__ = ["N_TOKENS", "label_tokens", "mark_warm_up", "range_of", "section"]
 
 N_TOKENS = 66  # after the warm-up
 
@@ -56,13 +56,13 @@ def _draw(generation: Generation, cold: tuple[int, int]) -> Figure:
     n_tokens, n_layer = generation.similarity.shape
     width, height = max(8.0, 2.0 + 0.115 * n_tokens), 1.9 + 2 * min(max(1.4, 0.12 * n_layer), 4.0)
     with style.drawing(width, height, 2, 1, sharex=True) as (figure, axes):
-        limits = _range_of(generation.full[:, slice(*cold)])
+        limits = range_of(generation.full[:, slice(*cold)])
         norm = FuncNorm(style.SIMILARITY_SCALE, *limits)
         did, full = axes[:, 0]
         image = _heat_map(did, generation.similarity, norm)
         _heat_map(full, generation.full, norm)
         _mark_skipped(did, generation.skipped)
-        _mark_warm_up(did, generation.warm_up_index, n_layer)
+        mark_warm_up(did, generation.warm_up_index, n_layer)
         for ax, title in (
             (did, "what Algorithm 1 did: colour where checked, orange where skipped, white where run unchecked"),
             (full, "similarity of the same tokens where nothing is skipped; the last layer is never checked"),
@@ -72,7 +72,7 @@ def _draw(generation: Generation, cold: tuple[int, int]) -> Figure:
             style.layer_ticks(ax.yaxis, n_layer)
             for boundary in cold:
                 ax.axhline(boundary - 0.5, color="black", linewidth=0.8, linestyle=":")
-        _label_tokens(full, generation.pieces)
+        label_tokens(full, generation.pieces)
         did.tick_params(axis="x", length=0)
         bar = figure.colorbar(
             image, ax=axes[:, 0].tolist(), label="similarity", pad=0.01, aspect=height / 0.15, extend="both"
@@ -83,9 +83,9 @@ def _draw(generation: Generation, cold: tuple[int, int]) -> Figure:
     return figure
 
 
-def _range_of(similarity: Any) -> tuple[float, float]:
+def range_of(values: Any) -> tuple[float, float]:
     """Where nearly all values lie: an outlier must not take the colours from the others."""
-    low, high = np.nanquantile(similarity, (0.01, 0.99)).tolist()
+    low, high = np.nanquantile(values, (0.01, 0.99)).tolist()
     return low, max(high, low + 1e-4)
 
 
@@ -106,14 +106,14 @@ def _mark_skipped(ax: Axes, skipped: Any) -> None:
     ax.imshow(shown, origin="lower", aspect="auto", cmap=colours, interpolation="nearest")
 
 
-def _mark_warm_up(ax: Axes, warm_up_index: int, n_layer: int) -> None:
+def mark_warm_up(ax: Axes, warm_up_index: int, n_layer: int, words: str = "warm-up:\nevery block runs") -> None:
     if warm_up_index > 0:
         x, y = (warm_up_index - 1) / 2, (n_layer - 1) / 2
         ax.axvspan(-0.5, warm_up_index - 0.5, facecolor="#f0f0f0", edgecolor="none", zorder=0)
-        ax.text(x, y, "warm-up:\nevery block runs", color=style.GREY, ha="center", va="center")
+        ax.text(x, y, words, color=style.GREY, ha="center", va="center")
 
 
-def _label_tokens(ax: Axes, pieces: Sequence[str]) -> None:
+def label_tokens(ax: Axes, pieces: Sequence[str]) -> None:
     labels = [_drawable(piece) for piece in pieces]
     ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6.5, parse_math=False)
     ax.tick_params(axis="x", length=2)

@@ -1,4 +1,4 @@
-"""Speed and quality against the share of FFN blocks skipped."""
+"""Speed and quality against the share of the FFN that is skipped: of its blocks, or of its weight bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ POLICY_STYLE = {
     "ffn_skip": (style.BLUE, "o", "Algorithm 1"),
     "random in adaptive region": (style.ORANGE, "s", "random, adaptive region"),
     "random": (style.VERMILION, "^", "random, any layer"),
+    "channels": (style.GREEN, "D", "channels"),
 }
+TIMED = ("ffn_skip", "channels")  # of the others each skips as much as ffn_skip
+SKIPPED = "FFN blocks or weight bytes skipped"
 SPREAD = 10.0
 SPEED_COLUMNS = (
     Column("policy", "setting"),
@@ -71,10 +74,11 @@ def section(subject: Subject, points: list[QualityPoint]) -> Section:
     return Section(
         "skip_ratio",
         "Speed and quality against skip ratio" if speeds else "Quality against skip ratio",
-        "What skipping saves and costs as more FFN blocks are skipped, for Algorithm 1 and the paper's two baselines. "
+        "What skipping saves and costs as more of the FFN is skipped: of its blocks, by Algorithm 1 and the paper's "
+        "two baselines, or of its weight bytes, by channels. "
         "Quality is teacher-forced, each chunk as one generation, counted over tokens that may skip. Speed is that of "
         "single tokens: plain llama.cpp and every setting decode in turn, token by token, in one process, and all "
-        "tokens skip as many blocks as they may (`ffnskip bench`).",
+        "tokens skip as much as they may (`ffnskip bench`).",
         _draw(points, speeds),
         numbers,
         tables,
@@ -91,6 +95,8 @@ def _speeds(subject: Subject) -> list[dict[str, Any]]:
         n_gen=wanted.n_speed,
         n_gpu_layers=wanted.n_gpu_layers,
         skip_ratio=subject.ratios,
+        policy=_timed(subject),
+        tensors=subject.wanted.tensors if "channels" in _timed(subject) else "ffn",
         cold_s=cold_s,
         cold_e=cold_e,
         profile=wanted.profile,
@@ -98,6 +104,11 @@ def _speeds(subject: Subject) -> list[dict[str, Any]]:
         progress=wanted.progress,
     )
     return [row.as_dict() for row in benchmark.rows]
+
+
+def _timed(subject: Subject) -> list[str]:
+    asked = [policy["policy"] for policy in subject.policies]
+    return ["ffn_skip", *(["channels"] if "channels" in asked else [])]
 
 
 def _summary(rows: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) -> str:
@@ -114,7 +125,7 @@ def _summary(rows: Sequence[dict[str, Any]], speeds: Sequence[dict[str, Any]]) -
 
 
 def _draw(points: Sequence[QualityPoint], speeds: Sequence[dict[str, Any]]) -> Figure:
-    """Quality, and speed where it was measured, against the share of FFN blocks skipped."""
+    """Quality, and speed where it was measured, against the share skipped."""
     with style.drawing(*((9.5, 6.4, 2, 2) if speeds else (9.5, 3.5, 1, 3))) as (figure, axes):
         flat = list(axes.flat)
         if speeds:
@@ -124,7 +135,7 @@ def _draw(points: Sequence[QualityPoint], speeds: Sequence[dict[str, Any]]) -> F
         style.legend_below(figure, flat[0])
         dense = points[0].quality.perplexity_dense
         subject = "Speed and quality" if speeds else "Quality"
-        style.add_title(figure, f"{subject} against the share of FFN blocks skipped; perplexity of dense {dense:,.2f}")
+        style.add_title(figure, f"{subject} against the share of the FFN skipped; perplexity of dense {dense:,.2f}")
     return figure
 
 
@@ -144,7 +155,7 @@ def _draw_quality(ax: Axes, points: Sequence[QualityPoint], measure: Measure) ->
             largest.append(abs(y))
     if max(largest) > SPREAD * min(largest) and math.isfinite(measure.linear_width):
         _set_asinh_axis(ax, measure.linear_width, max(largest))
-    ax.set_xlabel("FFN blocks skipped, of tokens that may skip (%)")
+    ax.set_xlabel(f"{SKIPPED}, of tokens that may skip (%)")
     ax.set_ylabel(measure.label)
 
 
@@ -159,22 +170,27 @@ def _set_asinh_axis(ax: Axes, linear_width: float, largest: float) -> None:
 
 
 def _draw_speed(ax: Axes, speeds: Sequence[dict[str, Any]]) -> None:
-    rows = sorted((row for row in speeds if row["policy"] == "ffn_skip"), key=lambda row: row["skip_ratio"])
+    for policy in TIMED:
+        rows = sorted((row for row in speeds if row["policy"] == policy), key=lambda row: row["skip_ratio"])
+        if rows:
+            _draw_speed_of(ax, rows, *POLICY_STYLE[policy][:2])
+    for row in speeds:
+        if row["policy"].startswith("profile "):
+            ax.plot(100 * row["skip_ratio"], row["speed_up"], **style.PROFILE_STYLE)
+    ax.axhline(1, color=style.GREY, linewidth=0.8)
+    ax.text(0.03, 0.93, "-- what the bytes not read allow", color=style.GREY, transform=ax.transAxes)
+    ax.text(0.03, 0.85, "— measured: median and quartiles", color=style.GREY, transform=ax.transAxes)
+    ax.margins(y=0.2)
+    ax.set_xlabel(f"{SKIPPED} (%)")
+    ax.set_ylabel("tokens per second, ratio to dense")
+
+
+def _draw_speed_of(ax: Axes, rows: Sequence[dict[str, Any]], color: str, marker: str) -> None:
     x = [100 * row["skip_ratio"] for row in rows]
     speed_up = [row["speed_up"] for row in rows]
     errors = [
         [row["speed_up"] - row["speed_up_q1"] for row in rows],
         [row["speed_up_q3"] - row["speed_up"] for row in rows],
     ]
-    ideal = [row["ideal_speed_up"] for row in rows]
-    for row in speeds:
-        if row["policy"].startswith("profile "):
-            ax.plot(100 * row["skip_ratio"], row["speed_up"], **style.PROFILE_STYLE)
-    ax.plot([0, *x], [1, *ideal], color=style.GREY, linestyle="--", linewidth=1)
-    ax.errorbar(x, speed_up, yerr=errors, color=style.GREEN, marker="o", markersize=4, capsize=2)
-    ax.axhline(1, color=style.GREY, linewidth=0.8)
-    ax.text(0.03, 0.93, "-- what the bytes not read allow", color=style.GREY, transform=ax.transAxes)
-    ax.text(0.03, 0.85, "● measured: median and quartiles", color="#00704f", transform=ax.transAxes)
-    ax.margins(y=0.2)
-    ax.set_xlabel("FFN blocks skipped (%)")
-    ax.set_ylabel("tokens per second, ratio to dense")
+    ax.plot([0, *x], [1, *(row["ideal_speed_up"] for row in rows)], color=color, linestyle="--", linewidth=1, alpha=0.6)
+    ax.errorbar(x, speed_up, yerr=errors, color=color, marker=marker, markersize=4, capsize=2)

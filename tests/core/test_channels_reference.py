@@ -1,0 +1,129 @@
+"""Channels left out are those that a NumPy program leaves out, and the logits are its own: one by one, in a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from support.channels import (
+    AT_MOST,
+    DAMPED,
+    MAY_SKIP,
+    N_LAYER,
+    TENSORS,
+    TOKENS,
+    TYPES,
+    TYPICAL,
+    WARM_UP,
+    WAYS,
+    as_a_batch,
+    channels,
+    differences,
+    one_by_one,
+    only,
+    shares,
+    thresholds_of,
+)
+from support.channels_reference import KINDS, ReferenceChannels, ReferenceGemmaChannels
+from support.reference import SkipSettings
+from support.running import F32_CACHE, SETTINGS, ours
+
+pytestmark = pytest.mark.filterwarnings("ignore:skip:UserWarning")
+
+# float32 throughout, and float64 in NumPy: logits, and reaches of channels.
+FLOAT32, FLOAT32_REACH = 1e-5, 5e-6
+
+
+def kept_of(trace, reference):
+    """Channels, (n_tokens, n_layer, 4)."""
+    return np.rint(shares(trace) * reference.n_channels).astype(int)
+
+
+@pytest.mark.parametrize("tensors", TENSORS)
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+@pytest.mark.parametrize("type", TYPES)
+def test_channels_kept_and_logits_are_those_of_the_reference(model_file, type, share, tensors):
+    path = model_file("llama", **DAMPED, quantized=type)
+    thresholds = only(thresholds_of(path, share), *TENSORS[tensors])
+    reference = ReferenceChannels(path, thresholds)
+    expected, of_reference = reference.evaluate(TOKENS, MAY_SKIP)
+    for way in WAYS.values():
+        with ours(path, channels(thresholds)) as llm, llm.trace() as trace:
+            got = way(llm)
+        kept = kept_of(trace, reference)
+        # Hardly ever does rounding move a channel by more than what the reference takes to be close.
+        assert (np.abs(kept - of_reference.kept) > of_reference.close).mean() < 2e-3
+        assert kept[WARM_UP:].mean() == pytest.approx(of_reference.kept[WARM_UP:].mean(), rel=1e-3)
+        assert np.median(differences(got, expected)) < TYPICAL
+        assert differences(got, expected).max() < AT_MOST
+    dense, _ = ReferenceChannels(path).evaluate(TOKENS)
+    assert np.median(differences(dense, expected)[WARM_UP:]) > 2 * TYPICAL  # or else the test could not tell
+
+
+@pytest.mark.parametrize("tensors", TENSORS)
+@pytest.mark.parametrize("options", [{}, {"layers": [1, 2]}], ids=["", "beside blocks"])
+def test_a_float32_model_keeps_the_channels_of_the_reference_one_for_one(model_file, options, tensors):
+    path = model_file("llama", n_layer=4)
+    settings = SkipSettings(np.inf, 0, 4, 0, **options) if options else None
+    thresholds = only(thresholds_of(path, 0.6, kv_f16=False), *TENSORS[tensors])
+    reference = ReferenceChannels(path, thresholds, close=FLOAT32_REACH, settings=settings, kv_f16=False)
+    expected, of_reference = reference.evaluate(TOKENS, MAY_SKIP)
+    assert of_reference.close.sum() == 0  # choose another share
+    for way in WAYS.values():
+        with ours(path, channels(thresholds, **options), **F32_CACHE) as llm, llm.trace() as trace:
+            got = way(llm)
+        assert np.array_equal(kept_of(trace, reference), of_reference.kept)
+        assert differences(got, expected).max() < FLOAT32
+
+
+@pytest.mark.parametrize("type", ["f16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("tensors", TENSORS)
+def test_results_that_are_normalised_count_by_their_proportions(model_file, type, tensors):
+    """Gemma 2, with the same rule for reaches relative to those of the input."""
+    path = model_file("post_norm", **{**DAMPED, "embedding_rms": 1024.0}, quantized=type)
+    reference = ReferenceGemmaChannels(path)
+    dense, _ = reference.evaluate(TOKENS)
+    thresholds = only(reference.thresholds_that_keep(0.5), *TENSORS[tensors])
+    reference = ReferenceGemmaChannels(path, thresholds)
+    expected, of_reference = reference.evaluate(TOKENS, MAY_SKIP)
+    for way in WAYS.values():
+        with ours(path, channels(thresholds)) as llm, llm.trace() as trace:
+            got = way(llm)
+        kept = kept_of(trace, reference)
+        assert (np.abs(kept - of_reference.kept) > of_reference.close).mean() < 2e-3
+        assert np.median(differences(got, expected)) < TYPICAL
+        assert differences(got, expected).max() < AT_MOST
+    assert np.median(differences(dense, expected)[WARM_UP:]) > 2 * TYPICAL
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_of_the_context_change_nothing(model_file, setting):
+    path = model_file("llama", **DAMPED, quantized="q8_0")
+    thresholds = thresholds_of(path, 0.6)
+    expected, _ = ReferenceChannels(path, thresholds).evaluate(TOKENS, MAY_SKIP)
+    for way in WAYS.values():
+        with ours(path, channels(thresholds), **SETTINGS[setting]) as llm:
+            assert differences(way(llm), expected).max() < AT_MOST
+
+
+@pytest.mark.parametrize("shape", [{"quantized": "q5_k_s"}, {"n_embd": 192, "n_ff": 416, "quantized": "q8_0"}], ids=str)
+@pytest.mark.parametrize("tensors", TENSORS)
+def test_bytes_are_those_of_the_channels_left_out(model_file, shape, tensors):
+    path = model_file("llama", **{**DAMPED, **shape})
+    thresholds = only(thresholds_of(path, 0.6), *TENSORS[tensors])
+    reference = ReferenceChannels(path, thresholds)
+    concerned = np.isin(KINDS, TENSORS[tensors])
+    with ours(path, channels(thresholds)) as llm:
+        with llm.trace() as trace:
+            one_by_one(llm)
+        kept, stats = kept_of(trace, reference), llm.stats
+        left_out = reference.bytes_left_out(kept)
+        assert stats.bytes_left_out == left_out.sum() > 0
+        assert stats.ffn_bytes_not_read == left_out[KINDS.index("up") :].sum()
+        assert np.array_equal(stats.channels_kept.reshape(N_LAYER, -1), kept.sum(axis=0) * concerned)
+        total = len(TOKENS) * reference.n_channels * concerned
+        assert np.array_equal(stats.channels_total.reshape(N_LAYER, -1), total)
+        llm.reset_stats()
+        as_a_batch(llm)
+        assert llm.stats.bytes_left_out == pytest.approx(left_out.sum(), rel=1e-3)
+        assert llm.stats.ffn_bytes_not_read == 0  # other rows of the batch need them
