@@ -19,7 +19,7 @@ constexpr double k_power[k_input_kinds] = { 1.2, 1.35, 1.0, 2.0 };
 std::vector<double> shares_left_out(const std::vector<Recorder::Channels> & inputs, double ratio) {
     std::vector<double> out(inputs.size());
     double              least = 0.0, most = 1.0;  // of the share whose powers are kept
-    for (int round = 0; round < 40; ++round) {
+    for (int round = 0; round < 40 && ratio > 0.0; ++round) {
         const double share = (least + most) / 2.0;
         double       all = 0.0, not_read = 0.0;
         for (size_t i = 0; i < inputs.size(); ++i) {

@@ -39,8 +39,8 @@ PROBED = np.array([0.5, 0.65, 0.45, 0.7])
 and what an input may come to."""
 SLIGHTLY = 0.02  # share of the channels left out where it is the rounding that is measured
 LEAST = 0.1  # part of a KL divergence that is not put down to rounding
-EQUAL = np.array([1.0, 1.0, 1.0, 2.0])
-"""Shares left out, by kind, in proportion: what is found is to be better than that."""
+EQUAL = 1.0 - 0.75 ** np.array([1.2, 1.35, 1.0, 2.0])
+"""Shares left out, by kind, in the proportions that uncalibrated channels have: what is found is to be better."""
 RATIO_TOLERANCE = 0.003  # of what a setting saves, from what is wanted
 GROWTH = 3.0  # KL divergence grows with about this power of what is saved
 
@@ -151,7 +151,7 @@ class ChannelSearch:
 
     def _first_shapes(self) -> list[PerInput]:
         """What the costs say, and equal shares."""
-        return [np.sqrt(self._inputs.channel_bytes / self.costs), self._inputs.below(EQUAL / 4)]
+        return [np.sqrt(self._inputs.channel_bytes / self.costs), self._inputs.below(EQUAL)]
 
     # ---- settings ----
 
