@@ -11,7 +11,6 @@ from . import _core
 
 __all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsName"]
 
-TensorsName = Literal["ffn", "all"]
 PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
 TensorsName = Literal["ffn", "all"]
 OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]

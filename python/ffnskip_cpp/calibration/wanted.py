@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..measure.policies import TENSORS
 from ..skip_config import TensorsName
 from .effort import EFFORTS
 
-__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "POLICIES", "TENSORS", "Wanted"]
+__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "POLICIES", "Wanted"]
 
 MAX_KL = 0.05
-TENSORS = ("ffn", "all")
 POLICIES = ("blocks", "channels", "blocks+channels")
 EFFORT = "normal"
 MAX_TOKENS = 20_000

@@ -8,8 +8,9 @@ import json
 from ..calibration.calibration import CHAT_N_CTX, calibrate
 from ..calibration.choice import TOLERANCE
 from ..calibration.effort import EFFORTS
-from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, POLICIES, TENSORS
+from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, POLICIES
 from ..lora import LORA_HELP
+from ..measure.policies import TENSORS
 from ..measure.text import N_CTX
 from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
