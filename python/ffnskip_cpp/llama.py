@@ -163,6 +163,13 @@ class Llama(DecodingLlama):
         return self._learnt().ffn_map
 
     @property
+    def input_bytes(self) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer, 4, 2]: of the inputs of each layer, in the order of `channel_thresholds`, the bytes of
+        weights that are read with none of its channels kept and with all, as `skip` is now; 0 where none may be left
+        out. No layers unless channels are."""
+        return self._learnt().input_bytes
+
+    @property
     def skippable(self) -> npt.NDArray[np.bool_]:
         """bool [n_layer]: the layer has an FFN block that can be skipped."""
         return self._learnt().skippable
@@ -206,9 +213,12 @@ class Llama(DecodingLlama):
         self._controller.reset_stats()
 
     @contextlib.contextmanager
-    def trace(self) -> Iterator[Trace]:
-        """Records similarity and skipped blocks of every token generated within the block, one row per token.
+    def trace(self, *, reaches: bool = False) -> Iterator[Trace]:
+        """Records similarity, skipped blocks and channels kept of every token generated within the block, one row per
+        token.
 
+        Args:
+            reaches: Count how far channels reach, too, which takes longer.
         Raises:
             RuntimeError: A trace is being recorded already.
         """
@@ -216,11 +226,11 @@ class Llama(DecodingLlama):
             raise RuntimeError("a trace is being recorded already")
         controller, trace = self._learnt(), Trace()
         self._tracing = True
-        controller.start_trace()
+        controller.start_trace(reaches)
         try:
             yield trace
         finally:
-            trace.similarity, trace.skipped, trace.kept = controller.stop_trace()
+            trace.similarity, trace.skipped, trace.kept, trace.reaches = controller.stop_trace()
             self._tracing = False
 
     # ---- texts that are there already ----
