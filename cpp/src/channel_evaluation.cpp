@@ -19,7 +19,7 @@ constexpr double k_power[k_input_kinds] = { 1.2, 1.35, 1.0, 2.0 };
 std::vector<double> shares_left_out(const std::vector<Recorder::Channels> & inputs, double ratio) {
     std::vector<double> out(inputs.size());
     double              least = 0.0, most = 1.0;  // of the share whose powers are kept
-    for (int round = 0; round < 40; ++round) {
+    for (int round = 0; round < 40 && ratio > 0.0; ++round) {
         const double share = (least + most) / 2.0;
         double       all = 0.0, not_read = 0.0;
         for (size_t i = 0; i < inputs.size(); ++i) {
@@ -109,7 +109,8 @@ const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node) const {
 }
 
 bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const bool one = n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out;
+    const bool one =
+        n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out && !recorder_.counts_reaches();
     if (known.product >= 0 && one && ggml_nrows(node) == 1) {
         const int input = input_of(known.product);
         if (!follower.input(input).sparse()) {
@@ -132,16 +133,22 @@ void ChannelEvaluation::observe(ggml_tensor * node, int input) {
             continue;
         }
         float * v = read(node, r);
+        if (row.is == ChannelRow::observed || recorder_.counts_reaches()) {
+            const float * norms = products_.norms(input);
+            const float   scale = 1.0f / products_.scale(input, v);
+            const auto    reach = [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; };
+            if (row.is == ChannelRow::observed) {
+                sequences_.observe(row.sequence, row.position, input, node->ne[0], reach);
+            }
+            if (recorder_.counts_reaches()) {
+                recorder_.reached(input, node->ne[0], reach);
+            }
+        }
         if (row.is == ChannelRow::leaves_out) {
             recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), v), false);
             if (!buffers_.on_host(node)) {
                 buffers_.write(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), v);
             }
-        } else {
-            const float * norms = products_.norms(input);
-            const float   scale = 1.0f / products_.scale(input, v);
-            sequences_.observe(row.sequence, row.position, input, node->ne[0],
-                               [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; });
         }
     }
 }
