@@ -195,7 +195,8 @@ def test_embedding_leaves_one_file(model, text, tmp_path):
 
 
 def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, monkeypatch):
-    whole = calibrate(demo_model(), [text], output=tmp_path / "whole.gguf", **OPTIONS)
+    options = {**OPTIONS, "policies": ["channels"], "skip_ratio": 0.3}
+    whole = calibrate(demo_model(), [text], output=tmp_path / "whole.gguf", **options)
     n_tokens, told = [0], Bar.__call__
 
     def interrupted(bar, n):
@@ -206,7 +207,7 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
 
     monkeypatch.setattr(Bar, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
+        calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **options)
     assert sorted(os.listdir(tmp_path)) == ["again.gguf.progress", "whole.gguf"]
     monkeypatch.setattr(Bar, "__call__", told)
 
@@ -218,9 +219,9 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
         return forward(llm, ids, *args, **kwargs)
 
     monkeypatch.setattr(Llama, "forward", counted)
-    again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
+    again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **options)
     resumed, evaluated[0] = evaluated[0], 0
-    calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **OPTIONS)
+    calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **options)
     assert resumed < evaluated[0] - 4000
     files = [(tmp_path / f"{name}.gguf").read_bytes() for name in ("whole", "again", "third")]
     assert files[0] == files[1] == files[2]
@@ -332,7 +333,7 @@ def test_little_text_is_said_to_be_little(calibrated, tmp_path):
 
 
 def test_effort_in_seconds_takes_what_fits_and_refuses_what_does_not(text, tmp_path):
-    options = {**OPTIONS, "output": tmp_path / "p.gguf"}
+    options = {**OPTIONS, "policies": ["channels"], "skip_ratio": 0.3, "output": tmp_path / "p.gguf"}
     calibration = calibrate(demo_model(), [text], **{**options, "effort": 1e6})
     assert "effort: thorough, which fits 1e+06 seconds" in calibration.notes
     with pytest.raises(ValueError, match=r"effort: 0\.001 seconds are too few here; the least takes about \d+"):
