@@ -215,7 +215,7 @@ class Work:
         for n in range(1, 1 if self._effort.wide else n_wanted):
             if self.search.fixed(n).quality.kl > limit:
                 self._give_up_blocks(
-                    f"{n} FFN blocks, of {n_wanted} that would be needed, cost more than {BEHIND:g} times what "
+                    f"{n} of the {n_wanted} FFN blocks that would be needed cost more than {BEHIND:g} times what "
                     "channels do; more were not tried"
                 )
                 return [self._fixed(n)]
@@ -265,8 +265,8 @@ class Work:
         return rows
 
     def _saving_most(self, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
-        """Channel thresholds in the proportions that are best at `ratio`, for other ratios until the limit is nearly
-        met."""
+        """The row of the channel thresholds that save most within the limit, or cost least, in the proportions that are
+        best at `ratio`; for other ratios until it is nearly met. No row where nothing can be saved."""
         channels = self._channels
         candidate = channels.candidate(ratio, layers) if channels is not None else None
         rows: list[Row] = []
@@ -278,7 +278,8 @@ class Work:
             towards = (1 + NEARLY) / 2 * max_kl
             factor = float(np.clip((towards / max(row.kl, TINY)) ** (1 / GROWTH), 0.5, 2.0))
             candidate = channels.saving(candidate, candidate.ratio + row.skip_ratio * (factor - 1))
-        return rows
+        best_of_all = most_within(rows, max_kl) or min(rows, key=lambda row: row.kl, default=None)
+        return [] if best_of_all is None else [best_of_all]
 
     def _blocks_within(self, max_kl: float, channels: Row | None) -> list[Row]:
         """FFN blocks: where so many skip less than half of what channels do, the fixed set alone.
@@ -289,10 +290,13 @@ class Work:
         expected = self._ratio_at(max_kl)
         if channels is not None and BEHIND * expected * self._ffn_share < channels.skip_ratio and not self._effort.wide:
             n = max(1, int(expected * self._model.n_ffn + 1e-9))
-            self._give_up_blocks(
-                f"about {expected:.1%} of the FFN blocks can be skipped within this divergence; other policies that "
-                "skip blocks were not tried"
+            alone = self.search.fixed(1).quality.kl > max_kl
+            can = (
+                "one FFN block alone costs more than that"
+                if alone
+                else f"about {expected:.0%} of the FFN blocks cost that"
             )
+            self._give_up_blocks(f"{can}; other policies that skip blocks were not tried")
             return self._compare([self._fixed(n)], 0.0, references=False)[0]
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
         percent = min(max(round(100 * expected), low + 1), high - 1)
