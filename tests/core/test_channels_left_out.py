@@ -400,7 +400,8 @@ def test_an_architecture_leaves_channels_out_exactly_or_is_refused_by_name(model
             with llm.trace() as trace:
                 llm.skip = SkipConfig(policy="channels", tensors=tensors, warm_up_index=WARM_UP)
                 logits = [way(llm) for way in WAYS.values()]
-            assert np.median(differences(*logits)) < 10 * rounding  # channels add what falls on the other side
+            # Each finds thresholds of its own, and channels add what falls on the other side.
+            assert np.median(differences(*logits)) < 100 * rounding
             kept = trace.kept[:, :, np.isin(KINDS, TENSORS[tensors])].reshape(2, len(TOKENS), -1)
             assert np.nanmean(np.abs(kept[0] - kept[1])) < 1e-3
             assert 0.4 < np.nanmean(kept[:, 40:]) < 0.9
