@@ -403,7 +403,7 @@ def test_an_architecture_leaves_channels_out_exactly_or_is_refused_by_name(model
             # Each finds thresholds of its own, and channels add what falls on the other side.
             assert np.median(differences(*logits)) < 100 * rounding
             kept = trace.kept[:, :, np.isin(KINDS, TENSORS[tensors])].reshape(2, len(TOKENS), -1)
-            assert np.nanmean(np.abs(kept[0] - kept[1])) < 1e-3
+            assert np.nanmean(np.abs(kept[0] - kept[1])) < 5e-3
             assert 0.4 < np.nanmean(kept[:, 40:]) < 0.9
     except Unsupported as refusal:
         assert kind in ("moe", "exp_probs", "phi3", "falcon", "gptneox"), refusal
