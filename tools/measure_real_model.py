@@ -106,6 +106,7 @@ def calibrated(args: argparse.Namespace, text: Path, ratio: float, folder: Path)
         args.model,
         [text],
         skip_ratio=ratio,
+        policies=["blocks"],
         output=folder / f"{ratio:g}.ffnskip.gguf",
         effort=float(args.effort) if args.effort.isdigit() else args.effort,
         n_threads=args.threads,

@@ -315,6 +315,13 @@ void add_stats(py::module_ & m) {
         });
 }
 
+void add_reaches(py::module_ & m) {
+    m.def("reach_edges", [] {
+        const std::vector<float> edges = reach_edges();
+        return py::array_t<float>(py::ssize_t(edges.size()), edges.data());
+    });
+}
+
 void add_ffn_map(py::module_ & m) {
     py::class_<FfnWeight>(m, "FfnWeight", "A weight of an FFN block.")
         .def_readonly("name", &FfnWeight::name)
@@ -406,14 +413,27 @@ void add_controller(py::module_ & m) {
         .def("take_notice", &Controller::take_notice)
         .def_property_readonly("stats", &Controller::stats)
         .def("reset_stats", &Controller::reset_stats)
-        .def("start_trace", &Controller::start_trace)
+        .def_property_readonly("input_bytes",
+                               [](const Controller & c) {
+                                   std::vector<uint64_t> flat;
+                                   for (const Controller::InputBytes & bytes : c.input_bytes()) {
+                                       flat.insert(flat.end(), { bytes.least, bytes.all });
+                                   }
+                                   const py::ssize_t n_layer = py::ssize_t(flat.size() / 8);
+                                   return py::array_t<uint64_t>({ n_layer, py::ssize_t(4), py::ssize_t(2) },
+                                                                flat.data());
+                               })
+        .def("start_trace", &Controller::start_trace, py::arg("reaches") = false)
         .def("stop_trace", [](Controller & c) {
             const Trace                    trace = c.stop_trace();
             const std::vector<py::ssize_t> shape = { trace.n_tokens, trace.n_layer };
             py::array_t<float>             similarity(py::ssize_t(trace.similarity.size()), trace.similarity.data());
             const py::ssize_t              n_kept = trace.kept.empty() ? 0 : trace.n_tokens;
-            py::array_t<float> kept({ n_kept, py::ssize_t(trace.n_layer), py::ssize_t(4) }, trace.kept.data());
-            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape), kept);
+            py::array_t<float>    kept({ n_kept, py::ssize_t(trace.n_layer), py::ssize_t(4) }, trace.kept.data());
+            const py::ssize_t     n_bins    = py::ssize_t(reach_edges().size()) - 1;
+            const py::ssize_t     n_counted = trace.reaches.empty() ? 0 : trace.n_layer;
+            py::array_t<uint64_t> reaches({ n_counted, py::ssize_t(4), n_bins }, trace.reaches.data());
+            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape), kept, reaches);
         });
 }
 
@@ -483,6 +503,7 @@ PYBIND11_MODULE(_core, m) {
     py::register_exception_translator(&translate);
     add_profile(m);
     add_stats(m);
+    add_reaches(m);
     add_ffn_map(m);
     add_layer_inputs(m);
     add_controller(m);

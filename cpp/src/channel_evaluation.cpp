@@ -20,7 +20,7 @@ constexpr double k_power[k_input_kinds] = { 1.2, 1.35, 1.0, 2.0 };
 std::vector<double> shares_left_out(const std::vector<Recorder::Channels> & inputs, double ratio) {
     std::vector<double> out(inputs.size());
     double              least = 0.0, most = 1.0;  // of the share whose powers are kept
-    for (int round = 0; round < 40; ++round) {
+    for (int round = 0; round < 40 && ratio > 0.0; ++round) {
         const double share = (least + most) / 2.0;
         double       all = 0.0, not_read = 0.0;
         for (size_t i = 0; i < inputs.size(); ++i) {
@@ -111,7 +111,7 @@ const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node, int64_t n) 
 }
 
 bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const bool one = n_rows_ == 1 && leaves_out(rows_[size_t(ubatch_[0])]);
+    const bool one = n_rows_ == 1 && leaves_out(rows_[size_t(ubatch_[0])]) && !recorder_.counts_reaches();
     if (known.product >= 0 && is_of_experts(known.product)) {
         const int32_t * rows = rows_of(node, node->ne[2]);
         if (std::any_of(rows, rows + node->ne[2], [&](int32_t i) { return leaves_out(rows_[size_t(i)]); })) {
@@ -125,10 +125,10 @@ bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphF
         }
         edit(node, known.product, ubatch_, 1);
     }
-    return known.input >= 0 && !one && ggml_nrows(node) > 0 &&
-           (!products_.of_experts(known.input) || std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) {
-               return rows_[size_t(i)].is == ChannelRow::observed;
-           }));
+    if (known.input >= 0 && products_.of_experts(known.input)) {
+        return std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return wants_reaches(rows_[size_t(i)]); });
+    }
+    return known.input >= 0 && !one && ggml_nrows(node) > 0;
 }
 
 void ChannelEvaluation::edit(ggml_tensor * node, int product, const int32_t * rows, int64_t n_rows) {
@@ -155,15 +155,16 @@ void ChannelEvaluation::observe(ggml_tensor * node, int input, const GraphFollow
             continue;
         }
         float * v = read(node, size_t(r) * node->nb[1], node->ne[0]);
+        if (wants_reaches(row)) {
+            reaches_.resize(size_t(node->ne[0]));
+            products_.reach(input, 0, v, reaches_.data());
+            take_reaches(row, input);
+        }
         if (leaves_out(row)) {
             recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), v), false);
             if (!buffers_.on_host(node)) {
                 buffers_.write(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), v);
             }
-        } else {
-            reaches_.resize(size_t(node->ne[0]));
-            products_.reach(input, 0, v, reaches_.data());
-            take_reaches(row, input);
         }
     }
 }
@@ -173,7 +174,7 @@ void ChannelEvaluation::observe_experts(const ggml_tensor * v, const ggml_tensor
     const int32_t * rows = rows_of(ids, ids->ne[1]);
     for (int64_t r = 0; r < ids->ne[1]; ++r) {
         const Row & row = rows_[size_t(rows[r])];
-        if (row.is != ChannelRow::observed) {
+        if (!wants_reaches(row)) {
             continue;
         }
         ids_.resize(size_t(ids->ne[0]));
@@ -188,9 +189,18 @@ void ChannelEvaluation::observe_experts(const ggml_tensor * v, const ggml_tensor
     }
 }
 
+bool ChannelEvaluation::wants_reaches(const Row & row) const {
+    return row.is == ChannelRow::observed || (leaves_out(row) && recorder_.counts_reaches());
+}
+
 void ChannelEvaluation::take_reaches(const Row & row, int input) {
-    sequences_.observe(row.sequence, row.position, input, int64_t(reaches_.size()),
-                       [&](int64_t j) { return reaches_[size_t(j)]; });
+    const auto reach = [&](int64_t j) { return reaches_[size_t(j)]; };
+    if (row.is == ChannelRow::observed) {
+        sequences_.observe(row.sequence, row.position, input, int64_t(reaches_.size()), reach);
+    }
+    if (recorder_.counts_reaches()) {
+        recorder_.reached(input, int64_t(reaches_.size()), reach);
+    }
 }
 
 // `n` floats of a node: in place where the host may, or a copy.

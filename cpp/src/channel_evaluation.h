@@ -69,6 +69,7 @@ private:
     bool            leaves_out(const Row & row) const { return row.is == ChannelRow::leaves_out; }
     void            edit(ggml_tensor * node, int product, const int32_t * rows, int64_t n_rows);
     void            observe_experts(const ggml_tensor * v, const ggml_tensor * ids, int input);
+    bool            wants_reaches(const Row & row) const;
     void            take_reaches(const Row & row, int input);
     float *         read(const ggml_tensor * node, size_t offset, int64_t n);
 

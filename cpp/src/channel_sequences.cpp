@@ -1,8 +1,6 @@
 #include "channel_sequences.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <utility>
 
 namespace ffnskip {
@@ -42,32 +40,12 @@ ChannelRow ChannelSequences::begin(llama_seq_id seq, llama_pos pos, RowKind kind
     return ChannelRow::observed;
 }
 
-void ChannelSequences::count(Reaches & to, float reach) {
-    int32_t bits;
-    std::memcpy(&bits, &reach, sizeof(bits));
-    ++to.counts[size_t(std::clamp((bits >> k_shift) - k_first, 0, k_bins - 1))];
-}
-
 float ChannelSequences::threshold(llama_seq_id seq, int input) {
     Reaches & reaches = sequence(seq).inputs[size_t(input)];
     if (!std::exchange(reaches.stale, false)) {
         return reaches.threshold;
     }
-    const double wanted = left_out_[size_t(input)] * double(reaches.n);
-    double       below  = 0.0;
-    int          bin    = 0;
-    while (bin < k_bins - 1 && below + reaches.counts[size_t(bin)] < wanted) {
-        below += reaches.counts[size_t(bin++)];
-    }
-    const auto edge = [](int bin) {
-        const int32_t bits = (k_first + bin) << k_shift;
-        float         value;
-        std::memcpy(&value, &bits, sizeof(value));
-        return value;
-    };
-    const uint32_t within = reaches.counts[size_t(bin)];
-    const double   part   = within == 0 ? 0.0 : std::max(0.0, wanted - below) / within;
-    reaches.threshold     = wanted <= 0.0 ? 0.0f : edge(bin) + float(part) * (edge(bin + 1) - edge(bin));
+    reaches.threshold = reaches.counted.below(left_out_[size_t(input)]);
     return reaches.threshold;
 }
 

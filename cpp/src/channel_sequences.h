@@ -4,12 +4,12 @@
 // show how far the channels of each input reach; from then on those are left out that are among the share wanted.
 #pragma once
 
+#include "channel_reaches.h"
 #include "ffnskip/config.h"
 #include "ffnskip/rows.h"
 
 #include <llama.h>
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -41,18 +41,11 @@ public:
     void restart(llama_seq_id seq);
 
 private:
-    // Reaches are counted by their logarithm, in steps of an eighth of an octave from 2^-20 on: floats of the same upper
-    // bits. A threshold between two steps is interpolated.
-    static constexpr int     k_bins  = 256;
-    static constexpr int     k_shift = 20;                            // of a float's bits
-    static constexpr int32_t k_first = (127 - 20) << (23 - k_shift);  // bits of 2^-20
-
     struct Reaches {
-        llama_pos                    seen_to = -1;  // position
-        uint64_t                     n       = 0;
-        std::array<uint32_t, k_bins> counts{};
-        float                        threshold = 0.0f;
-        bool                         stale     = false;
+        llama_pos      seen_to = -1;  // position
+        ChannelReaches counted;
+        float          threshold = 0.0f;
+        bool           stale     = false;
     };
 
     struct Sequence {
@@ -63,7 +56,6 @@ private:
     };
 
     Sequence & sequence(llama_seq_id seq);
-    void       count(Reaches & to, float reach);
 
     std::vector<double>   left_out_;
     std::vector<Sequence> sequences_;  // by id, grows with the ids seen
@@ -77,9 +69,8 @@ void ChannelSequences::observe(llama_seq_id seq, llama_pos pos, int input, int64
     }
     to.seen_to = pos;
     to.stale   = true;
-    to.n += uint64_t(n_in);
     for (int64_t j = 0; j < n_in; ++j) {
-        count(to, reach(j));
+        to.counted.count(reach(j));
     }
 }
 

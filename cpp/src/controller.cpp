@@ -339,6 +339,15 @@ const Settings & Controller::settings() const {
     return impl_->settings;
 }
 
+std::vector<Controller::InputBytes> Controller::input_bytes() const {
+    std::vector<InputBytes> bytes;
+    if (impl_->settings.leaves_channels_out()) {
+        for (const Recorder::Channels & channels : impl_->recorder.channels()) {
+            bytes.push_back({ channels.bytes_least, channels.bytes });
+        }
+    }
+    return bytes;
+}
 void Controller::set_weights_source(WeightsSource source) {
     impl_->weights_source = std::move(source);
 }
@@ -376,8 +385,8 @@ void Controller::reset_stats() {
 std::optional<std::string> Controller::take_notice() {
     return impl_->recorder.take_notice();
 }
-void Controller::start_trace() {
-    impl_->recorder.start_trace();
+void Controller::start_trace(bool reaches) {
+    impl_->recorder.start_trace(reaches);
 }
 Trace Controller::stop_trace() {
     return impl_->recorder.stop_trace();

@@ -85,7 +85,7 @@ template <auto field> void set(Config & config, Text name, Text value) {
 }
 
 // A policy that is named leaves behind what was said to the one before: its lists, where the new one has no use for them,
-// the max_skip that --skip-layers implied, and the region.
+// the max_skip that --skip-layers implied, and the region. Channels have no use for what is said of blocks.
 void name_policy(Config & config, Text name) {
     const Config before = config;
     config.layers.reset();
@@ -98,6 +98,11 @@ void name_policy(Config & config, Text name) {
         config.region = Region::any;
     }
     set_policy(config, name);
+    if (config.policy == Policy::channels && before.policy != Policy::channels) {
+        config.max_skip.reset();
+        config.cold_s.reset();
+        config.cold_e.reset();
+    }
     if (config.layers && before.layers) {
         config.layers = before.layers;
     }

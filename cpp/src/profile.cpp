@@ -85,6 +85,41 @@ private:
     std::unique_ptr<gguf_context, FreeGguf> file_;
 };
 
+// The blocks beside `layers`.
+void read_blocks(Config & config, const Reader & reader) {
+    if (reader.has("ffnskip.max_skip")) {
+        config.max_skip = reader.count("ffnskip.max_skip");
+    }
+    if (config.layers && config.max_skip == 0) {  // nothing is checked
+        return;
+    }
+    if (config.layer_thresholds || reader.has("ffnskip.layer_thresholds")) {
+        config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
+    } else {
+        config.sim_threshold = reader.number("ffnskip.sim_threshold");
+    }
+    config.cold_s       = reader.count("ffnskip.cold_s");
+    config.cold_e       = reader.count("ffnskip.cold_e");
+    config.max_skip     = reader.count("ffnskip.max_skip");
+    config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
+}
+
+// With thresholds ffnskip.skip_ratio is what they were measured to leave out, else what is wanted.
+void read_channels(Config & config, const Reader & reader) {
+    if (reader.has("ffnskip.channel_thresholds")) {
+        config.channel_thresholds = reader.numbers("ffnskip.channel_thresholds");
+    } else {
+        config.skip_ratio = reader.number("ffnskip.skip_ratio");
+        config.tensors    = tensors_from_name(reader.text("ffnskip.tensors"));
+    }
+    if (reader.has("ffnskip.cold_s")) {
+        config.cold_s = reader.count("ffnskip.cold_s");
+    }
+    if (reader.has("ffnskip.cold_e")) {
+        config.cold_e = reader.count("ffnskip.cold_e");
+    }
+}
+
 }  // namespace
 
 Profile read_profile(const std::string & path) {
@@ -99,20 +134,7 @@ Profile read_profile(const std::string & path) {
         if (config.layers || reader.has("ffnskip.layers")) {
             config.layers = reader.counts("ffnskip.layers");
         }
-        if (reader.has("ffnskip.max_skip")) {
-            config.max_skip = reader.count("ffnskip.max_skip");
-        }
-        if (!config.layers || config.max_skip != 0) {  // something is checked
-            if (config.layer_thresholds || reader.has("ffnskip.layer_thresholds")) {
-                config.layer_thresholds = reader.numbers("ffnskip.layer_thresholds");
-            } else {
-                config.sim_threshold = reader.number("ffnskip.sim_threshold");
-            }
-            config.cold_s       = reader.count("ffnskip.cold_s");
-            config.cold_e       = reader.count("ffnskip.cold_e");
-            config.max_skip     = reader.count("ffnskip.max_skip");
-            config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
-        }
+        config.policy == Policy::channels ? read_channels(config, reader) : read_blocks(config, reader);
         config.warm_up_index = reader.count("ffnskip.warm_up_index");
         config.validate();
         return profile;

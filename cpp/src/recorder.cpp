@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <limits>
 #include <utility>
 
@@ -44,6 +45,10 @@ void Recorder::begin_decode(int32_t n_rows) {
     checks_ = 0;
     bytes_  = 0;
     kept_.assign(size_t(n_rows) * channels_.size(), -1);
+    reaches_.resize(counts_reaches_ ? channels_.size() : 0);
+    for (ChannelReaches & reaches : reaches_) {
+        reaches.clear();
+    }
     if (tracing_) {
         similarity_.assign(size_t(n_rows) * size_t(n_layer_), std::numeric_limits<float>::quiet_NaN());
     }
@@ -83,10 +88,19 @@ void Recorder::commit_channels(const TokenState & row, size_t i) {
     }
 }
 
+void Recorder::commit_reaches() {
+    trace_.reaches.resize(reaches_.size() * ChannelReaches::k_bins, 0);
+    auto to = trace_.reaches.begin();
+    for (const ChannelReaches & reaches : reaches_) {
+        to = std::transform(reaches.counts().begin(), reaches.counts().end(), to, to, std::plus<uint64_t>());
+    }
+}
+
 void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows) {
     const std::lock_guard lock(stats_mutex_);
     stats_.checks += checks_;
     stats_.ffn_bytes_not_read += bytes_;
+    commit_reaches();
     for (int32_t i = 0; i < n_rows; ++i) {
         if (kinds[i] == RowKind::prompt) {
             continue;
@@ -148,15 +162,17 @@ void Recorder::reset_stats() {
     stats_.channels_kept     = std::vector<uint64_t>(channels_.size(), 0);
 }
 
-void Recorder::start_trace() {
-    trace_         = Trace();
-    trace_.n_layer = n_layer_;
-    tracing_       = true;
+void Recorder::start_trace(bool reaches) {
+    trace_          = Trace();
+    trace_.n_layer  = n_layer_;
+    tracing_        = true;
+    counts_reaches_ = reaches;
 }
 
 Trace Recorder::stop_trace() {
-    tracing_    = false;
-    Trace trace = std::exchange(trace_, Trace());
+    tracing_        = false;
+    counts_reaches_ = false;
+    Trace trace     = std::exchange(trace_, Trace());
     // A policy that leaves no channels out says nothing of them, unless it took turns with one that does.
     if (std::all_of(trace.kept.begin(), trace.kept.end(), [](float share) { return std::isnan(share); })) {
         trace.kept.clear();

@@ -1,6 +1,7 @@
 // Counts and traces what was skipped. A decode may be repeated or fail, so nothing counts before commit().
 #pragma once
 
+#include "channel_reaches.h"
 #include "ffnskip/rows.h"
 #include "ffnskip/stats.h"
 #include "policy.h"
@@ -27,7 +28,8 @@ public:
             return n == 0 ? 0 : (bytes - bytes_least) / uint64_t(n) * uint64_t(n - n_kept);  // each has as many
         }
     };
-    void set_channels(std::vector<Channels> channels);
+    void                          set_channels(std::vector<Channels> channels);
+    const std::vector<Channels> & channels() const { return channels_; }
 
     void begin_decode(int32_t n_rows);
     void checked(int32_t row, int layer, float similarity);
@@ -35,6 +37,13 @@ public:
     void dropped(uint64_t bytes) { bytes_ += bytes; }
     // Row `row` left all but so many channels of an input out, and `alone`: the weights of the others were not read.
     void kept(int32_t row, int input, int64_t n, bool alone);
+    // How far the channels of an input of a generated token reach: `reach(j)` for j < n_in. Where counts_reaches().
+    template <typename Reach> void reached(int input, int64_t n_in, Reach reach) {
+        for (int64_t j = 0; j < n_in; ++j) {
+            reaches_[size_t(input)].count(reach(j));
+        }
+    }
+    bool counts_reaches() const { return counts_reaches_; }
     // The decode stands. `rows` and `kinds` are of its batch, in order.
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
 
@@ -47,11 +56,12 @@ public:
     Stats stats() const;
     void  reset_stats();
 
-    void  start_trace();
+    void  start_trace(bool reaches);
     Trace stop_trace();
 
 private:
     void commit_channels(const TokenState & row, size_t i);
+    void commit_reaches();
 
     int      n_layer_ = 0;
     uint64_t n_ffn_   = 0;  // FFN blocks of the model
@@ -60,8 +70,9 @@ private:
     uint64_t           bytes_  = 0;  // of the running decode
     std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
 
-    std::vector<Channels> channels_;  // [n_inputs]
-    std::vector<int64_t>  kept_;      // of the running decode, [n_rows, n_inputs]; -1: all
+    std::vector<Channels>       channels_;  // [n_inputs]
+    std::vector<int64_t>        kept_;      // of the running decode, [n_rows, n_inputs]; -1: all
+    std::vector<ChannelReaches> reaches_;   // of the running decode, [n_inputs] where they are counted
 
     int   first_checked_ = -1;  // layer; -1: nothing is to be judged
     float threshold_     = 0.0f;
@@ -72,7 +83,8 @@ private:
     mutable std::mutex stats_mutex_;  // taken once a decode
     Stats              stats_;
     Trace              trace_;
-    bool               tracing_ = false;
+    bool               tracing_        = false;
+    bool               counts_reaches_ = false;
 };
 
 }  // namespace ffnskip

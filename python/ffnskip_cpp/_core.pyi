@@ -63,6 +63,9 @@ class SkipStats(metaclass=_Native):
     def channels_kept(self) -> npt.NDArray[np.uint64]:
         """Of these, not left out."""
 
+def reach_edges() -> npt.NDArray[np.float32]:
+    """[n_bins + 1]: where the bins of `Trace.reaches` begin, and the last one ends."""
+
 class FfnWeight(metaclass=_Native):
     """A weight of an FFN block."""
 
@@ -223,9 +226,16 @@ class Controller(metaclass=_Native):
     @property
     def stats(self) -> SkipStats: ...
     def reset_stats(self) -> None: ...
-    def start_trace(self) -> None: ...
-    def stop_trace(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-        """similarity float32 and skipped bool, both [n_tokens, n_layer]."""
+    @property
+    def input_bytes(self) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer, 4, 2]: bytes read of the weights that read an input, with none of its channels kept and with
+        all, as policy "channels" is set; 0 where none may be left out. No layers with other policies."""
+    def start_trace(self, reaches: bool = False) -> None: ...
+    def stop_trace(
+        self,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32], npt.NDArray[np.uint64]]:
+        """similarity float32 and skipped bool, both [n_tokens, n_layer], kept float32 [n_tokens, n_layer, 4], and
+        reaches uint64 [n_layer, 4, n_bins]; `Trace` has them."""
 
 class Session(metaclass=_Native):
     """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.

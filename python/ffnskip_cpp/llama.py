@@ -163,6 +163,13 @@ class Llama(DecodingLlama):
         return self._learnt().ffn_map
 
     @property
+    def input_bytes(self) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer, 4, 2]: of the inputs of each layer, in the order of `channel_thresholds`, the bytes of
+        weights that are read with none of its channels kept and with all, as `skip` is now; 0 where none may be left
+        out. No layers unless channels are."""
+        return self._learnt().input_bytes
+
+    @property
     def skippable(self) -> npt.NDArray[np.bool_]:
         """bool [n_layer]: the layer has an FFN block that can be skipped."""
         return self._learnt().skippable
@@ -177,6 +184,11 @@ class Llama(DecodingLlama):
         """Why this model or context can't skip; None if it can."""
         self._learnt()
         return self._context.why_dense
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory that the weights by channel take, for policy "channels"; all contexts of the model share it."""
+        return self._controller.weights_bytes
 
     def _learnt(self) -> Controller:
         if not self._context.is_learnt:
@@ -201,9 +213,12 @@ class Llama(DecodingLlama):
         self._controller.reset_stats()
 
     @contextlib.contextmanager
-    def trace(self) -> Iterator[Trace]:
-        """Records similarity and skipped blocks of every token generated within the block, one row per token.
+    def trace(self, *, reaches: bool = False) -> Iterator[Trace]:
+        """Records similarity, skipped blocks and channels kept of every token generated within the block, one row per
+        token.
 
+        Args:
+            reaches: Count how far channels reach, too, which takes longer.
         Raises:
             RuntimeError: A trace is being recorded already.
         """
@@ -211,11 +226,11 @@ class Llama(DecodingLlama):
             raise RuntimeError("a trace is being recorded already")
         controller, trace = self._learnt(), Trace()
         self._tracing = True
-        controller.start_trace()
+        controller.start_trace(reaches)
         try:
             yield trace
         finally:
-            trace.similarity, trace.skipped, trace.kept = controller.stop_trace()
+            trace.similarity, trace.skipped, trace.kept, trace.reaches = controller.stop_trace()
             self._tracing = False
 
     # ---- texts that are there already ----
@@ -223,7 +238,7 @@ class Llama(DecodingLlama):
     def forward(
         self,
         tokens: Sequence[int],
-        eligible: Sequence[bool] | None = None,
+        eligible: scoring.Eligible = None,
         *,
         rows: scoring.Rows = None,
         keep: int = 0,
@@ -234,8 +249,9 @@ class Llama(DecodingLlama):
 
         Args:
             tokens: Token ids, 1 to n_ctx of them.
-            eligible: [n_tokens], whether row i may skip; rows that may not count as prompt. None: the tokens are one
-                generation from its start, so that row i may skip if i >= warm_up_index (Algorithm 1).
+            eligible: [n_tokens], whether row i may skip; rows that may not count as prompt. Or what each row is, a
+                `RowKind`. None: the tokens are one generation from its start, so that row i may skip if
+                i >= warm_up_index (Algorithm 1).
             rows: Those whose logits are returned, a slice or indices; an empty one saves their computation. None: all
                 that are evaluated. Four bytes a logit: 2.5 GB for 4,096 tokens and a vocabulary of 152,000.
             keep: The first so many tokens are in the context already, and are not evaluated again, whatever settings

@@ -47,8 +47,11 @@ PREFIX = "ffnskip."
 
 ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
 RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
-SETTINGS = ("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers")
-KEPT_POLICY = "ffn_skip"
+SETTINGS = (
+    *("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers"),
+    *("channel_thresholds", "tensors", "skip_ratio"),
+)
+KEPT_POLICIES = ("ffn_skip", "channels")
 
 COPIED_AT_ONCE = 2**24  # bytes
 
@@ -188,14 +191,21 @@ def _settings(fingerprint: str, config: SkipConfig, resolved: Mapping[str, objec
     keys.update((key, resolved[key]) for key in RESOLVED if key in keys and keys[key] is None)
     if keys.get("check_stride") == 1:
         del keys["check_stride"]
+    if "skip_ratio" in keys:
+        keys["skip_ratio"] = config.ratio
     return {"model": fingerprint, **keys}
 
 
 def settings_of(config: SkipConfig) -> tuple[str, ...]:
     """The fields that a profile keeps of it. Raises ValueError for a policy that no profile holds."""
-    if config.policy != KEPT_POLICY:
-        raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {KEPT_POLICY}")
+    if config.policy not in KEPT_POLICIES:
+        kept = ", ".join(KEPT_POLICIES)
+        raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {kept}")
     layers = () if config.layers is None else ("layers",)
+    if config.policy == "channels":
+        which = ("tensors", "skip_ratio") if config.channel_thresholds is None else ("channel_thresholds",)
+        cold = (name for name in ("cold_s", "cold_e") if getattr(config, name) is not None)
+        return ("policy", *which, *layers, *cold, "warm_up_index")
     if layers and config.max_skip == 0:  # nothing is checked
         return ("policy", *layers, "max_skip", "warm_up_index")
     threshold = "sim_threshold" if config.layer_thresholds is None else "layer_thresholds"

@@ -16,8 +16,9 @@ from .decoding import Decoder
 from .generation import prompt_tokens
 from .plain import plain
 
-__all__ = ["Rows", "Score", "Text", "divided", "forward", "score"]
+__all__ = ["Eligible", "Rows", "Score", "Text", "divided", "forward", "score"]
 
+Eligible = Union[Sequence[bool], Sequence[RowKind], None]
 Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
 Text = Union[str, Sequence[int]]
 
@@ -26,7 +27,7 @@ Text = Union[str, Sequence[int]]
 
 
 def forward(
-    llm: CheckedLlama, decoder: Decoder, tokens: Sequence[int], eligible: Sequence[bool] | None, rows: Rows, keep: int
+    llm: CheckedLlama, decoder: Decoder, tokens: Sequence[int], eligible: Eligible, rows: Rows, keep: int
 ) -> npt.NDArray[np.float32]:
     """`Llama.forward`."""
     ids = token_ids(tokens)
@@ -59,14 +60,16 @@ def _start(llm: CheckedLlama, keep: int) -> int:
     return keep
 
 
-def _kinds(decoder: Decoder, n_tokens: int, eligible: Sequence[bool] | None) -> list[RowKind]:
+def _kinds(decoder: Decoder, n_tokens: int, eligible: Eligible) -> list[RowKind]:
     if eligible is None:
         warm_up_index = decoder.controller.config.warm_up_index
         return [RowKind.skippable if i >= warm_up_index else RowKind.warm_up for i in range(n_tokens)]
-    return [RowKind.skippable if may_skip else RowKind.prompt for may_skip in eligible]
+    return [
+        given if isinstance(given, RowKind) else RowKind.skippable if given else RowKind.prompt for given in eligible
+    ]
 
 
-def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Sequence[bool] | None) -> None:
+def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Eligible) -> None:
     if not 1 <= len(ids) <= internals.n_context(llm):
         raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={internals.n_context(llm)} can be evaluated")
     _check_ids(llm, "tokens", ids)

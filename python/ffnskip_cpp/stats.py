@@ -26,3 +26,6 @@ class Trace:
     kept: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 4), np.float32))
     """float32 [n_tokens, n_layer, 4]: policy "channels", share kept of the input channels of Q, K and V, of attention's
     output matrix, of gate and up, and of down; NaN where none may be left out. No rows with other policies."""
+    reaches: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 4, 0), np.uint64))
+    """uint64 [n_layer, 4, n_bins]: of the same inputs, the channels of all tokens by how far they reach, which is what
+    `channel_thresholds` are compared with; bin i is from `_core.reach_edges()[i]` on. No layers unless asked for."""

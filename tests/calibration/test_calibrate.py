@@ -32,6 +32,8 @@ from support.logits import log_softmax
 
 N_CTX = 256
 OPTIONS = {"n_ctx": N_CTX, "n_threads": 2, "n_gpu_layers": 0, "effort": "quick"}
+BLOCKS = {**OPTIONS, "policies": ["blocks"]}
+A_QUARTER = {**BLOCKS, "skip_ratio": 0.25}
 
 
 def registers(seed, n):
@@ -81,7 +83,7 @@ def calibrated(text, tmp_path_factory):
     def at(ratio):
         if ratio not in found:
             output = tmp_path_factory.mktemp("profile") / "demo.ffnskip.gguf"
-            found[ratio] = calibrate(demo_model(), [text], skip_ratio=ratio, output=output, **OPTIONS)
+            found[ratio] = calibrate(demo_model(), [text], skip_ratio=ratio, output=output, **BLOCKS)
         return found[ratio]
 
     return at
@@ -164,7 +166,7 @@ def test_the_profile_has_what_was_learnt(calibrated, fresh_tokens):
 
 
 def test_an_automatic_llama_uses_the_profile(model, text):
-    calibration = calibrate(model, [text], skip_ratio=0.25, **OPTIONS)
+    calibration = calibrate(model, [text], skip_ratio=0.25, **BLOCKS)
     assert calibration.path == profile_path(model)
     with Llama(str(model), n_ctx=N_CTX, verbose=False) as llm:
         assert llm.skip == read_profile(calibration.path).config
@@ -173,7 +175,7 @@ def test_an_automatic_llama_uses_the_profile(model, text):
 
 def test_most_is_skipped_within_a_divergence(text, tmp_path):
     at = {
-        limit: calibrate(demo_model(), [text], max_kl=limit, output=tmp_path / "p.gguf", **OPTIONS).chosen
+        limit: calibrate(demo_model(), [text], max_kl=limit, output=tmp_path / "p.gguf", **BLOCKS).chosen
         for limit in (0.005, 0.05)
     }
     assert at[0.005].kl <= 0.005 and at[0.05].kl <= 0.05
@@ -183,7 +185,7 @@ def test_most_is_skipped_within_a_divergence(text, tmp_path):
 def test_embedding_leaves_one_file(model, text, tmp_path):
     model.unlink()
     model.write_bytes(Path(demo_model()).read_bytes())
-    calibration = calibrate(model, [text], embed=True, **OPTIONS)
+    calibration = calibrate(model, [text], embed=True, skip_ratio=0.25, **BLOCKS)
     assert calibration.path == model and os.listdir(tmp_path) == ["model.gguf"]
     with Llama(str(model), n_ctx=N_CTX, verbose=False) as llm:
         assert llm.skip.label == calibration.chosen.policy
@@ -227,11 +229,82 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
 
 def test_another_seed_holds_out_other_text_and_finds_as_good_a_setting(text, tmp_path):
     one, other = (
-        calibrate(demo_model(), [text], skip_ratio=0.5, seed=seed, output=tmp_path / "p.gguf", **OPTIONS).chosen
+        calibrate(demo_model(), [text], skip_ratio=0.5, seed=seed, output=tmp_path / "p.gguf", **BLOCKS).chosen
         for seed in (1, 2)
     )
     assert one.kl != other.kl
     assert abs(one.kl - other.kl) < 3 * np.hypot(one.kl_error, other.kl_error)
+
+
+# ---- channels ----
+
+
+def kl_and_left_out(path, skip, chunks):
+    """KL(dense || skipping) past the warm-up, and the share of the FFN's weight bytes that the core left out."""
+    kl = []
+    left_out = total = 0
+    with Llama(str(path), n_ctx=N_CTX, skip=skip, verbose=False) as llm:
+        for tokens in chunks:
+            q = log_softmax(llm.forward(tokens)[30:])
+            left_out, total = llm.stats.bytes_left_out, llm.stats.bytes_total * (1 - 30 / len(tokens))
+            with llm.dense():
+                p = log_softmax(llm.forward(tokens)[30:])
+            kl.append((np.exp(p) * (p - q)).sum(axis=1))
+    return float(np.concatenate(kl).mean()), left_out / total
+
+
+@pytest.fixture(scope="module")
+def of_channels(text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("profile") / "demo.ffnskip.gguf"
+    return calibrate(demo_model(), [text], skip_ratio=0.4, policies=["channels"], output=output, **OPTIONS)
+
+
+def test_channels_save_what_was_asked_for_on_other_text_too(of_channels, fresh_tokens):
+    config = read_profile(of_channels.path).config
+    assert config == of_channels.chosen.config and config.policy == "channels" and len(config.channel_thresholds) == 64
+    assert of_channels.chosen.skip_ratio == pytest.approx(0.4, abs=0.01)
+    kl, left_out = kl_and_left_out(demo_model(), config, fresh_tokens)
+    assert left_out == pytest.approx(0.4, abs=0.03)
+    assert kl == pytest.approx(of_channels.chosen.kl, rel=0.5)
+    equal = SkipConfig("channels", skip_ratio=0.4)
+    assert kl < 1.1 * kl_and_left_out(demo_model(), equal, fresh_tokens)[0]
+
+
+def test_the_page_and_the_profile_say_what_is_kept(of_channels):
+    keys = profile_keys(of_channels.path)
+    kept = np.reshape(keys["channels_kept"], (16, 4))
+    assert np.isnan(kept[:, :2]).all() and (kept[:, 2:] > 0.05).all() and (kept[:, 2:] < 1).all()
+    up, down = kept[:, 2:].mean(axis=0)
+    assert f"kept: up {up:.0%}, down {down:.0%}" in repr(of_channels)
+    assert [row.policy for row in of_channels.candidates] == ["channels", "channels, uncalibrated"]
+    assert "block_kl" not in keys and np.isnan(of_channels.block_kl).all()
+    json.dumps(of_channels.as_dict(), allow_nan=False)
+
+
+def test_all_policies_are_compared_and_the_best_is_within_the_divergence(text, tmp_path):
+    calibration = calibrate(demo_model(), [text], output=tmp_path / "p.gguf", **OPTIONS)
+    assert calibration.chosen.kl <= 0.05
+    policies = {row.policy for row in calibration.candidates}
+    assert {"fixed layers", "channels", "fixed layers + channels", "channels, uncalibrated"} <= policies
+    within = [row.skip_ratio for row in calibration.candidates if row.kl <= 0.05 and "uncal" not in row.policy]
+    assert round(calibration.chosen.skip_ratio, 3) == round(max(within), 3)
+
+
+def test_a_set_beside_channels_saves_what_both_do(text, tmp_path):
+    options = {**OPTIONS, "policies": ["blocks+channels"]}
+    calibration = calibrate(demo_model(), [text], skip_ratio=0.3, output=tmp_path / "p.gguf", **options)
+    chosen = calibration.chosen
+    assert chosen.policy == "fixed layers + channels" and len(chosen.config.layers) == 1
+    assert chosen.skip_ratio == pytest.approx(0.3, abs=0.01)
+    assert (chosen.channels_kept[chosen.config.layers[0], 2:] == 0).all()
+
+
+def test_attention_takes_part_where_it_may(text, tmp_path):
+    options = {**OPTIONS, "policies": ["channels"], "tensors": "all"}
+    calibration = calibrate(demo_model(), [text], skip_ratio=0.3, output=tmp_path / "p.gguf", **options)
+    assert calibration.chosen.skip_ratio == pytest.approx(0.3, abs=0.01)
+    thresholds = np.reshape(read_profile(calibration.path).config.channel_thresholds, (16, 4))
+    assert (thresholds > 0).all()
 
 
 # ---- rounds and effort ----
@@ -240,7 +313,7 @@ def test_another_seed_holds_out_other_text_and_finds_as_good_a_setting(text, tmp
 def test_what_is_measured_to_the_end_is_measured_on_2048_tokens(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(registers("long", 40)), encoding="utf-8")
-    calibration = calibrate(demo_model(), [path], output=tmp_path / "p.gguf", **OPTIONS)
+    calibration = calibrate(demo_model(), [path], output=tmp_path / "p.gguf", **A_QUARTER)
     n_tokens = [row.n_tokens for row in calibration.tried]
     assert max(n_tokens) >= 2048
     alone = [row for row in calibration.tried if row.policy == "fixed layers" and len(row.config.layers) == 1]
@@ -253,7 +326,7 @@ def test_what_is_measured_to_the_end_is_measured_on_2048_tokens(tmp_path):
 def test_little_text_is_said_to_be_little(calibrated, tmp_path):
     path = tmp_path / "little.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in registers("little", 4)), encoding="utf-8")
-    little = calibrate(demo_model(), [path], skip_ratio=0.3, output=tmp_path / "p.gguf", **OPTIONS)
+    little = calibrate(demo_model(), [path], skip_ratio=0.3, output=tmp_path / "p.gguf", **BLOCKS)
     assert any("tokens to search with" in note for note in little.notes)
     assert not any("tokens to search with" in note for note in calibrated(0.3).notes)
 
@@ -297,7 +370,9 @@ def lines(path, entries):
 
 
 def test_of_a_chat_the_answers_count_as_generated(chat_model, tmp_path):
-    calibration = calibrate(chat_model, [lines(tmp_path / "c.jsonl", chats(16))], output=tmp_path / "p.gguf", **OPTIONS)
+    calibration = calibrate(
+        chat_model, [lines(tmp_path / "c.jsonl", chats(16))], output=tmp_path / "p.gguf", **A_QUARTER
+    )
     assert calibration.chosen.skip_ratio >= 0.24
     every = sum(len(chat["messages"][i]["content"]) for chat in chats(16) for i in (1, 3)) / 3  # tokens, and more
     assert 0 < calibration.chosen.n_tokens < 0.35 * every
@@ -329,7 +404,7 @@ def test_a_profile_says_which_adapter_it_was_made_with(model_file, tmp_path):
     adapter = tiny_models.write_lora(tmp_path / "style.gguf", n_layer=12)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(registers("lora", 2)), encoding="utf-8")
-    options = {**OPTIONS, "max_tokens": 2000, "output": tmp_path / "p.gguf"}
+    options = {**A_QUARTER, "max_tokens": 2000, "output": tmp_path / "p.gguf"}
     plain = calibrate(model, [text], **options)
     assert "lora" not in profile_keys(plain.path)
     found = {}
@@ -369,6 +444,14 @@ def test_a_bad_adapter_is_refused(model, text, lora, message):
         ({"max_tokens": 1}, "max-tokens: 1 is too few"),
         ({"max_tokens": 200}, "max-tokens: 200 is less than the 256 of one chunk"),
         ({"seed": -1}, "seed: -1 is outside"),
+        ({"policies": ["chanels"]}, "policy: 'chanels' is none of blocks, channels, blocks.channels"),
+        ({"policies": []}, "policy: none is named"),
+        ({"tensors": "attention"}, "tensors: 'attention' is neither of ffn, all"),
+        ({"policies": ["channels"], "skip_ratio": 0.99}, "skip-ratio: 0.99 can't be reached by what is to be tried"),
+        (
+            {"policies": ["channels"], "max_kl": 1e-9},
+            r"max-kl: 1e-09 can't be reached; skipping [0-9.]+% of the weights",
+        ),
         ({"n_threads": 0}, "threads: 0"),
         ({"n_threads": 100_000}, "threads: 100000 can't compute anything; 1 to 512"),
         ({"warm_up_index": -1}, "warm-up: -1 is negative"),
@@ -378,7 +461,7 @@ def test_a_bad_adapter_is_refused(model, text, lora, message):
 def test_a_bad_value_is_refused(model, text, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TargetUnreachableError if "reached" in message else ValueError, match=message):
-        calibrate(model, [text], **{**OPTIONS, **arguments})
+        calibrate(model, [text], **{**BLOCKS, **arguments})
     assert not profile_path(model).exists()
 
 

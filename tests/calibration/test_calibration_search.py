@@ -279,7 +279,7 @@ def test_of_a_chat_the_rows_are_those_of_answers_past_their_warm_up(llm, tmp_pat
     q = log_softmax(llm.forward(TOKENS[0], [i in rows or i == 39 for i in range(40)]))
     llm.skip = None
     assert np.allclose(score.kl, (np.exp(p) * (p - q)).sum(axis=1)[rows], atol=1e-5)
-    assert score.skipped.shape == (len(rows), 16) and score.skip_ratio == 3 / 16
+    assert score.left_out.tolist() == [3 / 16] * len(rows) and score.skip_ratio == 3 / 16
 
 
 def test_what_is_in_the_cache_is_not_evaluated_again(llm, tmp_path, monkeypatch):
@@ -324,7 +324,7 @@ class MadeUp:
 
 
 def scored(kl, config):
-    score = Score(config, 16)
+    score = Score(config)
     score.kl = np.asarray(kl, float)
     return score
 

@@ -109,6 +109,45 @@ def test_a_profile_survives_the_failure_to_write_another(saved):
     assert [path.name for path in profile.parent.iterdir()] == [profile.name]
 
 
+# --- channels --------------------------------------------------------------------------------------------------------
+
+THRESHOLDS = [0.0, 0.0, 0.25, 0.5] * 16
+OF_CHANNELS = {
+    "thresholds": (
+        SkipConfig("channels", channel_thresholds=THRESHOLDS, layers=[3], warm_up_index=2),
+        {"channel_thresholds": THRESHOLDS, "layers": [3], "warm_up_index": 2},
+    ),
+    "ratio": (
+        SkipConfig("channels", skip_ratio=0.5, tensors="all", cold_s=2),
+        {"skip_ratio": 0.5, "tensors": "all", "cold_s": 2, "warm_up_index": 30},
+    ),
+    "default": (SkipConfig("channels"), {"skip_ratio": 1 / 3, "tensors": "ffn", "warm_up_index": 30}),
+}
+
+
+@pytest.mark.parametrize("which", OF_CHANNELS)
+def test_a_profile_of_channels_leaves_out_what_its_settings_did(model_file, saved, which):
+    config, expected = OF_CHANNELS[which]
+    profile = saved(config)
+    keys = keys_of(profile)
+    assert keys.pop("ffnskip.model").startswith("llama-16x64-")
+    assert keys == {"ffnskip.policy": "channels", **{f"ffnskip.{key}": value for key, value in expected.items()}}
+    runs = []
+    for skip in (config, profile, read_profile(profile).config):
+        with ours(model_file("llama"), skip) as llm:
+            runs.append((llm.forward(TOKENS).tobytes(), llm.stats.bytes_left_out, llm.stats.ffn_skipped))
+    assert runs[0] == runs[1] == runs[2]
+    assert which == "default" or runs[0][1] > 0
+
+
+def test_what_was_measured_does_not_change_what_thresholds_leave_out(tmp_path):
+    """`skip_ratio` is a setting only where there are none."""
+    config = OF_CHANNELS["thresholds"][0]
+    write_profile(tmp_path / "a.gguf", "m", config, {}, {"skip_ratio": 0.125, "tensors_tried": "all"})
+    assert read_profile(tmp_path / "a.gguf").config == config
+    assert profile_keys(tmp_path / "a.gguf")["skip_ratio"] == 0.125
+
+
 # --- whose it is -----------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +211,11 @@ GOOD = {"model": ("m", TEXT), "policy": ("fixed", TEXT), "layers": ([1], LIST, U
         ({"policy": ("ffn_skip", TEXT)}, "has no ffnskip.sim_threshold"),
         ({"policy": ("ffn_skip_per_layer", TEXT)}, "has no ffnskip.layer_thresholds"),
         ({"policy": (1, U32)}, "ffnskip.policy is a u32, not a str"),
+        ({"policy": ("channels", TEXT)}, "has no ffnskip.skip_ratio"),
+        (
+            {"policy": ("channels", TEXT), "channel_thresholds": ([1], LIST, U32)},
+            "ffnskip.channel_thresholds is no list of f64",
+        ),
     ],
 )
 def test_a_key_that_is_missing_or_wrong_is_named_with_the_file(tmp_path, keys, why):

@@ -288,11 +288,44 @@ def test_what_the_core_would_refuse_is_not_written(refusal, model, write, place,
     assert what in message
 
 
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+THRESHOLDS = [0.25, 0.0, 0.5, 0.125] * N_LAYER
+
+
+def test_thresholds_of_channels_are_shown_by_layer_and_kind(write, model, command):
+    write(SkipConfig("channels", channel_thresholds=THRESHOLDS, layers=[2]))
+    shown = command("show", model)
+    assert re.search(r"^settings\n +policy +channels\n +warm_up_index +30\n +layers +2\n\nlearnt\n", shown, re.M)
+    assert re.search(r"^layer .* qkv threshold +o threshold +up threshold +down threshold$", shown, re.M)
+    assert len(re.findall(r"^ +\d .* 0\.25 +0 +0\.5 +0\.125$", shown, re.M)) == N_LAYER
+    keys = json.loads(command("show", model, "--json"))
+    assert keys["channel_thresholds"] == THRESHOLDS and keys["skip_ratio"] == LEARNT["skip_ratio"]
+
+
+def test_a_profile_of_blocks_becomes_one_of_channels_and_goes_back(write, model, command):
+    path = write(SkipConfig(sim_threshold=0.75, warm_up_index=3))
+    assert "dropped skip_ratio, kl, " in command("set", model, "policy=channels", "tensors=all", "skip_ratio=0.5")
+    wanted = SkipConfig("channels", tensors="all", skip_ratio=0.5, warm_up_index=3)
+    assert read_profile(path).config == wanted
+    assert "dropped" not in command("set", model, "skip_ratio=0.4")
+    assert read_profile(path).config == wanted.replace(skip_ratio=0.4)
+    command("set", model, "channel_thresholds=" + ",".join(map(str, THRESHOLDS)), "layers=1-2")
+    expected = SkipConfig("channels", channel_thresholds=THRESHOLDS, layers=[1, 2], warm_up_index=3)
+    assert read_profile(path).config == expected and "skip_ratio" not in profile_keys(path)
+    command("set", model, "policy=ffn_skip", "sim_threshold=0.5", "max_skip=2")
+    assert read_profile(path).config == SkipConfig(sim_threshold=0.5, max_skip=2, cold_s=1, cold_e=7, warm_up_index=3)
+
+
 @pytest.mark.parametrize(
     "change, why",
     [
         (["threshold=1"], "'threshold' is no setting; those that are: policy, sim_threshold, cold_s"),
-        (["skip_ratio=0.5"], "'skip_ratio' is no setting"),
+        (["skip_ratio=0.5"], "skip_ratio: these settings have no use for it; their own are policy, "),
+        (["policy=channels", "max_skip=2"], "max_skip: 2 blocks; policy 'channels' leaves out whole blocks"),
+        (["policy=channels", "channel_thresholds=0.1,-1"], "channel_thresholds: -1 is no threshold"),
+        (["policy=channels", "channel_thresholds=0.1,0.2"], "channel_thresholds: 2 for a model of 8 layers; 32, 4 for"),
+        (["policy=channels", "tensors=ffm"], "tensors: 'ffm' is unknown; known are ffn, all"),
         (["model=x"], "'model' is no setting"),
         (["max_skip"], "'max_skip' is no KEY=VALUE"),
         (["max_skip="], "max_skip: '' is not an integer >= 0"),

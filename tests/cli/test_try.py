@@ -21,6 +21,7 @@ from ffnskip_cpp.trial.search import grow
 from ffnskip_cpp.trial.speed import _speed
 from ffnskip_cpp.trial.texts import USERS_LENGTH
 from ffnskip_cpp.trial.verdict import better_quantisation, judge, verdict
+from support.channel_bytes import ffn_bytes
 from support.logits import log_softmax
 
 WARM_UP = 30
@@ -69,9 +70,16 @@ def try_cli(capsys, monkeypatch):
 # ---- what is measured ----
 
 
-def test_quality_is_that_of_every_other_chunk_past_its_warm_up(found, plain_model, text):
+@pytest.mark.parametrize("kind", ["search", "channels"])
+def test_quality_is_that_of_every_other_chunk_past_its_warm_up(found, plain_model, text, kind):
     length = WARM_UP + USERS_LENGTH
-    row = next(row for row in found.rows if row.kind == "search" and row.label == "25 %")
+    row = next(row for row in found.rows if row.kind == kind and row.label == "25 %")
+    config = (
+        SkipConfig("fixed", layers=row.config.layers, warm_up_index=WARM_UP)
+        if kind == "search"
+        else SkipConfig("channels", skip_ratio=0.25, warm_up_index=WARM_UP)
+    )
+    skipped = []
     kl, same, nll = [], [], np.zeros(2)
     with Llama(str(plain_model), skip=None, n_ctx=512, verbose=False) as llm:
         tokens = llm.tokenize(text.read_bytes(), add_bos=False)
@@ -80,8 +88,11 @@ def test_quality_is_that_of_every_other_chunk_past_its_warm_up(found, plain_mode
         chunks = [[llm.token_bos(), *chunk] for chunk in chunks if len(chunk) + 1 >= WARM_UP + USERS_LENGTH // 4][::2]
         for chunk in chunks:
             p = log_softmax(llm.forward(chunk)[WARM_UP:-1])
-            llm.skip = SkipConfig("fixed", layers=row.config.layers, warm_up_index=WARM_UP)
+            llm.skip = config
+            llm.reset_stats()
             q = log_softmax(llm.forward(chunk)[WARM_UP:-1])
+            may_skip = (len(chunk) - WARM_UP) / len(chunk)  # of the tokens that are counted
+            skipped += [llm.stats.skip_ratio / may_skip] * len(q)
             llm.skip = None
             kl.append((np.exp(p) * (p - q)).sum(axis=1))
             same.append(p.argmax(axis=1) == q.argmax(axis=1))
@@ -92,16 +103,49 @@ def test_quality_is_that_of_every_other_chunk_past_its_warm_up(found, plain_mode
     assert row.kl == pytest.approx(np.concatenate(kl).mean(), rel=1e-3)
     assert row.top1_agreement == pytest.approx(np.concatenate(same).mean(), abs=2 / n)
     assert row.perplexity_ratio == pytest.approx(math.exp((nll[1] - nll[0]) / n), rel=1e-4)
+    assert row.skip_ratio == pytest.approx(np.mean(skipped), rel=1e-3)
+    assert row.skip_ratio == pytest.approx(0.25, abs=0.03)
 
 
-def test_every_ratio_is_tried_with_a_search_and_the_papers_values_next_to_smaller_quantisations(found):
+def test_every_ratio_is_tried_with_a_search_and_the_papers_values_next_to_smaller_quantisations(found, plain_model):
     tried = [(row.kind, row.label) for row in found.rows]
     assert tried[:4] == [("search", "12.5 %"), ("paper", "12.5 %"), ("search", "25 %"), ("paper", "25 %")]
-    assert [kind for kind, _ in tried[4:]] == ["quantisation"] * 2
+    assert tried[4:6] == [("channels", "12.5 %"), ("channels", "25 %")]
+    assert [kind for kind, _ in tried[6:]] == ["quantisation"] * 2
     assert [row.skip_ratio for row in found.rows[:4]] == pytest.approx([0.125, 0.125, 0.25, 0.25])
+    assert [row.skip_ratio for row in found.rows[4:6]] == pytest.approx([0.125, 0.25], abs=0.03)
     assert [len(row.config.layers) for row in found.rows if row.kind == "search"] == [2, 4]
-    assert all(row.size < 0.97 and row.config is None and not row.quoted for row in found.rows[4:])
+    assert all(row.size < 0.97 and row.config is None and not row.quoted for row in found.rows[6:])
+    assert found.weights_bytes > ffn_bytes(plain_model)
     assert found.complete
+
+
+def test_channels_cost_less_than_blocks_and_are_judged_in_their_place(found):
+    kl = {(row.kind, row.label): row.kl for row in found.rows}
+    assert kl["channels", "25 %"] < 0.5 * kl["search", "25 %"]
+    assert found.verdict.startswith("12.5 % by channels: ") and "; 25 % by channels: " in found.verdict
+    page = " ".join(repr(found).split())
+    assert "| 25 %: channels, found while generating |" in page
+    assert f"weights are stored once more: {found.weights_bytes / 2**20:,.0f} MiB of memory" in page
+
+
+def test_a_third_is_left_out_by_channels_where_no_ratio_is_given(plain_model, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects, "MOST_TOKENS", 64)
+        patch.setattr(work, "TIMED_TOKENS", 8)
+        result = try_model(plain_model, text=[text], **OPTIONS)
+    (row,) = (row for row in result.rows if row.kind == "channels")
+    assert row.label == "33.3 %" and row.skip_ratio == pytest.approx(1 / 3, abs=0.03)
+    assert [name for name, _ in result.texts] == ["dense", "25 %", "33.3 % by channels"]
+
+
+def test_a_model_whose_channels_stay_is_tried_without_them(model_file):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subjects, "MOST_TOKENS", 64)
+        patch.setattr(work, "TIMED_TOKENS", 8)
+        result = try_model(model_file("moe"), skip_ratio=0.125, **OPTIONS)
+    assert not any(row.kind == "channels" for row in result.rows) and result.weights_bytes == 0
+    assert any(note.startswith("Channels can't be left out: policy 'channels': ") for note in result.notes)
 
 
 def test_the_search_finds_blocks_that_are_better_than_random_ones(found):
@@ -119,7 +163,7 @@ def test_everything_is_measured_in_turn_with_plain_llama_cpp(found):
 
 
 def test_two_texts_of_the_same_prompt_stand_side_by_side(found, plain_model):
-    assert [name for name, _ in found.texts] == ["dense", "12.5 %", "25 %"]
+    assert [name for name, _ in found.texts] == ["dense", "12.5 % by channels", "25 % by channels"]
     assert found.prompt in repr(found)
     page = repr(found)
     line = next(line for line in page.splitlines() if line.startswith("dense "))
@@ -307,6 +351,7 @@ def test_types_that_save_nothing_for_a_model_are_passed_over(tmp_path, monkeypat
 
 KEYS = {
     *("model", "architecture", "type", "n_bytes", "n_layer", "n_threads", "warm_up_index", "text", "n_tokens"),
+    "weights_bytes",
     *(
         "tokens_per_second",
         "n_prompt",
@@ -332,7 +377,7 @@ def test_json_for_programs(try_cli, plain_model, text):
     assert set(result) == KEYS
     assert all(set(row) == ROW_KEYS for row in result["rows"])
     assert result["rows"][0]["config"]["max_skip"] == 0
-    assert result["verdict"].startswith("12.5 %: ")
+    assert result["verdict"].startswith("12.5 % by channels: ")
     assert err == ""
 
 
@@ -340,7 +385,7 @@ def test_the_page_ends_with_the_verdict(try_cli, plain_model, text):
     status, out, _ = try_cli(plain_model, "--text", text, "--skip-ratio", "0.125", "-p", "Herno Jotsen")
     assert status == 0
     assert "> Herno Jotsen" in out
-    assert out.splitlines()[-1].startswith("12.5 %: ")
+    assert out.splitlines()[-1].startswith("12.5 % by channels: ")
 
 
 def test_interrupted_it_prints_what_was_measured(try_cli, plain_model, text, monkeypatch):

@@ -1,4 +1,4 @@
-"""Policy `channels` without thresholds: each text finds its own, whatever was decoded before it and however it is fed."""
+"""Policy `channels` without thresholds: each text finds its own, whatever was decoded before and however it is fed."""
 
 from __future__ import annotations
 

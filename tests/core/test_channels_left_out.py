@@ -170,6 +170,31 @@ def test_rows_of_a_batch_keep_what_they_keep_alone(model, n_ubatch):
     assert len(alone) == sum(kind != PROMPT_ROW for kind in kinds)
 
 
+def test_rows_without_logits_leave_channels_out_too(model):
+    """The last layer computes the others alone."""
+    path, config = model
+    rows = [3, 50, 51, len(TOKENS) - 1]
+    with ours(path, config) as llm:
+        every = as_a_batch(llm)
+        assert differences(llm.forward(TOKENS, rows=rows), every[rows]).max() < AT_MOST
+        assert differences(llm.forward(TOKENS, rows=[-1]), every[-1:]).max() < AT_MOST
+
+
+@pytest.mark.parametrize("one_alone", [True, False])
+def test_a_token_that_is_not_finite_keeps_all_channels(model, tmp_path, one_alone):
+    path, config = model
+
+    def spoil(name, data):
+        if name == "token_embd.weight":
+            data[TOKENS[-1]] = np.nan
+
+    spoilt = with_changed_tensors(path, tmp_path / "spoilt.gguf", spoil)
+    rows = {"tokens": TOKENS[-1:] if one_alone else [*TOKENS[-1:], *TOKENS[:3]], "position": 0, "kind": SKIPPABLE_ROW}
+    with ours(spoilt, config) as llm, llm.trace() as trace:
+        assert np.isnan(feed(llm, **rows)[0]).all()
+    assert (trace.kept[0] == 1).all()
+
+
 def test_scores_of_texts_in_one_decode_are_those_of_each_alone(model):
     path, config = model
     continuations = [TOKENS[i : i + 30] for i in range(0, 90, 30)]
@@ -388,31 +413,26 @@ def test_two_contexts_side_by_side_keep_to_themselves(model):
 
 @pytest.mark.parametrize("kind", [*tiny_models.SKIPPABLE, "gptneox_sequential"])
 @pytest.mark.parametrize("tensors", TENSORS)
-def test_an_architecture_leaves_channels_out_exactly_or_is_refused_by_name(model_file, kind, tensors):
+def test_an_architecture_leaves_channels_out_exactly(model_file, kind, tensors):
     """Kept are all, which is llama.cpp; one by one and in a batch are the same where some are not."""
-    path = model_file(kind, n_layer=N_LAYER)
-    try:
-        with (
-            ours(path, channels(only(NEARLY_NOTHING, *TENSORS[tensors]), warm_up_index=0)) as llm,
-            plain(path) as expected,
-        ):
-            batch, alone = feed(expected, TOKENS, 0), feed_one_by_one(expected, TOKENS)
-            if kind in WITH_EXPERTS:  # whose products are ours in a batch, too
-                assert np.median(differences(as_a_batch(llm), batch)) < TYPICAL
-            else:
-                assert bits_equal(as_a_batch(llm), batch)
-            rounding = np.median(differences(batch, alone))
-            assert np.median(differences(one_by_one(llm), alone)) < max(2 * rounding, TYPICAL)
-            with llm.trace() as trace:
-                llm.skip = SkipConfig(policy="channels", tensors=tensors, warm_up_index=WARM_UP)
-                logits = [way(llm) for way in WAYS.values()]
-            assert np.median(differences(*logits)) < 10 * rounding  # channels add what falls on the other side
-            kept = trace.kept[:, :, np.isin(KINDS, TENSORS[tensors])].reshape(2, len(TOKENS), -1)
-            assert np.nanmean(np.abs(kept[0] - kept[1])) < 1e-3
-            assert 0.4 < np.nanmean(kept[:, 40:]) < 0.9
-    except Unsupported as refusal:
-        assert kind in ("phi3", "falcon", "gptneox"), refusal
-        assert "channels" in str(refusal)
+    path = model_file(kind, n_layer=N_LAYER, embedding_rms=DAMPED["embedding_rms"])
+    with (
+        ours(path, channels(only(NEARLY_NOTHING, *TENSORS[tensors]), warm_up_index=0)) as llm,
+        plain(path) as expected,
+    ):
+        batch = feed(expected, TOKENS, 0)
+        if kind in WITH_EXPERTS:  # whose products are ours in a batch, too
+            assert np.median(differences(as_a_batch(llm), batch)) < TYPICAL
+        else:
+            assert bits_equal(as_a_batch(llm), batch)
+        assert np.median(differences(one_by_one(llm), feed_one_by_one(expected, TOKENS))) < TYPICAL
+        with llm.trace() as trace:
+            llm.skip = SkipConfig(policy="channels", tensors=tensors, warm_up_index=WARM_UP)
+            logits = [way(llm) for way in WAYS.values()]
+        assert np.median(differences(*logits)) < TYPICAL
+        kept = trace.kept[:, :, np.isin(KINDS, TENSORS[tensors])].reshape(2, len(TOKENS), -1)
+        assert np.nanmean(np.abs(kept[0] - kept[1])) < 1e-3
+        assert 0.4 < np.nanmean(kept[:, 40:]) < 0.9
 
 
 @pytest.fixture
@@ -528,13 +548,13 @@ def test_thresholds_of_experts_are_found_in_a_batch_as_one_by_one(model_file, n_
 def test_copies_of_experts_are_mapped_from_a_file(experts, tmp_path):
     path, config = experts
     with ours(path, config) as llm:
-        expected, taken = one_by_one(llm), llm.channels_bytes
+        expected, taken = one_by_one(llm), llm.weights_bytes
     beside = tmp_path / "model.gguf"
     beside.write_bytes(path.read_bytes())
     written = write_channels(beside, tensors="all", progress=False)
     assert written.n_bytes >= taken
     with ours(beside, config) as llm:
-        assert llm.channels_bytes == 0
+        assert llm.weights_bytes == 0
         assert bits_equal(one_by_one(llm), expected)
 
 
@@ -569,6 +589,25 @@ def test_thresholds_found_in_a_batch_are_those_found_one_by_one(model_file, n_ub
             traces.append(shares(trace))
         assert differences(*logits).max() < AT_MOST
         assert np.abs(traces[0] - traces[1]).mean() < 1e-3
+
+
+TURNS = [PROMPT_ROW] * 8 + [WARM_UP_ROW] * 20 + [SKIPPABLE_ROW] * 20
+TURNS = [*TURNS, *TURNS, PROMPT_ROW, *[SKIPPABLE_ROW] * 13]  # fewer than tell anything
+
+
+@pytest.mark.parametrize("n_ubatch", [16, 512])
+def test_texts_of_several_turns_are_found_thresholds_for_in_each(model_file, n_ubatch):
+    path = model_file("llama", **DAMPED, quantized="q8_0")
+    with ours(path, SkipConfig(policy="channels", warm_up_index=20), n_ubatch=n_ubatch) as llm:
+        traces, logits = [], []
+        for way in (lambda llm: feed(llm, TOKENS, 0, TURNS), lambda llm: feed_one_by_one(llm, TOKENS, TURNS)):
+            with llm.trace() as trace:
+                logits.append(way(llm))
+            traces.append(shares(trace))
+        leaves_out = [(kept.min(axis=(1, 2)) < 1).tolist() for kept in traces]
+        assert leaves_out == [[False, *[False] * 19, *[True] * 20] * 2 + [False] * 13] * 2
+        assert np.abs(traces[0] - traces[1]).mean() < 1e-3
+        assert differences(*logits).max() < AT_MOST
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ffnskip_cpp import SkipConfig
 from support.channels import (
     AT_MOST,
     DAMPED,
@@ -26,7 +27,7 @@ from support.channels import (
 )
 from support.channels_reference import KINDS, ReferenceChannels, ReferenceExpertsChannels, ReferenceGemmaChannels
 from support.reference import SkipSettings
-from support.running import F32_CACHE, SETTINGS, ours
+from support.running import F32_CACHE, SETTINGS, SKIPPABLE_ROW, WARM_UP_ROW, feed_one_by_one, ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:skip:UserWarning")
 
@@ -133,6 +134,43 @@ def test_experts_of_a_float32_model_keep_the_channels_of_the_reference_one_for_o
             got = way(llm)
         assert np.array_equal(kept_of(trace, reference), of_reference.kept)
         assert differences(got, expected).max() < FLOAT32
+
+
+# Of each kind of input this power of one share is kept, whatever is to be left out.
+POWERS = np.array([1.2, 1.35, 1.0, 2.0])
+
+
+def shares_kept(weights, ratio):
+    """Of each kind, so that `ratio` of all bytes is left out; weights: bytes of each kind, [4]."""
+    share = np.linspace(0, 1, 10001)[:, None]
+    left_out = ((1 - share**POWERS) * weights).sum(axis=1) / weights.sum()
+    return np.interp(-ratio, -left_out, share[:, 0]) ** POWERS
+
+
+@pytest.mark.parametrize("warm_up_index, n_full", [(3, 16), (25, 25)])
+@pytest.mark.parametrize("tensors", TENSORS)
+def test_thresholds_that_are_found_are_quantiles_of_the_first_tokens(model_file, tensors, warm_up_index, n_full):
+    path = model_file("llama", **DAMPED, quantized="f16")  # without scales: bytes are as many as channels
+    reference = ReferenceChannels(path)
+    first, _ = reference.evaluate(TOKENS[:n_full])
+    weights = (reference.n_channels * reference.channel_bytes).sum(axis=0) * np.isin(KINDS, TENSORS[tensors])
+    thresholds = only(reference.thresholds_that_keep(shares_kept(weights, 1 / 3)), *TENSORS[tensors])
+    reference.thresholds = np.reshape(thresholds, reference.n_channels.shape)
+    rest, of_reference = reference.evaluate(TOKENS[n_full:], may_skip=True)
+    config = SkipConfig(policy="channels", tensors=tensors, warm_up_index=warm_up_index)
+    for way in (as_a_batch, lambda llm: feed_one_by_one(llm, TOKENS, rows_of(warm_up_index))):
+        with ours(path, config) as llm, llm.trace() as trace:
+            got = way(llm)
+        kept = kept_of(trace, reference)
+        assert (kept[:n_full] == reference.n_channels).all()
+        # Quantiles are taken from counts by steps of size.
+        expected = of_reference.kept.mean(axis=0) / reference.n_channels
+        assert kept[n_full:].mean(axis=0) / reference.n_channels == pytest.approx(expected, abs=0.01)
+        assert np.median(differences(got, np.concatenate([first, rest]))) < 2 * TYPICAL
+
+
+def rows_of(warm_up_index):
+    return [WARM_UP_ROW if i < warm_up_index else SKIPPABLE_ROW for i in range(len(TOKENS))]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

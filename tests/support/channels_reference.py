@@ -130,10 +130,11 @@ class LeavesChannelsOut(ReferenceLlama):
             rows.append(super().evaluate([token], may_skip[i])[0])
         return np.concatenate(rows), trace
 
-    def thresholds_that_keep(self, share: float) -> list[float]:
-        """This share of the channels of every input, over the tokens evaluated so far."""
+    def thresholds_that_keep(self, share: float | np.ndarray) -> list[float]:
+        """This share of the channels of every input, or of each kind, over the tokens evaluated so far."""
+        left_out = np.broadcast_to(1 - np.asarray(share), len(KINDS))
         inputs = itertools.product(range(self.n_layer), range(len(KINDS)))
-        return [float(np.quantile(self._reaches[one], 1 - share)) for one in inputs]
+        return [float(np.quantile(self._reaches[il, k], left_out[k])) for il, k in inputs]
 
     def bytes_left_out(self, kept: np.ndarray) -> np.ndarray:
         """Of the channels not among those kept, (n_tokens, n_layer, 4), where products leave them out: [4], by kind."""

@@ -80,6 +80,14 @@ public:
     // the vectors of its blocks, which stay in float32. Empty before probe().
     std::string fingerprint() const;
 
+    // Bytes that the products read which read an input, [n_layer, 4], by policy `channels` as it is set: 0 where none of
+    // its channels may be left out. Empty with other policies.
+    struct InputBytes {
+        uint64_t least = 0;  // with no channel kept
+        uint64_t all   = 0;
+    };
+    std::vector<InputBytes> input_bytes() const;
+
     // For policy `channels`, before the settings that want it.
     void set_weights_source(WeightsSource source);
 
@@ -143,8 +151,9 @@ public:
     // that is checked, so that the threshold tells nothing. Settings of a profile are not judged.
     std::optional<std::string> take_notice();
 
-    // Records similarity and skipped blocks of every generated token from start_trace() to stop_trace().
-    void  start_trace();
+    // Records similarity, skipped blocks and channels kept of every generated token from start_trace() to stop_trace(), and,
+    // where asked for, how far the channels reach, which takes longer.
+    void  start_trace(bool reaches = false);
     Trace stop_trace();
 
 private:

@@ -41,6 +41,12 @@ struct Trace {
     std::vector<uint8_t> skipped;     // [n_tokens * n_layer] 1 where the FFN block was skipped
     std::vector<float>   kept;  // [n_tokens * n_layer * 4] share of the input's channels kept; NaN where none may be
                                 // left out. Empty but for policy channels
+    // Where asked for, of policy channels: [n_layer, 4, n_bins] channels of the tokens by how far they reach, what
+    // channel_thresholds are compared with, in steps of the logarithm that reach_edges() has. Empty else.
+    std::vector<uint64_t> reaches;
 };
+
+// Where the bins of Trace::reaches begin, and the last one ends: [n_bins + 1].
+std::vector<float> reach_edges();
 
 }  // namespace ffnskip FFNSKIP_API

@@ -33,6 +33,7 @@ from ..measure.text import N_CTX, Text, read_texts
 from ..plain import plain
 from ..profile import PathLike
 from ..progress import progress_bar
+from ..skip_config import TensorsName
 from .cache import open_cache
 from .choice import Row
 from .evaluation import Evaluator
@@ -81,6 +82,8 @@ def calibrate(
     *,
     skip_ratio: float | None = None,
     max_kl: float | None = None,
+    policies: Sequence[str] | None = None,
+    tensors: TensorsName = "ffn",
     effort: str | float = EFFORT,
     output: PathLike | None = None,
     embed: bool = False,
@@ -99,9 +102,14 @@ def calibrate(
         model_path: GGUF file; the first part of a model that is split.
         text: Files of the kind that the model is to generate: plain text in UTF-8, or .jsonl with a text or a chat a
             line (`measure.text.read_texts`). What the user says without an answer, the model answers first.
-        skip_ratio: Share of the FFN blocks to skip, of the tokens past the warm-up, in (0, 1). A setting that skips
-            more at less cost is taken; one may skip 0.01 less. Default: 0.25, unless max_kl is given.
+        skip_ratio: Share of the weight bytes of `tensors` not to be read, which of FFN blocks is the share of them to
+            skip, for the tokens past the warm-up, in (0, 1). A setting that skips more at less cost is taken; one may
+            skip 0.01 less.
         max_kl: In its place, the highest ratio whose KL divergence from the dense model is at most this, nats a token.
+            Default: 0.05, unless skip_ratio is given.
+        policies: What is tried, of "blocks", "channels" and "blocks+channels", channels beside a set of FFN blocks.
+            Default: all that the model allows.
+        tensors: Whose input channels are left out: "ffn", or "all", those of attention's matrices too.
         effort: "quick", "normal", "thorough"; or the seconds it may take, about.
         output: The profile. Default: model.ffnskip.gguf beside the model, or in the working directory if it can't be.
         embed: Write the profile into the model's own file instead.
@@ -118,7 +126,8 @@ def calibrate(
         OSError: A file is missing or can't be written, or another calibration of the model is running.
         DecodeError: llama.cpp failed to decode.
     """
-    wanted = Wanted(skip_ratio, max_kl, effort, n_ctx, max_tokens, warm_up_index, seed)
+    chosen = None if policies is None else tuple(policies)
+    wanted = Wanted(skip_ratio, max_kl, chosen, tensors, effort, n_ctx, max_tokens, warm_up_index, seed)
     check_model(model_path, n_threads, lora)
     destination = Destination.of(Path(model_path), output, embed)
     texts = read_texts(text)
@@ -132,8 +141,8 @@ def calibrate(
 def _calibrated(
     llm: Llama, texts: Sequence[Text], n_ctx: int, wanted: Wanted, destination: Destination, bar: Bar
 ) -> Calibration:
-    if wanted.ratio is not None:
-        check_reachable(llm, wanted.ratio)
+    if wanted.skip_ratio is not None and wanted.policies == ("blocks",):
+        check_reachable(llm, wanted.skip_ratio)
     adapter = Adapter(llm.lora_path, llm.lora_scale).facts() if llm.lora_path else {}
     with open_cache(destination.cache, _subject(llm, adapter), repr((wanted, text_digest(texts)))) as cache:
         answered = all_answered(llm, texts, wanted.max_tokens, cache)
@@ -172,6 +181,8 @@ def _learnt(calibration: Calibration, texts: Sequence[Text], n_tokens: int, seed
     """What a profile keeps besides its settings."""
     mean, low, high = calibration.similarity.T
     chosen = calibration.chosen
+    of_blocks = {} if np.isnan(calibration.block_kl).all() else {"block_kl": calibration.block_kl.tolist()}
+    of_channels = {"channels_kept": chosen.channels_kept.ravel().tolist()} if chosen.channels_kept.size else {}
     return {
         "skip_ratio": chosen.skip_ratio,
         "kl": chosen.kl,
@@ -182,7 +193,8 @@ def _learnt(calibration: Calibration, texts: Sequence[Text], n_tokens: int, seed
         "similarity_low": low.tolist(),
         "similarity_high": high.tolist(),
         "block_influence": (1.0 - mean).tolist(),
-        "block_kl": calibration.block_kl.tolist(),
+        **of_blocks,
+        **of_channels,
         "similarity_cold_s": calibration.cold_regions[0],
         "similarity_cold_e": calibration.cold_regions[1],
         "text_sha256": text_digest(texts),

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..measure.quality import standard_error
-from ..profile import KEPT_POLICY
 from ..skip_config import SkipConfig
 from .evaluation import Score
 
@@ -26,6 +25,7 @@ class Row:
     text: str
     """"held out" or "calibration"."""
     skip_ratio: float
+    """Of the weights of FFN blocks, or of what else is calibrated."""
     kl: float
     """KL divergence from the dense model, nats per token."""
     kl_error: float
@@ -40,14 +40,18 @@ class Row:
     """float64 [n_tokens]"""
     chunk: npt.NDArray[np.int64] = field(repr=False, compare=False)
     """int64 [n_tokens]: the chunk of text that each token is of."""
+    channels_kept: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)), compare=False)
+    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but
+    with policy "channels"."""
 
 
-def row_of(score: Score, policy: str, text: str) -> Row:
+def row_of(score: Score, policy: str, text: str, part: float = 1.0) -> Row:
+    """`part`: that what the score's ratio is of has of all that is calibrated."""
     quality = score.quality
     return Row(
         policy,
         text,
-        score.skip_ratio,
+        part * score.skip_ratio,
         quality.kl,
         quality.kl_error,
         quality.top1_agreement,
@@ -57,6 +61,7 @@ def row_of(score: Score, policy: str, text: str) -> Row:
         score.config,
         score.kl,
         score.chunk,
+        score.channels_kept,
     )
 
 
@@ -94,5 +99,5 @@ def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
 
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
-    """A profile holds no random policy."""
-    return [row for row in rows if row.config.policy == KEPT_POLICY]
+    """Those whose settings are the model's own: no random policy, no channels by thresholds that each text has anew."""
+    return [row for row in rows if row.config.policy == "ffn_skip" or row.config.channel_thresholds is not None]

@@ -24,13 +24,42 @@ class Effort:
     """Times that blocks of the fixed set are exchanged for others."""
     compared_tokens: int
     """Of held-out text."""
+    group: int
+    """Layers whose inputs leave out channels together where the cost of one kind of input is measured."""
+    probed_chunks: int
+    """Of the search, that it is measured on."""
     wide: bool = False
     """With what seldom wins: a threshold for each layer, and Algorithm 1 beside a smaller fixed set."""
 
 
 EFFORTS = {
-    "quick": Effort(1, SEARCHED_ROWS, n_blocks=4, n_ranked=4, n_swaps=0, compared_tokens=2048),
-    "normal": Effort(1, SEARCHED_ROWS, n_blocks=8, n_ranked=12, n_swaps=1, compared_tokens=4096),
-    "thorough": Effort(4, 2 * SEARCHED_ROWS, n_blocks=16, n_ranked=24, n_swaps=3, compared_tokens=16384, wide=True),
+    "quick": Effort(
+        *(1, SEARCHED_ROWS),
+        n_blocks=4,
+        n_ranked=4,
+        n_swaps=0,
+        compared_tokens=2048,
+        group=10,
+        probed_chunks=2,
+    ),
+    "normal": Effort(
+        *(1, SEARCHED_ROWS),
+        n_blocks=8,
+        n_ranked=12,
+        n_swaps=1,
+        compared_tokens=4096,
+        group=5,
+        probed_chunks=4,
+    ),
+    "thorough": Effort(
+        *(4, 2 * SEARCHED_ROWS),
+        n_blocks=16,
+        n_ranked=24,
+        n_swaps=3,
+        compared_tokens=16384,
+        group=2,
+        probed_chunks=16,
+        wide=True,
+    ),
 }
 """In ascending order."""

@@ -17,12 +17,14 @@ from ..measure.quality import Comparison, Quality, Reference, logits_of
 from ..measure.similarity import check_everything
 from ..measure.text import Chunk
 from ..memory import available_memory
-from ..skip_config import SkipConfig
+from ..skip_config import SkipConfig, TensorsName
+from ..stats import INPUT_KINDS, Trace
 from .cache import Arrays, Cache
 from .progress import Bar
 
-__all__ = ["Evaluator", "Score"]
+__all__ = ["FFN", "Evaluator", "Score"]
 
+FFN = [INPUT_KINDS.index("up"), INPUT_KINDS.index("down")]
 KEPT_BYTES = 2**31  # of the dense model's predictions at most, and a quarter of the memory that is free
 
 
@@ -31,7 +33,6 @@ class Score:
     """What a setting does on some text. Rows are the tokens that may skip and predict a known one."""
 
     config: SkipConfig
-    n_ffn: int
     quality: Quality = field(default_factory=Quality)
     kl: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     """float64 [n_rows]: KL(dense || this), nats."""
@@ -39,13 +40,18 @@ class Score:
     """int64 [n_rows]: the chunk that a row is of."""
     similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """float32 [n_rows, n_layer]; NaN where unchecked."""
-    skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
-    """bool [n_rows, n_layer]."""
+    left_out: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """float64 [n_rows]: share of the FFN blocks that was skipped; with channels of the weight bytes that may be left
+    out."""
+
+    channels_kept: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)))
+    """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but
+    with policy "channels"."""
 
     @cached_property
     def skip_ratio(self) -> float:
-        """Skipped over all FFN blocks of the tokens that may skip."""
-        return float(self.skipped.sum(axis=1).mean() / self.n_ffn)
+        """The mean of what is left out."""
+        return float(self.left_out.mean())
 
     @property
     def checks(self) -> float:
@@ -73,6 +79,7 @@ class Evaluator:
         self._kept: dict[str, Reference] = {}
         self._room = min(KEPT_BYTES, available_memory() / 4)
         self._n_measured, self._seconds = 0, 0.0
+        self._bytes = np.empty((0, 4, 2))  # of the inputs whose channels may be left out
         self._n_done = 0  # tokens that were measured, or found in the cache
 
     @property
@@ -86,6 +93,32 @@ class Evaluator:
         before = self._n_done
         yield
         self._progress.found(max(n_tokens - (self._n_done - before), 0))
+
+    def inputs(self, tensors: TensorsName) -> npt.NDArray[np.float64]:
+        """float64 [n_layer, 4, 2]: the bytes that the products of each input read with none of its channels and with
+        all; 0 where none may be left out. What is left out is measured in these from here on.
+
+        Raises:
+            UnsupportedModelError: No channels can be left out.
+        """
+        with self._llm.skipping(self._no_channels_left_out(tensors)):
+            self._bytes = self._llm.input_bytes.astype(np.float64)
+        return self._bytes
+
+    def reaches(self, tensors: TensorsName, chunk: Chunk) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer, 4, n_bins]: of the dense model, how far channels reach, as `Trace.reaches` has it."""
+        config = self._no_channels_left_out(tensors)
+        key = ("reaches", config, self._digest(chunk))
+        found = self._find(key, chunk)
+        if found is None:
+            with self._llm.skipping(config), self._llm.trace(reaches=True) as trace:
+                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
+            found = {"reaches": trace.reaches}
+            self._add(found, key, chunk)
+        return found["reaches"]
+
+    def _no_channels_left_out(self, tensors: TensorsName) -> SkipConfig:
+        return SkipConfig("channels", skip_ratio=0.0, tensors=tensors, warm_up_index=self._warm_up_index)
 
     def similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
         """float32 [n_rows, n_layer]: of the dense model, at every layer but the last."""
@@ -107,14 +140,26 @@ class Evaluator:
     def scores(self, configs: Sequence[SkipConfig], chunks: Sequence[Chunk]) -> list[Score]:
         """Chunk by chunk, so that the dense model is evaluated once for all of them."""
         parts = [self._of_chunk(configs, chunk) for chunk in chunks]
-        n_ffn = len(self._llm.ffn_map)
-        return [_sum(Score(config, n_ffn), of_config) for config, of_config in zip(configs, zip(*parts))]
+        return [self._sum(config, of_config) for config, of_config in zip(configs, zip(*parts))]
+
+    def _sum(self, config: SkipConfig, parts: Sequence[Arrays]) -> Score:
+        score = Score(config)
+        for part in parts:
+            score.quality.add(Comparison(part["kl"], part["same_top1"], part["nll_dense"], part["nll"]))
+        score.kl, score.similarity, score.left_out = (
+            np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "left_out")
+        )
+        score.left_out /= self._bytes[..., 1].sum() if config.policy == "channels" else len(self._llm.ffn_map)
+        n_rows = [len(part["kl"]) for part in parts]
+        score.channels_kept = np.average([part["channels_kept"] for part in parts], axis=0, weights=n_rows)
+        score.chunk = np.repeat(np.arange(len(parts)), n_rows)
+        return score
 
     def _of_chunk(self, configs: Sequence[SkipConfig], chunk: Chunk) -> list[Arrays]:
         reference: Reference | None = None
         result = []
         for config in configs:
-            key = ("comparison", config, self._digest(chunk))
+            key = ("measured", config, self._digest(chunk))
             found = self._find(key, chunk)
             if found is None:
                 reference = reference or self._reference(chunk)
@@ -146,7 +191,12 @@ class Evaluator:
         self._seconds += time.monotonic() - started
         self._n_measured += len(chunk)
         n = len(chunk.rows(self._warm_up_index))
-        return {**vars(compared), "similarity": trace.similarity[:n], "skipped": trace.skipped[:n]}
+        channels = config.policy == "channels"
+        if channels:
+            trace.kept[..., FFN] = np.where(trace.skipped[..., None], 0.0, trace.kept[..., FFN])
+        left_out = _bytes_left_out(trace, self._bytes) if channels else trace.skipped.sum(axis=1, dtype=np.float64)
+        kept = trace.kept[:n].mean(axis=0, dtype=np.float64) if channels else np.empty((0, 4))
+        return {**vars(compared), "similarity": trace.similarity[:n], "left_out": left_out[:n], "channels_kept": kept}
 
     def _reference(self, chunk: Chunk) -> Reference:
         """Kept while there is room: the first chunks are those that are needed most."""
@@ -164,11 +214,8 @@ class Evaluator:
         return hashlib.sha256(tokens.tobytes() + eligible.tobytes()).hexdigest()
 
 
-def _sum(score: Score, parts: Sequence[Arrays]) -> Score:
-    for part in parts:
-        score.quality.add(Comparison(part["kl"], part["same_top1"], part["nll_dense"], part["nll"]))
-    score.kl, score.similarity, score.skipped = (
-        np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "skipped")
-    )
-    score.chunk = np.repeat(np.arange(len(parts)), [len(part["kl"]) for part in parts])
-    return score
+def _bytes_left_out(trace: Trace, n_bytes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """[n_rows], of the `n_bytes` that `Evaluator.inputs` has; the FFN blocks that were skipped among them."""
+    left_out = np.nan_to_num(1.0 - trace.kept) * (n_bytes[..., 1] - n_bytes[..., 0])
+    left_out[..., FFN] = np.where(trace.skipped[..., None], n_bytes[:, FFN, 1], left_out[..., FFN])
+    return left_out.sum(axis=(1, 2))  # type: ignore[no-any-return]

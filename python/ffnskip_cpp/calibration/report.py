@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..skip_config import SkipConfig
+import numpy as np
+
+from ..stats import INPUT_KINDS
 from ..table import markdown
 from .choice import Row, beats, equal
 
@@ -22,7 +24,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "same top token": lambda row: f"{row.top1_agreement:.2%}",
     "perplexity": lambda row: f"x{row.perplexity_ratio:.4f}",
     "checks": lambda row: f"{row.checks:.1f}",
-    "settings": lambda row: describe(row.config),
+    "settings": lambda row: describe(row),
 }
 
 
@@ -34,15 +36,13 @@ def page(calibration: Calibration) -> str:
         "",
         _table(held_out),
         "",
-        f"chosen: {chosen.policy}, {describe(chosen.config)}",
+        f"chosen: {chosen.policy}, {describe(chosen)}",
     ]
     as_good = [row.policy for row in held_out if row is not chosen and equal(row, chosen)]
     if as_good:
         lines.append(f"equal to it in KL, within the standard error: {', '.join(as_good)}")
     algorithm_1 = next((row for row in held_out if row.policy == "ffn_skip"), None)
-    if algorithm_1 is None:
-        lines.append("Algorithm 1 can't skip that much")
-    elif beats(chosen, algorithm_1):
+    if algorithm_1 is not None and beats(chosen, algorithm_1):
         lines.append(
             f"Algorithm 1 is not the best here: KL {_kl(algorithm_1)} at {algorithm_1.skip_ratio:.1%}, "
             f"against {_kl(chosen)} at {chosen.skip_ratio:.1%}"
@@ -51,14 +51,26 @@ def page(calibration: Calibration) -> str:
     return "\n".join([*lines, f"written to {calibration.path}"])
 
 
-def describe(config: SkipConfig) -> str:
+def describe(row: Row) -> str:
     """The values of a setting that differ from one candidate to the next."""
+    config = row.config
     parts = [] if config.layers is None else [f"layers {','.join(map(str, config.layers))}"]
-    if config.max_skip != 0 and config.cold_s is not None:
+    if config.policy == "channels":
+        parts.append(f"kept: {_kept(row)}")
+    elif config.max_skip != 0 and config.cold_s is not None:
         parts.append(f"[{config.cold_s}, {config.cold_e}) max_skip {config.max_skip}")
         if config.layer_thresholds is None:
             parts.append(f"threshold {config.sim_threshold:.5g}")
     return ", ".join(parts)
+
+
+def _kept(row: Row) -> str:
+    """The share of the channels that is, of each kind of input."""
+    shares = {}
+    for kind, of_layers in zip(INPUT_KINDS, row.channels_kept.T):
+        if not np.isnan(of_layers).all():
+            shares[kind] = float(np.nanmean(of_layers))
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..measure.policies import TENSORS
+from ..skip_config import TensorsName
 from .effort import EFFORTS
 
-__all__ = ["EFFORT", "MAX_TOKENS", "SKIP_RATIO", "Wanted"]
+__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "POLICIES", "Wanted"]
 
-SKIP_RATIO = 0.25
+MAX_KL = 0.05
+POLICIES = ("blocks", "channels", "blocks+channels")
 EFFORT = "normal"
 MAX_TOKENS = 20_000
 
@@ -24,6 +27,8 @@ class Wanted:
 
     skip_ratio: float | None = None
     max_kl: float | None = None
+    policies: tuple[str, ...] | None = None
+    tensors: TensorsName = "ffn"
     effort: str | float = EFFORT
     n_ctx: int | None = None
     max_tokens: int = MAX_TOKENS
@@ -37,6 +42,13 @@ class Wanted:
             raise ValueError(f"skip-ratio: {self.skip_ratio:g} is outside (0, 1)")
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
             raise ValueError(f"max-kl: {self.max_kl:g} is no divergence that can be kept to; a number above 0")
+        for policy in self.policies or ():
+            if policy not in POLICIES:
+                raise ValueError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+        if self.policies is not None and not self.policies:
+            raise ValueError(f"policy: none is named; those that are there: {', '.join(POLICIES)}")
+        if self.tensors not in TENSORS:
+            raise ValueError(f"tensors: {self.tensors!r} is neither of {', '.join(TENSORS)}")
         known = self.effort in EFFORTS if isinstance(self.effort, str) else 0 < self.effort < math.inf
         if not known:
             raise ValueError(
@@ -53,6 +65,9 @@ class Wanted:
                 )
 
     @property
-    def ratio(self) -> float | None:
-        """The skip ratio that is wanted; None where a KL divergence is."""
-        return None if self.max_kl is not None else self.skip_ratio or SKIP_RATIO
+    def limit(self) -> float | None:
+        """The KL divergence that is not to be exceeded; None where a skip ratio is wanted."""
+        return None if self.skip_ratio is not None else self.max_kl or MAX_KL
+
+    def tries(self, policy: str) -> bool:
+        return self.policies is None or policy in self.policies

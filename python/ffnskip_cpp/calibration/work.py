@@ -9,28 +9,33 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import TargetUnreachableError
+from ..errors import TargetUnreachableError, UnsupportedModelError
 from ..llama import Llama
 from ..measure.similarity import LayerSimilarity
 from ..measure.text import Chunk
 from ..skip_config import SkipConfig
+from .channels import GROWTH, ChannelCandidate, ChannelSearch
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
-from .evaluation import Evaluator
+from .evaluation import Evaluator, Score
 from .parts import Parts
 from .progress import Bar
 from .race import Race
+from .reaches import Inputs
 from .search import Candidate, Model, Search, fixed_set
 from .wanted import Wanted
 
 __all__ = ["Found", "Work", "check_reachable"]
 
 RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
+REACHED_TOKENS = 4096  # at most, for how far its channels reach
 TINY = 1e-12  # nats, in place of a KL divergence of 0 where its logarithm is taken
 RATIOS_COMPARED = 4  # on held-out text, to find the highest one within a KL divergence
 RATIOS_COST = 2  # times what one of them takes: they have most of their fixed sets in common
+NEARLY = 0.95  # of a KL divergence that is not to be exceeded: near enough to it
 TYPICAL_RATIO = 0.25
 N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and the references
+BEHIND = 2.0  # times what channels cost: FFN blocks that cost more for less are not worth a search
 
 # What calibration is to be better than.
 REFERENCES = {
@@ -38,6 +43,7 @@ REFERENCES = {
     "random in adaptive region": SkipConfig("random", region="adaptive"),
     "random": SkipConfig("random"),
 }
+UNCALIBRATED = "channels, uncalibrated"
 
 
 def check_reachable(llm: Llama, skip_ratio: float) -> None:
@@ -66,8 +72,11 @@ class Found:
 class Work:
     """Records what the dense model does, then looks for settings; `notes` gets what is to be said about it.
 
+    Skip ratios are shares of the weight bytes of `wanted.tensors`. All FFN blocks count alike.
+
     Raises:
-        ValueError: The effort is in seconds, and these are too few.
+        ValueError: The effort is in seconds, and these are too few; no channels can be left out, and nothing else is to
+            be tried (`UnsupportedModelError`).
     """
 
     def __init__(self, llm: Llama, evaluator: Evaluator, parts: Parts, wanted: Wanted, progress: Bar, notes: list[str]):
@@ -86,11 +95,17 @@ class Work:
         skippable = tuple(_skippable(llm).tolist())
         cold = self.similarity.cold_regions
         self._model = Model(llm.n_layer, len(llm.ffn_map), skippable, cold, wanted.warm_up_index)
+        self._inputs = self._found_inputs() if wanted.tries("channels") or wanted.tries("blocks+channels") else None
+        self._ffn_share = 1.0 if self._inputs is None else self._inputs.ffn_share()
 
         effort = wanted.effort
         level = EFFORTS[effort] if isinstance(effort, str) else self._affordable(effort, started)
+        self._effort = level
         self._compared = parts.compared(level.compared_tokens)
-        self.search = self._search(level)
+        race = self._race_of(level)
+        self.search = self._search(level, race)
+        self._channels = self._channel_search(level, race)
+        self._blocks_are_behind = False  # and are not searched for further
         n_rows = sum(len(chunk.rows(wanted.warm_up_index)) for chunk in self._searched(SEARCHED_ROWS))
         if n_rows < SEARCHED_ROWS:
             self.notes.append(
@@ -98,12 +113,33 @@ class Work:
                 "this text alone: give more of it"
             )
 
+    def _found_inputs(self) -> Inputs | None:
+        """None where no channels can be left out, and FFN blocks are to be tried as well."""
+        try:
+            n_bytes = self._evaluator.inputs(self._wanted.tensors)
+        except UnsupportedModelError as error:
+            if not self._wanted.tries("blocks"):
+                raise
+            self.notes.append(f"only FFN blocks were tried: {error}")
+            return None
+        chunks = self._parts.recorded(REACHED_TOKENS)
+        self._progress.expect(sum(map(len, chunks)))
+        counts = sum(self._evaluator.reaches(self._wanted.tensors, chunk).astype(np.float64) for chunk in chunks)
+        return Inputs(n_bytes, np.asarray(counts), sum(len(c.rows(self._wanted.warm_up_index)) for c in chunks))
+
     def _searched(self, n_rows: int) -> list[Chunk]:
         return self._parts.searched(n_rows, self._wanted.warm_up_index)
 
-    def _search(self, level: Effort) -> Search:
-        race = Race(self._evaluator, self._searched(level.searched_rows), level.first_chunks)
+    def _race_of(self, level: Effort) -> Race:
+        return Race(self._evaluator, self._searched(level.searched_rows), level.first_chunks)
+
+    def _search(self, level: Effort, race: Race) -> Search:
         return Search(self._evaluator, self._model, self._recorded, race, level)
+
+    def _channel_search(self, level: Effort, race: Race) -> ChannelSearch | None:
+        if self._inputs is None:
+            return None
+        return ChannelSearch(self._evaluator, self._inputs, race, level, self._wanted.warm_up_index)
 
     def _affordable(self, seconds: float, started: float) -> Effort:
         """The greatest effort that takes no longer than `seconds`, by the speed of the first evaluations."""
@@ -119,88 +155,168 @@ class Work:
         self.notes.append(f"effort: {fitting[-1]}, which fits {seconds:g} seconds")
         return EFFORTS[fitting[-1]]
 
-    def _n_tokens_at(self, level: Effort) -> int:
-        """That are evaluated with this effort where nothing is known yet."""
-        compared = self._parts.compared(level.compared_tokens)
-        n = self._n_tokens(self._search(level), compared, self._wanted.ratio or TYPICAL_RATIO)
-        return n if self._wanted.ratio else RATIOS_COST * n
-
     def found(self) -> Found:
         """What is chosen for the target.
 
         Raises:
-            TargetUnreachableError: Every setting costs more than the KL divergence that is wanted.
+            TargetUnreachableError: Every setting costs more than the KL divergence that is wanted, or none saves as
+                much as is.
         """
         wanted = self._wanted
-        return self._within_kl(wanted.max_kl) if wanted.max_kl is not None else self._at_ratio(wanted.ratio or 0.0)
+        return self._within_kl(wanted.limit) if wanted.limit is not None else self._at_ratio(wanted.skip_ratio or 0.0)
+
+    def tried(self) -> list[Row]:
+        """Every setting that was measured in the search, by all the text that it saw."""
+        return [self._row(score, score.config.label, "calibration") for score in self.search.tried]
+
+    def block_kl(self) -> npt.NDArray[np.float64]:
+        """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be, or
+        was not tried."""
+        result = np.full(self._model.n_layer, np.nan)
+        if self._wanted.tries("blocks"):
+            for il, cost in self.search.block_costs.items():
+                result[il] = cost
+        return result
+
+    # ---- at a ratio ----
 
     def _at_ratio(self, skip_ratio: float) -> Found:
         """The setting that skips so much or more with the least KL divergence."""
-        self._progress.expect(self._n_tokens(self.search, self._compared, skip_ratio))
-        candidates = self.search.candidates(skip_ratio, TOLERANCE)
-        rows, references = self._compare(candidates, skip_ratio)
+        self._progress.expect(self._n_tokens(self._effort, skip_ratio))
+        channels = self._channel_candidates(skip_ratio)
+        blocks = self._block_candidates(skip_ratio, channels) if self._wanted.tries("blocks") else []
+        if not blocks and not channels:
+            raise TargetUnreachableError(f"skip-ratio: {skip_ratio:g} can't be reached by what is to be tried")
+        rows, references = self._compare([*blocks, *channels], skip_ratio)
         chosen = best([*rows, *references], skip_ratio)
         if chosen.skip_ratio < skip_ratio - TOLERANCE:
             self.notes.append(f"no setting skips {skip_ratio:.1%} of held-out text; one that skips most was chosen")
         self._check_references(chosen, references)
         return Found(chosen, [*rows, *references])
 
-    def _check_references(self, chosen: Row, references: Sequence[Row]) -> None:
-        for row in references:
-            if beats(row, chosen):
-                self.notes.append(f"{row.policy} is better, and no profile holds it; give more text to search with")
+    def _channel_candidates(self, skip_ratio: float) -> list[ChannelCandidate]:
+        """Channels alone, and beside the FFN block that costs least."""
+        if self._channels is None:
+            return []
+        sets: list[Sequence[int]] = [()] if self._wanted.tries("channels") else []
+        if self._wanted.tries("blocks+channels") and skip_ratio > self._ffn_share / self._model.n_ffn:
+            sets.append(self.search.fixed(1).config.layers or ())
+        found = [self._channels.candidate(skip_ratio, layers) for layers in sets]
+        return [candidate for candidate in found if candidate is not None]
 
-    def _n_tokens(self, search: Search, compared: Sequence[Chunk], skip_ratio: float) -> int:
-        """That are evaluated for a ratio where nothing is known yet."""
-        searched = search.race.chunks
-        mean = sum(map(len, searched)) / len(searched)
-        n_compared = (N_COMPARED + 1) * sum(map(len, compared))
-        return round(mean * search.n_evaluations(skip_ratio, TOLERANCE)) + n_compared
+    def _block_candidates(self, skip_ratio: float, channels: Sequence[ChannelCandidate]) -> list[Candidate]:
+        """Of each policy that skips FFN blocks; the fixed set alone where it costs far more before it skips as much."""
+        ratio = skip_ratio / self._ffn_share
+        if ratio > len(self._model.skippable) / self._model.n_ffn + TOLERANCE:
+            self.notes.append(f"all FFN blocks together have less than {skip_ratio:.1%} of the weights")
+            return []
+        n_wanted = self.search.n_fixed(ratio, TOLERANCE)
+        limit = BEHIND * min((candidate.score.quality.kl for candidate in channels), default=np.inf)
+        for n in range(1, 1 if self._effort.wide else n_wanted):
+            if self.search.fixed(n).quality.kl > limit:
+                self._give_up_blocks(
+                    f"{n} FFN blocks, of {n_wanted} that would be needed, cost more than {BEHIND:g} times what "
+                    "channels do; more were not tried"
+                )
+                return [self._fixed(n)]
+        candidates = self.search.candidates(ratio, TOLERANCE)
+        if not any(candidate.config.label == "ffn_skip" for candidate in candidates):
+            self.notes.append("Algorithm 1 can't skip that much")
+        return candidates
+
+    def _fixed(self, n: int) -> Candidate:
+        score = self.search.fixed(n)
+        return Candidate(score.config, score)
+
+    def _give_up_blocks(self, why: str) -> None:
+        """All that is left is to compare a few settings."""
+        self._blocks_are_behind = True
+        self.notes.append(why)
+        self._progress.expect(N_COMPARED * sum(map(len, self._compared)))
+
+    # ---- within a KL divergence ----
 
     def _within_kl(self, max_kl: float) -> Found:
-        """The setting that skips most at no higher KL divergence.
+        """The setting that skips most at no higher KL divergence."""
+        self._progress.expect(RATIOS_COST * self._n_tokens(self._effort, TYPICAL_RATIO))
+        rows = self._channels_within(max_kl)
+        if self._wanted.tries("blocks"):
+            rows += self._blocks_within(max_kl, most_within(rows, max_kl))
+        found = most_within(rows, max_kl)
+        if found is None:
+            rows = rows or self._compare([self._fixed(1)], 0.0, references=False)[0]
+            raise TargetUnreachableError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
+        _, references = self._compare([], found.skip_ratio)
+        chosen = most_within([*rows, *references], max_kl) or found
+        self._check_references(chosen, references)
+        return Found(chosen, [*rows, *references])
+
+    def _channels_within(self, max_kl: float) -> list[Row]:
+        """Channels alone, and beside the FFN block that costs least: what was compared on held-out text."""
+        if self._channels is None:
+            return []
+        rows: list[Row] = []
+        ratio = self._channels.expected_ratio(max_kl)
+        if self._wanted.tries("channels"):
+            rows += self._saving_most(max_kl, ratio, ())
+            ratio = max((row.skip_ratio for row in rows if row.kl <= max_kl), default=ratio)
+        if self._wanted.tries("blocks+channels") and self.search.fixed(1).quality.kl < max_kl:
+            rows += self._saving_most(max_kl, ratio, self.search.fixed(1).config.layers or ())
+        return rows
+
+    def _saving_most(self, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
+        """Channel thresholds in the proportions that are best at `ratio`, for other ratios until the limit is nearly
+        met."""
+        channels = self._channels
+        candidate = channels.candidate(ratio, layers) if channels is not None else None
+        rows: list[Row] = []
+        while channels is not None and candidate is not None and len(rows) < RATIOS_COMPARED:
+            score = self._evaluator.score(candidate.config, self._compared)
+            rows.append(row := self._row(score, score.config.label, "held out"))
+            if NEARLY * max_kl <= row.kl <= max_kl:
+                break
+            towards = (1 + NEARLY) / 2 * max_kl
+            factor = float(np.clip((towards / max(row.kl, TINY)) ** (1 / GROWTH), 0.5, 2.0))
+            candidate = channels.saving(candidate, candidate.ratio + row.skip_ratio * (factor - 1))
+        return rows
+
+    def _blocks_within(self, max_kl: float, channels: Row | None) -> list[Row]:
+        """FFN blocks: where so many skip less than half of what channels do, the fixed set alone.
 
         KL divergence grows with the ratio. Where the two meet is foretold by the fixed sets, and corrected by what is
         seen on held-out text.
         """
-        self._progress.expect(RATIOS_COST * self._n_tokens(self.search, self._compared, TYPICAL_RATIO))
+        expected = self._ratio_at(max_kl)
+        if channels is not None and BEHIND * expected * self._ffn_share < channels.skip_ratio and not self._effort.wide:
+            n = max(1, int(expected * self._model.n_ffn + 1e-9))
+            self._give_up_blocks(
+                f"about {expected:.1%} of the FFN blocks can be skipped within this divergence; other policies that "
+                "skip blocks were not tried"
+            )
+            return self._compare([self._fixed(n)], 0.0, references=False)[0]
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
-        percent = min(max(round(100 * self._ratio_at(max_kl)), low + 1), high - 1)
+        percent = min(max(round(100 * expected), low + 1), high - 1)
         compared: list[Row] = []
         n_compared = 0
         while high - low > 1 and (n_compared < RATIOS_COMPARED or most_within(compared, max_kl) is None):
             candidates = self.search.candidates(percent / 100, TOLERANCE)
-            rows, _ = self._compare(candidates, percent / 100, references=False)
+            rows, _ = self._compare(candidates, percent / 100 * self._ffn_share, references=False)
             n_compared += 1
             compared += rows
-            met = any(row.kl <= max_kl and row.skip_ratio >= percent / 100 - TOLERANCE for row in rows)
+            met = any(
+                row.kl <= max_kl and row.skip_ratio >= (percent / 100 - TOLERANCE) * self._ffn_share for row in rows
+            )
             low, high = (percent, high) if met else (low, percent)
             percent += self._percent_to_go(max_kl, percent, rows, met)
             if not low < percent < high or n_compared >= RATIOS_COMPARED:
                 percent = (low + high) // 2
-        found = most_within(compared, max_kl)
-        if found is None:
-            raise TargetUnreachableError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
-        _, references = self._compare([], found.skip_ratio)
-        chosen = most_within([*compared, *references], max_kl) or found
-        self._check_references(chosen, references)
-        return Found(chosen, [*compared, *references])
-
-    def tried(self) -> list[Row]:
-        """Every setting that was measured in the search, by all the text that it saw."""
-        return [row_of(score, score.config.label, "calibration") for score in self.search.tried]
-
-    def block_kl(self) -> npt.NDArray[np.float64]:
-        """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be."""
-        result = np.full(self._model.n_layer, np.nan)
-        for il, cost in self.search.block_costs.items():
-            result[il] = cost
-        return result
+        return compared
 
     def _percent_to_go(self, max_kl: float, percent: int, rows: Sequence[Row], met: bool) -> int:
         """By what the ratio changes between their KL divergence and the one that is wanted; at least one block down,
         as held-out text tends to cost more than the text that the sets were made for."""
-        near = [row.kl for row in rows if abs(row.skip_ratio - percent / 100) <= 2 * TOLERANCE]
+        wanted = percent / 100 * self._ffn_share
+        near = [row.kl for row in rows if abs(row.skip_ratio - wanted) <= 2 * TOLERANCE]
         step = round(100 * (self._ratio_at(max_kl) - self._ratio_at(min(near)))) if near else 0
         return max(step, 1) if met else min(step, -round(100 / self._model.n_ffn), -1)
 
@@ -213,8 +329,10 @@ class Work:
         known = np.maximum.accumulate([max(self.search.fixed(i).quality.kl, TINY) for i in range(1, n + 1)])
         return float(np.interp(np.log(max(kl, TINY)), np.log(known), np.arange(1, n + 1))) / self._model.n_ffn
 
+    # ---- on held-out text ----
+
     def _compare(
-        self, candidates: Sequence[Candidate], skip_ratio: float, *, references: bool = True
+        self, candidates: Sequence[Candidate | ChannelCandidate], skip_ratio: float, *, references: bool = True
     ) -> tuple[list[Row], list[Row]]:
         """The candidates on held-out text, and what they are to be better than. A threshold of a candidate that skips
         more or less of it is corrected, once."""
@@ -223,21 +341,38 @@ class Work:
         scores = self._evaluator.scores(configs, self._compared)
         own, others = scores[: len(candidates)], scores[len(candidates) :]
         for i, (candidate, score) in enumerate(zip(candidates, own)):
-            lacking = skip_ratio - score.skip_ratio
-            if candidate.adaptive is not None and abs(lacking) > TOLERANCE / 2:
-                corrected = candidate.skipping_more(lacking, self._model)
-                again = self._evaluator.score(corrected.config, self._compared)
-                own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - skip_ratio))
+            wanted = skip_ratio if score.config.policy == "channels" else skip_ratio / self._ffn_share
+            corrected = self._skipping_more(candidate, wanted - score.skip_ratio)
+            if corrected is not None:
+                again = self._evaluator.score(corrected, self._compared)
+                own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - wanted))
         return (
-            [row_of(score, score.config.label, "held out") for score in own],
-            [row_of(score, name, "held out") for name, score in zip(named, others)],
+            [self._row(score, score.config.label, "held out") for score in own],
+            [self._row(score, name, "held out") for name, score in zip(named, others)],
         )
+
+    def _skipping_more(self, candidate: Candidate | ChannelCandidate, lacking: float) -> SkipConfig | None:
+        """The candidate with what it lacks of a ratio; None where it is to stay as it is."""
+        if isinstance(candidate, ChannelCandidate):
+            if self._channels is None or abs(lacking) <= TOLERANCE / 4:
+                return None
+            other = self._channels.saving(candidate, candidate.ratio + lacking)
+            return None if other is None else other.config
+        if candidate.adaptive is None or abs(lacking) <= TOLERANCE / 2:
+            return None
+        return candidate.skipping_more(lacking, self._model).config
 
     def _references(self, skip_ratio: float) -> dict[str, SkipConfig]:
         """Those that can skip so much of this model, by name."""
+        references: dict[str, SkipConfig] = {}
+        if self._wanted.tries("blocks") and not self._blocks_are_behind:
+            ratio = min(skip_ratio / self._ffn_share, 1.0)
+            references.update({name: reference.replace(skip_ratio=ratio) for name, reference in REFERENCES.items()})
+        if self._channels is not None:
+            references[UNCALIBRATED] = SkipConfig("channels", skip_ratio=skip_ratio, tensors=self._wanted.tensors)
         found = {}
-        for name, reference in REFERENCES.items():
-            config = reference.replace(skip_ratio=skip_ratio, warm_up_index=self._model.warm_up_index)
+        for name, reference in references.items():
+            config = reference.replace(warm_up_index=self._model.warm_up_index)
             try:
                 with self._llm.skipping(config):
                     found[name] = config
@@ -246,8 +381,34 @@ class Work:
                     self.notes.append(note)
         return found
 
+    def _row(self, score: Score, policy: str, text: str) -> Row:
+        return row_of(score, policy, text, 1.0 if score.config.policy == "channels" else self._ffn_share)
+
+    def _check_references(self, chosen: Row, references: Sequence[Row]) -> None:
+        for row in references:
+            if beats(row, chosen):
+                self.notes.append(f"{row.policy} is better, and no profile holds it; give more text to search with")
+
+    # ---- what it takes ----
+
+    def _n_tokens_at(self, level: Effort) -> int:
+        """That are evaluated with this effort where nothing is known yet."""
+        n = self._n_tokens(level, self._wanted.skip_ratio or TYPICAL_RATIO)
+        return n if self._wanted.skip_ratio else RATIOS_COST * n
+
+    def _n_tokens(self, level: Effort, skip_ratio: float) -> int:
+        """That are evaluated for a ratio where nothing is known yet."""
+        race = self._race_of(level)
+        search, channels = self._search(level, race), self._channel_search(level, race)
+        mean = sum(map(len, race.chunks)) / len(race.chunks)
+        n = 0
+        if self._wanted.tries("blocks"):
+            n += search.n_evaluations(min(skip_ratio / self._ffn_share, 1.0), TOLERANCE)
+        if channels is not None:
+            n += 2 * channels.n_evaluations()
+        return round(mean * n) + (N_COMPARED + 1) * sum(map(len, self._parts.compared(level.compared_tokens)))
+
 
 def _out_of_reach(max_kl: float, least: Row) -> str:
-    return (
-        f"max-kl: {max_kl:g} can't be reached; skipping {least.skip_ratio:.1%} of the FFN blocks costs {least.kl:.3g}"
-    )
+    what = "weights" if least.config.policy == "channels" else "FFN blocks"
+    return f"max-kl: {max_kl:g} can't be reached; skipping {least.skip_ratio:.1%} of the {what} costs {least.kl:.3g}"

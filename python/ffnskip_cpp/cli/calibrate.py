@@ -8,10 +8,11 @@ import json
 from ..calibration.calibration import CHAT_N_CTX, calibrate
 from ..calibration.choice import TOLERANCE
 from ..calibration.effort import EFFORTS
-from ..calibration.wanted import EFFORT, MAX_TOKENS, SKIP_RATIO
+from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, POLICIES
 from ..lora import LORA_HELP
+from ..measure.policies import TENSORS
 from ..measure.text import N_CTX
-from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain
+from .arguments import add_model, add_progress, add_seed, add_text, add_threads, explain, list_of
 
 __all__ = ["INTERRUPTED", "add_arguments", "run"]
 
@@ -20,7 +21,9 @@ INTERRUPTED = "the same command goes on from here"
 HELP = """\
 KL: divergence from the dense model, nats per token, ± its standard error over chunks of text; same top token: share of
 tokens with the same most likely next one; perplexity: times the dense model's; checks: similarities computed per token.
-All of them, and the share of FFN blocks skipped, are of tokens past the warm-up, teacher-forced.
+All of them, and the share skipped, are of tokens past the warm-up, teacher-forced. That share is of the weight bytes of
+FFN blocks, with --tensors all of attention's too. What is tried: blocks, which leaves out whole FFN blocks, fixed ones
+or by Algorithm 1; channels, which leaves out of all blocks the input channels that reach least; and blocks+channels.
 
 --text takes plain text in UTF-8, a text per file, and .jsonl with one of these a line:
   {"text": "..."}
@@ -32,8 +35,8 @@ has no answer itself, as in "turns", which is what the user says.
 An interrupted calibration goes on where it was when the same command is given again.
 
 examples:
-  ffnskip calibrate model.gguf --text text.txt                     # a quarter of the FFN blocks
-  ffnskip calibrate model.gguf --text chats.jsonl --max-kl 0.05    # as many as cost no more than that
+  ffnskip calibrate model.gguf --text text.txt                     # as much as costs no more than 0.05
+  ffnskip calibrate model.gguf --text chats.jsonl --skip-ratio 0.33 --policy channels
   ffnskip calibrate model.gguf --text a.txt --text b.txt --effort 600 --embed"""
 
 
@@ -46,10 +49,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         type=float,
         metavar="R",
-        help=f"share of the FFN blocks to skip (default: {SKIP_RATIO}); a setting may skip {TOLERANCE} less",
+        help=f"share of the weight bytes not to be read, or of the FFN blocks to skip; {TOLERANCE} less will do",
     )
     target.add_argument(
-        "--max-kl", type=float, metavar="X", help="skip as much as costs no more KL divergence, nats per token"
+        "--max-kl",
+        type=float,
+        metavar="X",
+        help=f"skip as much as costs no more KL divergence, nats per token (default: {MAX_KL})",
+    )
+    parser.add_argument(
+        "--policy",
+        type=list_of(str),
+        metavar="LIST",
+        help=f"what to try: {', '.join(POLICIES)} (default: all that the model allows)",
+    )
+    parser.add_argument(
+        "--tensors",
+        choices=TENSORS,
+        default=TENSORS[0],
+        help="whose input channels are left out, the FFN's or attention's too (default: %(default)s)",
     )
     parser.add_argument(
         "--effort",
@@ -97,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         args.text,
         skip_ratio=args.skip_ratio,
         max_kl=args.max_kl,
+        policies=args.policy,
+        tensors=args.tensors,
         effort=args.effort,
         lora=args.lora,
         output=args.output,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,17 @@ from ..profile import (
 )
 from ..ranges import ranges
 from ..skip_config import SkipConfig
+from ..stats import INPUT_KINDS
 from ..table import aligned
 from .arguments import add_model, explain
 
 __all__ = ["add_arguments", "run"]
 
-MEASURED = ("skip_ratio", "kl", "top1_agreement", "perplexity_ratio", "candidates")  # of the settings, not of the model
+# Of the settings, not of the model.
+MEASURED = ("skip_ratio", "kl", "kl_error", "top1_agreement", "perplexity_ratio", "channels_kept", "candidates")
+
+# Keys with a value for each input of each layer, and what one is called.
+PER_INPUT = {"channel_thresholds": "threshold", "channels_kept": "kept"}
 
 # The skip options that are not called as the setting is.
 OPTION_OF = {"layers": "skip-layers", "warm_up_index": "warm-up"}
@@ -140,7 +145,7 @@ def _set(args: argparse.Namespace) -> None:
     if new == old:
         print(f"{path}: these are its settings already")
         return
-    outdated = [key for key in profile_keys(path) if key in MEASURED]
+    outdated = [key for key in profile_keys(path) if key in MEASURED and key not in settings_of(old)]
     change_settings(path, new, outdated)
     print(f"{path}: set {', '.join(args.changes)}")
     if outdated:
@@ -171,7 +176,7 @@ def _changed(old: SkipConfig, changes: Mapping[str, str], n_layer: int | None) -
         option, colon, why = str(error).partition(":")
         raise ValueError(keys.get(option, option) + colon + why) from error
     wanted = settings_of(new)
-    if n_layer is not None and "cold_s" in wanted:
+    if n_layer is not None and new.policy == "ffn_skip" and "cold_s" in wanted:
         cold_s, cold_e = _default_cold_regions(n_layer)
         new = new.replace(
             cold_s=cold_s if new.cold_s is None else new.cold_s, cold_e=cold_e if new.cold_e is None else new.cold_e
@@ -181,7 +186,11 @@ def _changed(old: SkipConfig, changes: Mapping[str, str], n_layer: int | None) -
             raise ValueError(f"{key}: these settings have no use for it; their own are {', '.join(wanted)}")
     # What has no default, or one that is not right for any model.
     given = {*settings_of(old), *changes}
-    missing = [key for key in wanted if getattr(new, key) is None or (key == "sim_threshold" and key not in given)]
+    missing = [
+        key
+        for key in wanted
+        if (getattr(new, key) is None and key != "skip_ratio") or (key == "sim_threshold" and key not in given)
+    ]
     if missing:
         raise ValueError(f"policy: {changes.get('policy', new.policy)!r} needs {', '.join(missing)} as well")
     return SkipConfig(**{key: getattr(new, key) for key in wanted})
@@ -205,6 +214,9 @@ def _check_fits(config: SkipConfig, n_layer: int) -> None:
         raise ValueError(
             f"layer_thresholds: {len(config.layer_thresholds)} for a model of {n_layer} layers; one for each is needed"
         )
+    if config.policy == "channels":
+        _check_channels_fit(config, n_layer)
+        return
     if config.cold_s is None or config.cold_e is None:  # nothing is checked
         return
     if config.cold_e > n_layer - 1:
@@ -218,6 +230,18 @@ def _check_fits(config: SkipConfig, n_layer: int) -> None:
         )
 
 
+def _check_channels_fit(config: SkipConfig, n_layer: int) -> None:
+    n_thresholds = n_layer * len(INPUT_KINDS)
+    if config.channel_thresholds is not None and len(config.channel_thresholds) != n_thresholds:
+        raise ValueError(
+            f"channel_thresholds: {len(config.channel_thresholds)} for a model of {n_layer} layers; {n_thresholds}, "
+            f"{len(INPUT_KINDS)} for each ({', '.join(INPUT_KINDS)}), are needed"
+        )
+    cold_s, cold_e = config.cold_s or 0, n_layer if config.cold_e is None else config.cold_e
+    if not cold_s < cold_e <= n_layer:
+        raise ValueError(f"cold_s, cold_e: [{cold_s}, {cold_e}) are no layers of a model of {n_layer}")
+
+
 # ---- show ----
 
 
@@ -226,7 +250,7 @@ def _show(args: argparse.Namespace) -> None:
     config, kept = read_profile(path).config, profile_keys(path)
     settings = {key: getattr(config, key) for key in settings_of(config) if key in kept or key == "max_skip"}
     keys = {key: _readable(value) for key, value in {**kept, **settings}.items()}
-    print(json.dumps(_finite(keys), allow_nan=False) if args.json else _text(path, keys))
+    print(json.dumps(_finite(keys), allow_nan=False) if args.json else _text(path, keys, settings))
 
 
 def _readable(value: Any) -> Any:
@@ -250,8 +274,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(path: Path, keys: Mapping[str, Any]) -> str:
-    settings = {key: keys[key] for key in SETTINGS if key in keys}
+def _text(path: Path, keys: Mapping[str, Any], own: Collection[str]) -> str:
+    """`own`: the keys that are settings."""
+    settings = {key: keys[key] for key in SETTINGS if key in own}
     learnt = {key: value for key, value in keys.items() if key not in settings and key != "model"}
     columns = {key: value for key, value in keys.items() if key != "layers" and _is_per_layer(value)}
     tables = {key: value for key, value in learnt.items() if _is_table(value)}
@@ -260,7 +285,7 @@ def _text(path: Path, keys: Mapping[str, Any]) -> str:
         f"{path}\nfor the model {keys['model']}",
         _lines("settings", {key: value for key, value in settings.items() if key not in aside}),
         _lines("learnt", {key: value for key, value in learnt.items() if key not in aside}),
-        _layer_table(columns),
+        _layer_table(_divided(columns)),
         *(f"{key}\n{_dict_table(rows)}" for key, rows in tables.items()),
     ]
     return "\n\n".join(filter(None, sections))
@@ -278,6 +303,15 @@ def _lines(title: str, values: Mapping[str, Any]) -> str:
     width = max(map(len, values), default=0)
     lines = [f"  {key:<{width}}  {_shown(value, key)}" for key, value in values.items()]
     return "\n".join([title, *lines]) if lines else ""
+
+
+def _divided(columns: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """A column for each of the inputs that a layer has values for."""
+    divided = dict(columns)
+    for key, name in PER_INPUT.items():
+        every = divided.pop(key, ())
+        divided.update({f"{kind} {name}": every[i :: len(INPUT_KINDS)] for i, kind in enumerate(INPUT_KINDS) if every})
+    return divided
 
 
 def _layer_table(columns: Mapping[str, Sequence[float]]) -> str:

@@ -14,7 +14,8 @@ __all__ = ["add_arguments", "run"]
 HELP = """\
 Dense and skipping, in one process: speed, token by token in turn; KL divergence, perplexity and same top token on text;
 two texts side by side; and one line that says whether it is worth it, next to a smaller quantisation of the same model.
-Tried are the model's skip profile, or else the FFN blocks that a quick search finds; and the paper's values.
+Tried are the model's skip profile, or else the FFN blocks that a quick search finds; the paper's values; and channels,
+which need neither.
 
 Nothing is written but temporary files. Interrupted, it prints what was measured.
 
@@ -32,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip-ratio",
         type=list_of(float),
         metavar="R,...",
-        help=f"shares of the FFN blocks to skip (default: the profile's, or {','.join(map(str, SKIP_RATIOS))})",
+        help="shares to skip, of FFN blocks and by channels of their weight bytes (default: the profile's, or "
+        f"{','.join(map(str, SKIP_RATIOS))}, by channels a third)",
     )
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="prompt of the texts side by side")
     parser.add_argument(

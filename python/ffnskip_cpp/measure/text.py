@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from .. import llama_cpp_internals as internals
+from .._core import RowKind
 from .chat import PROMPT, Chat, tokens_of_chat
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ class Chunk:
     def eligible(self, warm_up_index: int) -> list[bool]:
         """[n_tokens]: may skip."""
         return [index >= warm_up_index for index in self.generated]
+
+    def kinds(self, warm_up_index: int) -> list[RowKind]:
+        """[n_tokens]: the same, and which of the others are generated tokens of a warm-up."""
+        return [
+            RowKind.prompt if index == PROMPT else RowKind.skippable if index >= warm_up_index else RowKind.warm_up
+            for index in self.generated
+        ]
 
     def rows(self, warm_up_index: int) -> list[int]:
         """The tokens that may skip and predict a known one: not the last."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from .._core import RowKind
 from ..llama import Llama
 from ..measure.quality import Quality, Reference, logits_of
 from ..measure.text import Chunk
@@ -21,8 +22,8 @@ class Measured:
     """Of one subject, past the warm-up."""
 
     quality: Quality = field(default_factory=Quality)
-    n_skipped: int = 0
-    """FFN blocks, of all rows."""
+    n_skipped: float = 0.0
+    """Rows that would have skipped as much if they had skipped all of their FFN."""
 
 
 def measure_quality(
@@ -48,10 +49,25 @@ def measure_quality(
 
 def _evaluate(
     llm: Llama, subject: SkipConfig | Llama, chunk: Chunk, warm_up_index: int
-) -> tuple[npt.NDArray[np.float32], int]:
-    """Logits of the rows compared, and the number of FFN blocks that they have skipped."""
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Logits of the rows compared, and `n_skipped` of them."""
     if isinstance(subject, Llama):
-        return logits_of(subject, chunk, warm_up_index), 0
-    with llm.skipping(subject), llm.trace() as trace:
-        logits = logits_of(llm, chunk, warm_up_index)
-    return logits, int(trace.skipped[: len(logits)].sum())
+        return logits_of(subject, chunk, warm_up_index), 0.0
+    with llm.skipping(subject):
+        if subject.policy == "channels":
+            return _leave_out(llm, chunk, warm_up_index)
+        with llm.trace() as trace:
+            logits = logits_of(llm, chunk, warm_up_index)
+    return logits, float(trace.skipped[: len(logits)].sum()) / len(llm.ffn_map)
+
+
+def _leave_out(llm: Llama, chunk: Chunk, warm_up_index: int) -> tuple[npt.NDArray[np.float32], float]:
+    """The same of channels: rows of the warm-up are decoded as such, with outputs, since they tell the thresholds."""
+    llm.reset_stats()
+    kinds = chunk.kinds(warm_up_index)
+    generated = [i for i, kind in enumerate(kinds) if kind != RowKind.prompt]
+    rows = chunk.rows(warm_up_index)
+    logits = llm.forward(chunk.tokens, kinds, rows=generated)[np.searchsorted(generated, rows)]
+    stats = llm.stats
+    n_skipped = stats.bytes_left_out * stats.tokens / stats.bytes_total
+    return logits, n_skipped * len(rows) / max(1, kinds.count(RowKind.skippable))

@@ -22,6 +22,7 @@ KINDS = {
     "profile": "{}: the model's profile",
     "search": "{}: best blocks found in a quick search",
     "paper": "{}: Algorithm 1, the paper's values",
+    "channels": "{}: channels, found while generating",
     "quantisation": "{}, {:.0%} smaller",
 }
 COLUMNS = ("", "skipped", "speed-up", "first token", "KL divergence", "perplexity", "same top token")
@@ -77,6 +78,11 @@ def _how(trial: Trial) -> str:
         "same ratio for a prompt. KL divergence (nats per token, ± standard error) and what follows: "
         f"{trial.n_tokens} tokens past a warm-up of {trial.warm_up_index}, {trial.text}."
     )
+    if trial.weights_bytes:
+        text += (
+            " Skipped: of FFN blocks; by channels, of their weight bytes, for which the weights are stored once more: "
+            f"{trial.weights_bytes / 2**20:,.0f} MiB of memory."
+        )
     if any(row.quoted for row in trial.rows):
         text += f" Quoted, not measured: {SOURCE}; its speed is taken to be in proportion to the size of the file."
     return textwrap.fill(text, WIDTH)

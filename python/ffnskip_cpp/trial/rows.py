@@ -10,7 +10,7 @@ from ..skip_config import SkipConfig
 
 __all__ = ["Row"]
 
-Kind = Literal["profile", "search", "paper", "quantisation"]
+Kind = Literal["profile", "search", "paper", "channels", "quantisation"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Row:
     config: SkipConfig | None = None
     """None: a quantisation, which skips nothing."""
     skip_ratio: float = 0.0
-    """FFN blocks skipped, of all of the tokens past the warm-up; before it is measured, what was asked for."""
+    """FFN blocks skipped, of all of the tokens past the warm-up; with channels, weight bytes left out. Before it is
+    measured, what was asked for."""
     size: float = 1.0
     """Of the file, over the user's."""
     kl: float = math.nan
@@ -42,3 +43,9 @@ class Row:
     """The dense model's time to the first token over this one's."""
     quoted: bool = False
     """Not measured, but llama.cpp's figures of another model."""
+
+    @property
+    def name(self) -> str:
+        """Where it stands alone: "25 %", or "33.3 % by channels"."""
+        by_channels = self.config is not None and self.config.policy == "channels"
+        return f"{self.label} by channels" if by_channels else self.label

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .._core import CHANNEL_TOKENS
 from ..benchmark.options import Options, Setting, Test
 from ..benchmark.runners import Runner, open_runners, quiet
 from ..llama import Llama
@@ -54,6 +55,7 @@ def measure_speed(
         stack.enter_context(quiet(False))
         runners = _open(stack, llm, subjects, test, n_threads)
         prompts = _first_tokens(runners, list(prompt), is_over)
+        _find_thresholds(runners, list(prompt))
         for generated in _in_turn(runners, tokens, len(prompt), is_over):
             yield [_speed(generated[0], generated[i], prompts[0], prompts[i]) for i in range(len(subjects))]
 
@@ -62,10 +64,10 @@ def _open(
     stack: contextlib.ExitStack, llm: Llama, subjects: Sequence[SkipConfig | Llama | None], test: Test, n_threads: int
 ) -> list[Runner]:
     """In the order of the subjects; those of one model share its weights."""
-    options = Options()
     runners: list[Runner] = []
     for subject in subjects:
         model = subject if isinstance(subject, Llama) else llm
+        options = Options(model_path=model.model_path)
         setting = Setting("", subject if isinstance(subject, SkipConfig) else None)
         opened = open_runners(model_address(model), [setting], test, n_threads, options)
         runners += stack.enter_context(opened)
@@ -83,6 +85,17 @@ def _first_tokens(runners: Sequence[Runner], prompt: list[int], is_over: Callabl
             seconds[i] = _time(runners[i].prompt, prompt, 0)
         rounds.append(seconds)
     return np.array(rounds[1:]).T
+
+
+def _find_thresholds(runners: Sequence[Runner], prompt: list[int]) -> None:
+    """Settings that find thresholds in generated tokens take the last ones of the prompt for such."""
+    for runner in runners:
+        if runner.finds_thresholds:
+            runner.reset(None)
+            n = len(prompt) - CHANNEL_TOKENS
+            runner.prompt(prompt[:n], 0)
+            for i, token in enumerate(prompt[n:]):
+                runner.generated([token], n + i)
 
 
 def _in_turn(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from ..errors import TargetUnreachableError
+from ..errors import TargetUnreachableError, UnsupportedModelError
 from ..gguf_file.header import Header
 from ..llama import Llama
 from ..measure.model import open_model
@@ -19,18 +19,35 @@ from .course import Course, Subject
 from .rows import Row
 from .search import MEASURED_AGAIN, MOST_TOKENS, by_similarity, cost_on, grow, some_of
 
-__all__ = ["of_profile", "of_quantisations", "of_search", "sizes_of"]
+__all__ = ["of_channels", "of_profile", "of_quantisations", "of_search", "sizes_of"]
 
 
 def of_profile(llm: Llama, profile: SkipConfig, course: Course) -> list[Subject]:
-    """The model's profile, and the paper's values that skip as much."""
+    """The model's profile, and the paper's values that skip as much, or of channels what needs no profile."""
     course.begins("reading the profile")
     with llm.skipping(profile):
         resolved = llm.resolved
+    if profile.policy == "channels":
+        row = Row(_percent(profile.ratio), "profile", profile, profile.ratio)
+        return [Subject(row), *of_channels(llm, [profile.ratio], profile.warm_up_index, course)]
     ratio = (len(profile.layers or ()) + resolved["max_skip"]) / len(llm.ffn_map)
     label = _percent(ratio)
     row = Row(label, "profile", profile, ratio)
     return [Subject(row), *_of_paper(llm, label, ratio, profile.warm_up_index, course)]
+
+
+def of_channels(llm: Llama, ratios: Sequence[float], warm_up_index: int, course: Course) -> list[Subject]:
+    """For each ratio the channels that reach least, as far as weights of the model can be stored by channel."""
+    course.begins("storing the weights by channel")
+    configs = [SkipConfig("channels", skip_ratio=ratio, warm_up_index=warm_up_index) for ratio in ratios]
+    try:
+        for config in configs:
+            with llm.skipping(config):
+                pass
+    except UnsupportedModelError as error:
+        course.note(f"Channels can't be left out: {error}")
+        return []
+    return [Subject(Row(_percent(config.ratio), "channels", config, config.ratio)) for config in configs]
 
 
 def _of_paper(llm: Llama, label: str, ratio: float, warm_up_index: int, course: Course) -> list[Subject]:

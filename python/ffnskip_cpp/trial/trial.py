@@ -34,10 +34,12 @@ class Trial:
     n_prompt: int = 0
     first_token_seconds: float = math.nan
     """Of the dense model, after a prompt of n_prompt tokens."""
+    weights_bytes: int = 0
+    """Memory that the weights by channel take beside the model's."""
     rows: tuple[Row, ...] = ()
     prompt: str = ""
     texts: tuple[tuple[str, str], ...] = ()
-    """Name and greedy text after `prompt`, of the dense model and of the best setting of each ratio."""
+    """Name and greedy text after `prompt`, of the dense model and of the best settings of the largest ratios."""
     notes: tuple[str, ...] = ()
     complete: bool = False
 

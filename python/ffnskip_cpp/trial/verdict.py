@@ -40,8 +40,8 @@ def best_settings(rows: Iterable[Row]) -> list[Row]:
 def judge(row: Row, quantised: Sequence[Row]) -> str:
     """What `verdict` says of a setting."""
     if math.isnan(row.speed_up):
-        return f"{row.label}: perplexity x{row.perplexity_ratio:.2f}, speed not measured"
-    facts = f"{row.label}: {row.speed_up:.2f} times as fast, perplexity x{row.perplexity_ratio:.2f}"
+        return f"{row.name}: perplexity x{row.perplexity_ratio:.2f}, speed not measured"
+    facts = f"{row.name}: {row.speed_up:.2f} times as fast, perplexity x{row.perplexity_ratio:.2f}"
     better = better_quantisation(row, quantised)
     if better is not None:
         return f"{facts}: not worth it ({_of_quantisation(better)})"

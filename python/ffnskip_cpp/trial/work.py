@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union
 
-from .._core import find_profile
+from .._core import CHANNEL_TOKENS, find_profile
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
@@ -31,19 +31,20 @@ from .course import Course
 from .quality import Measured, measure_quality
 from .rows import Row
 from .speed import Speed, measure_speed
-from .subjects import of_profile, of_quantisations, of_search, sizes_of
+from .subjects import of_channels, of_profile, of_quantisations, of_search, sizes_of
 from .texts import BEGINNINGS, QUESTIONS, chat_prompt, is_end, own_text, users_text
 from .trial import Trial
 from .verdict import best_settings
 
-__all__ = ["SECONDS", "SEED", "SKIP_RATIOS", "TrialInterrupted", "try_model"]
+__all__ = ["CHANNEL_RATIOS", "SECONDS", "SEED", "SKIP_RATIOS", "TrialInterrupted", "try_model"]
 
-SKIP_RATIOS = (0.1, 0.25)
+SKIP_RATIOS = (0.1, 0.25)  # of FFN blocks
+CHANNEL_RATIOS = (1 / 3,)  # of their weight bytes
 SECONDS = 120.0
 SEED = 1
 WARM_UP = 30
 MAX_TEXT_TOKENS = 8192  # of the user's; there is no time for more
-LEAST_PROMPT = 8  # tokens of the prompt that is timed
+LEAST_PROMPT = CHANNEL_TOKENS + 8  # tokens of the prompt that is timed; thresholds of channels are found in its last
 TIMED_TOKENS = 64
 EXAMPLE_TOKENS = 100
 LEAST_EXAMPLE = 50  # past the warm-up, or it shows nothing
@@ -51,7 +52,7 @@ MOST_EXAMPLES = 3
 
 # The share of the time after which each part is to be over.
 TEXT, SEARCH, SMALLER, QUALITY, SPEED, DENSE_EXAMPLE = 0.15, 0.45, 0.55, 0.75, 0.9, 0.93
-N_PARTS = 7  # with loading the model
+N_PARTS = 8  # with loading the model
 
 Progress = Union[bool, None, Callable[[str], Any]]
 
@@ -81,8 +82,8 @@ def try_model(
     Args:
         model_path: GGUF file; the first part of a model that is split.
         text: Files of text to measure on, plain in UTF-8 or .jsonl. Default: what the dense model itself writes.
-        skip_ratio: Shares of the FFN blocks to leave out, in (0, 1). Default: as the model's profile says, or
-            else 0.1 and 0.25.
+        skip_ratio: Shares of the FFN blocks to leave out, in (0, 1), and of its weight bytes by channels. Default: as
+            the model's profile says, or else 0.1 and 0.25; by channels a third.
         prompt: Of the texts side by side.
         seconds: What all of it is to take, at least 1. On a large model the least that tells anything takes longer.
         seed: Of what the dense model writes.
@@ -179,7 +180,7 @@ class _Work:
             self._check_prompt(llm)
             found = find_profile(model_address(llm), llm.model_path)
             profile = None if found is None else found.config
-            warm_up_index = WARM_UP if profile is None else profile.warm_up_index
+            warm_up_index = WARM_UP if profile is None else max(profile.warm_up_index, CHANNEL_TOKENS)
             course.start(self._known(llm, warm_up_index))
             ratios = wanted.ratios or (SKIP_RATIOS if profile is None else ())
             sizes = sizes_of(llm, ratios, given=wanted.ratios is not None)
@@ -188,6 +189,9 @@ class _Work:
             if profile is not None:
                 course.subjects += of_profile(llm, profile, course)
             course.subjects += of_search(llm, to_search, sizes, warm_up_index, course, SEARCH)
+            if profile is None or profile.policy != "channels":
+                course.subjects += of_channels(llm, wanted.ratios or CHANNEL_RATIOS, warm_up_index, course)
+            course.change(weights_bytes=llm.weights_bytes)
             course.subjects += of_quantisations(self._headers, folder, stack, course, wanted.n_gpu_layers, SMALLER)
             self._measure_quality(llm, to_measure, warm_up_index)
             self._measure_speed(llm, to_measure)
@@ -237,7 +241,7 @@ class _Work:
         measured = [s.measured for s in subjects if s.measured is not None]
         for found in measure_quality(llm, measured, chunks, warm_up_index, course.is_over(QUALITY)):
             for subject, of_it in zip(subjects, found):
-                subject.row = _with_quality(subject.row, of_it, len(llm.ffn_map))
+                subject.row = _with_quality(subject.row, of_it)
             course.change(n_tokens=found[0].quality.n_rows)
 
     def _measure_speed(self, llm: Llama, chunks: Sequence[Chunk]) -> None:
@@ -259,10 +263,10 @@ class _Work:
         course.begins("writing the same text with and without")
         tokens = chat_prompt(llm, self._prompt)
         settings: list[tuple[str, SkipConfig | None]] = [("dense", None)]
-        settings += [(row.label, row.config) for row in best_settings(course.trial.rows)]
+        settings += [(row.name, row.config) for row in best_settings(course.trial.rows)[1 - MOST_EXAMPLES :]]
         course.change(prompt=self._prompt)
         n_tokens, is_over = EXAMPLE_TOKENS, course.is_over(DENSE_EXAMPLE)
-        for name, config in settings[:MOST_EXAMPLES]:
+        for name, config in settings:
             with llm.skipping(config):
                 answer, text = _greedy(llm, tokens, n_tokens, is_over)
             if config is None:  # which has the length that there is time for
@@ -280,7 +284,7 @@ def _greedy(llm: Llama, prompt: Sequence[int], n: int, is_over: Callable[[], boo
     return tokens, llm.detokenize(tokens, prev_tokens=list(prompt[-1:])).decode("utf-8", "replace").strip()
 
 
-def _with_quality(row: Row, measured: Measured, n_ffn: int) -> Row:
+def _with_quality(row: Row, measured: Measured) -> Row:
     quality = measured.quality
     row = replace(
         row,
@@ -289,7 +293,7 @@ def _with_quality(row: Row, measured: Measured, n_ffn: int) -> Row:
         perplexity_ratio=quality.perplexity_ratio,
         top1_agreement=quality.top1_agreement,
     )
-    return row if row.config is None else replace(row, skip_ratio=measured.n_skipped / quality.n_rows / n_ffn)
+    return row if row.config is None else replace(row, skip_ratio=measured.n_skipped / quality.n_rows)
 
 
 def _with_speed(row: Row, speed: Speed) -> Row:
