@@ -123,26 +123,24 @@ def layers(text: str) -> list[int]:
 
 
 def quality(args: argparse.Namespace) -> None:
-    with opened(args.model, args.threads) as llm:
-        chunks = chunks_of(llm, args)
-        weights = {tensors: weights_of(args.model, tensors) for tensors in ("ffn", "all")}
-        asked = wanted(args, len(llm.ffn_map), {tensors: codes(of_these) for tensors, of_these in weights.items()})
-        known = {row["label"] for row in read(args.results)["rows"]}
-        rows = [row for row in asked if row["label"] not in known]
-        with contextlib.ExitStack() as stack:
-            subjects = [subject(stack, row, args.model, args.threads) for row in rows]
-            in_turn = measure_quality(llm, subjects, chunks, WARM_UP)
-            for found in tqdm(in_turn, "quality", total=len(chunks)):
-                measured: list[Measured] = found
+    results = read(args.results)
     model_bytes = read_weight_bytes(args.model).total
-    for row, of_row in zip(rows, measured):
-        add_quality(row, of_row, model_bytes, weights)
-    results = read(args.results)  # again: another command may have added to it
-    results.update(model=str(args.model), model_bytes=model_bytes, text=[chunk.tokens for chunk in chunks])
-    of_dense = measured[0].quality
-    results["dense"].update(perplexity=of_dense.perplexity_dense, n_rows=of_dense.n_rows)
-    results["rows"] += rows
-    write(args.results, results)
+    weights = {tensors: weights_of(args.model, tensors) for tensors in ("ffn", "all")}
+    coded = {tensors: codes(of_these) for tensors, of_these in weights.items()}
+    with opened(args.model, args.threads) as llm, contextlib.ExitStack() as stack:
+        known = {row["label"] for row in results["rows"] if row["n_rows"] >= args.chunks * (N_CTX - WARM_UP - 1)}
+        rows = [row for row in wanted(args, len(llm.ffn_map), coded) if row["label"] not in known]
+        subjects = [subject(stack, row, args.model, args.threads) for row in rows]
+        chunks = chunks_of(llm, args)
+        for measured in tqdm(measure_quality(llm, subjects, chunks, WARM_UP), "quality", total=len(chunks)):
+            for row, of_row in zip(rows, measured):
+                add_quality(row, of_row, model_bytes, weights)
+            results = read(args.results)  # again: another command may have added to it
+            found = {row["label"]: row for row in [*results["rows"], *rows]}
+            results.update(model=str(args.model), model_bytes=model_bytes, rows=list(found.values()))
+            results["text"] = [chunk.tokens for chunk in chunks]
+            results["dense"]["perplexity"] = measured[0].quality.perplexity_dense
+            write(args.results, results)
 
 
 def wanted(args: argparse.Namespace, n_ffn: int, coded: dict[str, float]) -> Iterator[Row]:
@@ -292,7 +290,10 @@ def render(args: argparse.Namespace) -> None:
     rows = results["rows"]
     if args.settings:
         rows = [row for label in args.settings for row in rows if row["label"] == label]
-    print(f"{results['dense']['n_rows']} tokens compared; perplexity of dense {results['dense']['perplexity']:.2f}\n")
+    compared = sorted({row["n_rows"] for row in rows})
+    print(
+        f"{' or '.join(map(str, compared))} tokens compared; perplexity of dense {results['dense']['perplexity']:.2f}\n"
+    )
     print(table(results, rows, args.name))
     if results["texts"]:
         print(collapse(results["texts"]))
