@@ -7,7 +7,7 @@
 
 Each adds to the JSON file what it measures. `quality` measures the settings that are not in the file yet: blocks and
 channels, both, and smaller quantisations, which it makes from the model's file. It is teacher-forced, past the warm-up.
-Speed is measured in one process, all in turn token by token.
+Speed is measured in one process, all in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ffnskip_cpp.measure.model import open_model
 from ffnskip_cpp.measure.text import Chunk, chunks_of_text, read_texts
 from ffnskip_cpp.table import markdown
 from ffnskip_cpp.trial.quality import Measured, measure_quality
-from ffnskip_cpp.trial.speed import Speed, measure_speed
+from ffnskip_cpp.trial.speed import TURN, Speed, measure_speed
 from ffnskip_cpp.trial.texts import chat_prompt, is_end
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def arguments() -> argparse.Namespace:
     command.add_argument("--prompt", nargs="*", default=[], help="more of them")
     command.add_argument("-n", type=int, default=8, help="prompts of the file")
     command.add_argument("--tokens", type=int, default=120, metavar="N")
+    command.add_argument("--warm-up", type=int, default=0, metavar="N", help="that run in full")
     command.add_argument("-t", "--threads", type=int, default=2, metavar="N")
 
     command = commands.add_parser("speed", help="measure what settings save")
@@ -244,7 +245,7 @@ def speed(args: argparse.Namespace) -> None:
             subjects = [subject(stack, row, results["model"], max(args.threads)) for row in results["rows"]]
             for threads in args.threads:
                 in_turn = measure_speed(llm, [None, *subjects], prompt, timed, threads)
-                for found in tqdm(in_turn, f"{path.stem}, {threads} threads", total=len(timed) - 1):
+                for found in tqdm(in_turn, f"{path.stem}, {threads} threads", total=len(timed) // TURN):
                     speeds: list[Speed] = found
                 for row, of_row in zip([results["dense"], *results["rows"]], speeds):
                     row.setdefault("speed", {})[str(threads)] = dataclasses.asdict(of_row)
@@ -254,7 +255,7 @@ def speed(args: argparse.Namespace) -> None:
 def texts(args: argparse.Namespace) -> None:
     results = read(args.results)
     rows = [row for row in results["rows"] if row["label"] in args.settings]
-    configs = {row["label"]: SkipConfig(**{**row["config"], "warm_up_index": 0}) for row in rows}
+    configs = {row["label"]: SkipConfig(**{**row["config"], "warm_up_index": args.warm_up}) for row in rows}
     prompts = list(args.prompt)
     if args.prompts:
         chats = [chat for chat in read_texts([args.prompts]) if isinstance(chat, Chat)]

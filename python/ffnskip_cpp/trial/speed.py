@@ -1,4 +1,4 @@
-"""How fast settings, and other files of the same model, generate next to the dense model: in turn, token by token."""
+"""How fast settings, and other files of the same model, generate next to the dense model: in turn, some tokens each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..skip_config import SkipConfig
 
 __all__ = ["Speed", "measure_speed"]
 
-LEAST_TOKENS = 4  # in turn, if the time is over before
+LEAST_TURNS = 2  # of each, if the time is over before
+TURN = 3  # tokens of each at a time
 PROMPTS = 3  # evaluations of it by each
 Seconds = npt.NDArray[np.float64]
 
@@ -46,11 +47,15 @@ def measure_speed(
     n_threads: int,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Speed]]:
-    """What is known of each subject after each token. The first is None, the dense model: plain llama.cpp, without our
+    """What is known of each subject after each turn. The first is None, the dense model: plain llama.cpp, without our
     callback.
 
     All are fed the same tokens: a prompt, then single ones, of which each may skip. A model that is slower for a while
-    is so next to all others, and what is left of it cancels in the ratio.
+    is so next to all others, and what is left of it cancels in the ratio. The first token of a turn does not count: it
+    finds the weights of another file in the caches, and of two subjects that share theirs only one would.
+
+    Args:
+        tokens: At least a turn of them; those behind the last whole turn are left out.
     """
     test = Test(n_prompt=len(prompt), n_gen=len(tokens))
     with contextlib.ExitStack() as stack:
@@ -103,18 +108,18 @@ def _find_thresholds(runners: Sequence[Runner], prompt: list[int]) -> None:
 def _in_turn(
     runners: Sequence[Runner], tokens: Sequence[int], position: int, is_over: Callable[[], bool]
 ) -> Iterator[Seconds]:
-    """[n_runners, 2, n_tokens so far], seconds and those of the CPU: each token by all runners, each time from another
-    one on. The first does not count."""
-    rounds: list[list[tuple[float, float]]] = []
-    for n, token in enumerate(tokens):
-        if len(rounds) > LEAST_TOKENS and is_over():
+    """[n_runners, 2, n_tokens so far], seconds and those of the CPU: each turn by all runners, each time from another
+    one on."""
+    turns: list[list[list[tuple[float, float]]]] = []
+    for n in range(len(tokens) // TURN):
+        if n >= LEAST_TURNS and is_over():
             break
-        seconds = [(0.0, 0.0)] * len(runners)
+        turn = [(position + i, tokens[i]) for i in range(n * TURN, (n + 1) * TURN)]
+        seconds: list[list[tuple[float, float]]] = [[] for _ in runners]
         for i in _rotated(len(runners), n):
-            seconds[i] = _time(runners[i].generated, [token], position + n)
-        rounds.append(seconds)
-        if n > 0:
-            yield np.array(rounds[1:]).transpose(1, 2, 0)
+            seconds[i] = [_time(runners[i].generated, [token], at) for at, token in turn][1:]
+        turns.append(seconds)
+        yield np.concatenate(turns, axis=1).transpose(0, 2, 1)
 
 
 def _time(decode: Callable[[list[int], int], None], tokens: list[int], position: int) -> tuple[float, float]:
