@@ -382,11 +382,12 @@ def draw(results: Row, args: argparse.Namespace) -> None:
                 ax.plot(*zip(*points), color=color, marker=marker, markersize=4.5, linestyle=linestyle, label=group)
         for row in rows:
             if row["group"] == SMALLER:
-                style.label(ax, (row["speed"][threads]["speed_up"][0], row["kl"]), row["label"], style.DARK_RED, 6)
+                point = row["speed"][threads]["speed_up"][0], row["kl"]
+                style.label(ax, point, row["label"], style.DARK_RED, 6, ha="right")
         ax.set_yscale("log")
         ax.set_xlabel(f"speed-up over dense, {threads} thread{'' if threads == '1' else 's'}")
         ax.set_ylabel("KL divergence, nats per token")
-        style.legend_below(figure, ax)
+        ax.legend(frameon=False)
         style.add_title(figure, args.name or Path(results["model"]).name)
     args.picture.write_bytes(style.png_bytes(figure))
 
