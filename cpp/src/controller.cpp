@@ -329,6 +329,16 @@ std::vector<LayerInput> Controller::channel_inputs() const {
 uint64_t Controller::weights_bytes() const {
     return impl_->store == nullptr ? 0 : impl_->store->bytes();
 }
+uint64_t Controller::mapped_weights_bytes() const {
+    return impl_->store == nullptr ? 0 : impl_->store->mapped_bytes();
+}
+void Controller::release_weights() {
+    impl_->evaluation.channels().set_model(impl_->map, {}, nullptr);
+    impl_->store.reset();
+}
+std::vector<std::string> Controller::weights_notes() const {
+    return impl_->store == nullptr ? std::vector<std::string>() : impl_->store->notes();
+}
 std::string Controller::fingerprint() const {
     return impl_->fingerprint;
 }

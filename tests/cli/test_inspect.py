@@ -12,12 +12,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from ffnskip_cpp import SkipConfig, cli
+from ffnskip_cpp import SkipConfig, cli, write_channels
 from ffnskip_cpp.gguf_file.quantization import quantize
 from ffnskip_cpp.inspection.inspection import inspect
 from ffnskip_cpp.ranges import ranges
 from support import tiny_models
-from support.channel_bytes import KINDS, weights_by_kind
+from support.channel_bytes import KINDS, ffn_bytes, weights_by_kind
 from support.running import ours
 
 
@@ -203,6 +203,24 @@ def test_memory_is_what_the_copies_take(model_file, kind, capsys):
     assert lines[5] == f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices"
     mib = {tensors: f"{size / 2**20:,.1f} MiB" for tensors, size in report.memory_bytes.items()}
     assert lines[6].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
+
+
+def test_the_file_of_copies_that_is_found_is_named(model_file, tmp_path, capsys):
+    path = Path(shutil.copy(model_file("llama"), tmp_path / "m.gguf"))
+    assert inspect(path).copies is None
+    copies = write_channels(path, n_threads=1)
+    assert (inspect(path).copies, inspect(path).copies_refused) == (str(copies), None)
+    with ours(path, SkipConfig(policy="channels")) as llm:
+        core = llm._controller
+        assert (core.weights_bytes, core.weights_notes) == (0, []) and core.mapped_weights_bytes > ffn_bytes(path)
+    shutil.copy(write_channels(model_file("phi3"), tmp_path / "other.gguf", n_threads=1), copies)
+    assert cli.main(["inspect", str(path)]) == 0
+    assert f"{copies}: can't be used: it is of another model, phi3-" in capsys.readouterr().out
+    with ours(path, SkipConfig(policy="channels")) as llm:
+        core = llm._controller
+        assert core.weights_bytes > ffn_bytes(path) and core.mapped_weights_bytes == 0
+        (note,) = core.weights_notes
+        assert note.startswith(f"{copies} is not used: ")
 
 
 def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):

@@ -71,6 +71,12 @@ def test_what_was_stopped_leaves_everything_as_it_was(path, shown):
         assert llm.skip == CHANNELS and llm.weights_bytes > 0
 
 
+def test_a_closed_model_keeps_no_copies(path):
+    with ours(path, CHANNELS) as llm:
+        assert llm.weights_bytes > 0
+    assert llm.weights_bytes == 0
+
+
 def test_nothing_is_printed_where_it_does_not_take_long(path, capfd):
     with ours(path, CHANNELS):
         pass
