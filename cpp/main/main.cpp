@@ -107,8 +107,13 @@ void require_room(const Session & session, size_t n_tokens) {
     }
 }
 
-void print_skip_notes(const Arguments & args, const Session & session) {
+void print_skip_notes(const Arguments & args, Session & session) {
     const bool dense = args.config.policy == ffnskip::Policy::dense;
+    if (session.controller() != nullptr) {
+        for (const std::string & line : session.controller()->weights_notes()) {
+            note(line);
+        }
+    }
     if (!session.why_dense().empty()) {
         note("nothing is skipped: " + session.why_dense());
     } else if (!args.profile.empty() && !args.config_given) {
@@ -122,8 +127,7 @@ void print_skip_notes(const Arguments & args, const Session & session) {
 }
 
 // What the user may not expect.
-void print_notes(const Arguments & args, const Model & model, const std::optional<Chat> & chat,
-                 const Session & session) {
+void print_notes(const Arguments & args, const Model & model, const std::optional<Chat> & chat, Session & session) {
     const int32_t n_train = llama_model_n_ctx_train(model.get());
     if (args.n_gpu_layers && !llama_supports_gpu_offload()) {
         note("--gpu-layers has no effect: this libllama was built without a GPU");

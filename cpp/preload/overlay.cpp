@@ -147,6 +147,9 @@ void set_up(Context & context, llama_context * ctx) {
     } else {
         controller.set_config(all.given.config);
     }
+    for (const std::string & line : controller.weights_notes()) {
+        say_once(line);
+    }
 }
 
 // Settings for a context of the model: the profile given, or options, or else the model's own profile. Without any, or with

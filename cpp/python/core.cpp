@@ -351,6 +351,7 @@ void add_layer_inputs(py::module_ & m) {
         .def_readonly("why_not", &LayerInput::why_not)
         .def_readonly("n_channels", &LayerInput::n_channels)
         .def_readonly("bytes", &LayerInput::bytes)
+        .def_readonly("bytes_per_token", &LayerInput::bytes_per_token)
         .def_readonly("weights", &LayerInput::weights)
         .def("__repr__", [](const LayerInput & input) {
             return "LayerInput(layer=" + std::to_string(input.layer) + ", kind='" + input.kind +
@@ -380,6 +381,9 @@ void add_controller(py::module_ & m) {
             },
             py::arg("model_path"), py::arg("n_threads") = 0, py::arg("progress") = py::none())
         .def_property_readonly("weights_bytes", &Controller::weights_bytes)
+        .def_property_readonly("mapped_weights_bytes", &Controller::mapped_weights_bytes)
+        .def("release_weights", &Controller::release_weights)
+        .def_property_readonly("weights_notes", &Controller::weights_notes)
         .def("write_channels", &write_channels, py::arg("path"), py::arg("tensors"), py::arg("n_threads"),
              py::arg("told"))
         .def("set_profile", &Controller::set_profile, py::arg("profile"), py::call_guard<py::gil_scoped_release>())

@@ -239,6 +239,10 @@ void Config::validate() const {
     if (policy != Policy::channels && channel_thresholds) {
         refuse("channel_thresholds: only policy 'channels' takes them, not '" + std::string(policy_name(policy)) + "'");
     }
+    if (policy != Policy::channels && tensors != Tensors::ffn) {
+        refuse("tensors: only policy 'channels' takes '" + std::string(tensors_name(tensors)) + "', not '" +
+               policy_name(policy) + "'");
+    }
     if (policy == Policy::channels && max_skip.value_or(0) != 0) {
         refuse("max_skip: " + std::to_string(*max_skip) +
                " blocks; policy 'channels' leaves out whole blocks of `layers` alone");

@@ -123,12 +123,8 @@ struct Controller::Impl {
             }
         }
         if (weights.empty()) {
-            const auto of_experts = [](const Block & block) { return block.kind.find("experts") == 0; };
-            const bool experts    = std::any_of(map.blocks.begin(), map.blocks.end(), of_experts);
             throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
-                              (why_not != nullptr ? ": " + *why_not
-                               : experts          ? ": its FFN blocks have experts; tensors 'all' has attention's"
-                                                  : std::string()));
+                              (why_not == nullptr ? std::string() : ": " + *why_not));
         }
         return weights;
     }
@@ -269,7 +265,8 @@ void Controller::write_channels(const std::string & path, Tensors tensors, int n
     WeightRows                   rows(impl_->weights_source.model_path, impl_->vectors);
     std::vector<ChannelFilePart> parts;
     for (const ggml_tensor * weight : impl_->weights_of(resolve(config, impl_->skippable).channels)) {
-        parts.push_back({ weight->name, ChannelLayout(weight->type, weight->ne[0], weight->ne[1]), rows.of(weight) });
+        parts.push_back({ weight->name, ChannelLayout(weight->type, weight->ne[0], weight->ne[1]), rows.of(weight),
+                          weight->ne[2] });
     }
     write_channel_file(path, impl_->fingerprint, parts, n_threads > 0 ? n_threads : n_cores(), progress);
 }
@@ -331,6 +328,16 @@ std::vector<LayerInput> Controller::channel_inputs() const {
 }
 uint64_t Controller::weights_bytes() const {
     return impl_->store == nullptr ? 0 : impl_->store->bytes();
+}
+uint64_t Controller::mapped_weights_bytes() const {
+    return impl_->store == nullptr ? 0 : impl_->store->mapped_bytes();
+}
+void Controller::release_weights() {
+    impl_->evaluation.channels().set_model(impl_->map, {}, nullptr);
+    impl_->store.reset();
+}
+std::vector<std::string> Controller::weights_notes() const {
+    return impl_->store == nullptr ? std::vector<std::string>() : impl_->store->notes();
 }
 std::string Controller::fingerprint() const {
     return impl_->fingerprint;

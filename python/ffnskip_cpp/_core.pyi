@@ -125,6 +125,9 @@ class LayerInput(metaclass=_Native):
     def bytes(self) -> int:
         """Memory for the weights by channel; 0 where there can't be any."""
     @property
+    def bytes_per_token(self) -> int:
+        """Of weights that read it for one token; of experts, those chosen."""
+    @property
     def weights(self) -> list[FfnWeight]:
         """That read it."""
 
@@ -201,6 +204,14 @@ class Controller(metaclass=_Native):
     @property
     def weights_bytes(self) -> int:
         """Memory that the weights by channel take, in copies that all contexts of the model share; 0 without any."""
+    @property
+    def mapped_weights_bytes(self) -> int:
+        """Bytes of them that are mapped from MODEL.channels.gguf, and take no memory of their own."""
+    def release_weights(self) -> None:
+        """Gives them up, once the context is freed."""
+    @property
+    def weights_notes(self) -> list[str]:
+        """Why files of copies that were found are not used, one line for each."""
     def write_channels(self, path: str, tensors: str, n_threads: int, told: Callable[[float], object]) -> None:
         """Of the inputs that `tensors` names; n_threads 0: all processors. `told` is called with the share done."""
     def set_profile(self, profile: Profile) -> None:

@@ -84,6 +84,12 @@ class Llama(DecodingLlama):
             self.close()
             raise
 
+    def close(self) -> None:
+        """Frees the model. Using it afterwards raises RuntimeError."""
+        super().close()
+        if "_controller" in vars(self):  # or its arguments were refused before it had one
+            self._controller.release_weights()
+
     if TYPE_CHECKING:  # llama_cpp's own makes one of this class, and says that it is one of llama_cpp's
 
         @classmethod

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
+import numpy as np
+
 from . import _core
 
 __all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsName"]
@@ -52,7 +54,7 @@ class SkipConfig:
         check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
         region: For "random", where the blocks are chosen from: "any", all layers but the last (Baseline 1), or
             "adaptive", the adaptive region (Baseline 2).
-        channel_thresholds: For "channels": float [4 * n_layer], four for each layer, for the inputs of Q, K and V, of
+        channel_thresholds: For "channels": float [4 * n_layer], or an array [n_layer, 4]; four for each layer, for the inputs of Q, K and V, of
             attention's output matrix, of gate and up, and of down. Channel j of an input v is left out where
             ``|v[j]| * norm(W[:, j])`` is below the threshold times the norm of the residual; 0: none is. Without them,
             each text's first generated tokens, 16 or more, run in full and tell which thresholds give `skip_ratio`.
@@ -79,6 +81,8 @@ class SkipConfig:
     tensors: TensorsName = "ffn"
 
     def __post_init__(self) -> None:
+        if isinstance(self.channel_thresholds, np.ndarray):
+            object.__setattr__(self, "channel_thresholds", self.channel_thresholds.ravel().tolist())
         for name in _NUMBERS:
             value = getattr(self, name)
             for number in value if isinstance(value, (list, tuple)) else (value,):

@@ -106,8 +106,12 @@ class Skipping:
         with storing_weights(self._core, llm.model_path, n_threads=n_threads, show=show):
             if isinstance(wanted, Profile):
                 self._core.set_profile(wanted)
-                return
-            self._core.config = wanted
+            else:
+                self._core.config = wanted
+        for note in self._core.weights_notes if warns else ():
+            log(llm, note)
+        if isinstance(wanted, Profile):
+            return
         skips = wanted.layers is not None or self._core.resolved["max_skip"] > 0 or wanted.policy == "channels"
         if warns and skips and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True

@@ -195,7 +195,8 @@ def test_embedding_leaves_one_file(model, text, tmp_path):
 
 
 def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, monkeypatch):
-    whole = calibrate(demo_model(), [text], output=tmp_path / "whole.gguf", **OPTIONS)
+    options = {**OPTIONS, "policies": ["channels"], "skip_ratio": 0.3}
+    whole = calibrate(demo_model(), [text], output=tmp_path / "whole.gguf", **options)
     n_tokens, told = [0], Bar.__call__
 
     def interrupted(bar, n):
@@ -206,7 +207,7 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
 
     monkeypatch.setattr(Bar, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
+        calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **options)
     assert sorted(os.listdir(tmp_path)) == ["again.gguf.progress", "whole.gguf"]
     monkeypatch.setattr(Bar, "__call__", told)
 
@@ -218,9 +219,9 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
         return forward(llm, ids, *args, **kwargs)
 
     monkeypatch.setattr(Llama, "forward", counted)
-    again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **OPTIONS)
+    again = calibrate(demo_model(), [text], output=tmp_path / "again.gguf", **options)
     resumed, evaluated[0] = evaluated[0], 0
-    calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **OPTIONS)
+    calibrate(demo_model(), [text], output=tmp_path / "third.gguf", **options)
     assert resumed < evaluated[0] - 4000
     files = [(tmp_path / f"{name}.gguf").read_bytes() for name in ("whole", "again", "third")]
     assert files[0] == files[1] == files[2]
@@ -281,11 +282,43 @@ def test_the_page_and_the_profile_say_what_is_kept(of_channels):
     json.dumps(of_channels.as_dict(), allow_nan=False)
 
 
-def test_all_policies_are_compared_and_the_best_is_within_the_divergence(text, tmp_path):
+@pytest.fixture(scope="module")
+def of_tiny(model_file, text, tmp_path_factory):
+    """of_tiny(**target): a model of random weights, whose FFN blocks are all needed."""
+    output = tmp_path_factory.mktemp("profile") / "tiny.ffnskip.gguf"
+    return lambda **target: calibrate(model_file("llama", n_layer=12), [text], output=output, **OPTIONS, **target)
+
+
+def test_blocks_that_cost_far_more_than_channels_are_not_searched_for_further(of_tiny):
+    calibration = of_tiny(skip_ratio=0.3)
+    assert [row.policy for row in calibration.candidates] == [
+        *("fixed layers", "channels", "fixed layers + channels", "channels, uncalibrated")
+    ]
+    blocks, channels, both, uncalibrated = calibration.candidates
+    assert blocks.kl > 2 * channels.kl and blocks.skip_ratio == pytest.approx(1 / 12)
+    assert len(both.config.layers) == 1 and both.skip_ratio == pytest.approx(0.3, abs=0.01)
+    assert calibration.chosen is channels and channels.kl < uncalibrated.kl
+    assert any(
+        note.startswith("1 of the 4 FFN blocks that would be needed cost more than 2 times")
+        for note in calibration.notes
+    )
+    assert len({row.config for row in calibration.tried if row.config.policy == "ffn_skip"}) == 11
+
+
+def test_a_divergence_is_all_that_is_given_away_by_default(of_tiny):
+    calibration = of_tiny()
+    assert 0.04 < calibration.chosen.kl <= 0.05 and calibration.chosen.policy == "channels"
+    assert [row.policy for row in calibration.candidates] == ["channels", "fixed layers", "channels, uncalibrated"]
+    assert any("one FFN block alone costs more" in note for note in calibration.notes)
+    more = of_tiny(max_kl=0.2)
+    assert 0.16 < more.chosen.kl <= 0.2 and more.chosen.skip_ratio > calibration.chosen.skip_ratio + 0.03
+
+
+def test_all_policies_are_compared_where_blocks_are_worth_it(text, tmp_path):
     calibration = calibrate(demo_model(), [text], output=tmp_path / "p.gguf", **OPTIONS)
     assert calibration.chosen.kl <= 0.05
     policies = {row.policy for row in calibration.candidates}
-    assert {"fixed layers", "channels", "fixed layers + channels", "channels, uncalibrated"} <= policies
+    assert {"fixed layers", "ffn_skip", "channels", "fixed layers + channels", "channels, uncalibrated"} <= policies
     within = [row.skip_ratio for row in calibration.candidates if row.kl <= 0.05 and "uncal" not in row.policy]
     assert round(calibration.chosen.skip_ratio, 3) == round(max(within), 3)
 
@@ -332,7 +365,7 @@ def test_little_text_is_said_to_be_little(calibrated, tmp_path):
 
 
 def test_effort_in_seconds_takes_what_fits_and_refuses_what_does_not(text, tmp_path):
-    options = {**OPTIONS, "output": tmp_path / "p.gguf"}
+    options = {**OPTIONS, "policies": ["channels"], "skip_ratio": 0.3, "output": tmp_path / "p.gguf"}
     calibration = calibrate(demo_model(), [text], **{**options, "effort": 1e6})
     assert "effort: thorough, which fits 1e+06 seconds" in calibration.notes
     with pytest.raises(ValueError, match=r"effort: 0\.001 seconds are too few here; the least takes about \d+"):

@@ -12,12 +12,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from ffnskip_cpp import SkipConfig, cli
+from ffnskip_cpp import SkipConfig, cli, write_channels
 from ffnskip_cpp.gguf_file.quantization import quantize
 from ffnskip_cpp.inspection.inspection import inspect
 from ffnskip_cpp.ranges import ranges
 from support import tiny_models
-from support.channel_bytes import KINDS, weights_by_kind
+from support.channel_bytes import KINDS, ffn_bytes, weights_by_kind
 from support.running import ours
 
 
@@ -183,7 +183,7 @@ def test_inputs_are_those_of_the_files_matrices(model_file, kind):
             assert (w.n_elements, w.bytes) == (tensors[w.name].n_elements, tensors[w.name].n_bytes)
 
 
-@pytest.mark.parametrize("kind", ["llama", "demo"])
+@pytest.mark.parametrize("kind", ["llama", "demo", "moe"])
 def test_memory_is_what_the_copies_take(model_file, kind, capsys):
     """At least what products read, and what the core says it has taken."""
     path = model_file(kind)
@@ -205,6 +205,24 @@ def test_memory_is_what_the_copies_take(model_file, kind, capsys):
     assert lines[6].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
 
 
+def test_the_file_of_copies_that_is_found_is_named(model_file, tmp_path, capsys):
+    path = Path(shutil.copy(model_file("llama"), tmp_path / "m.gguf"))
+    assert inspect(path).copies is None
+    copies = write_channels(path, n_threads=1)
+    assert (inspect(path).copies, inspect(path).copies_refused) == (str(copies), None)
+    with ours(path, SkipConfig(policy="channels")) as llm:
+        core = llm._controller
+        assert (core.weights_bytes, core.weights_notes) == (0, []) and core.mapped_weights_bytes > ffn_bytes(path)
+    shutil.copy(write_channels(model_file("phi3"), tmp_path / "other.gguf", n_threads=1), copies)
+    assert cli.main(["inspect", str(path)]) == 0
+    assert f"{copies}: can't be used: it is of another model, phi3-" in capsys.readouterr().out
+    with ours(path, SkipConfig(policy="channels")) as llm:
+        core = llm._controller
+        assert core.weights_bytes > ffn_bytes(path) and core.mapped_weights_bytes == 0
+        (note,) = core.weights_notes
+        assert note.startswith(f"{copies} is not used: ")
+
+
 def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):
     """Parallel blocks read one input with attention."""
     assert cli.main(["inspect", str(model_file("falcon"))]) == 0
@@ -213,9 +231,11 @@ def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):
     reasons = lines[begin + 1 : lines.index("", begin)]
     assert any("up of layer 0-" in line and "is read by" in line for line in reasons)
     assert not any("down of layer" in line for line in reasons)
-    assert all(line.startswith("          not ") for line in reasons) and len(reasons) < 8
+    assert all(line.startswith("          not ") for line in reasons[:-1]) and len(reasons) < 8
+    assert reasons[-1].startswith("          copies of these matrices take ")
     assert cli.main(["inspect", str(model_file("moe"))]) == 0
-    assert "channels  16 of 16 inputs of attention's matrices" in capsys.readouterr().out.splitlines()
+    of_all = "16 of 16 inputs of"
+    assert f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices" in capsys.readouterr().out
 
 
 def test_the_map_is_an_attribute_of_the_model(model_file):

@@ -833,6 +833,13 @@ def test_compare_says_what_of_the_channels_was_left_out(tiny):
     assert "median of 23 tokens past the warm-up" in text  # the first 16 tell the thresholds
 
 
+def test_a_file_of_copies_that_is_not_the_models_is_noted(tiny, model_file, tmp_path):
+    path = shutil.copy(tiny, tmp_path / "m.gguf")
+    file = ffnskip_cpp.write_channels(model_file("phi3"), tmp_path / "m.channels.gguf", n_threads=1)
+    report = run("-m", path, "-p", PROMPT, "-n", 3, *TEXT_ONLY, "--policy", "channels").stderr.decode()
+    assert f"ffnskip-main: note: {file} is not used: " in report
+
+
 def test_a_model_whose_channels_cannot_be_left_out_is_refused(model_file):
     message = refusal_of("-m", model_file("moe"), "-p", PROMPT, "--policy", "channels")
     assert "policy 'channels': this model has no weights whose input channels can be left out" in message

@@ -2,7 +2,6 @@
 // and against the error of ggml's own quantised dot product of the same input. With the argument `large` the shapes of
 // a 7B model, too.
 #include "channels/channel_kernels.h"
-#include "channels/channel_memory.h"
 #include "channels/channel_weights.h"
 #include "channels/half.h"
 #include "expect.h"
@@ -13,6 +12,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -31,11 +33,30 @@ float normal() {
     return std::normal_distribution<float>()(g_random);
 }
 
+// As many zeros as a matrix has bytes and not one more, so that sanitizers see what is read or written beside it.
+class Bytes {
+public:
+    explicit Bytes(int64_t n) : data_(static_cast<uint8_t *>(::operator new(size_t(n), k_alignment))) {
+        std::memset(data_.get(), 0, size_t(n));
+    }
+
+    uint8_t * data() const { return data_.get(); }
+
+private:
+    static constexpr std::align_val_t k_alignment{ 64 };
+
+    struct Delete {
+        void operator()(uint8_t * data) const { ::operator delete(data, k_alignment); }
+    };
+
+    std::unique_ptr<uint8_t, Delete> data_;
+};
+
 // A matrix as a model's file has it, and by channel.
 struct Matrix {
     Matrix(ggml_type type, int64_t n_in, int64_t n_out, int n_threads, int64_t tile = 0)
         : layout(type, n_in, n_out, tile), row_bytes(ggml_row_size(type, n_in)), rows(row_bytes * size_t(n_out)),
-          memory(size_t(layout.bytes())) {
+          memory(layout.bytes()) {
         std::vector<float> row(static_cast<size_t>(n_in));
         for (int64_t o = 0; o < n_out; ++o) {
             const float size = 0.02f * std::exp(0.5f * normal());
@@ -76,7 +97,7 @@ struct Matrix {
     ChannelLayout        layout;
     size_t               row_bytes;
     std::vector<uint8_t> rows;
-    ChannelMemory        memory;
+    Bytes                memory;
 };
 
 // ---- stored weights ----
@@ -149,6 +170,16 @@ std::vector<double> ggml_product(const Matrix & m, const std::vector<float> & v)
         ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float(v.data(), input.data(), m.layout.n_in);
     }
     std::vector<double> y(static_cast<size_t>(m.layout.n_out));
+    if (m.layout.format->type == GGML_TYPE_F16 && ggml_cpu_has_fp16_va()) {
+        // There ggml's sums are 16-bit floats as well: only its rounding of the input is taken, and added up in float64.
+        std::vector<float> rounded(v.size());
+        ggml_fp16_to_fp32_row(reinterpret_cast<const ggml_fp16_t *>(input.data()), rounded.data(), m.layout.n_in);
+        for (int64_t o = 0; o < m.layout.n_out; ++o) {
+            const std::vector<float> row = m.dequantized(o);
+            y[size_t(o)]                 = std::inner_product(row.begin(), row.end(), rounded.begin(), 0.0);
+        }
+        return y;
+    }
     for (int64_t o = 0; o < m.layout.n_out; ++o) {
         float sum = 0;
         traits->vec_dot(int(m.layout.n_in), &sum, 0, m.rows.data() + size_t(o) * m.row_bytes, 0, input.data(), 0, 1);
@@ -198,12 +229,13 @@ void test_products(const Matrix & m, bool all_slices) {
             masked[j] = share.kept[j] ? v[j] : 0.0f;
         }
         std::vector<double> exact(n_out);
-        double              size = 0;  // of the terms, for sums may cancel out
+        // Of the terms, for sums may cancel out; and so may a weight's own, its scale's and its minimum's.
+        double size = 0;
         for (size_t o = 0; o < n_out; ++o) {
             for (size_t j = 0; j < n_in; ++j) {
                 const double term = double(masked[j]) * weights[o][j];
                 exact[o] += term;
-                size += term * term;
+                size += term * term + double(masked[j]) * masked[j] * 1e-4;
             }
         }
         size                                 = std::sqrt(size) + 1e-30;
@@ -274,12 +306,27 @@ void test_not_a_number() {
     }
 }
 
+// Zeros, although kept, make zeros: their codes' scale has no inverse.
+void test_zeros() {
+    for (ggml_type type : k_types) {
+        const Matrix             m(type, 256, 130, 1);
+        const std::vector<float> v(256);
+        ChannelInput             input(256);
+        for (const ChannelKernels * kernels : all_channel_kernels()) {
+            expect(input.keep(*kernels, m.layout, v.data(), m.norms(), 0.0f) == 256, m.name() + ": zeros are kept");
+            const std::vector<double> y = multiply(*kernels, m, input, 1);
+            expect(std::all_of(y.begin(), y.end(), [](double value) { return value == 0.0; }),
+                   m.name() + ", " + kernels->name + ": outputs of zeros");
+        }
+    }
+}
+
 // ---- building ----
 
 void test_build() {
     // Any number of threads, the same bytes; tiles of any width, the same products up to nothing.
-    const Matrix  one(GGML_TYPE_Q4_K, 512, 1000, 1);
-    ChannelMemory other(size_t(one.layout.bytes()));
+    const Matrix one(GGML_TYPE_Q4_K, 512, 1000, 1);
+    const Bytes  other(one.layout.bytes());
     build_channels(one.layout, one.source(), 3, other.data());
     expect(std::memcmp(one.memory.data(), other.data(), size_t(one.layout.bytes())) == 0,
            "three threads build the same");
@@ -357,6 +404,7 @@ int main(int argc, char ** argv) {
     test_build();
     test_select();
     test_not_a_number();
+    test_zeros();
     for (ggml_type type : k_types) {
         const int64_t step = ggml_blck_size(type);
         const auto    test = [&](int64_t n_in, int64_t n_out, int64_t tile = 0) {
@@ -369,6 +417,7 @@ int main(int argc, char ** argv) {
         test(step == 1 ? 577 : step * 5, 255);
         test(step == 256 ? 768 : 576, 1536);
         test(step == 1 ? 95 : step * 2, 1111, 128);  // many tiles
+        test(step == 1 ? 33 : step, 700, 256);       // tiles of one group and of two
         for (int i = 0; i < 3; ++i) {
             test(step * int64_t(1 + g_random() % (step == 1 ? 300 : 4)), int64_t(1 + g_random() % 700),
                  int64_t(1 + g_random() % 512));

@@ -104,6 +104,12 @@ public:
     // Memory taken by the weights by channel, in bytes, which all contexts of the model share; 0 before set_config() wanted
     // them.
     uint64_t weights_bytes() const;
+    // Bytes of them that are mapped from MODEL.channels.gguf, and take no memory of their own.
+    uint64_t mapped_weights_bytes() const;
+    // Gives them up, once the context is freed; a controller that lives on keeps their memory otherwise.
+    void release_weights();
+    // Why files of copies that were found are not used, one line for each.
+    std::vector<std::string> weights_notes() const;
     // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
     // std::invalid_argument, naming the file, where its config does not fit.
     void           set_profile(const Profile & profile);

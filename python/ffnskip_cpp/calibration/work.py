@@ -215,7 +215,7 @@ class Work:
         for n in range(1, 1 if self._effort.wide else n_wanted):
             if self.search.fixed(n).quality.kl > limit:
                 self._give_up_blocks(
-                    f"{n} FFN blocks, of {n_wanted} that would be needed, cost more than {BEHIND:g} times what "
+                    f"{n} of the {n_wanted} FFN blocks that would be needed cost more than {BEHIND:g} times what "
                     "channels do; more were not tried"
                 )
                 return [self._fixed(n)]
@@ -253,24 +253,24 @@ class Work:
 
     def _channels_within(self, max_kl: float) -> list[Row]:
         """Channels alone, and beside the FFN block that costs least: what was compared on held-out text."""
-        if self._channels is None:
+        channels = self._channels
+        if channels is None:
             return []
         rows: list[Row] = []
-        ratio = self._channels.expected_ratio(max_kl)
+        ratio = channels.expected_ratio(max_kl)
         if self._wanted.tries("channels"):
-            rows += self._saving_most(max_kl, ratio, ())
+            rows += self._saving_most(channels, max_kl, ratio, ())
             ratio = max((row.skip_ratio for row in rows if row.kl <= max_kl), default=ratio)
         if self._wanted.tries("blocks+channels") and self.search.fixed(1).quality.kl < max_kl:
-            rows += self._saving_most(max_kl, ratio, self.search.fixed(1).config.layers or ())
+            rows += self._saving_most(channels, max_kl, ratio, self.search.fixed(1).config.layers or ())
         return rows
 
-    def _saving_most(self, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
-        """Channel thresholds in the proportions that are best at `ratio`, for other ratios until the limit is nearly
-        met."""
-        channels = self._channels
-        candidate = channels.candidate(ratio, layers) if channels is not None else None
+    def _saving_most(self, channels: ChannelSearch, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
+        """The row of the channel thresholds that save most within the limit, or cost least, in the proportions that are
+        best at `ratio`; for other ratios until it is nearly met. No row where nothing can be saved."""
+        candidate = channels.candidate(ratio, layers)
         rows: list[Row] = []
-        while channels is not None and candidate is not None and len(rows) < RATIOS_COMPARED:
+        while candidate is not None and len(rows) < RATIOS_COMPARED:
             score = self._evaluator.score(candidate.config, self._compared)
             rows.append(row := self._row(score, score.config.label, "held out"))
             if NEARLY * max_kl <= row.kl <= max_kl:
@@ -278,7 +278,8 @@ class Work:
             towards = (1 + NEARLY) / 2 * max_kl
             factor = float(np.clip((towards / max(row.kl, TINY)) ** (1 / GROWTH), 0.5, 2.0))
             candidate = channels.saving(candidate, candidate.ratio + row.skip_ratio * (factor - 1))
-        return rows
+        best_of_all = most_within(rows, max_kl) or min(rows, key=lambda row: row.kl, default=None)
+        return [] if best_of_all is None else [best_of_all]
 
     def _blocks_within(self, max_kl: float, channels: Row | None) -> list[Row]:
         """FFN blocks: where so many skip less than half of what channels do, the fixed set alone.
@@ -289,10 +290,9 @@ class Work:
         expected = self._ratio_at(max_kl)
         if channels is not None and BEHIND * expected * self._ffn_share < channels.skip_ratio and not self._effort.wide:
             n = max(1, int(expected * self._model.n_ffn + 1e-9))
-            self._give_up_blocks(
-                f"about {expected:.1%} of the FFN blocks can be skipped within this divergence; other policies that "
-                "skip blocks were not tried"
-            )
+            none = self.search.fixed(1).quality.kl > max_kl
+            which = "one FFN block alone costs more" if none else f"about {expected:.0%} of the FFN blocks cost as much"
+            self._give_up_blocks(f"{which}; other policies that skip blocks were not tried")
             return self._compare([self._fixed(n)], 0.0, references=False)[0]
         low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
         percent = min(max(round(100 * expected), low + 1), high - 1)

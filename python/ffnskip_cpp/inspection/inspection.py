@@ -9,12 +9,13 @@ Blocks are those the controller found in the graph that llama.cpp builds, not th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files import PathLike
-from ..gguf_file.header import read_headers
+from ..gguf_file.header import read_header, read_headers
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import weight_bytes_of
 from ..probing import probed
@@ -47,6 +48,7 @@ def inspect(model_path: PathLike) -> Inspection:
         blocks, fingerprint = controller.ffn_map, controller.fingerprint
         inputs = tuple(map(_input, controller.channel_inputs))
     profile, profile_refused = _profile(path, fingerprint)
+    copies, copies_refused = _copies(path, fingerprint)
     layers = tuple(map(_layer, blocks))
     skippable = [layer.layer for layer in layers if layer.skippable]
     ffn_bytes = sum(layer.bytes_per_token for layer in layers)
@@ -58,6 +60,8 @@ def inspect(model_path: PathLike) -> Inspection:
         refused=refused,
         profile=profile,
         profile_refused=profile_refused,
+        copies=copies,
+        copies_refused=copies_refused,
         parameters=_parameters(sizes, layers),
         parameters_of_one_layer=_of_layer(sizes, n_layer // 2),
         bytes_per_token=weights.total,
@@ -88,9 +92,27 @@ def _profile(path: Path, fingerprint: str) -> tuple[str | None, str | None]:
         made_for = read_profile(where).model
     except (ValueError, OSError) as error:
         return str(where), str(error)
+    return str(where), _mismatch(made_for, fingerprint)
+
+
+def _copies(path: Path, fingerprint: str) -> tuple[str | None, str | None]:
+    """The file of weights by channel that is mapped in place of making copies, and why it can't be."""
+    from .._core import channel_file_path
+
+    where = channel_file_path(os.fspath(path))
+    if not os.path.exists(where):
+        return None, None
+    try:
+        made_for = str(read_header(where).metadata.get("ffnskip.channels.model", "none"))
+    except ValueError as error:
+        return where, str(error)
+    return where, _mismatch(made_for, fingerprint)
+
+
+def _mismatch(made_for: str, fingerprint: str) -> str | None:
     if made_for == fingerprint:
-        return str(where), None
-    return str(where), f"it is of another model, {made_for}; this one is {fingerprint}"
+        return None
+    return f"it is of another model, {made_for}; this one is {fingerprint}"
 
 
 def _input(found: _core.LayerInput) -> LayerInput:

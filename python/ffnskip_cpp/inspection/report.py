@@ -76,6 +76,10 @@ class Inspection:
     """Path of the skip profile that is found with the model."""
     profile_refused: str | None
     """Why it can't be used."""
+    copies: str | None
+    """Path of the file of weights by channel that is found with the model (`ffnskip channels`)."""
+    copies_refused: str | None
+    """Why it can't be used."""
     parameters: Mapping[str, int]
     """By component: "ffn", "attention", "other"."""
     parameters_of_one_layer: Mapping[str, int]
@@ -140,6 +144,10 @@ def _channels(inspection: Inspection) -> list[str]:
     if of_all > 0:
         ffn = f"{of_ffn / 2**20:,.1f} MiB of memory, with attention's " if of_ffn else ""
         lines.append(f"          copies of these matrices take {ffn}{of_all / 2**20:,.1f} MiB")
+    if inspection.copies_refused:
+        lines.append(f"          {inspection.copies}: can't be used: {inspection.copies_refused}")
+    elif inspection.copies:
+        lines.append(f"          {inspection.copies} has them, and takes no memory of its own")
     return lines
 
 

@@ -78,11 +78,10 @@ def _how(trial: Trial) -> str:
         "the same ratio for a prompt. KL divergence (nats per token, ± standard error) and what follows: "
         f"{trial.n_tokens} tokens past a warm-up of {trial.warm_up_index}, {trial.text}."
     )
-    if trial.weights_bytes:
-        text += (
-            " Skipped: of FFN blocks; by channels, of their weight bytes, for which the weights are stored once more: "
-            f"{trial.weights_bytes / 2**20:,.0f} MiB of memory."
-        )
+    if any(row.config is not None and row.config.policy == "channels" for row in trial.rows):
+        text += " Skipped: of FFN blocks; by channels, of their weight bytes"
+        memory = f", for which the weights are stored once more: {trial.weights_bytes / 2**20:,.0f} MiB of memory."
+        text += memory if trial.weights_bytes else "."
     if any(row.quoted for row in trial.rows):
         text += f" Quoted, not measured: {SOURCE}; its speed is taken to be in proportion to the size of the file."
     return textwrap.fill(text, WIDTH)
