@@ -136,12 +136,9 @@ def quality(args: argparse.Namespace) -> None:
         for measured in tqdm(measure_quality(llm, subjects, chunks, WARM_UP), "quality", total=len(chunks)):
             for row, of_row in zip(rows, measured):
                 add_quality(row, of_row, model_bytes, weights)
-            results = read(args.results)  # again: another command may have added to it
-            found = {row["label"]: row for row in [*results["rows"], *rows]}
-            results.update(model=str(args.model), model_bytes=model_bytes, rows=list(found.values()))
-            results["text"] = [chunk.tokens for chunk in chunks]
-            results["dense"]["perplexity"] = measured[0].quality.perplexity_dense
-            write(args.results, results)
+            dense = {"perplexity": measured[0].quality.perplexity_dense}
+            text = [chunk.tokens for chunk in chunks]
+            add(args.results, rows, dense=dense, model=str(args.model), model_bytes=model_bytes, text=text)
 
 
 def wanted(args: argparse.Namespace, n_ffn: int, coded: dict[str, float]) -> Iterator[Row]:
@@ -247,9 +244,11 @@ def speed(args: argparse.Namespace) -> None:
                 in_turn = measure_speed(llm, [None, *subjects], prompt, timed, threads)
                 for found in tqdm(in_turn, f"{path.stem}, {threads} threads", total=len(timed) // TURN):
                     speeds: list[Speed] = found
-                for row, of_row in zip([results["dense"], *results["rows"]], speeds):
+                for row, of_row in zip(results["rows"], speeds[1:]):
                     row.setdefault("speed", {})[str(threads)] = dataclasses.asdict(of_row)
-        write(path, results)
+                results["dense"][f"tokens_per_second_{threads}"] = speeds[0].tokens_per_second
+        found = [{"label": row["label"], "speed": row["speed"]} for row in results["rows"]]
+        add(path, found, dense=results["dense"])
 
 
 def texts(args: argparse.Namespace) -> None:
@@ -267,9 +266,7 @@ def texts(args: argparse.Namespace) -> None:
             for label in ("dense", *args.settings):
                 with llm.dense() if label == "dense" else llm.skipping(configs[label]):
                     written[prompt][label] = answer(llm, prompt, args.tokens)
-    results = read(args.results)
-    results["texts"].update(written)
-    write(args.results, results)
+    add(args.results, [], texts=written)
 
 
 def answer(llm: Llama, prompt: str, n: int) -> Row:
@@ -402,7 +399,15 @@ def read(path: Path) -> Row:
     return found
 
 
-def write(path: Path, results: Row) -> None:
+def add(path: Path, rows: Sequence[Row], **changes: Any) -> None:
+    """To what is in the file by now: another command may be adding to it."""
+    results = read(path)
+    known = {row["label"]: row for row in results["rows"]}
+    for row in rows:
+        known.setdefault(row["label"], {}).update(row)
+    results["rows"] = list(known.values())
+    for name, value in changes.items():
+        results[name] = {**results[name], **value} if isinstance(value, dict) else value
     with whole_file(path) as file:
         file.write_text(json.dumps(results), encoding="utf-8")
 
