@@ -351,6 +351,7 @@ void add_layer_inputs(py::module_ & m) {
         .def_readonly("why_not", &LayerInput::why_not)
         .def_readonly("n_channels", &LayerInput::n_channels)
         .def_readonly("bytes", &LayerInput::bytes)
+        .def_readonly("bytes_per_token", &LayerInput::bytes_per_token)
         .def_readonly("weights", &LayerInput::weights)
         .def("__repr__", [](const LayerInput & input) {
             return "LayerInput(layer=" + std::to_string(input.layer) + ", kind='" + input.kind +

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -48,8 +49,8 @@ void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_
     std::vector<Recorder::Channels> channels(map.inputs.size());
     for (int i = 0; i < products_.n_inputs(); ++i) {
         if (products_.active(i)) {
-            const int64_t n     = products_.n_in(i);
-            channels[size_t(i)] = { n, uint64_t(products_.bytes_read(i, 0)), uint64_t(products_.bytes_read(i, n)) };
+            channels[size_t(i)] = { products_.n_channels(i), uint64_t(products_.bytes_read(i, 0)),
+                                    uint64_t(products_.bytes_read(i, products_.n_in(i))) };
         }
     }
     recorder_.set_channels(channels);
@@ -83,8 +84,10 @@ void ChannelEvaluation::begin(const int32_t * ubatch, int32_t n_rows) {
 
 // The products of this evaluation have been computed.
 void ChannelEvaluation::end() {
-    for (const int product : edited_) {
-        recorder_.kept(ubatch_[0], input_of(product), products_.n_kept(product), true);
+    for (const Edited & edited : edited_) {
+        for (int64_t r = 0; r < edited.n_rows; ++r) {
+            recorder_.kept(edited.rows[r], input_of(edited.product), products_.n_kept(edited.product, r), n_rows_ == 1);
+        }
     }
     edited_.clear();
 }
@@ -94,9 +97,8 @@ float ChannelEvaluation::threshold(const Row & row, int input) {
                                                : settings_.channel_threshold[size_t(input)];
 }
 
-// The rows of a node, as numbers in the batch. What follows the last attention has those with output alone.
-const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node) const {
-    const int64_t n = ggml_nrows(node);
+// The `n` rows of a node, as numbers in the batch. What follows the last attention has those with output alone.
+const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node, int64_t n) const {
     if (n == n_rows_) {
         return ubatch_;
     }
@@ -109,42 +111,56 @@ const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node) const {
 }
 
 bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const bool one =
-        n_rows_ == 1 && rows_[size_t(ubatch_[0])].is == ChannelRow::leaves_out && !recorder_.counts_reaches();
-    if (known.product >= 0 && one && ggml_nrows(node) == 1) {
+    const bool one = n_rows_ == 1 && leaves_out(rows_[size_t(ubatch_[0])]) && !recorder_.counts_reaches();
+    if (known.product >= 0 && is_of_experts(known.product)) {
+        const int32_t * rows = rows_of(node, node->ne[2]);
+        if (std::any_of(rows, rows + node->ne[2], [&](int32_t i) { return leaves_out(rows_[size_t(i)]); })) {
+            edit(node, known.product, rows, node->ne[2]);
+        }
+    } else if (known.product >= 0 && one && ggml_nrows(node) == 1) {
         const int input = input_of(known.product);
         if (!follower.input(input).sparse()) {
             throw Unsupported("a token alone can no longer leave out channels of layer " +
                               std::to_string(input / k_input_kinds) + ": " + follower.input(input).why_not_sparse);
         }
-        products_.edit(node, known.product, threshold(rows_[size_t(ubatch_[0])], input));
-        if (product_of_[size_t(input)] == known.product) {
-            edited_.push_back(known.product);
-        }
+        edit(node, known.product, ubatch_, 1);
+    }
+    if (known.input >= 0 && products_.of_experts(known.input)) {
+        return std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return wants_reaches(rows_[size_t(i)]); });
     }
     return known.input >= 0 && !one && ggml_nrows(node) > 0;
 }
 
-void ChannelEvaluation::observe(ggml_tensor * node, int input) {
-    const int32_t * rows = rows_of(node);
+void ChannelEvaluation::edit(ggml_tensor * node, int product, const int32_t * rows, int64_t n_rows) {
+    thresholds_.resize(size_t(n_rows));
+    std::transform(rows, rows + n_rows, thresholds_.begin(), [&](int32_t i) {
+        const Row & row = rows_[size_t(i)];
+        return leaves_out(row) ? threshold(row, input_of(product)) : 0.0f;
+    });
+    products_.edit(node, product, thresholds_.data());
+    if (product_of_[size_t(input_of(product))] == product) {
+        edited_.push_back({ product, rows, n_rows });
+    }
+}
+
+void ChannelEvaluation::observe(ggml_tensor * node, int input, const GraphFollower & follower) {
+    if (products_.of_experts(input)) {
+        observe_experts(follower.seen(follower.input(input).node), follower.seen(follower.input(input).ids), input);
+        return;
+    }
+    const int32_t * rows = rows_of(node, ggml_nrows(node));
     for (int64_t r = 0; r < ggml_nrows(node); ++r) {
         const Row & row = rows_[size_t(rows[r])];
         if (row.is == ChannelRow::full) {
             continue;
         }
-        float * v = read(node, r);
-        if (row.is == ChannelRow::observed || recorder_.counts_reaches()) {
-            const float * norms = products_.norms(input);
-            const float   scale = 1.0f / products_.scale(input, v);
-            const auto    reach = [&](int64_t j) { return std::fabs(v[j]) * norms[j] * scale; };
-            if (row.is == ChannelRow::observed) {
-                sequences_.observe(row.sequence, row.position, input, node->ne[0], reach);
-            }
-            if (recorder_.counts_reaches()) {
-                recorder_.reached(input, node->ne[0], reach);
-            }
+        float * v = read(node, size_t(r) * node->nb[1], node->ne[0]);
+        if (wants_reaches(row)) {
+            reaches_.resize(size_t(node->ne[0]));
+            products_.reach(input, 0, v, reaches_.data());
+            take_reaches(row, input);
         }
-        if (row.is == ChannelRow::leaves_out) {
+        if (leaves_out(row)) {
             recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), v), false);
             if (!buffers_.on_host(node)) {
                 buffers_.write(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), v);
@@ -153,13 +169,47 @@ void ChannelEvaluation::observe(ggml_tensor * node, int input) {
     }
 }
 
-// Row r of a node: in place where the host may, or a copy.
-float * ChannelEvaluation::read(const ggml_tensor * node, int64_t r) {
-    if (buffers_.on_host(node)) {
-        return static_cast<float *>(node->data) + r * node->ne[0];
+// The experts' input, [n_in, n_used or 1, rows], and which each row uses, [n_used, rows].
+void ChannelEvaluation::observe_experts(const ggml_tensor * v, const ggml_tensor * ids, int input) {
+    const int32_t * rows = rows_of(ids, ids->ne[1]);
+    for (int64_t r = 0; r < ids->ne[1]; ++r) {
+        const Row & row = rows_[size_t(rows[r])];
+        if (!wants_reaches(row)) {
+            continue;
+        }
+        ids_.resize(size_t(ids->ne[0]));
+        buffers_.read(ids, size_t(r) * ids->nb[1], ids_.size() * sizeof(int32_t), ids_.data());
+        reaches_.resize(ids_.size() * size_t(v->ne[0]));
+        for (size_t i = 0; i < ids_.size(); ++i) {
+            const size_t  at   = size_t(r) * v->nb[2] + i % size_t(v->ne[1]) * v->nb[1];
+            const float * each = read(v, at, v->ne[0]);
+            products_.reach(input, ids_[i], each, reaches_.data() + i * size_t(v->ne[0]));
+        }
+        take_reaches(row, input);
     }
-    input_.resize(size_t(node->ne[0]));
-    buffers_.read(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), input_.data());
+}
+
+bool ChannelEvaluation::wants_reaches(const Row & row) const {
+    return row.is == ChannelRow::observed || (leaves_out(row) && recorder_.counts_reaches());
+}
+
+void ChannelEvaluation::take_reaches(const Row & row, int input) {
+    const auto reach = [&](int64_t j) { return reaches_[size_t(j)]; };
+    if (row.is == ChannelRow::observed) {
+        sequences_.observe(row.sequence, row.position, input, int64_t(reaches_.size()), reach);
+    }
+    if (recorder_.counts_reaches()) {
+        recorder_.reached(input, int64_t(reaches_.size()), reach);
+    }
+}
+
+// `n` floats of a node: in place where the host may, or a copy.
+float * ChannelEvaluation::read(const ggml_tensor * node, size_t offset, int64_t n) {
+    if (buffers_.on_host(node)) {
+        return reinterpret_cast<float *>(static_cast<char *>(node->data) + offset);
+    }
+    input_.resize(size_t(n));
+    buffers_.read(node, offset, input_.size() * sizeof(float), input_.data());
     return input_.data();
 }
 

@@ -3,6 +3,9 @@
 // One row alone: its products become operations that leave channels out. Several rows: the channels of those that leave
 // some out are set to zero in the input itself, row by row, and the products stay as they are; so the outcome of a row
 // does not depend on its neighbours.
+//
+// Experts: which channels reach far depends on the expert, and the router reads the same input. So the input stays, and
+// for several rows, too, products become operations, where each row has its threshold.
 #pragma once
 
 #include "buffers.h"
@@ -44,7 +47,7 @@ public:
 
     // `node` is of an active input, or a product of one. True: observe() wants to see it.
     bool ask(ggml_tensor * node, const Node & known, const GraphFollower & follower);
-    void observe(ggml_tensor * node, int input);
+    void observe(ggml_tensor * node, int input, const GraphFollower & follower);
 
 private:
     struct Row {
@@ -54,9 +57,21 @@ private:
         bool         output   = false;
     };
 
+    // A product that was edited, and its rows, as numbers in the batch.
+    struct Edited {
+        int             product;
+        const int32_t * rows;
+        int64_t         n_rows;
+    };
+
     float           threshold(const Row & row, int input);
-    const int32_t * rows_of(const ggml_tensor * node) const;
-    float *         read(const ggml_tensor * node, int64_t r);
+    const int32_t * rows_of(const ggml_tensor * node, int64_t n) const;
+    bool            leaves_out(const Row & row) const { return row.is == ChannelRow::leaves_out; }
+    void            edit(ggml_tensor * node, int product, const int32_t * rows, int64_t n_rows);
+    void            observe_experts(const ggml_tensor * v, const ggml_tensor * ids, int input);
+    bool            wants_reaches(const Row & row) const;
+    void            take_reaches(const Row & row, int input);
+    float *         read(const ggml_tensor * node, size_t offset, int64_t n);
 
     const Settings & settings_;
     Recorder &       recorder_;
@@ -69,8 +84,11 @@ private:
     const int32_t *      ubatch_ = nullptr;
     int32_t              n_rows_ = 0;
     std::vector<int32_t> outputs_;  // of the ubatch, those with output
-    std::vector<int>     edited_;   // products, one for each input
-    std::vector<float>   input_;    // a row that is in a device's memory
+    std::vector<Edited>  edited_;   // one for each input
+    std::vector<float>   thresholds_;
+    std::vector<float>   reaches_;
+    std::vector<int32_t> ids_;
+    std::vector<float>   input_;  // a row that is in a device's memory
 };
 
 }  // namespace ffnskip

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 namespace ffnskip {
@@ -30,6 +31,18 @@ float mean_reach(const float * v, const float * norms, int64_t n) {
     return float(std::sqrt(sum / double(n)));
 }
 
+// To the norms that are there, of other matrices with the same input: [n_experts, n_in].
+void add_norms(const ChannelMatrix & matrix, std::vector<float> & norms) {
+    const int64_t n_in = matrix.layout.n_in;
+    for (int64_t expert = 0; expert < matrix.n_experts; ++expert) {
+        const float * more = channel_norms(matrix.layout, matrix.of(expert));
+        float *       sum  = norms.data() + expert * n_in;
+        for (int64_t j = 0; j < n_in; ++j) {
+            sum[j] = std::hypot(sum[j], more[j]);
+        }
+    }
+}
+
 }  // namespace
 
 ChannelProducts::ChannelProducts()  = default;
@@ -49,14 +62,13 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
         for (const ggml_tensor * weight : map.inputs[i].weights) {
             input.matrices.push_back(&store_->matrix(weight));
         }
+        input.of_experts = map.inputs[i].n_experts_used > 0;
+        input.n_used     = input.of_experts ? map.inputs[i].n_experts_used : 1;
         input.normalised = map.inputs[i].normalised;
         input.n_in       = input.matrices.front()->layout.n_in;
-        input.norms.assign(size_t(input.n_in), 0.0f);
+        input.norms.assign(size_t(input.n_in * input.matrices.front()->n_experts), 0.0f);
         for (const ChannelMatrix * matrix : input.matrices) {
-            const float * norms = channel_norms(matrix->layout, matrix->data);
-            for (size_t j = 0; j < input.norms.size(); ++j) {
-                input.norms[j] = std::hypot(input.norms[j], norms[j]);
-            }
+            add_norms(*matrix, input.norms);
         }
         max_in_ = std::max(max_in_, input.n_in);
     }
@@ -88,33 +100,54 @@ void ChannelProducts::reserve(int n_threads) {
 int64_t ChannelProducts::bytes_read(int input, int64_t n_kept) const {
     int64_t bytes = 0;
     for (const ChannelMatrix * matrix : inputs_[size_t(input)].matrices) {
-        bytes += matrix->layout.bytes_read(n_kept);
+        bytes += matrix->layout.bytes_read(n_kept) * inputs_[size_t(input)].n_used;
     }
     return bytes;
 }
 
-float ChannelProducts::scale(int input, const float * v) const {
-    const Input & of = inputs_[size_t(input)];
-    return of.normalised ? mean_reach(v, of.norms.data(), of.n_in) : 1.0f;
+const float * ChannelProducts::norms(int input, int64_t expert) const {
+    return inputs_[size_t(input)].norms.data() + expert * n_in(input);
+}
+
+float ChannelProducts::scale(int input, int64_t expert, const float * v) const {
+    return inputs_[size_t(input)].normalised ? mean_reach(v, norms(input, expert), n_in(input)) : 1.0f;
+}
+
+void ChannelProducts::reach(int input, int64_t expert, const float * v, float * to) const {
+    const float * weight = norms(input, expert);
+    const float   part   = 1.0f / scale(input, expert, v);
+    for (int64_t j = 0; j < n_in(input); ++j) {
+        to[j] = std::fabs(v[j]) * weight[j] * part;
+    }
 }
 
 int64_t ChannelProducts::leave_out(int input, float threshold, float * v) {
     const int64_t n    = n_in(input);
-    const int64_t kept = kernels_.select(v, norms(input), threshold * scale(input, v), n, bits_.data());
+    const int64_t kept = kernels_.select(v, norms(input, 0), threshold * scale(input, 0, v), n, bits_.data());
     for (int64_t j = 0; j < n; ++j) {
         v[j] = (bits_[size_t(j / 32)] >> j % 32 & 1) != 0 ? v[j] : 0.0f;
     }
     return kept;
 }
 
-void ChannelProducts::edit(ggml_tensor * node, int product, float threshold) {
-    Product & becomes = products_[size_t(product)];
-    becomes.threshold = threshold;
-    becomes.n_kept    = 0;
+void ChannelProducts::edit(ggml_tensor * node, int product, const float * thresholds) {
+    Product &     becomes = products_[size_t(product)];
+    const bool    experts = node->op == GGML_OP_MUL_MAT_ID;
+    const int64_t n_rows  = experts ? node->ne[2] : 1;
+    becomes.n_used        = experts ? node->ne[1] : 1;
+    becomes.thresholds.assign(thresholds, thresholds + n_rows);
+    becomes.n_kept.assign(size_t(n_rows * becomes.n_used), 0);
     replace(node, becomes.operation);
 }
 
-// Called by each of ggml's threads that computes the node. All of them find the same channels.
+int64_t ChannelProducts::n_kept(int product, int64_t row) const {
+    const Product & of    = products_[size_t(product)];
+    const auto      first = of.n_kept.begin() + row * of.n_used;
+    return std::accumulate(first, first + of.n_used, int64_t(0));
+}
+
+// Called by each of ggml's threads that computes the node. They share the outputs of all rows and experts used evenly;
+// those that share the outputs of one find the same channels.
 void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data) {
     Product &               product = *static_cast<Product *>(data);
     const ChannelProducts & all     = *product.all;
@@ -123,15 +156,37 @@ void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data)
     if (ith >= nth) {
         return;
     }
-    const auto *   v     = static_cast<const float *>(node->src[1]->data);
-    ChannelInput & input = all.scratch_[size_t(ith)];
-    const int64_t  kept =
-        input.keep(all.kernels_, layout, v, all.norms(product.input), product.threshold * all.scale(product.input, v));
-    if (ith == 0) {
-        product.n_kept = kept;
+    ChannelInput & kept     = all.scratch_[size_t(ith)];
+    const int64_t  n_groups = int64_t(product.n_kept.size()) * layout.n_groups;
+    const int64_t  end      = n_groups * (ith + 1) / nth;
+    for (int64_t begin = n_groups * ith / nth, next; begin < end; begin = next) {
+        const int64_t i      = begin / layout.n_groups;
+        const int64_t first  = begin - i * layout.n_groups;
+        const Factors of     = factors(node, product, i);
+        const float   reach  = product.thresholds[size_t(i / product.n_used)];
+        const int64_t n_kept = kept.keep(all.kernels_, layout, of.v, all.norms(product.input, of.expert),
+                                         reach * all.scale(product.input, of.expert, of.v));
+        if (first == 0) {
+            product.n_kept[size_t(i)] = n_kept;
+        }
+        next = std::min(end, (i + 1) * layout.n_groups);
+        all.kernels_.multiply(layout, product.matrix->of(of.expert), kept.kept(), first, first + next - begin,
+                              static_cast<float *>(node->data) + i * layout.n_out);
     }
-    const auto [first, last] = channel_slice(layout, ith, nth);
-    all.kernels_.multiply(layout, product.matrix->data, input.kept(), first, last, static_cast<float *>(node->data));
+}
+
+// Of the i-th pair of a row and an expert that it uses.
+ChannelProducts::Factors ChannelProducts::factors(const ggml_tensor * node, const Product & product, int64_t i) {
+    const auto * input = static_cast<const char *>(node->src[1]->data);
+    if (!product.all->of_experts(product.input)) {
+        return { 0, reinterpret_cast<const float *>(input) };
+    }
+    const ggml_tensor * ids = node->src[2];
+    const int64_t       row = i / product.n_used, used = i % product.n_used;
+    const auto * id = static_cast<const char *>(ids->data) + size_t(row) * ids->nb[1] + size_t(used) * ids->nb[0];
+    // One input for all experts, or one for each.
+    input += size_t(row) * node->src[1]->nb[2] + size_t(used % node->src[1]->ne[1]) * node->src[1]->nb[1];
+    return { *reinterpret_cast<const int32_t *>(id), reinterpret_cast<const float *>(input) };
 }
 
 }  // namespace ffnskip

@@ -1,5 +1,5 @@
 // Products that leave input channels out: what is needed for each of a model's inputs, and the operation that a product
-// of one row becomes.
+// of one row, or of rows with experts, becomes.
 #pragma once
 
 #include "channels/channel_kernels.h"
@@ -28,20 +28,23 @@ public:
     bool any() const { return any_; }
     bool active(int input) const { return inputs_[size_t(input)].n_in > 0; }
     // ---- of an active input ----
-    int64_t       n_in(int input) const { return inputs_[size_t(input)].n_in; }
-    const float * norms(int input) const { return inputs_[size_t(input)].norms.data(); }
-    // Weights that its products read, where they keep so many channels.
+    int64_t n_in(int input) const { return inputs_[size_t(input)].n_in; }
+    bool    of_experts(int input) const { return inputs_[size_t(input)].of_experts; }
+    // Channels of a row: n_in, of each expert that it uses.
+    int64_t n_channels(int input) const { return n_in(input) * inputs_[size_t(input)].n_used; }
+    // Weights that the products of a row read, where each matrix keeps so many channels.
     int64_t bytes_read(int input, int64_t n_kept) const;
 
-    // What the reaches of `v`, [n_in], are relative to.
-    float scale(int input, const float * v) const;
-    // Sets to zero the channels of `v` that reach less than threshold * scale(); returns how many are left.
+    // How far the channels of `v`, [n_in], reach in the matrices of this expert, or in the only ones: number 0.
+    void reach(int input, int64_t expert, const float * v, float * to) const;
+    // Sets to zero the channels of `v` that reach less than the threshold; returns how many are left.
     int64_t leave_out(int input, float threshold, float * v);
 
-    // Has a product of one row computed without the channels that leave_out() would take.
-    void edit(ggml_tensor * node, int product, float threshold);
-    // Channels that the product kept, once it was computed.
-    int64_t n_kept(int product) const { return products_[size_t(product)].n_kept; }
+    // Has a product computed without the channels that reach less than the threshold of their row: of one row, or with
+    // experts of any number.
+    void edit(ggml_tensor * node, int product, const float * thresholds);
+    // Channels that it kept of a row, once it was computed.
+    int64_t n_kept(int product, int64_t row) const;
 
 private:
     struct Context {
@@ -50,8 +53,10 @@ private:
 
     struct Input {
         int64_t                            n_in       = 0;  // 0: not active
+        int64_t                            n_used     = 1;  // matrices of each weight that a row is multiplied with
+        bool                               of_experts = false;
         bool                               normalised = false;
-        std::vector<float>                 norms;
+        std::vector<float>                 norms;  // [n_experts, n_in]
         std::vector<const ChannelMatrix *> matrices;
     };
 
@@ -60,11 +65,22 @@ private:
         const ChannelMatrix *   matrix    = nullptr;
         int                     input     = -1;
         ggml_tensor *           operation = nullptr;  // what it becomes
-        float                   threshold = 0.0f;     // of the row
-        int64_t                 n_kept    = 0;        // of the row
+        std::vector<float>      thresholds;           // of each row
+        int64_t                 n_used = 1;           // as now computed
+        std::vector<int64_t>    n_kept;               // of each row and expert used
     };
 
-    static void compute(ggml_tensor * node, int ith, int nth, void * product);
+    struct Factors {
+        int64_t       expert;
+        const float * v;
+    };
+
+    static void    compute(ggml_tensor * node, int ith, int nth, void * product);
+    static Factors factors(const ggml_tensor * node, const Product & product, int64_t i);
+
+    const float * norms(int input, int64_t expert) const;
+    // What the reaches of `v` are relative to.
+    float scale(int input, int64_t expert, const float * v) const;
 
     const ChannelKernels &                 kernels_ = channel_kernels();
     std::shared_ptr<ChannelStore>          store_;

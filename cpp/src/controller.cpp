@@ -123,12 +123,8 @@ struct Controller::Impl {
             }
         }
         if (weights.empty()) {
-            const auto of_experts = [](const Block & block) { return block.kind.find("experts") == 0; };
-            const bool experts    = std::any_of(map.blocks.begin(), map.blocks.end(), of_experts);
             throw Unsupported("policy 'channels': this model has no weights whose input channels can be left out" +
-                              (why_not != nullptr ? ": " + *why_not
-                               : experts          ? ": its FFN blocks have experts; tensors 'all' has attention's"
-                                                  : std::string()));
+                              (why_not == nullptr ? std::string() : ": " + *why_not));
         }
         return weights;
     }
@@ -269,7 +265,8 @@ void Controller::write_channels(const std::string & path, Tensors tensors, int n
     WeightRows                   rows(impl_->weights_source.model_path, impl_->vectors);
     std::vector<ChannelFilePart> parts;
     for (const ggml_tensor * weight : impl_->weights_of(resolve(config, impl_->skippable).channels)) {
-        parts.push_back({ weight->name, ChannelLayout(weight->type, weight->ne[0], weight->ne[1]), rows.of(weight) });
+        parts.push_back({ weight->name, ChannelLayout(weight->type, weight->ne[0], weight->ne[1]), rows.of(weight),
+                          weight->ne[2] });
     }
     write_channel_file(path, impl_->fingerprint, parts, n_threads > 0 ? n_threads : n_cores(), progress);
 }

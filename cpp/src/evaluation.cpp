@@ -201,7 +201,7 @@ void Evaluation::observe(ggml_tensor * node) {
         return;
     }
     if (asked_->input >= 0 && channels_.active(asked_->input)) {
-        channels_.observe(node, asked_->input);
+        channels_.observe(node, asked_->input, follower_);
         return;
     }
     if (ggml_nrows(node) != n_rows_) {

@@ -12,11 +12,12 @@
 
 namespace ffnskip {
 
+constexpr int32_t k_of_ids   = 1 << 26;  // ... it was a MUL_MAT_ID
 constexpr int32_t k_replaced = 1 << 27;  // the operation and its parameters are those of another node
 constexpr int32_t k_left_out = 1 << 28;  // GGML_TENSOR_FLAG_COMPUTE was cleared
 constexpr int32_t k_passes_h = 1 << 29;  // an ADD became a CONT of its first operand
 constexpr int32_t k_swapped  = 1 << 30;  // ... whose operands were exchanged for that
-constexpr int32_t k_edited   = k_replaced | k_left_out | k_passes_h | k_swapped;
+constexpr int32_t k_edited   = k_of_ids | k_replaced | k_left_out | k_passes_h | k_swapped;
 
 // Nodes that only describe memory. (An operation done in place, SET_ROWS among them, has a view_src and is none.)
 inline bool is_view(ggml_op op) {
@@ -59,12 +60,12 @@ inline bool has_spare_params(const ggml_tensor * node) {
     return std::all_of(second, second + k_half_params, [](int32_t word) { return word == 0; });
 }
 
-// Has a MUL_MAT computed by another operation, that of `by`. Both nodes have spare parameters.
+// Has a MUL_MAT or MUL_MAT_ID computed by another operation, that of `by`. Both nodes have spare parameters.
 inline void replace(ggml_tensor * node, const ggml_tensor * by) {
     std::copy_n(node->op_params, k_half_params, node->op_params + k_half_params);
     std::copy_n(by->op_params, k_half_params, node->op_params);
+    node->flags |= node->op == GGML_OP_MUL_MAT_ID ? k_replaced | k_of_ids : k_replaced;
     node->op = by->op;
-    node->flags |= k_replaced;
 }
 
 // Undoes whatever this file did to the node.
@@ -75,7 +76,7 @@ inline void restore(ggml_tensor * node) {
     if ((node->flags & k_replaced) != 0) {
         std::copy_n(node->op_params + k_half_params, k_half_params, node->op_params);
         std::fill_n(node->op_params + k_half_params, k_half_params, 0);
-        node->op = GGML_OP_MUL_MAT;
+        node->op = (node->flags & k_of_ids) != 0 ? GGML_OP_MUL_MAT_ID : GGML_OP_MUL_MAT;
     }
     if ((node->flags & k_left_out) != 0) {
         node->flags |= GGML_TENSOR_FLAG_COMPUTE;

@@ -28,7 +28,7 @@ std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev
     if (channel_format(weight->type) == nullptr) {
         return name + "is of type " + ggml_type_name(weight->type) + ", which can't be stored by channel";
     }
-    if (!ggml_is_contiguous(weight) || ggml_n_dims(weight) > 2) {
+    if (!ggml_is_contiguous(weight) || ggml_n_dims(weight) > (node->op == GGML_OP_MUL_MAT_ID ? 3 : 2)) {
         return name + "is no plain matrix";
     }
     if (weight->ne[0] % channel_format(weight->type)->block != 0) {
@@ -41,12 +41,21 @@ std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev
     return "";
 }
 
-// Bytes of a matrix by channel; 0 where it can't be stored so.
+// Bytes of a weight by channel; 0 where it can't be stored so.
 uint64_t bytes_by_channel(const ggml_tensor * weight) {
     const ChannelFormat * format = channel_format(weight->type);
-    return format == nullptr || ggml_n_dims(weight) > 2 || weight->ne[0] % format->block != 0
+    return format == nullptr || ggml_n_dims(weight) > 3 || weight->ne[0] % format->block != 0
                ? 0
-               : uint64_t(ChannelLayout(weight->type, weight->ne[0], weight->ne[1]).bytes());
+               : uint64_t(ChannelLayout(weight->type, weight->ne[0], weight->ne[1]).bytes(weight->ne[2]));
+}
+
+// A product of rows of float32 numbers, and rows of them itself.
+bool multiplies_rows(const ggml_tensor * node) {
+    const ggml_tensor * input = node->src[1];
+    const bool          rows =
+        node->type == GGML_TYPE_F32 && ggml_is_contiguous(node) && node->ne[3] == 1 && input->type == GGML_TYPE_F32;
+    return node->op == GGML_OP_MUL_MAT_ID ? rows && input->nb[0] == sizeof(float) && node->src[2]->type == GGML_TYPE_I32
+                                          : rows && node->ne[2] == 1;
 }
 
 }  // namespace
@@ -59,6 +68,9 @@ LayerInput described(const Input & input, int number) {
     for (const ggml_tensor * weight : input.weights) {
         all.n_channels = uint64_t(weight->ne[0]);
         all.bytes += bytes_by_channel(weight);
+        all.bytes_per_token += input.n_experts_used == 0
+                                   ? ggml_nbytes(weight)
+                                   : ggml_nbytes(weight) / uint64_t(weight->ne[2]) * uint64_t(input.n_experts_used);
         all.weights.push_back({ weight->name, ggml_type_name(weight->type), uint64_t(ggml_nelements(weight)),
                                 uint64_t(ggml_nbytes(weight)) });
     }
@@ -67,16 +79,23 @@ LayerInput described(const Input & input, int number) {
 
 // `node` was added last.
 void GraphLearner::take_product(const ggml_tensor * node) {
-    const int index  = int(seen_.size()) - 1;
-    const int number = node->op == GGML_OP_MUL_MAT ? product_number(original_name(node->src[0]->name)) : -1;
-    if (number < 0 || number >= int(map_.blocks.size()) * k_products_per_layer) {
+    const bool experts = node->op == GGML_OP_MUL_MAT_ID;
+    const int  index   = int(seen_.size()) - 1;
+    const int  number = experts || node->op == GGML_OP_MUL_MAT ? product_number(original_name(node->src[0]->name)) : -1;
+    if (number < 0 || number >= int(map_.blocks.size()) * k_products_per_layer || experts != is_of_experts(number)) {
         return;
     }
     const Seen & seen  = seen_.back();
-    const int    input = seen.operands.size() == 1 ? seen.operands[0] : -1;
-    Product      product{ index, input, number, node->src[0], "", fault(node, seen.device) };
-    if (!(seen.vectors && input >= 0 && seen_[size_t(input)].vectors)) {
+    const int    input = seen.operands.size() == (experts ? 2 : 1) ? seen.operands[0] : -1;
+    Product      product{ index, input, number, node->src[0], 0, -1, "", "" };
+    if (experts && input >= 0) {
+        product.ids            = seen.operands[1];
+        product.n_experts_used = node->src[2]->ne[0];
+    }
+    if (!multiplies_rows(node) || input < 0 || (!experts && !seen_[size_t(input)].vectors)) {
         product.why_not = "node '" + std::string(node->name) + "' is no product with rows of float32 numbers";
+    } else {
+        (experts ? product.why_not : product.why_not_sparse) = fault(node, seen.device);
     }
     products_.push_back(std::move(product));
 }
@@ -91,8 +110,12 @@ void GraphLearner::find_inputs() {
         if (!input.usable()) {
             continue;
         }
-        require_only_readers(input, int(number));
         input.normalised = is_normalised(map_.blocks[number / k_input_kinds]);
+        if (input.n_experts_used > 0) {
+            map_.nodes[size_t(std::max(input.node, input.ids))].input = int16_t(number);
+            continue;
+        }
+        require_only_readers(input, int(number));
         if (input.sparse() && !on_cpu(seen_[size_t(input.node)].device)) {
             input.why_not_sparse = "its input is not in the CPU's memory";
         }
@@ -115,11 +138,14 @@ void GraphLearner::join(Input & input, const Product & product) {
     if (input.why_not_sparse.empty()) {
         input.why_not_sparse = product.why_not_sparse;
     }
-    if (input.weights.size() > 1 && product.input != input.node && input.why_not.empty()) {
+    const bool differs = product.input != input.node || product.ids != input.ids;
+    if (input.weights.size() > 1 && differs && input.why_not.empty()) {
         input.why_not = "'" + std::string(product.weight->name) + "' reads another input than '" +
                         input.weights.front()->name + "'";
     }
-    input.node = product.input;
+    input.node           = product.input;
+    input.ids            = product.ids;
+    input.n_experts_used = product.n_experts_used;
 }
 
 // The node whose memory `node` is.

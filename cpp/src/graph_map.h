@@ -47,7 +47,7 @@ struct Node {
     int32_t             src[k_src] = { k_none, k_none, k_none };  // index of the operand's node, or a constant above
     const ggml_tensor * weight     = nullptr;                     // operand 0, where that is a weight
     int16_t             product    = -1;  // product_number(): some input channels may be left out
-    int16_t             input      = -1;  // input_of() the products that read this node
+    int16_t             input      = -1;  // input_of() the products that read this node; of experts, all is there now
 };
 
 // What users are told of a block, and where it is. Layer -1: the layer has none.
@@ -68,6 +68,10 @@ struct Block : FfnBlock {
 struct Input {
     int                              node = -1;  // index
     std::vector<const ggml_tensor *> weights;
+    // The weights are experts' matrices, so many of which a token uses: their products leave channels out for several
+    // rows, too, and the input stays as it is for others that read it. 0: plain matrices.
+    int64_t n_experts_used = 0;
+    int     ids            = -1;  // index of the node that says which
     // The block's result is normalised before it is added to the residual: of the input, only proportions count.
     bool        normalised = false;
     std::string why_not;         // channels can't be left out; empty: they can
@@ -113,6 +117,8 @@ private:
         int                 input;  // node index, of the original where it was copied to another device; -1: none
         int                 number;
         const ggml_tensor * weight;
+        int64_t             n_experts_used;  // 0: it is a plain one
+        int                 ids;
         std::string         why_not;
         std::string         why_not_sparse;
     };

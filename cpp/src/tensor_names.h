@@ -85,10 +85,20 @@ constexpr const char * k_input_kind_names[k_input_kinds] = { "qkv", "o", "up", "
 constexpr struct {
     std::string_view name;
     InputKind        kind;
+    bool             of_experts = false;  // a matrix for each of them
 } k_products[] = {
-    { "attn_q.weight", InputKind::qkv },   { "attn_k.weight", InputKind::qkv },    { "attn_v.weight", InputKind::qkv },
-    { "attn_qkv.weight", InputKind::qkv }, { "attn_output.weight", InputKind::o }, { "ffn_gate.weight", InputKind::up },
-    { "ffn_up.weight", InputKind::up },    { "ffn_down.weight", InputKind::down },
+    { "attn_q.weight", InputKind::qkv },
+    { "attn_k.weight", InputKind::qkv },
+    { "attn_v.weight", InputKind::qkv },
+    { "attn_qkv.weight", InputKind::qkv },
+    { "attn_output.weight", InputKind::o },
+    { "ffn_gate.weight", InputKind::up },
+    { "ffn_up.weight", InputKind::up },
+    { "ffn_down.weight", InputKind::down },
+    { "ffn_gate_exps.weight", InputKind::up, true },
+    { "ffn_up_exps.weight", InputKind::up, true },
+    { "ffn_gate_up_exps.weight", InputKind::up, true },
+    { "ffn_down_exps.weight", InputKind::down, true },
 };
 constexpr int k_products_per_layer = int(sizeof(k_products) / sizeof(k_products[0]));
 
@@ -101,6 +111,10 @@ inline int product_number(std::string_view name) {
         }
     }
     return -1;
+}
+
+inline bool is_of_experts(int product) {
+    return k_products[product % k_products_per_layer].of_experts;
 }
 
 // A number of what it reads: k_input_kinds * layer + kind.

@@ -125,6 +125,9 @@ class LayerInput(metaclass=_Native):
     def bytes(self) -> int:
         """Memory for the weights by channel; 0 where there can't be any."""
     @property
+    def bytes_per_token(self) -> int:
+        """Of weights that read it for one token; of experts, those chosen."""
+    @property
     def weights(self) -> list[FfnWeight]:
         """That read it."""
 

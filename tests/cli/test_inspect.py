@@ -183,7 +183,7 @@ def test_inputs_are_those_of_the_files_matrices(model_file, kind):
             assert (w.n_elements, w.bytes) == (tensors[w.name].n_elements, tensors[w.name].n_bytes)
 
 
-@pytest.mark.parametrize("kind", ["llama", "demo"])
+@pytest.mark.parametrize("kind", ["llama", "demo", "moe"])
 def test_memory_is_what_the_copies_take(model_file, kind, capsys):
     """At least what products read, and what the core says it has taken."""
     path = model_file(kind)
@@ -234,7 +234,8 @@ def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):
     assert all(line.startswith("          not ") for line in reasons[:-1]) and len(reasons) < 8
     assert reasons[-1].startswith("          copies of these matrices take ")
     assert cli.main(["inspect", str(model_file("moe"))]) == 0
-    assert "channels  16 of 16 inputs of attention's matrices" in capsys.readouterr().out.splitlines()
+    of_all = "16 of 16 inputs of"
+    assert f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices" in capsys.readouterr().out
 
 
 def test_the_map_is_an_attribute_of_the_model(model_file):

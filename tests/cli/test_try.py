@@ -184,10 +184,11 @@ def test_a_profile_is_what_is_tried(text):
 
 
 def test_speed_is_the_median_of_ratios_within_a_round():
-    dense = np.array([1.0, 2.0, 3.0, 40.0])
-    setting = np.array([1.0, 1.0, 1.0, 20.0])  # ratios 1, 2, 3, 2
+    dense = np.array([[1.0, 2.0, 3.0, 40.0], [2.0, 2.0, 2.0, 2.0]])
+    setting = np.array([[1.0, 1.0, 1.0, 20.0], [1.0, 1.0, 1.0, 0.5]])  # ratios 1, 2, 3, 2; of the CPU's time 2, 2, 2, 4
     speed = _speed(dense, setting, np.array([1.0, 9.0]), np.array([7.0, 0.5]))
     assert speed.speed_up == pytest.approx((2.0, 1.75, 2.25))
+    assert speed.cpu_speed_up == pytest.approx((2.0, 2.0, 2.5))
     assert speed.tokens_per_second == 1.0
     assert (speed.first_token_seconds, speed.first_token) == (0.5, 2.0)
 

@@ -25,7 +25,7 @@ from support.channels import (
     shares,
     thresholds_of,
 )
-from support.channels_reference import KINDS, ReferenceChannels, ReferenceGemmaChannels
+from support.channels_reference import KINDS, ReferenceChannels, ReferenceExpertsChannels, ReferenceGemmaChannels
 from support.reference import SkipSettings
 from support.running import F32_CACHE, SETTINGS, SKIPPABLE_ROW, WARM_UP_ROW, feed_one_by_one, ours
 
@@ -97,6 +97,45 @@ def test_results_that_are_normalised_count_by_their_proportions(model_file, type
     assert np.median(differences(dense, expected)[WARM_UP:]) > 2 * TYPICAL
 
 
+def experts(path, share: float, *kinds: str, **options):
+    """(thresholds, reference) that keep about this share of the channels of these kinds."""
+    dense = ReferenceExpertsChannels(path, **options)
+    dense.evaluate(TOKENS)
+    thresholds = only(dense.thresholds_that_keep(share), *kinds)
+    return thresholds, ReferenceExpertsChannels(path, thresholds, **options)
+
+
+@pytest.mark.parametrize("tensors", TENSORS)
+@pytest.mark.parametrize("type", TYPES)
+def test_each_expert_keeps_the_channels_of_the_reference(model_file, type, tensors):
+    path = model_file("moe", **DAMPED, quantized=type)
+    thresholds, reference = experts(path, 0.6, *TENSORS[tensors])
+    expected, of_reference = reference.evaluate(TOKENS, MAY_SKIP)
+    for way in WAYS.values():
+        with ours(path, channels(thresholds)) as llm, llm.trace() as trace:
+            got = way(llm)
+        kept = kept_of(trace, reference)
+        assert (np.abs(kept - of_reference.kept) > of_reference.close).mean() < 2e-3
+        assert kept[WARM_UP:].mean() == pytest.approx(of_reference.kept[WARM_UP:].mean(), rel=1e-3)
+        assert np.median(differences(got, expected)) < TYPICAL
+        assert np.quantile(differences(got, expected), 0.97) < AT_MOST  # rounding may choose another expert
+    dense, _ = ReferenceExpertsChannels(path).evaluate(TOKENS)
+    assert np.median(differences(dense, expected)[WARM_UP:]) > 2 * TYPICAL
+
+
+@pytest.mark.parametrize("tensors", TENSORS)
+def test_experts_of_a_float32_model_keep_the_channels_of_the_reference_one_for_one(model_file, tensors):
+    path = model_file("moe", n_layer=4)
+    thresholds, reference = experts(path, 0.6, *TENSORS[tensors], kv_f16=False, close=FLOAT32_REACH)
+    expected, of_reference = reference.evaluate(TOKENS, MAY_SKIP)
+    assert of_reference.close.sum() == 0  # choose another share
+    for way in WAYS.values():
+        with ours(path, channels(thresholds), **F32_CACHE) as llm, llm.trace() as trace:
+            got = way(llm)
+        assert np.array_equal(kept_of(trace, reference), of_reference.kept)
+        assert differences(got, expected).max() < FLOAT32
+
+
 # Of each kind of input this power of one share is kept, whatever is to be left out.
 POWERS = np.array([1.2, 1.35, 1.0, 2.0])
 
@@ -144,12 +183,17 @@ def test_settings_of_the_context_change_nothing(model_file, setting):
             assert differences(way(llm), expected).max() < AT_MOST
 
 
-@pytest.mark.parametrize("shape", [{"quantized": "q5_k_s"}, {"n_embd": 192, "n_ff": 416, "quantized": "q8_0"}], ids=str)
+@pytest.mark.parametrize("shape", [{"quantized": "q5_k_s"}, {"n_embd": 192, "n_ff": 448, "quantized": "q8_0"}], ids=str)
 @pytest.mark.parametrize("tensors", TENSORS)
-def test_bytes_are_those_of_the_channels_left_out(model_file, shape, tensors):
-    path = model_file("llama", **{**DAMPED, **shape})
-    thresholds = only(thresholds_of(path, 0.6), *TENSORS[tensors])
-    reference = ReferenceChannels(path, thresholds)
+@pytest.mark.parametrize("kind", ["llama", "moe"])
+def test_bytes_are_those_of_the_channels_left_out(model_file, kind, shape, tensors):
+    """Of experts, of those that a token uses."""
+    path = model_file(kind, **{**DAMPED, **shape})
+    if kind == "moe":
+        thresholds, reference = experts(path, 0.6, *TENSORS[tensors])
+    else:
+        thresholds = only(thresholds_of(path, 0.6), *TENSORS[tensors])
+        reference = ReferenceChannels(path, thresholds)
     concerned = np.isin(KINDS, TENSORS[tensors])
     with ours(path, channels(thresholds)) as llm:
         with llm.trace() as trace:

@@ -170,15 +170,15 @@ bool is_repacked(const Loaded & loaded) {
                        [](const ggml_tensor * weight) { return !ggml_backend_buffer_is_host(weight->buffer); });
 }
 
-// The bytes by channel of a tensor with data.
-std::vector<uint8_t> by_channel(const ggml_tensor * tensor) {
+// The bytes by channel of a tensor with data; of one expert's matrix.
+std::vector<uint8_t> by_channel(const ggml_tensor * tensor, int64_t expert = 0) {
     const ChannelLayout layout(tensor->type, tensor->ne[0], tensor->ne[1]);
     ChannelMemory       memory(size_t(layout.bytes()));
+    const char *        matrix = static_cast<const char *>(tensor->data) + size_t(expert) * tensor->nb[2];
     build_channels(
         layout,
         [&](int64_t first, int64_t n, uint8_t * to) {
-            std::memcpy(to, static_cast<const char *>(tensor->data) + size_t(first) * tensor->nb[1],
-                        size_t(n) * tensor->nb[1]);
+            std::memcpy(to, matrix + size_t(first) * tensor->nb[1], size_t(n) * tensor->nb[1]);
         },
         1, memory.data());
     return { memory.data(), memory.data() + layout.bytes() };
@@ -301,16 +301,19 @@ void not_enough_memory(const std::string & path) {
 struct Tensors {
     Tensors() : context(ggml_init({ 1 << 16, nullptr, true })) {
         matrix = add(GGML_TYPE_F32, "blk.0.ffn_up.weight", { 64, 130, 1 });
-        cube   = add(GGML_TYPE_F32, "blk.0.ffn_up_exps.weight", { 64, 8, 2 });
+        cube   = add(GGML_TYPE_F32, "blk.0.ffn_up_exps.weight", { 64, 130, 3 });
+        pair   = add(GGML_TYPE_F32, "blk.0.ffn_gate_exps.weight", { 64, 8, 2, 2 });
         few    = add(GGML_TYPE_Q2_K, "blk.0.ffn_down.weight", { 256, 8, 1 });
         buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(context.get(), ggml_backend_cpu_buffer_type()));
-        for (int64_t i = 0; i < ggml_nelements(matrix); ++i) {
-            static_cast<float *>(matrix->data)[i] = float(i % 101) - 50;
+        for (const ggml_tensor * tensor : { matrix, cube }) {
+            for (int64_t i = 0; i < ggml_nelements(tensor); ++i) {
+                static_cast<float *>(tensor->data)[i] = float(i % 101) - 50;
+            }
         }
     }
 
     ggml_tensor * add(ggml_type type, const char * name, std::vector<int64_t> ne) {
-        ggml_tensor * tensor = ggml_new_tensor(context.get(), type, 3, ne.data());
+        ggml_tensor * tensor = ggml_new_tensor(context.get(), type, int(ne.size()), ne.data());
         ggml_set_name(tensor, name);
         return tensor;
     }
@@ -320,17 +323,49 @@ struct Tensors {
 
     ggml_context_ptr        context;
     ggml_backend_buffer_ptr buffer;
-    ggml_tensor *           matrix, *cube, *few;
+    ggml_tensor *           matrix, *cube, *pair, *few;
 };
 
 void what_cant_be_stored() {
     const Tensors        tensors;
     const auto           store = ChannelStore::of(tensors.model());
     ChannelStore::Wanted wanted;
-    wanted.weights = { tensors.matrix, tensors.cube };
-    expect_error([&] { store->add(wanted); }, { "blk.0.ffn_up_exps.weight", "no matrix" });
+    wanted.weights = { tensors.matrix, tensors.pair };
+    expect_error([&] { store->add(wanted); }, { "blk.0.ffn_gate_exps.weight", "no matrix" });
     wanted.weights = { tensors.matrix, tensors.few };
     expect_error([&] { store->add(wanted); }, { "blk.0.ffn_down.weight", "q2_K" });
+}
+
+// One matrix behind the other, in memory and in a file.
+void experts(const Folder & folder) {
+    const Tensors        tensors;
+    const ggml_tensor *  weight = tensors.cube;
+    const auto           store  = ChannelStore::of(tensors.model());
+    ChannelStore::Wanted wanted;
+    wanted.weights = { weight };
+    store->add(wanted);
+    const ChannelMatrix & made = store->matrix(weight);
+
+    ChannelFilePart part{ weight->name, made.layout,
+                          [&](int64_t first, int64_t n, uint8_t * to) {
+                              std::memcpy(to, static_cast<const char *>(weight->data) + size_t(first) * weight->nb[1],
+                                          size_t(n) * weight->nb[1]);
+                          },
+                          weight->ne[2] };
+    write_channel_file(folder / "experts.channels.gguf", "tiny", { part }, 2, {});
+    const ChannelFile           file(folder / "experts.channels.gguf", "tiny");
+    const ChannelFile::Matrix * found = file.find(weight->name);
+    expect(made.n_experts == 3 && found != nullptr && found->n_experts == 3, "as many as there are experts");
+    for (int64_t expert = 0; expert < 3; ++expert) {
+        const std::vector<uint8_t> expected = by_channel(weight, expert);
+        const auto                 is_right = [&](const uint8_t * data) {
+            return reinterpret_cast<uintptr_t>(data) % 64 == 0 &&
+                   std::memcmp(data, expected.data(), expected.size()) == 0;
+        };
+        const std::string name = "expert " + std::to_string(expert);
+        expect(is_right(made.of(expert)), name);
+        expect(is_right(ChannelMatrix{ found->layout, found->data, 3 }.of(expert)), name + ", mapped");
+    }
 }
 
 // A model is freed while somebody has its store, and another comes to lie in the same place.
@@ -479,6 +514,13 @@ void files_that_are_not_used(const std::string & path, const Folder & folder) {
         gguf_set_arr_data(keys, "ffnskip.channels.outputs", GGUF_TYPE_UINT64, huge.data(), n);
     });
     expect_note({ "-1" });
+    for (const uint64_t n_experts : { uint64_t(0), uint64_t(2), UINT64_MAX }) {
+        const std::vector<uint64_t> experts(n, n_experts);
+        write_changed([&](gguf_context * keys) {
+            gguf_set_arr_data(keys, "ffnskip.channels.experts", GGUF_TYPE_UINT64, experts.data(), n);
+        });
+        expect_note({ "is damaged", "size" });
+    }
 
     // The model was quantised anew: the same type, other values.
     std::string       other_bytes = content(path);
@@ -606,6 +648,7 @@ int main(int argc, char ** argv) {
     other_files(model, other, q8, first, folder);
     not_enough_memory(model);
     what_cant_be_stored();
+    experts(folder);
     another_model_in_the_same_place();
     mapped(model, first);
     files_that_are_not_used(model, folder);

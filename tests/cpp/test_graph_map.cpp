@@ -180,7 +180,18 @@ void expect_inputs() {
     const GraphMap cut_map = cut.learn();
     expect(input(cut_map, InputKind::down).usable() && input(cut_map, InputKind::down).node == cut.index("up-0"),
            "an input that was copied: " + input(cut_map, InputKind::down).why_not);
-    expect(input(Layer(Add::f_h, {}, false, true).learn(), InputKind::down).weights.empty(), "experts are no products");
+
+    // What experts read is read by the router, too.
+    const Layer    experts(Add::f_h, {}, false, true);
+    const GraphMap experts_map = experts.learn();
+    const Input &  of_experts  = input(experts_map, InputKind::down);
+    expect(of_experts.sparse() && of_experts.weights.size() == 1 && of_experts.n_experts_used == 1,
+           "experts: " + of_experts.why_not);
+    expect(of_experts.node == experts.index("rows-0") && of_experts.ids == experts.index("ids-0"), "what they read");
+    expect(experts_map.nodes[size_t(experts.index("rows-0"))].input == int(InputKind::down), "all of it is there");
+    expect(experts_map.nodes[size_t(experts.index("down-0"))].product == 11, "their product");
+    const LayerInput told = described(of_experts, int(InputKind::down));
+    expect(told.n_channels == k_embd && told.bytes_per_token * 4 == told.weights[0].bytes, "one of four is read");
 }
 
 const std::string & faulty(ggml_backend_dev_t) {

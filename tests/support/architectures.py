@@ -366,6 +366,7 @@ class Decoder:
 
 
 STEPS = (len(TOKENS), 1, 2)
+ROUNDING = 1e-3  # of logits, relative to the largest; models are float32
 
 
 def same_bits(a: Decoder, b: Decoder) -> bool:
@@ -434,9 +435,35 @@ def skipping_problems(
     ours.logits(1)
     if len(skippable) > 1 and controller.stats.tokens_never_tripped != 0:
         yield "the lowest threshold does not trip"
+    yield from channel_problems(controller, ours, plain)
     controller.config = SkipConfig(policy="dense")
     if not same_bits(ours, plain):
         yield "dense after skipping is not llama.cpp's"
+
+
+def channel_problems(controller: Controller, ours: Decoder, plain: Decoder) -> Iterator[str]:
+    """Of the FFN's channels: all of them are llama.cpp; without some, a token alone and two at once are the same."""
+    if not any(found.kind in ("up", "down") and not found.why_not for found in controller.channel_inputs):
+        return
+
+    def leave_out(up: float, down: float) -> list[np.ndarray]:
+        thresholds = [0.0, 0.0, up, down] * controller.n_layer
+        controller.config = SkipConfig(policy="channels", channel_thresholds=thresholds, warm_up_index=0)
+        return [ours.logits(step) for step in (1, 2)]
+
+    all_kept = leave_out(1e-30, 1e-30)
+    if max(difference(got, plain.logits(step)) for got, step in zip(all_kept, (1, 2))) > ROUNDING:
+        yield "products by channel are not llama.cpp's"
+    controller.reset_stats()
+    alone, two = leave_out(0.3, 0.1)
+    if controller.stats.bytes_left_out == 0:
+        yield "no channel is left out"
+    if difference(alone, two) > ROUNDING:
+        yield "which channels are left out of a token hangs on its neighbour"
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 # --- a process each --------------------------------------------------------------------------------------------------

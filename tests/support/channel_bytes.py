@@ -14,12 +14,15 @@ KINDS = {
     "ffn_gate": "up",
     "ffn_up": "up",
     "ffn_down": "down",
+    "ffn_gate_exps": "up",
+    "ffn_up_exps": "up",
+    "ffn_down_exps": "down",
 }
 GROUP = 128  # outputs; the last group of a matrix is filled up
 
 
 def weights_by_kind(path: Path | str) -> dict[str, dict[int, int]]:
-    """By the kind of their input, the bytes of a layer's matrices as a product reads all of them."""
+    """By the kind of their input, the bytes of a layer's matrices, of all experts, as products read all of them."""
     found: dict[str, dict[int, int]] = {}
     for tensor in gguf.GGUFReader(str(path)).tensors:
         parts = tensor.name.split(".")

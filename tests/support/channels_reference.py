@@ -23,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from support.experts_reference import ReferenceExperts
 from support.gemma_reference import ReferenceGemma
-from support.reference import Layer, QType, ReferenceLlama
+from support.reference import Matrix, QType, ReferenceLlama
 
 KINDS = ("qkv", "o", "up", "down")
 READERS = {"qkv": ("attn_q", "attn_k", "attn_v"), "o": ("attn_output",),
            "up": ("ffn_gate", "ffn_up"), "down": ("ffn_down",)}  # fmt: skip
+READERS_OF_EXPERTS = {**READERS, "up": ("ffn_gate_exps", "ffn_up_exps"), "down": ("ffn_down_exps",)}
 
 # What 8-bit rounding, where it falls on the other side, changes a value by, relative to those around it: hardly more.
 ROUNDED_TO_8_BITS = 0.02
@@ -64,6 +66,7 @@ class LeavesChannelsOut(ReferenceLlama):
     """
 
     NORMALISED = False  # block by block, before the residual add
+    READERS = READERS
 
     def __init__(
         self,
@@ -77,31 +80,42 @@ class LeavesChannelsOut(ReferenceLlama):
         flat = np.zeros(self.n_layer * len(KINDS)) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
         self.thresholds = flat.reshape(self.n_layer, len(KINDS))
         self.close = close
-        self.norms = [{kind: self._norms(layer, kind) for kind in KINDS} for layer in self.layers]
-        self.n_channels = np.array([[len(norms[kind]) for kind in KINDS] for norms in self.norms])
-        self.channel_bytes = np.array([[self._bytes(layer, kind) for kind in KINDS] for layer in self.layers])
+        layers = range(self.n_layer)
+        self.norms = [{kind: self._norms(il, kind) for kind in KINDS} for il in layers]
+        self.n_channels = np.array([[self._n_channels(il, kind) for kind in KINDS] for il in layers])
+        self.channel_bytes = np.array([[self._bytes(il, kind) for kind in KINDS] for il in layers])
         self._reaches = collections.defaultdict(list)
 
-    @staticmethod
-    def _norms(layer: Layer, kind: str) -> np.ndarray:
-        return np.sqrt(sum((getattr(layer, name).weight ** 2).sum(axis=0) for name in READERS[kind]))
+    def _matrices(self, il: int, kind: str) -> list[list[Matrix]]:
+        """Those that read one input together: of each expert, where there are any."""
+        readers = [getattr(self.layers[il], name) for name in self.READERS[kind]]
+        return [list(of_expert) for of_expert in zip(*readers)] if isinstance(readers[0], list) else [readers]
 
-    @staticmethod
-    def _bytes(layer: Layer, kind: str) -> int:
+    def _norms(self, il: int, kind: str) -> list[np.ndarray]:
+        """Of each expert."""
+        return [
+            np.sqrt(sum((matrix.weight**2).sum(axis=0) for matrix in matrices)) for matrices in self._matrices(il, kind)
+        ]
+
+    def _n_channels(self, il: int, kind: str) -> int:
+        """Of one token."""
+        return len(self.norms[il][kind][0])
+
+    def _bytes(self, il: int, kind: str) -> int:
         """Of one channel in all matrices that read it."""
-        matrices = [getattr(layer, name) for name in READERS[kind]]
+        matrices = self._matrices(il, kind)[0]
         return sum(-(-len(matrix.weight) // GROUP) * GROUP_BYTES[matrix.type] for matrix in matrices)
 
-    def _input(self, il: int, kind: str, v: np.ndarray) -> np.ndarray:
+    def _input(self, il: int, kind: str, v: np.ndarray, expert: int | None = None) -> np.ndarray:
         at = il, KINDS.index(kind)
         threshold = self.thresholds[at]
-        reach = np.abs(v) * self.norms[il][kind]
+        reach = np.abs(v) * self.norms[il][kind][expert or 0]
         if self.NORMALISED:
             reach = reach / np.sqrt((reach**2).mean())
         kept = reach >= threshold if self._may_skip else np.ones_like(v, dtype=bool)
         self._reaches[at].append(reach)
-        self._kept[at] = kept.sum()
-        self._close[at] = (np.abs(reach - threshold) < self.close * np.median(reach)).sum() if threshold > 0 else 0
+        self._kept[at] += kept.sum()
+        self._close[at] += (np.abs(reach - threshold) < self.close * np.median(reach)).sum() if threshold > 0 else 0
         return np.where(kept, v, 0)
 
     def evaluate(
@@ -135,3 +149,12 @@ class ReferenceGemmaChannels(LeavesChannelsOut, ReferenceGemma):
     """A Gemma that does."""
 
     NORMALISED = True
+
+
+class ReferenceExpertsChannels(LeavesChannelsOut, ReferenceExperts):
+    """A Qwen3-MoE that does: of each expert that a token uses, weighed by this expert's norms."""
+
+    READERS = READERS_OF_EXPERTS
+
+    def _n_channels(self, il: int, kind: str) -> int:
+        return super()._n_channels(il, kind) * (self.n_used if kind in ("up", "down") else 1)

@@ -310,7 +310,7 @@ class ReferenceLlama:
             return gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(self.dtype)
 
         def matrix(name):
-            return Matrix(tensors.pop(name), self.dtype, self._round_activations)
+            return self._matrix(tensors.pop(name))
 
         def layer(il):
             parts = {}
@@ -330,6 +330,9 @@ class ReferenceLlama:
         if tensors:
             raise ValueError(f"tensors this reference does not know: {sorted(tensors)}")
 
+    def _matrix(self, tensor: gguf.ReaderTensor) -> Matrix:
+        return Matrix(tensor, self.dtype, self._round_activations)
+
     def _make_cache(self, n_ctx: int) -> None:
         shape = (self.n_layer, self.n_head_kv, n_ctx, self.head_dim)
         self._keys = np.zeros(shape, dtype=self.dtype)
@@ -339,9 +342,9 @@ class ReferenceLlama:
     def reset(self) -> None:
         self.n_past = 0
 
-    def _input(self, il: int, kind: str, v: np.ndarray) -> np.ndarray:
-        """What matrices of layer il read: "qkv" those of Q, K and V, "o" that of attention's output, "up" those of gate
-        and up, "down" that of down. (channels_reference.py changes it.)"""
+    def _input(self, il: int, kind: str, v: np.ndarray, expert: int | None = None) -> np.ndarray:
+        """What matrices of layer il, or of one of its experts, read: "qkv" those of Q, K and V, "o" that of attention's
+        output, "up" those of gate and up, "down" that of down. (channels_reference.py changes it.)"""
         return v
 
     def _attention(self, il: int, x: np.ndarray) -> np.ndarray:

@@ -31,9 +31,10 @@ struct LayerInput {
     int                    layer = -1;
     std::string            kind;     // "qkv": of Q, K and V; "o": of attention's output matrix; "up"; "down"
     std::string            why_not;  // channels can't be left out of it; empty: they can
-    uint64_t               n_channels = 0;
-    uint64_t               bytes      = 0;  // of memory for the weights by channel; 0 where there can't be any
-    std::vector<FfnWeight> weights;         // that read it
+    uint64_t               n_channels      = 0;
+    uint64_t               bytes           = 0;  // of memory for the weights by channel; 0 where there can't be any
+    uint64_t               bytes_per_token = 0;  // of weights that read it for one token; of experts, those chosen
+    std::vector<FfnWeight> weights;              // that read it
 };
 
 }  // namespace ffnskip FFNSKIP_API

@@ -24,6 +24,7 @@ constexpr char k_model[]   = "ffnskip.channels.model";
 constexpr char k_types[]   = "ffnskip.channels.types";
 constexpr char k_inputs[]  = "ffnskip.channels.inputs";
 constexpr char k_outputs[] = "ffnskip.channels.outputs";
+constexpr char k_experts[] = "ffnskip.channels.experts";
 constexpr char k_samples[] = "ffnskip.channels.samples";
 
 // Of a tensor: each begins with a page.
@@ -85,6 +86,7 @@ ChannelFile::ChannelFile(const std::string & path, const std::string & fingerpri
     const int64_t    types   = find_array(keys, k_types, GGUF_TYPE_STRING);
     const uint64_t * inputs  = numbers(keys, k_inputs);
     const uint64_t * outputs = numbers(keys, k_outputs);
+    const uint64_t * experts = numbers(keys, k_experts);
     const uint64_t * samples = numbers(keys, k_samples);
 
     const MappedFile & file = bytes_.emplace(path);
@@ -96,12 +98,14 @@ ChannelFile::ChannelFile(const std::string & path, const std::string & fingerpri
         const std::string   name = gguf_get_tensor_name(keys, i);
         const ggml_type     type = type_of(gguf_get_arr_str(keys, types, size_t(i)));
         const ChannelLayout layout(type, int64_t(inputs[i]), int64_t(outputs[i]));
-        const uint8_t *     matrix = data + gguf_get_tensor_offset(keys, i);
-        if (ggml_nbytes(ggml_get_tensor(header.shapes.get(), name.c_str())) != aligned(uint64_t(layout.bytes())) ||
+        const int64_t       n_experts = int64_t(experts[i]);
+        const uint8_t *     matrix    = data + gguf_get_tensor_offset(keys, i);
+        const uint64_t      bytes     = ggml_nbytes(ggml_get_tensor(header.shapes.get(), name.c_str()));
+        if (n_experts < 1 || n_experts > int64_t(bytes) || bytes != aligned(uint64_t(layout.bytes(n_experts))) ||
             reinterpret_cast<uintptr_t>(matrix) % 64 != 0) {
             refuse("is damaged: the size or the place of " + name + " is not right");
         }
-        matrices_.emplace(name, Matrix{ layout, samples[i], matrix });
+        matrices_.emplace(name, Matrix{ layout, n_experts, samples[i], matrix });
     }
 }
 
@@ -143,7 +147,8 @@ private:
 };
 
 uint64_t sample_of(const ChannelFilePart & part) {
-    return sample_rows(part.layout.n_out, ggml_row_size(part.layout.format->type, part.layout.n_in), part.source);
+    return sample_rows(part.layout.n_out * part.n_experts, ggml_row_size(part.layout.format->type, part.layout.n_in),
+                       part.source);
 }
 
 // All of the file that comes before the matrices.
@@ -152,11 +157,12 @@ std::vector<uint8_t> header_of(const std::string & fingerprint, const std::vecto
     const size_t                                  tensor_bytes = ggml_tensor_overhead() * (parts.size() + 1);
     const std::unique_ptr<ggml_context, FreeGguf> tensors(ggml_init({ tensor_bytes, nullptr, true }));
     std::vector<const char *>                     types;
-    std::vector<uint64_t>                         inputs, outputs, samples;
+    std::vector<uint64_t>                         inputs, outputs, experts, samples;
     for (const ChannelFilePart & part : parts) {
         types.push_back(ggml_type_name(part.layout.format->type));
         inputs.push_back(uint64_t(part.layout.n_in));
         outputs.push_back(uint64_t(part.layout.n_out));
+        experts.push_back(uint64_t(part.n_experts));
         samples.push_back(sample_of(part));
     }
     gguf_set_val_str(keys.get(), "general.architecture", "ffnskip-channels");
@@ -166,10 +172,10 @@ std::vector<uint8_t> header_of(const std::string & fingerprint, const std::vecto
     gguf_set_arr_str(keys.get(), k_types, types.data(), types.size());
     gguf_set_arr_data(keys.get(), k_inputs, GGUF_TYPE_UINT64, inputs.data(), inputs.size());
     gguf_set_arr_data(keys.get(), k_outputs, GGUF_TYPE_UINT64, outputs.data(), outputs.size());
+    gguf_set_arr_data(keys.get(), k_experts, GGUF_TYPE_UINT64, experts.data(), experts.size());
     gguf_set_arr_data(keys.get(), k_samples, GGUF_TYPE_UINT64, samples.data(), samples.size());
     for (const ChannelFilePart & part : parts) {
-        ggml_tensor * tensor =
-            ggml_new_tensor_1d(tensors.get(), GGML_TYPE_I8, int64_t(aligned(uint64_t(part.layout.bytes()))));
+        ggml_tensor * tensor = ggml_new_tensor_1d(tensors.get(), GGML_TYPE_I8, int64_t(aligned(part.bytes())));
         ggml_set_name(tensor, part.name.c_str());
         gguf_add_tensor(keys.get(), tensor);
     }
@@ -185,16 +191,16 @@ void write_channel_file(const std::string & path, const std::string & fingerprin
                         const std::vector<ChannelFilePart> & parts, int n_threads, const Progress & progress) {
     uint64_t all = 0, done = 0;
     for (const ChannelFilePart & part : parts) {
-        all += aligned(uint64_t(part.layout.bytes()));
+        all += aligned(part.bytes());
     }
     Output                     output(path);
     const std::vector<uint8_t> header = header_of(fingerprint, parts);
     output.write(header.data(), header.size());
     for (const ChannelFilePart & part : parts) {
         tell(progress, double(done) / double(all));
-        const uint64_t      bytes = aligned(uint64_t(part.layout.bytes()));
+        const uint64_t      bytes = aligned(part.bytes());
         const ChannelMemory memory(bytes);
-        build_channels(part.layout, part.source, n_threads, memory.data());
+        build_experts(part.layout, part.n_experts, part.source, n_threads, memory.data());
         output.write(memory.data(), bytes);
         done += bytes;
     }

@@ -9,6 +9,7 @@
 //   ffnskip.channels.types     [strings] and, in the order of the tensors, what each is a copy of: the weight's type,
 //   ffnskip.channels.inputs    [uint64] its shape
 //   ffnskip.channels.outputs   [uint64]
+//   ffnskip.channels.experts   [uint64] 1 for a matrix alone
 //   ffnskip.channels.samples   [uint64] and sample_rows() of it
 #pragma once
 
@@ -30,6 +31,7 @@ class ChannelFile {
 public:
     struct Matrix {
         ChannelLayout   layout;
+        int64_t         n_experts;
         uint64_t        sample;
         const uint8_t * data;  // aligned to a page
     };
@@ -50,6 +52,9 @@ struct ChannelFilePart {
     std::string   name;
     ChannelLayout layout;
     ChannelSource source;
+    int64_t       n_experts = 1;
+
+    uint64_t bytes() const { return uint64_t(layout.bytes(n_experts)); }
 };
 
 // Into `path`, from its beginning to its end: whoever calls sees to it that nobody takes an unfinished file for a whole

@@ -5,6 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#ifdef FFNSKIP_AVX
+#include <cpuid.h>
+#endif
+
 #if defined(FFNSKIP_NEON) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -13,8 +17,14 @@ namespace ffnskip {
 namespace {
 
 #ifdef FFNSKIP_AVX
+// By its bit: Clang 14, as one, has no name for it.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+
 bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 bool has_avx512() {

@@ -124,6 +124,14 @@ int64_t ChannelLayout::bytes() const {
     return norms_offset() + n_in * int64_t(sizeof(float));
 }
 
+int64_t ChannelLayout::bytes(int64_t n_experts) const {
+    return (n_experts - 1) * stride() + bytes();
+}
+
+int64_t ChannelLayout::stride() const {
+    return ceil_div(bytes(), 64) * 64;
+}
+
 int64_t ChannelLayout::bytes_read(int64_t n_kept) const {
     return n_groups * (group_bytes - (n_blocks * format->block - n_kept) * row_bytes(*format));
 }

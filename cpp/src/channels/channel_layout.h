@@ -145,6 +145,8 @@ struct ChannelLayout {
 
     int64_t norms_offset() const;
     int64_t bytes() const;                     // of all
+    int64_t bytes(int64_t n_experts) const;    // of so many matrices, one behind the other
+    int64_t stride() const;                    // from one of them to the next: a multiple of 64
     int64_t bytes_read(int64_t n_kept) const;  // by a product that keeps so many channels
 
     const ChannelFormat * format;

@@ -35,13 +35,13 @@ uint64_t sample_memory(const ggml_tensor * weight) {
     if (!is_host || ggml_backend_buft_get_alloc_size(type, weight) < ggml_nbytes(weight)) {
         return 0;
     }
-    return sample_rows(weight->ne[1], row_bytes, [&](int64_t first, int64_t n, uint8_t * to) {
+    return sample_rows(ggml_nrows(weight), row_bytes, [&](int64_t first, int64_t n, uint8_t * to) {
         std::memcpy(to, static_cast<const uint8_t *>(weight->data) + size_t(first) * row_bytes, size_t(n) * row_bytes);
     });
 }
 
 ChannelLayout layout_of(const ggml_tensor * weight) {
-    if (ggml_n_dims(weight) > 2) {
+    if (ggml_n_dims(weight) > 3) {
         throw Unsupported(std::string(weight->name) + " can't be stored by channel: it is no matrix");
     }
     try {
@@ -51,8 +51,8 @@ ChannelLayout layout_of(const ggml_tensor * weight) {
     }
 }
 
-uint64_t aligned(int64_t bytes) {
-    return (uint64_t(bytes) + k_alignment - 1) / k_alignment * k_alignment;
+uint64_t aligned(uint64_t bytes) {
+    return (bytes + k_alignment - 1) / k_alignment * k_alignment;
 }
 
 std::string why_no_memory(uint64_t bytes, uint64_t available, size_t n_matrices, const std::string & model_path) {
@@ -89,8 +89,11 @@ struct ChannelStore::Missing {
     ChannelLayout       layout;
     ChannelSource       source;
 
+    int64_t  n_experts() const { return weight->ne[2]; }
+    uint64_t bytes() const { return uint64_t(layout.bytes(n_experts())); }
+
     Copy copy(const uint8_t * data) const {
-        return { { layout, data }, weight->name, weight->data, sample_memory(weight) };
+        return { { layout, data, n_experts() }, weight->name, weight->data, sample_memory(weight) };
     }
 
     // Throws std::invalid_argument where the file's copy is one of another weight.
@@ -101,10 +104,10 @@ struct ChannelStore::Missing {
         if (copy.layout.format->type != weight->type) {
             refuse(" is of another type");
         }
-        if (copy.layout.n_in != layout.n_in || copy.layout.n_out != layout.n_out) {
+        if (copy.layout.n_in != layout.n_in || copy.layout.n_out != layout.n_out || copy.n_experts != n_experts()) {
             refuse(" is of another shape");
         }
-        if (copy.sample != sample_rows(layout.n_out, ggml_row_size(weight->type, layout.n_in), source)) {
+        if (copy.sample != sample_rows(ggml_nrows(weight), ggml_row_size(weight->type, layout.n_in), source)) {
             refuse(" has other values");
         }
     }
@@ -183,7 +186,7 @@ void ChannelStore::map(const Wanted & wanted, std::vector<Missing> & missing, Ba
         const ChannelFile::Matrix * found = batch.file->find(one.weight->name);
         if (found != nullptr) {
             batch.copies.emplace(one.weight, one.copy(found->data));
-            batch.mapped_bytes += uint64_t(one.layout.bytes());
+            batch.mapped_bytes += one.bytes();
         }
         return found != nullptr;
     };
@@ -200,7 +203,7 @@ void ChannelStore::build(const Wanted & wanted, const std::vector<Missing> & mis
         return;
     }
     for (const Missing & one : missing) {
-        batch.bytes += aligned(one.layout.bytes());
+        batch.bytes += aligned(one.bytes());
     }
     const uint64_t available = wanted.available_bytes ? *wanted.available_bytes : available_memory();
     if (batch.bytes > available) {
@@ -219,9 +222,9 @@ void ChannelStore::build(const Wanted & wanted, const std::vector<Missing> & mis
     for (const Missing & one : missing) {
         tell(wanted.progress, double(done) / double(batch.bytes));
         uint8_t * to = batch.memory->data() + done;
-        build_channels(one.layout, one.source, wanted.n_threads, to);
+        build_experts(one.layout, one.n_experts(), one.source, wanted.n_threads, to);
         batch.copies.emplace(one.weight, one.copy(to));
-        done += aligned(one.layout.bytes());
+        done += aligned(one.bytes());
     }
     tell(wanted.progress, 1);
 }
@@ -255,7 +258,8 @@ bool ChannelStore::is_of_another_model(const Wanted & wanted) const {
         const auto [tensor, copy]    = found->second;
         const ChannelLayout & layout = copy->matrix.layout;
         return tensor != weight || copy->data != weight->data || layout.format->type != weight->type ||
-               layout.n_in != weight->ne[0] || layout.n_out != weight->ne[1] || copy->sample != sample_memory(weight);
+               layout.n_in != weight->ne[0] || layout.n_out != weight->ne[1] ||
+               copy->matrix.n_experts != weight->ne[2] || copy->sample != sample_memory(weight);
     };
     return wanted.fingerprint != fingerprint_ || std::any_of(wanted.weights.begin(), wanted.weights.end(), differs);
 }

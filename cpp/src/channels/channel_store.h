@@ -18,9 +18,13 @@
 
 namespace ffnskip {
 
+// A matrix, or one of the same shape for each of a layer's experts.
 struct ChannelMatrix {
     ChannelLayout   layout;
-    const uint8_t * data;  // layout.bytes() of them, aligned to 64
+    const uint8_t * data;  // layout.bytes(n_experts) of them, aligned to 64
+    int64_t         n_experts = 1;
+
+    const uint8_t * of(int64_t expert) const { return data + expert * layout.stride(); }
 };
 
 // All may be called from several threads at once.
@@ -32,7 +36,7 @@ public:
     ~ChannelStore();
 
     struct Wanted {
-        std::vector<const ggml_tensor *> weights;      // 2-D tensors of the model
+        std::vector<const ggml_tensor *> weights;      // of the model: matrices, or experts'
         std::vector<const ggml_tensor *> vectors;      // float32 vectors of its blocks, which its file is recognised by
         std::string                      fingerprint;  // Controller::fingerprint()
         std::string                      model_path;   // the first file's; "" where not known: then memory has to do

@@ -282,6 +282,16 @@ void build_channels(const ChannelLayout & layout, const ChannelSource & source, 
     }
 }
 
+void build_experts(const ChannelLayout & layout, int64_t n_experts, const ChannelSource & source, int n_threads,
+                   uint8_t * to) {
+    for (int64_t expert = 0; expert < n_experts; ++expert) {
+        const auto rows = [&](int64_t first, int64_t n, uint8_t * rows_to) {
+            source(expert * layout.n_out + first, n, rows_to);
+        };
+        build_channels(layout, rows, n_threads, to + expert * layout.stride());
+    }
+}
+
 float channel_weight(const ChannelLayout & layout, const uint8_t * data, int64_t input, int64_t output) {
     const ChannelFormat & format = *layout.format;
     const Place           place(layout, output / k_group);

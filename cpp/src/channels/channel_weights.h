@@ -15,6 +15,10 @@ using ChannelSource = std::function<void(int64_t first, int64_t n, uint8_t * to)
 // What the source throws is passed on, once all threads have stopped.
 void build_channels(const ChannelLayout & layout, const ChannelSource & source, int n_threads, uint8_t * to);
 
+// The same for the matrices of so many experts, whose rows come one matrix behind the other: layout.bytes(n_experts).
+void build_experts(const ChannelLayout & layout, int64_t n_experts, const ChannelSource & source, int n_threads,
+                   uint8_t * to);
+
 // The weight of one input and output, as ggml would dequantise it. For checks: slow.
 float channel_weight(const ChannelLayout & layout, const uint8_t * data, int64_t input, int64_t output);
 

@@ -24,13 +24,13 @@ struct Plain {
             int32_t low[k_channel_group] = {}, high[k_channel_group] = {};
             for (int i = 0; i < block.rows.n; ++i) {
                 add_low<F>(block.rows.low[i] + group * F::low, block.code[i], low);
-                if (F::high > 0) {
+                if constexpr (F::high > 0) {
                     add_high<F>(block.rows.high[i] + group * F::high, block.code[i], high);
                 }
             }
             for (int o = 0; o < k_channel_group; ++o) {
                 int32_t sum = block.zero + low[o / 64 * 64 + code_byte(o % 64)];
-                if (F::high > 0) {
+                if constexpr (F::high > 0) {
                     const CodeBits bits = high_bits(F::values, o);
                     sum += 16 * high[F::high * (bits.shift * k_channel_group / (F::high * 8)) + bits.byte];
                 }

@@ -23,7 +23,7 @@ public:
     // the model that tell it from others, and that lie in memory as in the file.
     WeightRows(std::string model_path, std::vector<const ggml_tensor *> vectors);
 
-    // Of a 2-D weight; used as long as this object is there. Throws Unsupported where there is no such source, or the file
+    // Of a weight, of experts one matrix behind the other; used as long as this object is there. Throws Unsupported where there is no such source, or the file
     // is not the model's.
     ChannelSource of(const ggml_tensor * weight);
 

@@ -144,8 +144,9 @@ def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
         of_input = found.layer, INPUT_KINDS.index(found.kind)
         total, kept = int(stats.channels_total[of_input]), int(stats.channels_kept[of_input])
         if total > 0:
-            stored += sum(weight.bytes for weight in found.weights)
-            flops += 2 * (1 - kept / total) * sum(weight.n_elements for weight in found.weights)
+            of_a_token = found.bytes_per_token / sum(weight.bytes for weight in found.weights)
+            stored += found.bytes_per_token
+            flops += 2 * (1 - kept / total) * of_a_token * sum(weight.n_elements for weight in found.weights)
     read = (stats.bytes_total - stats.bytes_left_out) / stats.tokens
     return {
         "skip_ratio": stats.skip_ratio,

@@ -74,8 +74,8 @@ def _known(value: float, form: str) -> str:
 
 def _how(trial: Trial) -> str:
     text = (
-        "Speed-up: median [quartiles] of the ratio to the dense model, all in turn token by token. First token: the "
-        "same ratio for a prompt. KL divergence (nats per token, ± standard error) and what follows: "
+        "Speed-up: median [quartiles] of the ratio to the dense model, all in turn, a few tokens each. First token: "
+        "the same ratio for a prompt. KL divergence (nats per token, ± standard error) and what follows: "
         f"{trial.n_tokens} tokens past a warm-up of {trial.warm_up_index}, {trial.text}."
     )
     if any(row.config is not None and row.config.policy == "channels" for row in trial.rows):

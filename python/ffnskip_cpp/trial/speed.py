@@ -1,4 +1,4 @@
-"""How fast settings, and other files of the same model, generate next to the dense model: in turn, token by token."""
+"""How fast settings, and other files of the same model, generate next to the dense model: in turn, some tokens each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from ..skip_config import SkipConfig
 
 __all__ = ["Speed", "measure_speed"]
 
-LEAST_TOKENS = 4  # in turn, if the time is over before
+LEAST_TURNS = 2  # of each, if the time is over before
+TURN = 3  # tokens of each at a time
 PROMPTS = 3  # evaluations of it by each
 Seconds = npt.NDArray[np.float64]
 
@@ -31,6 +32,8 @@ class Speed:
     tokens_per_second: float
     speed_up: tuple[float, float, float]
     """Median and quartiles, over tokens, of the dense model's time over this one's in the same round."""
+    cpu_speed_up: tuple[float, float, float]
+    """The same of the process's CPU time, of all threads together, which other programs hardly change."""
     first_token_seconds: float
     first_token: float
     """The dense model's time to the first token of a prompt over this one's; of a few evaluations the fastest."""
@@ -44,11 +47,15 @@ def measure_speed(
     n_threads: int,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Speed]]:
-    """What is known of each subject after each token. The first is None, the dense model: plain llama.cpp, without our
+    """What is known of each subject after each turn. The first is None, the dense model: plain llama.cpp, without our
     callback.
 
     All are fed the same tokens: a prompt, then single ones, of which each may skip. A model that is slower for a while
-    is so next to all others, and what is left of it cancels in the ratio.
+    is so next to all others, and what is left of it cancels in the ratio. The first token of a turn does not count: it
+    finds the weights of another file in the caches, and of two subjects that share theirs only one would.
+
+    Args:
+        tokens: At least a turn of them; those behind the last whole turn are left out.
     """
     test = Test(n_prompt=len(prompt), n_gen=len(tokens))
     with contextlib.ExitStack() as stack:
@@ -82,7 +89,7 @@ def _first_tokens(runners: Sequence[Runner], prompt: list[int], is_over: Callabl
         seconds = [0.0] * len(runners)
         for i in _rotated(len(runners), len(rounds)):
             runners[i].reset(None)
-            seconds[i] = _time(runners[i].prompt, prompt, 0)
+            seconds[i], _ = _time(runners[i].prompt, prompt, 0)
         rounds.append(seconds)
     return np.array(rounds[1:]).T
 
@@ -101,24 +108,26 @@ def _find_thresholds(runners: Sequence[Runner], prompt: list[int]) -> None:
 def _in_turn(
     runners: Sequence[Runner], tokens: Sequence[int], position: int, is_over: Callable[[], bool]
 ) -> Iterator[Seconds]:
-    """[n_runners, n_tokens so far], each token by all runners, each time from another one on. The first does not
-    count."""
-    rounds: list[list[float]] = []
-    for n, token in enumerate(tokens):
-        if len(rounds) > LEAST_TOKENS and is_over():
+    """[n_runners, 2, n_tokens so far], seconds and those of the CPU: each turn by all runners, each time from another
+    one on."""
+    turns: list[list[list[tuple[float, float]]]] = []
+    for n in range(len(tokens) // TURN):
+        if n >= LEAST_TURNS and is_over():
             break
-        seconds = [0.0] * len(runners)
+        turn = [(position + i, tokens[i]) for i in range(n * TURN, (n + 1) * TURN)]
+        seconds: list[list[tuple[float, float]]] = [[] for _ in runners]
         for i in _rotated(len(runners), n):
-            seconds[i] = _time(runners[i].generated, [token], position + n)
-        rounds.append(seconds)
-        if n > 0:
-            yield np.array(rounds[1:]).T
+            seconds[i] = [_time(runners[i].generated, [token], at) for at, token in turn][1:]
+        turns.append(seconds)
+        yield np.concatenate(turns, axis=1).transpose(0, 2, 1)
 
 
-def _time(decode: Callable[[list[int], int], None], tokens: list[int], position: int) -> float:
-    start = time.perf_counter_ns()
+def _time(decode: Callable[[list[int], int], None], tokens: list[int], position: int) -> tuple[float, float]:
+    """Seconds, and those that the process's threads had of the CPU."""
+    start, cpu_start = time.perf_counter_ns(), time.process_time_ns()
     decode(tokens, position)
-    return (time.perf_counter_ns() - start) * 1e-9
+    cpu_end, end = time.process_time_ns(), time.perf_counter_ns()
+    return (end - start) * 1e-9, (cpu_end - cpu_start) * 1e-9
 
 
 def _rotated(n: int, first: int) -> list[int]:
@@ -126,10 +135,13 @@ def _rotated(n: int, first: int) -> list[int]:
 
 
 def _speed(dense: Seconds, generated: Seconds, dense_prompts: Seconds, prompts: Seconds) -> Speed:
-    lower, median, upper = np.quantile(dense / generated, [0.25, 0.5, 0.75]).tolist()
+    (lower, cpu_lower), (median, cpu_median), (upper, cpu_upper) = np.quantile(
+        dense / generated, [0.25, 0.5, 0.75], axis=1
+    ).tolist()
     return Speed(
-        float(1 / np.median(generated)),
+        float(1 / np.median(generated[0])),
         (median, lower, upper),
+        (cpu_median, cpu_lower, cpu_upper),
         float(prompts.min()),
         float(dense_prompts.min() / prompts.min()),
     )
