@@ -150,7 +150,7 @@ def test_a_skip_option_replaces_the_profile(model, profiles, way_in):
 def test_a_value_of_skip_replaces_the_profile(model, profiles, skip, caplog):
     shutil.copy(profiles["beside"], profile_path(model))
     with caplog.at_level(logging.DEBUG, logger="ffnskip_cpp"), ours(model, skip) as llm:
-        assert llm.skip == (None if skip is None else SkipConfig())
+        assert llm.skip == (SkipConfig(skip_ratio=skip) if isinstance(skip, float) else skip)
         assert not caplog.records
         llm.skip = "auto"
         assert llm.resolved["max_skip"] == 3
