@@ -54,10 +54,11 @@ class SkipConfig:
         check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
         region: For "random", where the blocks are chosen from: "any", all layers but the last (Baseline 1), or
             "adaptive", the adaptive region (Baseline 2).
-        channel_thresholds: For "channels": float [4 * n_layer], or an array [n_layer, 4]; four for each layer, for the inputs of Q, K and V, of
-            attention's output matrix, of gate and up, and of down. Channel j of an input v is left out where
-            ``|v[j]| * norm(W[:, j])`` is below the threshold times the norm of the residual; 0: none is. Without them,
-            each text's first generated tokens, 16 or more, run in full and tell which thresholds give `skip_ratio`.
+        channel_thresholds: For "channels": float [4 * n_layer], or an array [n_layer, 4]; four for each layer, for the
+            inputs of Q, K and V, of attention's output matrix, of gate and up, and of down. Channel j of an input v is
+            left out where ``|v[j]| * norm(W[:, j])`` is below the threshold (times the root mean square of these, in
+            models that normalise the FFN's result); 0: none is. Without them, each text's first generated tokens, 16
+            or more, run in full and tell which thresholds give `skip_ratio`.
         tensors: For "channels", where no thresholds are given: "ffn", the inputs of gate, up and down, or "all",
             those of attention's matrices too.
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import llama_cpp
@@ -42,6 +43,7 @@ class Skipping:
         self._context = context
         self._is_prepared = False
         self._is_told = False  # that its settings are not calibrated
+        self._folder = os.getcwd()  # when the model is loaded; the program may go to another
 
     def prepare(self, llm: llama_cpp.Llama) -> None:
         """The model is loaded, and its context about to be made: with a callback if one is needed."""
@@ -103,7 +105,7 @@ class Skipping:
             return
         self._context.need_callback(llm)
         n_threads, show = self._context.params.n_threads_batch, None if llm.verbose else False
-        with storing_weights(self._core, llm.model_path, n_threads=n_threads, show=show):
+        with storing_weights(self._core, self._path_of(llm), n_threads=n_threads, show=show):
             if isinstance(wanted, Profile):
                 self._core.set_profile(wanted)
             else:
@@ -127,11 +129,14 @@ class Skipping:
             log(llm, f"skip='auto': {means}")
         return None if why_dense else self._profile
 
+    def _path_of(self, llm: llama_cpp.Llama) -> str:
+        return os.path.join(self._folder, llm.model_path)
+
     def _find_profile(self, llm: llama_cpp.Llama) -> None:
-        self._profile = _core.find_profile(internals.model_address(llm), llm.model_path)
+        self._profile = _core.find_profile(internals.model_address(llm), self._path_of(llm))
 
     def _is_own_profiles(self, llm: llama_cpp.Llama, config: SkipConfig) -> bool:
-        profile = self._profile or _core.find_profile(internals.model_address(llm), llm.model_path)
+        profile = self._profile or _core.find_profile(internals.model_address(llm), self._path_of(llm))
         return profile is not None and profile.config == config
 
 

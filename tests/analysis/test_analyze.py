@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ffnskip_cpp import SkipConfig, UnsupportedModelError, __version__, analyze, cli
+from ffnskip_cpp.analysis import analysis as analysis_module
 from ffnskip_cpp.analysis.pictures import similarity
 from ffnskip_cpp.analysis.style import svg_text
 from ffnskip_cpp.analysis.wanted import FIGURES
@@ -476,6 +477,18 @@ def test_every_policy_is_compared_unless_some_are_named(model, tmp_path):
     ):
         analysis = analyze(model, tmp_path / "t.txt", tmp_path / "out", **usual, **given)
         assert [row["policy"] for row in analysis.numbers["skip_ratio_quality"]] == labels
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored"), [({"figures": "similarity", "skip_ratio": 0.25}, 0), ({"figures": "channels"}, 1)]
+)
+def test_weights_are_stored_by_channel_for_pictures_that_need_them(model, tmp_path, monkeypatch, asked, stored):
+    (tmp_path / "t.txt").write_text(TEXT)
+    facts = []
+    facts_of = analysis_module.facts_of
+    monkeypatch.setattr(analysis_module, "facts_of", lambda s: facts.append(s.llm.weights_bytes) or facts_of(s))
+    analyze(model, tmp_path / "t.txt", tmp_path / "out", n_ctx=64, max_tokens=64, n_threads=1, **asked)
+    assert [n > 0 for n in facts] == [bool(stored)]
 
 
 def test_only_the_figures_asked_for_are_made(model, tmp_path):

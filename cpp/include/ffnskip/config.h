@@ -64,8 +64,8 @@ struct Config {
     std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
     int                                check_stride = 1;  // every n-th layer of the adaptive region is checked, >= 1
     std::optional<std::vector<double>> channel_thresholds;  // channels: [n_layer, 4] for the inputs of QKV, O, up
-                                                            // and down: |v[j]| |W[:, j]| / |h| below which channel
-                                                            // j is left out; 0: none is
+                                                            // and down: |v[j]| |W[:, j]| below which channel
+                                                            // j is left out; 0: none is (see docs/channels.md)
     Tensors  tensors = Tensors::ffn;                        // channels, where no thresholds are given
     Region   region  = Region::any;                         // random
     uint64_t seed    = 0;                                   // random

@@ -40,7 +40,7 @@ def facts_of(subject: Subject) -> dict[str, str]:
     }
     if subject.why_no_channels is not None:
         facts["channels"] = subject.why_no_channels
-    elif "channels" in wanted.names or any(policy["policy"] == "channels" for policy in subject.policies):
+    elif wanted.shows_channels:
         facts["channels"] = f"tensors {wanted.tensors}; thresholds found in the first tokens of each text"
     if subject.profile is not None:
         facts["profile"] = f"{subject.profile.path}, {subject.profile.config.label}"

@@ -59,11 +59,9 @@ class Subject:
         self.n_tokens = sum(map(len, self.chunks))
         base = self._algorithm_1()
         self.why_no_channels = self._why_no_channels(base)
-        self.policies = [
-            policy
-            for policy in wanted.policies
-            if wanted.policy is not None or policy["policy"] != "channels" or self.why_no_channels is None
-        ]
+        # One that was asked for says itself why it does not fit.
+        channels = wanted.shows_channels and (wanted.policy is not None or self.why_no_channels is None)
+        self.policies = [policy for policy in wanted.policies if channels or policy["policy"] != "channels"]
         self.ratios, self.ratio_notes = self._fitting_ratios(base)
         self.config = with_ratio(base, self.ratios[(len(self.ratios) - 1) // 2])
         with llm.skipping(self.config):
@@ -146,6 +144,8 @@ class Subject:
         return found
 
     def _why_no_channels(self, base: SkipConfig) -> str | None:
+        if not self.wanted.shows_channels:
+            return None
         try:
             with self.llm.skipping(channels_of(base, None, self.wanted.tensors)):
                 return None

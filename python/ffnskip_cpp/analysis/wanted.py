@@ -104,6 +104,12 @@ class Wanted:
         return _several(self.figures)
 
     @property
+    def shows_channels(self) -> bool:
+        """Some picture needs weights by channel, which take time and memory."""
+        policies = [policy["policy"] for policy in self.policies]
+        return "channels" in self.names or ("skip_ratio" in self.names and "channels" in policies)
+
+    @property
     def inputs(self) -> tuple[PathLike, ...]:
         """Files that no output may take the place of."""
         return (self.model_path, *as_paths(self.text))
