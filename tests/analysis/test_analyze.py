@@ -26,6 +26,7 @@ from ffnskip_cpp.measure.cold_regions import cold_regions
 from ffnskip_cpp.measure.generation import measure_never_tripped
 from ffnskip_cpp.measure.points import measure_quality
 from ffnskip_cpp.measure.similarity import measure_similarity
+from support.channel_bytes import NO_CHANNELS
 from support.logits import log_softmax
 from support.running import GREEDY, PROMPT_ROW, SKIPPABLE_ROW, feed, ours, plain
 from support.tiny_models import write_llama
@@ -260,9 +261,9 @@ def test_channels_kept_are_those_of_a_trace_of_the_generation(analyzed, model, c
 
 def test_a_model_whose_channels_stay_is_analysed_without_them(model_file, tmp_path):
     (tmp_path / "t.txt").write_text(TEXT)
-    moe = model_file("moe")
+    path = model_file(**NO_CHANNELS)
     usual = {"n_ctx": 64, "max_tokens": 64, "n_speed": 0, "n_threads": 1, "n_generated": (8,), "warm_ups": (0,)}
-    analysis = analyze(moe, tmp_path / "t.txt", tmp_path / "out", **usual, skip_ratio=0.25)
+    analysis = analyze(path, tmp_path / "t.txt", tmp_path / "out", **usual, skip_ratio=0.25)
     assert "channels" not in analysis.figures and "channels" not in analysis.numbers
     assert "this model has no weights whose input channels can be left out" in analysis.facts["channels"]
     assert {row["policy"] for row in analysis.numbers["skip_ratio_quality"]} == {
@@ -270,7 +271,7 @@ def test_a_model_whose_channels_stay_is_analysed_without_them(model_file, tmp_pa
     }
     for asked in ({"figures": "channels"}, {"policy": "channels", "figures": "skip_ratio", "skip_ratio": 0.25}):
         with pytest.raises(UnsupportedModelError, match="whose input channels can be left out"):
-            analyze(moe, tmp_path / "t.txt", tmp_path / "out", **{**usual, **asked})
+            analyze(path, tmp_path / "t.txt", tmp_path / "out", **{**usual, **asked})
 
 
 def test_speed_is_that_of_the_benchmark(analyzed):

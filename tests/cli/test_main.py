@@ -29,7 +29,7 @@ from llama_cpp import llama_chat_format
 import ffnskip_cpp
 from ffnskip_cpp import SkipConfig
 from support import tiny_models
-from support.channel_bytes import ffn_bytes
+from support.channel_bytes import NO_CHANNELS, ffn_bytes
 from support.running import F32_CACHE, GREEDY, ours, plain
 
 PROGRAM = shutil.which("ffnskip-main") or str(Path(sysconfig.get_path("scripts")) / "ffnskip-main")
@@ -841,7 +841,7 @@ def test_a_file_of_copies_that_is_not_the_models_is_noted(tiny, model_file, tmp_
 
 
 def test_a_model_whose_channels_cannot_be_left_out_is_refused(model_file):
-    message = refusal_of("-m", model_file("moe"), "-p", PROMPT, "--policy", "channels")
+    message = refusal_of("-m", model_file(**NO_CHANNELS), "-p", PROMPT, "--policy", "channels")
     assert "policy 'channels': this model has no weights whose input channels can be left out" in message
 
 

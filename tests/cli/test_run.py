@@ -15,7 +15,7 @@ import pytest
 
 from ffnskip_cpp import SkipConfig
 from support import running
-from support.channel_bytes import ffn_bytes
+from support.channel_bytes import NO_CHANNELS, ffn_bytes
 from support.running import F32_CACHE, ours
 
 N_LAYER = 12
@@ -150,7 +150,7 @@ def test_channels_of_several_contexts_are_summed(client, model, tmp_path):
 
 
 def test_a_model_whose_channels_cannot_be_left_out_runs_dense(client, model_file):
-    program = [client("greedy"), model_file("moe"), 30]
+    program = [client("greedy"), model_file(**NO_CHANNELS), 30]
     why = "policy 'channels': this model has no weights whose input channels can be left out"
     result = under_ffnskip(["--policy", "channels"], *program)
     assert result.stdout == run(*program).stdout

@@ -21,7 +21,7 @@ from ffnskip_cpp.trial.search import grow
 from ffnskip_cpp.trial.speed import _speed
 from ffnskip_cpp.trial.texts import USERS_LENGTH
 from ffnskip_cpp.trial.verdict import better_quantisation, judge, verdict
-from support.channel_bytes import ffn_bytes
+from support.channel_bytes import NO_CHANNELS, ffn_bytes
 from support.logits import log_softmax
 
 WARM_UP = 30
@@ -143,7 +143,7 @@ def test_a_model_whose_channels_stay_is_tried_without_them(model_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subjects, "MOST_TOKENS", 64)
         patch.setattr(work, "TIMED_TOKENS", 8)
-        result = try_model(model_file("moe"), skip_ratio=0.125, **OPTIONS)
+        result = try_model(model_file(**NO_CHANNELS), skip_ratio=0.125, **OPTIONS)
     assert not any(row.kind == "channels" for row in result.rows) and result.weights_bytes == 0
     assert any(note.startswith("Channels can't be left out: policy 'channels': ") for note in result.notes)
 

@@ -18,6 +18,8 @@ KINDS = {
     "ffn_up_exps": "up",
     "ffn_down_exps": "down",
 }
+# Of model_file(): a model of a type that can't be stored by channel.
+NO_CHANNELS = {"kind": "llama", "quantized": "q2_k", "n_embd": 256, "n_ff": 512}
 GROUP = 128  # outputs; the last group of a matrix is filled up
 
 
