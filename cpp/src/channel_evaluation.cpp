@@ -53,9 +53,34 @@ void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_
                                     uint64_t(products_.bytes_read(i, products_.n_in(i))) };
         }
     }
-    recorder_.set_channels(channels);
     const bool found = settings_.channel_threshold.empty();  // for each sequence
     sequences_.configure(found ? shares_left_out(channels, settings_.channel_ratio) : std::vector<double>());
+    count_the_others(map, channels);
+    recorder_.set_channels(channels);
+}
+
+// Weights of the FFN, and of attention where its channels are left out anywhere, are read where all channels are kept.
+void ChannelEvaluation::count_the_others(const GraphMap & map, std::vector<Recorder::Channels> & channels) const {
+    const auto of_ffn = [](int i) {
+        const InputKind kind = InputKind(i % k_input_kinds);
+        return kind == InputKind::up || kind == InputKind::down;
+    };
+    bool attention = false;
+    for (int i = 0; i < products_.n_inputs(); ++i) {
+        attention = attention || (products_.active(i) && !of_ffn(i));
+    }
+    for (int i = 0; products_.any() && i < products_.n_inputs(); ++i) {
+        if (products_.active(i) || !(of_ffn(i) || attention)) {
+            continue;
+        }
+        const Input & input = map.inputs[size_t(i)];
+        uint64_t      bytes = 0;
+        for (const ggml_tensor * weight : input.weights) {
+            bytes +=
+                ggml_nbytes(weight) / uint64_t(weight->ne[2]) * uint64_t(std::max<int64_t>(1, input.n_experts_used));
+        }
+        channels[size_t(i)] = { 0, bytes, bytes };
+    }
 }
 
 void ChannelEvaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) {

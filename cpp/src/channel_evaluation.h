@@ -64,6 +64,7 @@ private:
         int64_t         n_rows;
     };
 
+    void            count_the_others(const GraphMap & map, std::vector<Recorder::Channels> & channels) const;
     float           threshold(const Row & row, int input);
     const int32_t * rows_of(const ggml_tensor * node, int64_t n) const;
     bool            leaves_out(const Row & row) const { return row.is == ChannelRow::leaves_out; }

@@ -630,3 +630,22 @@ def test_thresholds_for_another_number_of_layers_are_refused(model):
     with pytest.raises(ValueError, match=rf"channel_thresholds: 12 for a model of {N_LAYER} layers"):
         with ours(model[0], channels([0.1] * 12)):
             pass
+
+
+def test_weights_that_are_read_in_full_count_too(model_file):
+    """Blocks left out whole, and inputs that keep all: the ratio is of all of the FFN's bytes."""
+    tokens, n_layer, left_out = list(TOKENS), 16, 2
+    some = np.zeros((n_layer, 4))
+    some[1, KINDS.index("down")] = 1e-30
+    with ours(model_file("llama"), SkipConfig(policy="channels", channel_thresholds=some, warm_up_index=0)) as llm:
+        feed_one_by_one(llm, tokens, SKIPPABLE_ROW)
+        assert llm.stats.bytes_left_out == 0
+        total = llm.stats.bytes_total
+        llm.skip = SkipConfig(policy="channels", channel_thresholds=some, warm_up_index=0, layers=(left_out,))
+        llm.reset()
+        llm.reset_stats()
+        feed_one_by_one(llm, tokens, SKIPPABLE_ROW)
+        of_ffn = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
+        of_block = sum(weight.bytes for weight in llm.ffn_map[left_out].weights if weight.name.endswith(of_ffn))
+        assert llm.stats.bytes_total == total == pytest.approx(llm.stats.tokens * n_layer * of_block, rel=0.1)
+        assert llm.stats.skip_ratio == pytest.approx(1 / n_layer, rel=0.1)
