@@ -61,16 +61,12 @@ void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_
 
 // Weights of the FFN, and of attention where its channels are left out anywhere, are read where all channels are kept.
 void ChannelEvaluation::count_the_others(const GraphMap & map, std::vector<Recorder::Channels> & channels) const {
-    const auto of_ffn = [](int i) {
-        const InputKind kind = InputKind(i % k_input_kinds);
-        return kind == InputKind::up || kind == InputKind::down;
-    };
     bool attention = false;
     for (int i = 0; i < products_.n_inputs(); ++i) {
-        attention = attention || (products_.active(i) && !of_ffn(i));
+        attention = attention || (products_.active(i) && !is_of_ffn(i));
     }
     for (int i = 0; products_.any() && i < products_.n_inputs(); ++i) {
-        if (products_.active(i) || !(of_ffn(i) || attention)) {
+        if (products_.active(i) || !(is_of_ffn(i) || attention)) {
             continue;
         }
         const Input & input = map.inputs[size_t(i)];

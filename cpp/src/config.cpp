@@ -156,10 +156,8 @@ void set_channels(Settings & out, const Config & config) {
     out.warm_up_index = std::max(out.warm_up_index, config.channel_thresholds ? 0 : k_channel_tokens);
     out.channels.assign(size_t(n_layer * k_input_kinds), 0);
     for (int i = out.cold_s * k_input_kinds; i < out.cold_e * k_input_kinds; ++i) {
-        const InputKind kind    = InputKind(i % k_input_kinds);
-        const bool      of_ffn  = kind == InputKind::up || kind == InputKind::down;
         out.channels[size_t(i)] = config.channel_thresholds ? out.channel_threshold[size_t(i)] > 0.0f
-                                                            : of_ffn || config.tensors == Tensors::all;
+                                                            : is_of_ffn(i) || config.tensors == Tensors::all;
     }
 }
 

@@ -353,7 +353,7 @@ std::vector<Controller::InputBytes> Controller::input_bytes() const {
     std::vector<InputBytes> bytes;
     if (impl_->settings.leaves_channels_out()) {
         for (const Recorder::Channels & channels : impl_->recorder.channels()) {
-            bytes.push_back({ channels.bytes_least, channels.bytes });
+            bytes.push_back(channels.n == 0 ? InputBytes() : InputBytes{ channels.bytes_least, channels.bytes });
         }
     }
     return bytes;

@@ -15,11 +15,6 @@ namespace {
 constexpr int k_judged  = 100;  // tokens
 constexpr int k_at_once = 95;   // of these; more tell that the threshold decides nothing
 
-bool is_of_ffn(int input) {
-    const InputKind kind = InputKind(input % k_input_kinds);
-    return kind == InputKind::up || kind == InputKind::down;
-}
-
 }  // namespace
 
 void Recorder::set_model(int n_layer, size_t n_ffn) {
@@ -34,7 +29,8 @@ void Recorder::set_model(int n_layer, size_t n_ffn) {
 }
 
 void Recorder::set_channels(std::vector<Channels> channels) {
-    channels_ = std::move(channels);
+    channels_        = std::move(channels);
+    counts_channels_ = std::any_of(channels_.begin(), channels_.end(), [](const Channels & c) { return c.bytes > 0; });
 
     const std::lock_guard lock(stats_mutex_);
     stats_.channels_total.resize(channels_.size(), 0);
@@ -44,7 +40,9 @@ void Recorder::set_channels(std::vector<Channels> channels) {
 void Recorder::begin_decode(int32_t n_rows) {
     checks_ = 0;
     bytes_  = 0;
-    kept_.assign(size_t(n_rows) * channels_.size(), -1);
+    if (counts_channels_ || tracing_) {
+        kept_.assign(size_t(n_rows) * channels_.size(), -1);
+    }
     reaches_.resize(counts_reaches_ ? channels_.size() : 0);
     for (ChannelReaches & reaches : reaches_) {
         reaches.clear();
@@ -114,7 +112,9 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
                 trace_.skipped.push_back(row.skips(il));
             }
         }
-        commit_channels(row, size_t(i));
+        if (counts_channels_ || tracing_) {
+            commit_channels(row, size_t(i));
+        }
         trace_.n_tokens += tracing_;
         ++stats_.tokens;
         stats_.ffn_total += n_ffn_;

@@ -70,9 +70,10 @@ private:
     uint64_t           bytes_  = 0;  // of the running decode
     std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
 
-    std::vector<Channels>       channels_;  // [n_inputs]
-    std::vector<int64_t>        kept_;      // of the running decode, [n_rows, n_inputs]; -1: all
-    std::vector<ChannelReaches> reaches_;   // of the running decode, [n_inputs] where they are counted
+    std::vector<Channels>       channels_;                 // [n_inputs]
+    bool                        counts_channels_ = false;  // there is something to count of them
+    std::vector<int64_t>        kept_;                     // of the running decode, [n_rows, n_inputs]; -1: all
+    std::vector<ChannelReaches> reaches_;                  // of the running decode, [n_inputs] where they are counted
 
     int   first_checked_ = -1;  // layer; -1: nothing is to be judged
     float threshold_     = 0.0f;

@@ -122,4 +122,9 @@ inline int input_of(int product) {
     return product / k_products_per_layer * k_input_kinds + int(k_products[product % k_products_per_layer].kind);
 }
 
+inline bool is_of_ffn(int input) {
+    const InputKind kind = InputKind(input % k_input_kinds);
+    return kind == InputKind::up || kind == InputKind::down;
+}
+
 }  // namespace ffnskip

@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..files import PathLike, check_output, whole_file
 from ..gguf_file.header import read_header, read_headers
 from ..gguf_file.header_check import check_header
-from ..plain import plain
+from ..gguf_file.model_file import WrittenFile
 from ..probing import probed
 from ..progress import progress_bar
 from ..threads import check_threads
@@ -29,7 +28,7 @@ ARCHITECTURE = "ffnskip-channels"
 
 
 @dataclass(frozen=True, repr=False)
-class ChannelsFile(os.PathLike[str]):
+class ChannelsFile(WrittenFile):
     """What `write_channels` returns. It stands for its path wherever one is taken."""
 
     path: Path
@@ -37,16 +36,6 @@ class ChannelsFile(os.PathLike[str]):
     """Whose channels may be left out: "ffn" or "all"."""
     n_matrices: int
     n_bytes: int
-
-    def __fspath__(self) -> str:
-        return os.fspath(self.path)
-
-    def __str__(self) -> str:
-        return os.fspath(self.path)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Of plain values."""
-        return plain(self)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"{self.path}: {self.n_matrices} matrices by channel, {self.n_bytes / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""A model file that was written."""
+"""Files that were written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any
 
 from ..plain import plain
 
-__all__ = ["ModelFile"]
+__all__ = ["ModelFile", "WrittenFile"]
 
 
-@dataclass(frozen=True, repr=False)
-class ModelFile(os.PathLike[str]):
-    """What `convert` and `quantize` return. It stands for its path wherever one is taken: `Llama(str(model_file))`."""
+class WrittenFile(os.PathLike[str]):
+    """A dataclass that stands for its path wherever one is taken."""
 
     path: Path
-    type: str
-    """The type of most of its matrices, such as "q4_k_m"."""
-    n_bytes: int
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -30,6 +26,16 @@ class ModelFile(os.PathLike[str]):
     def as_dict(self) -> dict[str, Any]:
         """Of plain values."""
         return plain(self)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, repr=False)
+class ModelFile(WrittenFile):
+    """What `convert` and `quantize` return. It stands for its path wherever one is taken: `Llama(str(model_file))`."""
+
+    path: Path
+    type: str
+    """The type of most of its matrices, such as "q4_k_m"."""
+    n_bytes: int
 
     def __repr__(self) -> str:
         return f"{self.path}: {self.n_bytes / 1e6:.1f} MB"
