@@ -94,6 +94,7 @@ template <typename AnyConfig, typename Visit> void for_fields(AnyConfig & config
     visit("layer_thresholds", config.layer_thresholds, "a list of numbers, or None");
     visit("channel_thresholds", config.channel_thresholds, "a list of numbers, or None");
     visit("check_stride", config.check_stride, "a whole number below 2**31");
+    visit("check_interval", config.check_interval, "a whole number below 2**31");
     visit("seed", config.seed, "a whole number in [0, 2**64)");
 }
 

@@ -134,6 +134,7 @@ void set_checks(Settings & out, const Config & config) {
             since_last              = 0;
         }
     }
+    out.check_interval = config.check_interval;
 }
 
 // The inputs whose channels may be left out. No layer is cold where none is said to be.
@@ -218,6 +219,7 @@ void Config::validate() const {
     at_least(0, "max_skip", max_skip, " is negative; it counts FFN blocks, 0 or more");
     at_least(0, "cold_s", cold_s, " is negative; it counts layers, 0 or more");
     at_least(1, "check_stride", check_stride, " is no distance between checked layers; 1 or more");
+    at_least(1, "check_interval", check_interval, " is no distance between checked tokens; 1 or more");
     if (std::isnan(sim_threshold)) {
         refuse("sim_threshold: nan is not a similarity; give a number, above 1 to never trip");
     }

@@ -162,16 +162,19 @@ struct Controller::Impl {
                 evaluation.channels().sequences().restart(part.seq);
             }
         }
+        kinds = rows.token == nullptr ? nullptr : kinds;
+        const Sequences::Decider * deciders = sequences.deciders(rows, kinds, settings.check_interval, key);
+
         llama_batch placed = rows;
         placed.pos         = sequences.positions();
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
-            evaluation.begin_decode(placed, rows.token == nullptr ? nullptr : kinds);
+            evaluation.begin_decode(placed, kinds, deciders);
             const int32_t status = run();
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
             if (!again) {
                 if (status == 0) {
-                    sequences.commit(rows, evaluation.skipped_rows(), key);
+                    sequences.commit(rows, { kinds, evaluation.skipped_rows(), evaluation.trips() }, key);
                 }
                 return status;
             }

@@ -16,9 +16,10 @@ void Evaluation::set_model(GraphMap map, const ggml_tensor * embedding, Split sp
 
 // ---- a decode ----
 
-void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) {
+void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds, const Sequences::Decider * deciders) {
     following_   = false;
     kinds_       = kinds;
+    deciders_    = deciders;
     repeat_      = false;
     skippable_   = false;
     any_skipped_ = false;
@@ -40,6 +41,9 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) 
         skippable_      = skippable_ || (channels && channels_.row(i) != ChannelRow::full);
         if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
             rows_[i].begin(settings_, batch.pos == nullptr ? int32_t(i) : batch.pos[i], batch.token[i]);
+            if (deciders != nullptr && deciders[i].row != int32_t(i)) {
+                rows_[i].follow(settings_, deciders[i].trip_layer);
+            }
             skippable_ = true;
         } else {
             rows_[i].begin_full();
@@ -63,6 +67,11 @@ bool Evaluation::end_decode(bool succeeded) {
     for (size_t i = 0; i < skipped_.size(); ++i) {
         skipped_[i]  = uint8_t(rows_[i].skips_any());
         any_skipped_ = any_skipped_ || skipped_[i] != 0;
+    }
+    if (deciders_ != nullptr) {
+        trips_.resize(skipped_.size());
+        std::transform(rows_.begin(), rows_.begin() + std::ptrdiff_t(trips_.size()), trips_.begin(),
+                       [](const TokenState & row) { return row.trip_layer(); });
     }
     return false;
 }
@@ -111,6 +120,7 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
     };
     if (std::any_of(ubatch_, ubatch_ + n_rows_, concerned)) {
         following_ = true;
+        follow_deciders();
         if (channels_.any()) {
             channels_.begin(ubatch_, n_rows_);
         }
@@ -224,6 +234,19 @@ void Evaluation::observe(ggml_tensor * node) {
         if (tasks_.checks[size_t(r)]) {
             row(r).observe(settings_, layer_, similarity[r]);
             recorder_.checked(ubatch_[r], layer_, similarity[r]);
+        }
+    }
+    if (tasks_.any_checks) {
+        follow_deciders();
+    }
+}
+
+// Rows do what those of the batch did that decide for them, in this evaluation or in one before.
+void Evaluation::follow_deciders() {
+    for (int32_t r = 0; deciders_ != nullptr && r < n_rows_; ++r) {
+        const int32_t decider = deciders_[ubatch_[r]].row;
+        if (decider >= 0 && decider != ubatch_[r]) {
+            row(r).follow(settings_, rows_[size_t(decider)].trip_layer());
         }
     }
 }

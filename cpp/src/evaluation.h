@@ -12,6 +12,7 @@
 #include "graph_follower.h"
 #include "policy.h"
 #include "recorder.h"
+#include "sequences.h"
 #include "ubatches.h"
 
 #include <llama.h>
@@ -33,8 +34,9 @@ public:
     ChannelEvaluation & channels() { return channels_; }
 
     // ---- a decode ----
-    // `kinds` of the batch's rows; null: all prompt, and nothing is counted. Both stay as they are until end_decode().
-    void begin_decode(const llama_batch & batch, const RowKind * kinds);
+    // `kinds` of the batch's rows; null: all prompt, and nothing is counted. `deciders` of those that may skip; null: each
+    // decides for itself. All stay as they are until end_decode().
+    void begin_decode(const llama_batch & batch, const RowKind * kinds, const Sequences::Decider * deciders = nullptr);
     // True if the batch met a graph of unknown structure, which is known now: decode it again.
     // Throws Unsupported if that graph does not allow what the settings want.
     bool end_decode(bool succeeded);
@@ -43,6 +45,8 @@ public:
 
     // [n_batch] of the decode that ended last: 1 where the row skipped an FFN block; null where none did.
     const std::vector<uint8_t> * skipped_rows() const { return any_skipped_ ? &skipped_ : nullptr; }
+    // [n_batch] likewise, the layer in which the row tripped, -1 where it did not; null where each row decided for itself.
+    const std::vector<int32_t> * trips() const { return deciders_ == nullptr ? nullptr : &trips_; }
     // Whether something was evaluated outside of begin_decode() and end_decode() since the last call.
     bool take_unknown_decode() { return std::exchange(unknown_decode_, false); }
 
@@ -56,6 +60,7 @@ private:
     bool edit(ggml_tensor * node, const Node & known);
     bool concerns_channels(const Node & known) const;
     void enter(int layer);
+    void follow_deciders();
 
     TokenState & row(int64_t r) { return rows_[size_t(ubatch_[r])]; }
 
@@ -67,14 +72,16 @@ private:
     const ggml_tensor * embedding_ = nullptr;
 
     // ---- the running decode ----
-    const RowKind *         kinds_     = nullptr;
-    bool                    skippable_ = false;  // some row may skip
-    std::vector<TokenState> rows_;               // at least [n_batch]
-    std::vector<uint8_t>    skipped_;            // [n_batch]
-    bool                    any_skipped_    = false;
-    bool                    repeat_         = false;
-    bool                    decoding_       = false;
-    bool                    unknown_decode_ = false;
+    const RowKind *            kinds_     = nullptr;
+    const Sequences::Decider * deciders_  = nullptr;
+    bool                       skippable_ = false;  // some row may skip
+    std::vector<TokenState>    rows_;               // at least [n_batch]
+    std::vector<uint8_t>       skipped_;            // [n_batch]
+    std::vector<int32_t>       trips_;              // [n_batch]
+    bool                       any_skipped_    = false;
+    bool                       repeat_         = false;
+    bool                       decoding_       = false;
+    bool                       unknown_decode_ = false;
     Ubatches                ubatches_;
     std::vector<int32_t>    token_ids_;  // [n_rows] of an ubatch whose ids are in a device's memory
 

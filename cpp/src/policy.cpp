@@ -28,6 +28,7 @@ uint64_t key_of(const Settings & settings) {
     add(uint64_t(settings.cold_e));
     add(uint64_t(settings.warm_up_index));
     add(uint64_t(settings.max_skip));
+    add(uint64_t(settings.check_interval));
     add(settings.seed);
     for (int il = 0; il < settings.n_layer(); ++il) {
         uint32_t bits = 0;
@@ -56,6 +57,7 @@ void TokenState::begin_full() {
     skip_.reset();
     check_.reset();
     may_skip_   = false;
+    follows_    = false;
     channels_   = false;
     trip_layer_ = -1;
 }
@@ -96,14 +98,27 @@ bool TokenState::observe(const Settings & settings, int il, float similarity) {
     }
     trip_layer_ = il;
     check_.reset();
+    skip_behind(settings, il);
+    return true;
+}
+
+void TokenState::follow(const Settings & settings, int trip_layer) {
+    follows_ = true;
+    check_.reset();
+    if (trip_layer_ < 0 && trip_layer >= 0) {
+        trip_layer_ = trip_layer;
+        skip_behind(settings, trip_layer);
+    }
+}
+
+void TokenState::skip_behind(const Settings & settings, int trip_layer) {
     int left = settings.max_skip;
-    for (int next = il + 1; next < settings.cold_e && left > 0; ++next) {
+    for (int next = trip_layer + 1; next < settings.cold_e && left > 0; ++next) {
         if (settings.candidate[size_t(next)] && !skip_[size_t(next)]) {
             skip_[size_t(next)] = true;
             --left;
         }
     }
-    return true;
 }
 
 }  // namespace ffnskip

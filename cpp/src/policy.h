@@ -27,18 +27,26 @@ public:
     bool skips(int il) const { return skip_[size_t(il)]; }
     bool checks(int il) const { return check_[size_t(il)]; }
 
+    // Skips what another token does that tripped in layer `trip_layer`, and is not checked. -1: in none so far; it may be
+    // told again.
+    void follow(const Settings & settings, int trip_layer);
+
     // `similarity` of h and h + FFN(h) at layer il; NaN never trips. True if the token trips here.
     bool observe(const Settings & settings, int il, float similarity);
 
     bool may_skip() const { return may_skip_; }
     bool skips_any() const { return skip_.any() || channels_; }
     bool never_tripped() const { return check_.any(); }  // once its layers are through: it could have, and did not
-    int  trip_layer() const { return trip_layer_; }      // -1: has not tripped
+    int  trip_layer() const { return trip_layer_; }      // -1: has not tripped, nor the token that it follows
+    bool follows() const { return follows_; }
 
 private:
+    void skip_behind(const Settings & settings, int trip_layer);
+
     std::bitset<k_max_layers> skip_;
     std::bitset<k_max_layers> check_;
     bool                      may_skip_   = false;
+    bool                      follows_    = false;
     bool                      channels_   = false;  // leaves some out
     int                       trip_layer_ = -1;
 };

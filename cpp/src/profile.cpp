@@ -98,10 +98,12 @@ void read_blocks(Config & config, const Reader & reader) {
     } else {
         config.sim_threshold = reader.number("ffnskip.sim_threshold");
     }
-    config.cold_s       = reader.count("ffnskip.cold_s");
-    config.cold_e       = reader.count("ffnskip.cold_e");
-    config.max_skip     = reader.count("ffnskip.max_skip");
-    config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
+    const auto count_or_1 = [&](const char * key) { return reader.has(key) ? reader.count(key) : 1; };
+    config.cold_s         = reader.count("ffnskip.cold_s");
+    config.cold_e         = reader.count("ffnskip.cold_e");
+    config.max_skip       = reader.count("ffnskip.max_skip");
+    config.check_stride   = count_or_1("ffnskip.check_stride");
+    config.check_interval = count_or_1("ffnskip.check_interval");
 }
 
 // With thresholds ffnskip.skip_ratio is what they were measured to leave out, else what is wanted.

@@ -72,6 +72,13 @@ void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
         part.shared          = part.shared || shared;
         ++part.n_rows;
     });
+    for (Part & part : parts_) {
+        const Sequence * before = known(part.seq);
+        if (before != nullptr && part.first > 0) {
+            const int64_t undone = std::max(0, before->last - (part.first - 1));
+            part.n_before        = std::max<int64_t>(0, before->generated - undone);
+        }
+    }
 }
 
 bool Sequences::is_generated(const Part & part, Fed fed) const {
@@ -96,12 +103,7 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
     bool any = false;
     for (Part & part : parts_) {
         part.generated = is_generated(part, fed);
-        if (part.generated) {
-            const Sequence * before = known(part.seq);
-            const int64_t    undone = before == nullptr ? 0 : std::max(0, before->last - (part.first - 1));
-            part.n_before           = before == nullptr ? 0 : std::max<int64_t>(0, before->generated - undone);
-            any                     = true;
-        }
+        any            = any || part.generated;
     }
     if (!any) {
         return nullptr;
@@ -114,6 +116,41 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
         }
     });
     return kinds_.data();
+}
+
+const Sequences::Decider * Sequences::deciders(const llama_batch & rows, const RowKind * kinds, int interval,
+                                               uint64_t key) {
+    if (interval == 1 || kinds == nullptr) {
+        return nullptr;
+    }
+    for (Part & part : parts_) {
+        const Sequence * before = known(part.seq);
+        const Decision * last   = before == nullptr ? nullptr : before->decisions.before(part.n_before, key);
+        part.token              = part.n_before;
+        part.next_check         = last == nullptr ? 0 : last->token + interval;
+        part.decider            = { -1, last == nullptr ? -1 : last->trip_layer };
+    }
+    deciders_.assign(size_t(rows.n_tokens), Decider());
+    for_rows(rows, [&](size_t row, llama_seq_id seq, bool shared) {
+        Part * part = part_of(seq);
+        if (part == nullptr) {
+            return;
+        }
+        if (kinds[row] == RowKind::prompt) {
+            part->token = part->next_check = 0;
+            return;
+        }
+        const int64_t token = part->token++;
+        if (kinds[row] != RowKind::skippable) {
+            return;
+        }
+        if (shared || token >= part->next_check) {
+            part->next_check = token + interval;
+            part->decider    = { int32_t(row), -1 };
+        }
+        deciders_[row] = part->decider;
+    });
+    return deciders_.data();
 }
 
 // ---- after it ----
@@ -131,11 +168,12 @@ void Sequences::Sequence::place(llama_pos pos, llama_token token) {
     }
 }
 
-void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * skipped, uint64_t key) {
+void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64_t key) {
     committed_.clear();
     for (const Part & part : parts_) {
         Sequence & sequence = grown(part.seq);
-        sequence.generated  = part.generated ? part.n_before + part.n_rows : 0;
+        sequence.generated  = part.n_before;
+        sequence.decisions.cut(part.n_before);
         sequence.n_verified = part.generated && part.outputs ? part.n_rows - 1 : 0;
         sequence.last       = part.last;
         sequence.output     = part.output;
@@ -150,7 +188,15 @@ void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * sk
         }
         Sequence & sequence = sequences_[size_t(seq)];
         sequence.place(positions_[row], rows.token == nullptr ? LLAMA_TOKEN_NULL : rows.token[row]);
-        if (skipped != nullptr && (*skipped)[row] != 0) {
+        if (decoded.kinds == nullptr || decoded.kinds[row] == RowKind::prompt) {
+            sequence.begin_count();
+        } else {
+            if (decoded.trips != nullptr && deciders_[row].row == int32_t(row)) {
+                sequence.decisions.add({ int32_t(sequence.generated), (*decoded.trips)[row] }, key);
+            }
+            ++sequence.generated;
+        }
+        if (decoded.skipped != nullptr && (*decoded.skipped)[row] != 0) {
             const bool none        = sequence.first_skipped == k_none;
             sequence.key           = none || sequence.key == key ? key : 0;
             sequence.first_skipped = std::min(sequence.first_skipped, positions_[row]);
@@ -243,7 +289,7 @@ void Sequences::replaced(llama_seq_id seq) {
 
 void Sequences::count_from_here(llama_seq_id seq) {
     if (Sequence * sequence = known(seq)) {
-        sequence->generated = 0;
+        sequence->begin_count();
     }
 }
 
@@ -254,8 +300,13 @@ std::string Sequences::save(llama_seq_id seq) const {
     const Sequence   sequence = found == nullptr ? Sequence() : *found;
     Counts           counts   = sequence;
     counts.n_saved            = sequence.tokens.size();
-    std::string bytes(reinterpret_cast<const char *>(&counts), sizeof(counts));
-    bytes.append(reinterpret_cast<const char *>(sequence.tokens.data()), sequence.tokens.size() * sizeof(llama_token));
+    counts.decisions_key      = sequence.decisions.key();
+    counts.n_decisions        = sequence.decisions.taken().size();
+    std::string bytes;
+    const auto  add = [&](const void * data, size_t n) { bytes.append(static_cast<const char *>(data), n); };
+    add(&counts, sizeof(counts));
+    add(sequence.tokens.data(), counts.n_saved * sizeof(llama_token));
+    add(sequence.decisions.taken().data(), counts.n_decisions * sizeof(Decision));
     return bytes;
 }
 
@@ -266,12 +317,16 @@ bool Sequences::load(llama_seq_id seq, const std::string & account) {
     }
     std::memcpy(&counts, account.data(), sizeof(counts));
     const size_t n_bytes = account.size() - sizeof(counts);
-    if (n_bytes % sizeof(llama_token) != 0 || counts.n_saved != n_bytes / sizeof(llama_token)) {
+    if (counts.n_saved > n_bytes / sizeof(llama_token) || counts.n_decisions > n_bytes / sizeof(Decision) ||
+        counts.n_saved * sizeof(llama_token) + counts.n_decisions * sizeof(Decision) != n_bytes) {
         return false;
     }
-    Sequence sequence{ counts, std::vector<llama_token>(counts.n_saved) };
-    std::memcpy(sequence.tokens.data(), account.data() + sizeof(counts), n_bytes);
-    grown(seq) = std::move(sequence);
+    std::vector<llama_token> tokens(counts.n_saved);
+    std::vector<Decision>    decisions(counts.n_decisions);
+    const char *             from = account.data() + sizeof(counts);
+    std::memcpy(tokens.data(), from, tokens.size() * sizeof(llama_token));
+    std::memcpy(decisions.data(), from + tokens.size() * sizeof(llama_token), decisions.size() * sizeof(Decision));
+    grown(seq) = { counts, std::move(tokens), Decisions(counts.decisions_key, std::move(decisions)) };
     return true;
 }
 

@@ -7,6 +7,7 @@
 // into chunks, down to one token, has no output but at its end.
 #pragma once
 
+#include "decisions.h"
 #include "ffnskip/rows.h"
 
 #include <llama.h>
@@ -23,6 +24,13 @@ public:
     // Rows of one sequence that come with a token are taken for a draft up to this many; more are a text to be scored.
     static constexpr int32_t k_max_draft = 64;
 
+    // Whose decision a row follows: that of a row of the batch, its own where it is checked; of a token decoded before
+    // where `row` is negative.
+    struct Decider {
+        int32_t row        = -1;
+        int32_t trip_layer = -1;  // of the token decoded before
+    };
+
     // What the running batch has of a sequence.
     struct Part {
         llama_seq_id seq       = -1;
@@ -36,6 +44,11 @@ public:
         bool         shared    = false;  // some row belongs to another sequence as well
         bool         generated = false;
         int64_t      n_before  = 0;  // generated tokens before its first row
+
+        // As far as deciders() has come:
+        int64_t token      = 0;  // generated tokens before the row
+        int64_t next_check = 0;  // the token that is checked next, counted so
+        Decider decider;         // of those up to there
     };
 
     // The kind of each row of a batch that is about to be decoded, valid until the next call; null if all are prompt
@@ -48,9 +61,18 @@ public:
     // Of its rows, [n_tokens], whether it names them or not.
     llama_pos * positions() { return positions_.data(); }
 
-    // The rows last classified have been decoded; `skipped[i]`: row i skipped an FFN block, under settings of this
-    // `key`. Null: none did.
-    void commit(const llama_batch & rows, const std::vector<uint8_t> * skipped, uint64_t key);
+    // Of each row of that batch that may skip, where every `interval`-th token is checked under settings of this `key`.
+    // Valid until the next call; null where each is.
+    const Decider * deciders(const llama_batch & rows, const RowKind * kinds, int interval, uint64_t key);
+
+    // What became of the rows of that batch, all [n_tokens].
+    struct Decoded {
+        const RowKind *              kinds   = nullptr;  // null: all prompt
+        const std::vector<uint8_t> * skipped = nullptr;  // 1: skipped an FFN block; null: none did
+        const std::vector<int32_t> * trips   = nullptr;  // layer in which it tripped, -1 if it did not
+    };
+    // They have been decoded, under settings of this `key`.
+    void commit(const llama_batch & rows, const Decoded & decoded, uint64_t key);
 
     // The outputs of the last decode were not looked at: what follows was not sampled from them.
     void outputs_unread();
@@ -85,11 +107,19 @@ private:
         int64_t   n_verified    = 0;       // of these, rows of the last decode before `last` with an output too
         uint64_t  key           = 0;       // of the settings that tokens skipped under; 0: of several
         uint64_t  n_saved       = 0;       // tokens that were saved with it
+        uint64_t  decisions_key = 0;       // of decisions that were saved with it,
+        uint64_t  n_decisions   = 0;       // so many
     };
 
     struct Sequence : Counts {
-        std::vector<llama_token> tokens;  // up to `last`
+        std::vector<llama_token> tokens;     // up to `last`
+        Decisions                decisions;  // of the tokens generated
 
+        // The next token generated is the first.
+        void begin_count() {
+            generated = 0;
+            decisions.cut(0);
+        }
         llama_pos end() const { return first_token + llama_pos(tokens.size()); }
         void      place(llama_pos pos, llama_token token);
     };
@@ -106,6 +136,7 @@ private:
     std::vector<llama_pos>    positions_;  // [n_tokens] of the running batch, whether it names them or not
     std::vector<llama_seq_id> committed_;  // sequences of the last decode
     std::vector<RowKind>      kinds_;
+    std::vector<Decider>      deciders_;
 };
 
 }  // namespace ffnskip

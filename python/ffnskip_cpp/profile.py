@@ -45,7 +45,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 PREFIX = "ffnskip."
 
-ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
+ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "check_interval", "warm_up_index")
 RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
 SETTINGS = (
     *("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers"),
@@ -189,8 +189,9 @@ def _settings(fingerprint: str, config: SkipConfig, resolved: Mapping[str, objec
     """The keys that are read back: what the settings need, and no more."""
     keys = {key: getattr(config, key) for key in settings_of(config)}
     keys.update((key, resolved[key]) for key in RESOLVED if key in keys and keys[key] is None)
-    if keys.get("check_stride") == 1:
-        del keys["check_stride"]
+    for name in ("check_stride", "check_interval"):
+        if keys.get(name) == 1:
+            del keys[name]
     if "skip_ratio" in keys:
         keys["skip_ratio"] = config.ratio
     return {"model": fingerprint, **keys}

@@ -63,6 +63,8 @@ struct Config {
         layers;  // ffn_skip, channels: layers whose FFN is always skipped; with max_skip 0 no other is
     std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
     int                                check_stride = 1;  // every n-th layer of the adaptive region is checked, >= 1
+    int check_interval = 1;  // ffn_skip: every n-th generated token of a sequence is checked, >= 1; those between skip
+                             // what the one before them did
     std::optional<std::vector<double>> channel_thresholds;  // channels: [n_layer, 4] for the inputs of QKV, O, up
                                                             // and down: |v[j]| |W[:, j]| below which channel
                                                             // j is left out; 0: none is (see docs/channels.md)
@@ -94,7 +96,8 @@ struct Settings {
     std::vector<uint8_t> always;     // [n_layer] 1 where every token that may skip does; of the candidates
     std::vector<uint8_t> checked;    // [n_layer] 1 where the similarity may trip; of the candidates
     std::vector<float>   threshold;  // [n_layer] the similarity that does
-    int                  n_always = 0;
+    int                  n_always       = 0;
+    int                  check_interval = 1;  // generated tokens from one that is checked to the next
     std::vector<uint8_t> channels;           // [n_layer * 4] 1 where channels of the input may be left out
     std::vector<float>   channel_threshold;  // [n_layer * 4] below which they are; empty: found for each sequence,
     double               channel_ratio = 0;  // so that this share of the weight bytes is not read
