@@ -162,7 +162,7 @@ struct Controller::Impl {
                 evaluation.channels().sequences().restart(part.seq);
             }
         }
-        kinds = rows.token == nullptr ? nullptr : kinds;
+        kinds                               = rows.token == nullptr ? nullptr : kinds;
         const Sequences::Decider * deciders = sequences.deciders(rows, kinds, settings.check_interval, key);
 
         llama_batch placed = rows;

@@ -82,8 +82,8 @@ private:
     bool                       repeat_         = false;
     bool                       decoding_       = false;
     bool                       unknown_decode_ = false;
-    Ubatches                ubatches_;
-    std::vector<int32_t>    token_ids_;  // [n_rows] of an ubatch whose ids are in a device's memory
+    Ubatches                   ubatches_;
+    std::vector<int32_t>       token_ids_;  // [n_rows] of an ubatch whose ids are in a device's memory
 
     // ---- the running evaluation ---- Blocks are skipped and checked, as far as the structure of the graph is known;
     // if not, the batch will be repeated. Else edits of earlier evaluations are undone, nothing else.

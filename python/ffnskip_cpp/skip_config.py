@@ -52,8 +52,8 @@ class SkipConfig:
         layer_thresholds: For "ffn_skip": float [n_layer], each in place of sim_threshold; infinite where a layer is
             not to be checked.
         check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
-        check_interval: For "ffn_skip": every n-th generated token of a sequence is checked, 1 or more; those between skip
-            what the one before them did.
+        check_interval: For "ffn_skip": every n-th generated token of a sequence is checked, 1 or more; those between
+            skip what the one before them did.
         region: For "random", where the blocks are chosen from: "any", all layers but the last (Baseline 1), or
             "adaptive", the adaptive region (Baseline 2).
         channel_thresholds: For "channels": float [4 * n_layer], or an array [n_layer, 4]; four for each layer, for the

@@ -1,5 +1,6 @@
-"""Where every N-th token is checked, those between skip what it did, however the tokens come: one by one, in batches, as
-drafts, in several sequences, after a cut or from a saved state. (test_algorithm1.py compares with the rule in NumPy.)
+"""Where every N-th token is checked, those between skip what it did, however the tokens come: one by one, in batches,
+as drafts, after a cut or from a saved state. (test_algorithm1.py compares with the rule in NumPy, and the native
+test_sequences has copies and shifts.)
 """
 
 from __future__ import annotations

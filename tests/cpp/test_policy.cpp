@@ -142,6 +142,33 @@ void fixed_set_and_algorithm_1() {
     expect(run_noting(1.0f).size() == 3, "nor does the region matter");
 }
 
+void followers() {
+    Config config;
+    config.cold_s             = 3;
+    config.cold_e             = 9;
+    config.layers             = std::vector<int>{ 5 };
+    config.max_skip           = 2;
+    const Settings   settings = resolve(config, k_sixteen);
+    TokenState       token;
+    std::vector<int> skipped;
+    const auto       follow = [&](int trip_layer) {
+        token.follow(settings, trip_layer);
+        skipped.clear();
+        for (int il = 0; il < 16; ++il) {
+            expect(!token.checks(il), "nothing is checked");
+            if (token.skips(il)) {
+                skipped.push_back(il);
+            }
+        }
+        return skipped;
+    };
+    token.begin(settings, 0, 0);
+    expect(follow(-1) == std::vector<int>({ 5 }), "the other has not tripped: what is always skipped");
+    expect(follow(4) == std::vector<int>({ 5, 6, 7 }), "it has: what that skips");
+    expect(follow(4) == std::vector<int>({ 5, 6, 7 }), "told again");
+    expect(!token.never_tripped(), "it could not");
+}
+
 void refusals() {
     Config config;
     config.sim_threshold = std::nan("");
@@ -164,6 +191,9 @@ void refusals() {
     config              = Config();
     config.check_stride = 0;
     expect_refused([&] { config.validate(); }, "check_stride: 0");
+    config                = Config();
+    config.check_interval = 0;
+    expect_refused([&] { config.validate(); }, "check_interval: 0");
     config                  = Config();
     config.layer_thresholds = { 0.5, 0.5 };
     expect_refused([&] { resolve(config, k_sixteen); }, "layer_thresholds: 2 for a model of 16 layers");
@@ -217,6 +247,7 @@ int main() {
     random_sets();
     thresholds_of_layers();
     fixed_set_and_algorithm_1();
+    followers();
     refusals();
     old_names();
     return result();

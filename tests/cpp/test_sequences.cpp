@@ -18,7 +18,8 @@ struct Skipping {
     Controller controller;
     Context    ctx;
 
-    Skipping(const Model & model, int warm_up, bool unified = true) {
+    Skipping(const Model & model, int warm_up, bool unified = true) : Skipping(model, random(warm_up), unified) {}
+    Skipping(const Model & model, const Config & config, bool unified = true) {
         llama_context_params params = exact_params();
         params.n_ctx                = 1024;
         params.n_seq_max            = 4;
@@ -26,12 +27,16 @@ struct Skipping {
         controller.attach(params);
         ctx = make_context(model, params);
         controller.probe(ctx.get());
+        controller.set_config(config);
+    }
+
+    static Config random(int warm_up) {
         Config config;
         config.policy        = Policy::random;
         config.region        = Region::adaptive;
         config.max_skip      = k_max_skip;
         config.warm_up_index = warm_up;
-        controller.set_config(config);
+        return config;
     }
 
     llama_memory_t memory() const { return llama_get_memory(ctx.get()); }
@@ -45,6 +50,15 @@ struct Skipping {
         const int32_t status = controller.decode(ctx.get(), batch);
         llama_batch_free(batch);
         return status;
+    }
+
+    // Whether the token was checked, under settings that skip wherever they are.
+    bool is_checked(llama_seq_id seq, llama_pos pos) {
+        controller.reset_stats();
+        expect(feed(seq, pos, { 8 }) == 0, "decode");
+        const Stats stats = controller.stats();
+        expect(stats.tokens == 1 && stats.checks <= 1 && stats.ffn_skipped == k_max_skip, "it skips all the same");
+        return stats.checks == 1;
     }
 
     // Whether the token counts as generated, and whether it skipped.
@@ -303,6 +317,49 @@ void saved_accounts(const Model & model) {
     expect(refused, "other bytes are refused");
 }
 
+// Every third token is checked: the count is the sequence's own, and goes where the sequence goes.
+void intervals(const Model & model) {
+    Config config;
+    config.sim_threshold  = -1;
+    config.max_skip       = k_max_skip;
+    config.warm_up_index  = 0;
+    config.check_interval = 3;
+    Skipping s(model, config);
+    s.feed(0, 0, { 5, 6, 7, 8, 9 });
+    expect(s.is_checked(0, 5) && !s.is_checked(0, 6) && !s.is_checked(0, 7) && s.is_checked(0, 8), "every third");
+    s.feed(1, 0, { 5, 6, 7 });
+    expect(s.is_checked(1, 3) && !s.is_checked(0, 9) && !s.is_checked(1, 4), "each sequence by itself");
+
+    llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
+    s.controller.copied(0, 2);
+    expect(!s.is_checked(2, 10) && s.is_checked(2, 11) && !s.is_checked(0, 10), "a copy goes on in the count");
+
+    llama_memory_seq_rm(s.memory(), 0, 1, 4);
+    llama_memory_seq_add(s.memory(), 0, 4, -1, -3);
+    s.controller.shifted(0, 4, -1, -3);
+    expect(s.is_checked(0, 8) && !s.is_checked(0, 9), "tokens count, not positions");
+
+    const std::string    account = s.controller.account(0);
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx.get(), 0));
+    llama_state_seq_get_data(s.ctx.get(), state.data(), state.size(), 0);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 3);
+    expect(s.feed(3, 10, { 8 }) == 0, "a state without its account: a prompt");
+    llama_memory_seq_rm(s.memory(), 0, -1, -1);
+    s.controller.replaced(0);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 0);
+    s.controller.restore(0, account);
+    expect(!s.is_checked(0, 10) && s.is_checked(0, 11), "with it, it goes on in the count");
+    s.controller.count_from_here(0);
+    s.controller.reset_stats();
+    expect(s.feed(0, 12, { 8 }) == 0 && s.controller.stats().checks == 1, "the first token of another count");
+
+    s.feed(0, 13, { 5, 6 });
+    expect(s.is_checked(0, 15) && !s.is_checked(0, 16), "so is that after a prompt");
+    expect(feed_draft(s, 17, { 8, 8, 8 }) == 0, "a draft, whose second token is checked");
+    llama_memory_seq_rm(s.memory(), 0, 18, -1);
+    expect(s.is_checked(0, 18) && !s.is_checked(0, 19), "so is the token in place of a refused one");
+}
+
 // What a caller's own call throws passes through, and the next decode is not confused by it.
 void exceptions(const Model & model) {
     Skipping s(model, 0);
@@ -390,6 +447,7 @@ int main(int argc, char ** argv) {
     reuse(model);
     warm_up_is_full(model);
     saved_accounts(model);
+    intervals(model);
     exceptions(model);
     neighbours(model);
     return result();

@@ -36,8 +36,8 @@ class SkipSettings:
     """The paper's parameters; `max_skip` is its k. Layers [cold_s, cold_e) form the adaptive region.
 
     Beyond the paper: a threshold for each layer, infinite where it is not checked; `layers` that are always skipped and
-    not counted; checks in every `check_stride`-th of the other layers of the region only, and of every `check_interval`-th
-    token that may skip: those between skip what it did."""
+    not counted; checks in every `check_stride`-th of the other layers of the region only, and of every
+    `check_interval`-th token that may skip: those between skip what it did."""
 
     sim_threshold: float | Sequence[float]
     cold_s: int

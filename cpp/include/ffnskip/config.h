@@ -98,9 +98,9 @@ struct Settings {
     std::vector<float>   threshold;  // [n_layer] the similarity that does
     int                  n_always       = 0;
     int                  check_interval = 1;  // generated tokens from one that is checked to the next
-    std::vector<uint8_t> channels;           // [n_layer * 4] 1 where channels of the input may be left out
-    std::vector<float>   channel_threshold;  // [n_layer * 4] below which they are; empty: found for each sequence,
-    double               channel_ratio = 0;  // so that this share of the weight bytes is not read
+    std::vector<uint8_t> channels;            // [n_layer * 4] 1 where channels of the input may be left out
+    std::vector<float>   channel_threshold;   // [n_layer * 4] below which they are; empty: found for each sequence,
+    double               channel_ratio = 0;   // so that this share of the weight bytes is not read
 
     int  n_layer() const { return int(candidate.size()); }
     bool leaves_channels_out() const { return std::find(channels.begin(), channels.end(), 1) != channels.end(); }
