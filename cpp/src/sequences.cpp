@@ -168,6 +168,19 @@ void Sequences::Sequence::place(llama_pos pos, llama_token token) {
     }
 }
 
+// The token at `pos` left something out, under settings of key `of`.
+void Sequences::Sequence::leave(llama_pos pos, Left left, uint64_t of) {
+    if (left == Left::nothing) {
+        return;
+    }
+    key           = first_skipped == k_none || key == of ? of : 0;
+    first_skipped = std::min(first_skipped, pos);
+    if (left == Left::gaps) {
+        gap_key   = of;
+        first_gap = std::min(first_gap, pos);
+    }
+}
+
 void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64_t key) {
     committed_.clear();
     for (const Part & part : parts_) {
@@ -179,6 +192,9 @@ void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64
         sequence.output     = part.output;
         if (part.first <= sequence.first_skipped) {
             sequence.first_skipped = k_none;
+        }
+        if (part.first <= sequence.first_gap) {
+            sequence.first_gap = k_none;
         }
         committed_.push_back(part.seq);
     }
@@ -196,10 +212,8 @@ void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64
             }
             ++sequence.generated;
         }
-        if (decoded.skipped != nullptr && (*decoded.skipped)[row] != 0) {
-            const bool none        = sequence.first_skipped == k_none;
-            sequence.key           = none || sequence.key == key ? key : 0;
-            sequence.first_skipped = std::min(sequence.first_skipped, positions_[row]);
+        if (decoded.left != nullptr) {
+            sequence.leave(positions_[row], (*decoded.left)[row], key);
         }
     });
     parts_.clear();
@@ -221,15 +235,22 @@ llama_pos Sequences::first_to_repeat(llama_seq_id seq, llama_pos end, bool full,
     return builds_on_it ? end : std::min(sequence->first_skipped, end);
 }
 
+llama_pos Sequences::first_gap(llama_seq_id seq, llama_pos end, uint64_t key) const {
+    const Sequence * sequence = known(seq);
+    return sequence == nullptr || sequence->gap_key == key ? end : std::min(sequence->first_gap, end);
+}
+
 const llama_token * Sequences::tokens(llama_seq_id seq, llama_pos from, llama_pos to) const {
     const Sequence * sequence = known(seq);
     const bool       there    = sequence != nullptr && from >= sequence->first_token && to <= sequence->end();
     return there ? sequence->tokens.data() + (from - sequence->first_token) : nullptr;
 }
 
-void Sequences::repeated(llama_seq_id seq) {
+void Sequences::repeated(llama_seq_id seq, llama_pos from, Left left, uint64_t key) {
     if (Sequence * sequence = known(seq)) {
         sequence->first_skipped = k_none;
+        sequence->first_gap     = k_none;
+        sequence->leave(from, left, key);
     }
 }
 
@@ -257,11 +278,12 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
         if (within(sequence.last)) {
             sequence.last += delta;
         }
-        if (sequence.first_skipped != k_none && within(sequence.first_skipped)) {
-            sequence.first_skipped += delta;
-        } else if (sequence.first_skipped != k_none && sequence.first_skipped >= p0 + delta &&
-                   sequence.first_skipped < p0) {
-            sequence.first_skipped = p0 + delta;  // it was taken out; what follows it may have skipped too
+        for (llama_pos * first : { &sequence.first_skipped, &sequence.first_gap }) {
+            if (*first != k_none && within(*first)) {
+                *first += delta;
+            } else if (*first != k_none && *first >= p0 + delta && *first < p0) {
+                *first = p0 + delta;  // it was taken out; what follows it may have skipped too
+            }
         }
         // A context that drops [p0 + delta, p0) and moves up what follows keeps the rest of its text, up to p1.
         const llama_pos end = sequence.end();
