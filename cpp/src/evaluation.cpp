@@ -16,10 +16,12 @@ void Evaluation::set_model(GraphMap map, const ggml_tensor * embedding, Split sp
 
 // ---- a decode ----
 
-void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds, const Sequences::Decider * deciders) {
+void Evaluation::begin_decode(const llama_batch & batch, const Sequences::Rows & known) {
+    const RowKind * kinds = known.kinds;
+
     following_   = false;
     kinds_       = kinds;
-    deciders_    = deciders;
+    deciders_    = known.deciders;
     repeat_      = false;
     skippable_   = false;
     any_skipped_ = false;
@@ -41,10 +43,12 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds, 
     for (size_t i = 0; i < n_batch; ++i) {
         const bool full = channels && channels_.row(i) != ChannelRow::leaves_out;
         skippable_      = skippable_ || (channels && channels_.row(i) != ChannelRow::full);
-        if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
+        if (known.n_left_out != nullptr) {
+            rows_[i].begin_without(settings_, known.n_left_out[i]);
+        } else if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
             rows_[i].begin(settings_, batch.pos == nullptr ? int32_t(i) : batch.pos[i], batch.token[i]);
-            if (deciders != nullptr && deciders[i].row != int32_t(i)) {
-                rows_[i].follow(settings_, deciders[i].trip_layer);
+            if (deciders_ != nullptr && deciders_[i].row != int32_t(i)) {
+                rows_[i].follow(settings_, deciders_[i].trip_layer);
             }
         } else {
             rows_[i].begin_full(settings_);

@@ -34,9 +34,8 @@ public:
     ChannelEvaluation & channels() { return channels_; }
 
     // ---- a decode ----
-    // `kinds` of the batch's rows; null: all prompt, and nothing is counted; its rows need no tokens then. `deciders` of those
-    // that may skip; null: each decides for itself. All stay as they are until end_decode().
-    void begin_decode(const llama_batch & batch, const RowKind * kinds, const Sequences::Decider * deciders = nullptr);
+    // What is known of the rows stays as it is until end_decode().
+    void begin_decode(const llama_batch & batch, const Sequences::Rows & known);
     // True if the batch met a graph of unknown structure, which is known now: decode it again.
     // Throws Unsupported if that graph does not allow what the settings want.
     bool end_decode(bool succeeded);

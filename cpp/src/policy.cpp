@@ -31,6 +31,8 @@ uint64_t key_of(const Settings & settings) {
     add(uint64_t(settings.check_interval));
     add(settings.seed);
     add(settings.every_row);
+    add(uint64_t(settings.max_left_out));
+    add(uint64_t(settings.budget_decay));
     for (int il = 0; il < settings.n_layer(); ++il) {
         uint32_t bits = 0;
         if (settings.checked[size_t(il)]) {
@@ -101,6 +103,18 @@ void TokenState::begin(const Settings & settings, int32_t position, int32_t toke
             --wanted;
         }
         --left;
+    }
+}
+
+void TokenState::begin_without(const Settings & settings, int n_left_out) {
+    begin_full(settings);
+    may_skip_ = leaves_gaps_ = n_left_out > 0;
+    for (int il = settings.cold_s; il < settings.cold_e && n_left_out > 0; ++il) {
+        if (settings.candidate[size_t(il)]) {
+            skip_[size_t(block_of(il, BlockKind::attention))] = true;
+            skip_[size_t(block_of(il, BlockKind::ffn))]       = true;
+            --n_left_out;
+        }
     }
 }
 

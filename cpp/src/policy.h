@@ -25,6 +25,9 @@ public:
     // the same whatever else is in the batch.
     void begin(const Settings & settings, int32_t position, int32_t token);
 
+    // A token that runs all but so many whole layers, keys and values too: the candidates from cold_s on.
+    void begin_without(const Settings & settings, int n_left_out);
+
     bool skips(int block) const { return skip_[size_t(block)]; }
     bool skips(int il, BlockKind kind) const { return skips(block_of(il, kind)); }
     bool checks(int il) const { return check_[size_t(il)]; }

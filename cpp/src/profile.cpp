@@ -124,6 +124,13 @@ void read_channels(Config & config, const Reader & reader) {
     }
 }
 
+void read_budget(Config & config, const Reader & reader) {
+    config.cold_s       = reader.count("ffnskip.cold_s");
+    config.cold_e       = reader.count("ffnskip.cold_e");
+    config.min_layers   = reader.count("ffnskip.min_layers");
+    config.budget_decay = reader.count("ffnskip.budget_decay");
+}
+
 }  // namespace
 
 Profile read_profile(const std::string & path) {
@@ -142,7 +149,9 @@ Profile read_profile(const std::string & path) {
             config.attention_layers = reader.counts("ffnskip.attention_layers");
         }
         config.every_row = reader.flag("ffnskip.every_row");
-        config.policy == Policy::channels ? read_channels(config, reader) : read_blocks(config, reader);
+        config.policy == Policy::channels      ? read_channels(config, reader)
+        : config.policy == Policy::skip_decode ? read_budget(config, reader)
+                                               : read_blocks(config, reader);
         config.warm_up_index = reader.count("ffnskip.warm_up_index");
         config.validate();
         return profile;

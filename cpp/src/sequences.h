@@ -8,7 +8,9 @@
 #pragma once
 
 #include "decisions.h"
+#include "ffnskip/config.h"
 #include "ffnskip/rows.h"
+#include "layer_budget.h"
 
 #include <llama.h>
 
@@ -56,6 +58,8 @@ public:
         int64_t token      = 0;  // generated tokens before the row
         int64_t next_check = 0;  // the token that is checked next, counted so
         Decider decider;         // of those up to there
+
+        int32_t n_left_out = 0;  // layers that rows so far have left out
     };
 
     // The kind of each row of a batch that is about to be decoded, valid until the next call; null if all are prompt
@@ -68,9 +72,15 @@ public:
     // Of its rows, [n_tokens], whether it names them or not.
     llama_pos * positions() { return positions_.data(); }
 
-    // Of each row of that batch that may skip, where every `interval`-th token is checked under settings of this `key`.
-    // Valid until the next call; null where each is.
-    const Decider * deciders(const llama_batch & rows, const RowKind * kinds, int interval, uint64_t key);
+    // What is known of each row of a batch before it is decoded, [n_tokens].
+    struct Rows {
+        const RowKind * kinds      = nullptr;  // null: all prompt, and nothing is counted; they need no tokens then
+        const Decider * deciders   = nullptr;  // of those that may skip; null: each decides for itself
+        const int32_t * n_left_out = nullptr;  // layers that the row leaves out; null but for policy skip_decode
+    };
+    // Of that batch, with what rows take over from their sequences. `key` of the settings. Valid until the next call.
+    // Throws Unsupported where rows without tokens would have to leave layers out.
+    Rows known_of(const llama_batch & rows, const RowKind * kinds, const Settings & settings, uint64_t key);
 
     // What became of the rows of that batch, all [n_tokens].
     struct Decoded {
@@ -121,11 +131,13 @@ private:
         uint64_t  n_saved       = 0;       // tokens that were saved with it
         uint64_t  decisions_key = 0;       // of decisions that were saved with it,
         uint64_t  n_decisions   = 0;       // so many
+        uint64_t  n_steps       = 0;       // of its budget of layers that were saved with it
     };
 
     struct Sequence : Counts {
         std::vector<llama_token> tokens;     // up to `last`
         Decisions                decisions;  // of the tokens generated
+        LayerBudget              budget;
 
         // The next token generated is the first.
         void begin_count() {
@@ -143,6 +155,8 @@ private:
     const Sequence * known(llama_seq_id seq) const;
     Sequence *       known(llama_seq_id seq) { return const_cast<Sequence *>(std::as_const(*this).known(seq)); }
     bool             is_generated(const Part & part, Fed fed) const;
+    void             find_deciders(const llama_batch & rows, const RowKind * kinds, int interval, uint64_t key);
+    void             find_budgets(const llama_batch & rows, const RowKind * kinds, const Settings & settings);
 
     std::vector<Sequence>     sequences_;  // by id, grows with the ids seen
     std::vector<Part>         parts_;
@@ -150,6 +164,8 @@ private:
     std::vector<llama_seq_id> committed_;  // sequences of the last decode
     std::vector<RowKind>      kinds_;
     std::vector<Decider>      deciders_;
+    std::vector<int32_t>      n_left_out_;  // of the running batch, [n_tokens]; empty but for policy skip_decode
+    int32_t                   most_left_out_ = 0;
 };
 
 }  // namespace ffnskip

@@ -3,6 +3,7 @@
 #include "clients/client.h"
 #include "expect.h"
 #include "ffnskip/ffnskip.h"
+#include "layer_budget.h"
 
 #include <string>
 #include <utility>
@@ -360,6 +361,90 @@ void intervals(const Model & model) {
     expect(s.is_checked(0, 18) && !s.is_checked(0, 19), "so is the token in place of a refused one");
 }
 
+// What comes of sequences with layers left out that are copied, shifted, cut, saved and loaded: outputs, one after the other.
+std::vector<float> with_layers_left_out(const Model & model, bool poisoned) {
+    constexpr llama_pos k_decay = 16;
+    Config              config;
+    config.policy       = Policy::skip_decode;
+    config.budget_decay = k_decay;
+    Skipping  s(model, config);
+    const int n_most = s.controller.settings().max_left_out;
+    for (llama_token i = 0; poisoned && i < 200; ++i) {  // what cells hold is left there when they are freed
+        llama_token token = i;
+        llama_decode(s.ctx.get(), llama_batch_get_one(&token, 1));
+    }
+    llama_memory_clear(s.memory(), false);
+
+    std::vector<float> out;
+    const auto         feed = [&](llama_seq_id seq, llama_pos pos, std::vector<llama_token> tokens) {
+        expect(s.feed(seq, pos, std::move(tokens)) == 0, "decode");
+        const std::vector<float> logits = last_logits(s);
+        out.insert(out.end(), logits.begin(), logits.end());
+    };
+    const auto left_out = [&](llama_seq_id seq, llama_pos pos) {
+        s.controller.reset_stats();
+        feed(seq, pos, { 9 });
+        expect(s.controller.stats().tokens == 1, "a generated token");
+        expect(s.controller.stats().ffn_skipped == s.controller.stats().attention_skipped, "whole layers");
+        return int(s.controller.stats().ffn_skipped);
+    };
+    feed(0, 0, { 5, 6, 7, 8 });
+    for (llama_pos pos = 4; pos < 20; ++pos) {
+        expect(left_out(0, pos) == s.controller.settings().n_left_out(pos), "more and more");
+    }
+    expect(left_out(0, 20) == n_most, "at the end of the fall as many as there are");
+
+    llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
+    s.controller.copied(0, 2);
+    feed(2, 21, { 5, 6, 7 });
+    expect(left_out(2, 24) == n_most && left_out(0, 21) == n_most, "a copy, and a prompt behind it");
+
+    llama_memory_seq_rm(s.memory(), 0, 1, 15);
+    llama_memory_seq_add(s.memory(), 0, 15, -1, -14);
+    s.controller.shifted(0, 15, -1, -14);
+    expect(left_out(0, 8) == n_most, "no fewer at an earlier position");
+    feed(0, 9, { 5, 6, 7 });
+
+    const std::string    account = s.controller.account(0);
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx.get(), 0));
+    llama_state_seq_get_data(s.ctx.get(), state.data(), state.size(), 0);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 1);
+    s.controller.restore(1, account);
+    expect(left_out(1, 12) == n_most, "a state with its account");
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 3);
+    s.controller.replaced(3);
+    feed(3, 12, { 5, 6 });
+    expect(left_out(3, 14) == n_most, "one of which nothing is known");
+
+    llama_memory_seq_rm(s.memory(), 2, 6, -1);
+    feed(2, 6, { 5 });
+    expect(left_out(2, 7) == s.controller.settings().n_left_out(7) && n_most > left_out(2, 8),
+           "cut to where fewer were left out");
+    llama_memory_seq_rm(s.memory(), 2, -1, -1);
+    feed(2, 0, { 5, 6 });
+    expect(left_out(2, 2) == s.controller.settings().n_left_out(2), "emptied");
+    return out;
+}
+
+void layers_left_out(const Model & model) {
+    expect(with_layers_left_out(model, false) == with_layers_left_out(model, true), "what cells held does not matter");
+    LayerBudget budget({});
+    budget.add(3, 2, 8);
+    budget.add(4, 2, 8);
+    budget.add(5, 4, 8);
+    bool refused = false;
+    try {
+        budget.add(6, 3, 8);
+    } catch (const std::logic_error &) {
+        refused = true;
+    }
+    expect(refused && budget.before(6, 8) == 4 && budget.before(5, 8) == 2 && budget.before(3, 8) == 0,
+           "it never falls");
+    budget.cut(5);
+    expect(budget.before(9, 8) == 2, "but with the tokens that are gone");
+    expect(LayerBudget().before(1, 8) == 8 && LayerBudget().before(0, 8) == 0, "nothing is known");
+}
+
 // What a caller's own call throws passes through, and the next decode is not confused by it.
 void exceptions(const Model & model) {
     Skipping s(model, 0);
@@ -448,6 +533,7 @@ int main(int argc, char ** argv) {
     warm_up_is_full(model);
     saved_accounts(model);
     intervals(model);
+    layers_left_out(model);
     exceptions(model);
     neighbours(model);
     return result();

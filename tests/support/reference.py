@@ -91,6 +91,27 @@ class Trace:
         return float(np.nanmin(distance)) if np.isfinite(distance).any() else np.inf
 
 
+@dataclass(frozen=True)
+class LayerBudget:
+    """SkipDecode (Del Corro et al. 2023): the layers that a generated token runs fall linearly with its position, from
+    all to `min_layers`, and never rise again; any other token runs as many as the last one before it."""
+
+    n_layer: int
+    cold_s: int
+    min_layers: int
+    budget_decay: int
+
+    def left_out(self, generated: Sequence[bool]) -> list[range]:
+        """The layers that each token leaves out whole, by what they are, from position 0 on."""
+        budget, left_out = self.n_layer, []
+        for position, is_generated in enumerate(generated):
+            if is_generated:
+                fallen = (self.n_layer - self.min_layers) * min(1.0, position / self.budget_decay)
+                budget = min(budget, self.n_layer - int(np.floor(fallen + 0.5)))
+            left_out.append(range(self.cold_s, self.cold_s + self.n_layer - budget))
+        return left_out
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine similarity across the embedding dimension, (..., n_embd) twice to (...), in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -279,6 +300,7 @@ class ReferenceLlama:
     ) -> None:
         self.settings = settings
         self.follows: int | None = None
+        self.left_out: Sequence[int] = ()
         self.dtype = np.dtype(dtype)
         self._round_activations = round_activations
         self._kv_rounding = to_f16 if kv_f16 else as_is
@@ -402,12 +424,21 @@ class ReferenceLlama:
             trace.trip_layer[may_skip] = self.follows
         state = self._embeddings(tokens)
         for il, layer in enumerate(self.layers):
+            if il in self.left_out:
+                self._leave_out(il, len(tokens))
+                trace.skipped[:, il] = True
+                continue
             h = state + self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
             state = feed_forward_or_skip(
                 il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace, follows
             )
         self.n_past += len(tokens)
         return self._logits(rms_norm(state, self.output_norm, self.eps)), trace
+
+    def _leave_out(self, il: int, n_tokens: int) -> None:
+        """Of `left_out` layers there are no keys and values: whoever attends to them gets NaN."""
+        self._keys[il, :, self.n_past : self.n_past + n_tokens] = np.nan
+        self._values[il, :, self.n_past : self.n_past + n_tokens] = np.nan
 
     def _embeddings(self, tokens: Sequence[int]) -> np.ndarray:
         return self.token_embd[np.asarray(tokens)]
