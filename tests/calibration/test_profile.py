@@ -23,6 +23,8 @@ KEPT = {
     "fixed_plus_ffn_skip": SkipConfig(
         policy="fixed_plus_ffn_skip", layers=[0, 14], sim_threshold=0.5, cold_e=12, max_skip=2, check_stride=2
     ),
+    "every_third_token": SkipConfig(sim_threshold=0.75, cold_e=12, max_skip=2, check_interval=3),
+    "skip_decode": SkipConfig("skip_decode", skip_ratio=0.2, cold_s=3, budget_decay=20),
 }
 ALL_KEYS = {
     "ffn_skip": {"policy": "ffn_skip", "sim_threshold": 0.75, "cold_s": 2, "cold_e": 14, "max_skip": 4,
@@ -32,6 +34,10 @@ ALL_KEYS = {
     "fixed": {"policy": "ffn_skip", "layers": [2, 5], "max_skip": 0, "warm_up_index": 0},
     "fixed_plus_ffn_skip": {"policy": "ffn_skip", "sim_threshold": 0.5, "layers": [0, 14], "cold_s": 2,
                             "cold_e": 12, "max_skip": 2, "check_stride": 2, "warm_up_index": 30},
+    "every_third_token": {"policy": "ffn_skip", "sim_threshold": 0.75, "cold_s": 2, "cold_e": 12, "max_skip": 2,
+                          "check_interval": 3, "warm_up_index": 30},
+    "skip_decode": {"policy": "skip_decode", "cold_s": 3, "cold_e": 14, "min_layers": 10, "budget_decay": 20,
+                    "warm_up_index": 30},
 }  # fmt: skip
 
 TOKENS = np.random.default_rng(5).integers(0, 256, 40).tolist()

@@ -176,7 +176,7 @@ def _changed(old: SkipConfig, changes: Mapping[str, str], n_layer: int | None) -
         option, colon, why = str(error).partition(":")
         raise ValueError(keys.get(option, option) + colon + why) from error
     wanted = settings_of(new)
-    if n_layer is not None and new.policy == "ffn_skip" and "cold_s" in wanted:
+    if n_layer is not None and new.policy in ("ffn_skip", "skip_decode") and "cold_s" in wanted:
         cold_s, cold_e = _default_cold_regions(n_layer)
         new = new.replace(
             cold_s=cold_s if new.cold_s is None else new.cold_s, cold_e=cold_e if new.cold_e is None else new.cold_e
@@ -221,6 +221,14 @@ def _check_fits(config: SkipConfig, n_layer: int) -> None:
         return
     if config.cold_e > n_layer - 1:
         raise ValueError(f"cold_e: {config.cold_e} is past {n_layer - 1}; the last of the {n_layer} layers always runs")
+    if config.min_layers is not None:
+        least = n_layer - (config.cold_e - config.cold_s)
+        if not least <= config.min_layers <= n_layer:
+            raise ValueError(
+                f"min_layers: {config.min_layers} is outside [{least}, {n_layer}]; of {n_layer} layers at most those of "
+                f"[{config.cold_s}, {config.cold_e}) can be left out"
+            )
+        return
     # Algorithm 1 computes the FFN of the layer that trips.
     most = len(set(range(config.cold_s, config.cold_e)) - set(config.layers or ())) - 1
     if config.max_skip is not None and config.max_skip > max(0, most):
