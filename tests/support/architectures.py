@@ -283,8 +283,8 @@ TYPES = {0: np.float32, 1: np.float16}  # ggml_type, the first field of a tensor
 
 
 def make_model(arch: str, moe: bool, without_ffn: tuple[int, ...] = (), without_attention: tuple[int, ...] = ()) -> int:
-    """A model with random weights; those of the FFN blocks of some layers are zero, norms and routers aside, and the output
-    matrix of attention of others."""
+    """A model with random weights; those of the FFN blocks of some layers are zero, norms and routers aside, and
+    attention's output matrix of others."""
     zero = (*(f"blk.{il}.ffn_" for il in without_ffn), *(f"blk.{il}.attn_output." for il in without_attention))
 
     def fill(tensor: int, _: Any) -> None:

@@ -37,7 +37,8 @@ class SkipSettings:
 
     Beyond the paper: a threshold for each layer, infinite where it is not checked; `layers` that are always skipped and
     not counted; checks in every `check_stride`-th of the other layers of the region only, and of every
-    `check_interval`-th token that may skip: those between skip what it did."""
+    `check_interval`-th token that may skip: those between skip what it did; and layers whose attention adds nothing,
+    though its keys and values are there."""
 
     sim_threshold: float | Sequence[float]
     cold_s: int
@@ -46,6 +47,7 @@ class SkipSettings:
     layers: Sequence[int] = ()
     check_stride: int = 1
     check_interval: int = 1
+    attention_layers: Sequence[int] = ()
 
     def is_checked(self, il: int) -> bool:
         unchecked = not np.isscalar(self.sim_threshold) and self.sim_threshold[il] == np.inf
@@ -428,7 +430,10 @@ class ReferenceLlama:
                 self._leave_out(il, len(tokens))
                 trace.skipped[:, il] = True
                 continue
-            h = state + self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
+            attended = self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
+            if self.settings is not None and il in self.settings.attention_layers:
+                attended[may_skip] = 0
+            h = state + attended
             state = feed_forward_or_skip(
                 il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace, follows
             )
