@@ -46,7 +46,9 @@ PARALLEL = ["falcon", "gptneox"]
 
 
 def every_row(attention=LEFT_OUT, **options):
-    return SkipConfig(**{"max_skip": 0, "attention_layers": attention, "every_row": True, "warm_up_index": 0, **options})
+    return SkipConfig(
+        **{"max_skip": 0, "attention_layers": attention, "every_row": True, "warm_up_index": 0, **options}
+    )
 
 
 def per_token(attention=LEFT_OUT, **options):
