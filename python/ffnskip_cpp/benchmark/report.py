@@ -38,9 +38,9 @@ rows the check of the first adaptive layer always trips (sim_threshold -2, warm_
 many FFN blocks as it may: round(ratio * layers). Where that is 0 there is nothing to check for either, and the row is
 one more of idle. Rows of channels leave out channels of what the FFN's matrices read, and so this share of their weight
 bytes; thresholds come from 16 tokens that are decoded before those that are timed. "channels, all kept" has the same
-kernels and leaves nothing out. copies: memory of the weights by channel, which all contexts share. Rows of a profile do
-as it says, from the first token on; the tokens are random, so that one that checks or leaves channels out may skip more
-or less than of text.
+kernels and leaves out nothing but zeros. copies: memory of the weights by channel, which all contexts share. Rows of a
+profile do as it says, from the first token on; the tokens are random, so that one that checks or leaves channels out
+may skip more or less than of text.
 t/s: median of single tokens (pp: of whole prompts), ± half the interquartile range. speed-up: median [quartiles] of the
 ratio to dense, token by token. ideal: the same ratio if time were in proportion to the bytes of weights read, scales
 and all. limit: if time fell by that of the blocks skipped and by nothing else, each taking what one of "all blocks" was
