@@ -99,11 +99,14 @@ void name_policy(Config & config, Text name) {
     }
     set_policy(config, name);
     if (config.policy == Policy::channels && before.policy != Policy::channels) {
-        config               = Config();
-        config.policy        = Policy::channels;
-        config.warm_up_index = before.warm_up_index;
-        config.skip_ratio    = before.skip_ratio;
-        config.tensors       = before.tensors;
+        const Config usual;
+        config.max_skip.reset();
+        config.cold_s.reset();
+        config.cold_e.reset();
+        config.sim_threshold = usual.sim_threshold;
+        config.check_stride  = usual.check_stride;
+        config.region        = usual.region;
+        config.seed          = usual.seed;
     }
     if (config.layers && before.layers) {
         config.layers = before.layers;

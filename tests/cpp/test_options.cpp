@@ -93,6 +93,9 @@ void sequences() {
     expect(after({ { "region", "adaptive" }, { "policy", "random" } }).region == Region::adaptive,
            "a region that was given");
 
+    const Config dense = after({ { "policy", "random_adaptive_region" }, { "no-skip", "" } });
+    expect(dense.policy == Policy::dense && dense.region == Region::any, "no-skip");
+
     const Config channels = after({ { "sim-threshold", "0.8" },
                                     { "check-stride", "2" },
                                     { "tensors", "all" },
@@ -100,9 +103,6 @@ void sequences() {
                                     { "policy", "channels" } });
     expect(channels.sim_threshold == Config().sim_threshold && channels.check_stride == 1, "what is said of blocks");
     expect(channels.tensors == Tensors::all && channels.skip_ratio == 0.2, "what is said of channels");
-
-    const Config dense = after({ { "policy", "random_adaptive_region" }, { "no-skip", "" } });
-    expect(dense.policy == Policy::dense && dense.region == Region::any, "no-skip");
 }
 
 void refused_values() {
