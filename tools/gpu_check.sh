@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests and measures ffnskip on a machine with an NVIDIA GPU, and writes what came of it to one JSON file.
+# Measures and tests ffnskip on a machine with an NVIDIA GPU, and writes what came of it to one JSON file, step by step.
 #
 #   tools/gpu_check.sh OUT.json [LLAMA] [WHEELS]
 #
@@ -24,7 +24,13 @@ command -v nvcc >/dev/null || fail "no nvcc in PATH"
 rm -f "$out"
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work" "$out.part"' EXIT
+reporting=
+
+# What the steps so far have found: whole at any time.
+report() {
+    "$python" tools/gpu_report.py "$work" >"$out.part" && mv "$out.part" "$out"
+}
 
 # step NAME SECONDS COMMAND...: runs it, notes how it ended, and goes on. Its output is in $work/NAME.log.
 step() {
@@ -34,6 +40,7 @@ step() {
     printf '{"step": "%s", "status": %d, "seconds": %d}\n' "$name" "$status" $((SECONDS - start)) >>"$work/steps.jsonl"
     printf '%-28s %s (%ds)\n' "$name" "$([[ $status == 0 ]] && echo passed || echo "FAILED, status $status")" $((SECONDS - start))
     [[ $status == 0 ]] || tail -n 15 "$work/$name.log" | sed 's/^/    /'
+    [[ -z $reporting ]] || report
     return "$status"
 }
 # What everything after it needs.
@@ -72,7 +79,7 @@ sys.exit(None if llama_cpp.llama_supports_gpu_offload() else f"{llama_cpp.__file
 
 # Without this nothing tells a fallback from the kernels.
 has_kernels() { readelf -SW "$site"/ffnskip_cpp/lib/libffnskip.so* | grep -q nv_fatbin; }
-export -f has_kernels; export site
+export -f has_kernels; export site work
 cuda="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=native"
 must build_package 600 env CMAKE_ARGS="$cuda" "$python" -m pip install --no-deps --no-build-isolation .
 must package_has_kernels 10 bash -c has_kernels
@@ -87,13 +94,31 @@ must configure_native 120 cmake -S . -B "$work/build" -G Ninja $cuda -DFFNSKIP_T
     -DCMAKE_PREFIX_PATH="$llama_site" -DFFNSKIP_TEST_MODEL="$work/tiny.gguf"
 must build_native 600 cmake --build "$work/build"
 
-# ---- test ----
+# ---- measure ----
 
+# Before the tests, which take longer. From here on every step adds to the report: a machine may be taken away at any time.
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >"$work/gpu.txt"
+nvcc --version | tail -n 2 | head -n 1 >"$work/nvcc.txt"
+git describe --always --dirty >"$work/commit.txt" 2>/dev/null || echo unknown >"$work/commit.txt"
+reporting=1
 export OMP_WAIT_POLICY=passive
 failed=0
 # Run by themselves: ctest takes a skipped test for a passed one.
 step kernels_against_float64 120 "$work/build/tests/cuda/test_rows_cuda" || failed=1
 step rows_on_ggml_devices 60 "$work/build/tests/cpp/test_devices" || failed=1
+
+measure() {  # measure NAME SECONDS COMMAND...: standard output goes to $work/NAME.json
+    step "$1" "$2" bash -c 'name=$1; shift; "$@" >"$work/$name.json"' - "$1" "${@:3}" || failed=1
+}
+measure kernel 60 "$work/build/tests/cuda/bench_rows_cuda"
+for type in q4_0 f16; do
+    bench=(ffnskip bench --shape llama2-7b --type "$type" -n 48 -r 2 --skip-ratio 0.05,0.1,0.2,0.25,0.3,0.5 -o json)
+    measure "bench_$type" 240 "${bench[@]}"
+    measure "bench_${type}_no_graphs" 240 env GGML_CUDA_DISABLE_GRAPHS=1 "${bench[@]}"
+done
+
+# ---- test ----
+
 step native_tests 120 ctest --test-dir "$work/build" --output-on-failure || failed=1
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck; do
@@ -106,25 +131,11 @@ fi
 pytest() {
     "$python" -m pytest -q -p no:cacheprovider --junitxml="$work/$1.xml" "${@:2}"
 }
-export -f pytest; export python work
+export -f pytest; export python
 step pytest_all_layers 300 env FFNSKIP_TEST_NGL=99 bash -c 'pytest pytest_all_layers tests/core/test_{oracles,similarity,graph_traps,policies,algorithm1}.py' || failed=1
 step pytest_some_layers 180 env FFNSKIP_TEST_NGL=4 bash -c 'pytest pytest_some_layers tests/core/test_oracles.py' || failed=1
 
-# ---- measure ----
-
-measure() {  # measure NAME SECONDS COMMAND...: standard output goes to $work/NAME.json
-    step "$1" "$2" bash -c 'name=$1; shift; "$@" >"$work/$name.json"' - "$1" "${@:3}" || failed=1
-}
-measure kernel 60 "$work/build/tests/cuda/bench_rows_cuda"
-for type in q4_0 f16; do
-    bench=(ffnskip bench --shape llama2-7b --type "$type" -n 48 -r 2 --skip-ratio 0.05,0.1,0.2,0.25,0.3,0.5 -o json)
-    measure "bench_$type" 240 "${bench[@]}"
-    measure "bench_${type}_no_graphs" 240 env GGML_CUDA_DISABLE_GRAPHS=1 "${bench[@]}"
-done
-
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >"$work/gpu.txt"
-nvcc --version | tail -n 2 | head -n 1 >"$work/nvcc.txt"
-git describe --always --dirty >"$work/commit.txt" 2>/dev/null || echo unknown >"$work/commit.txt"
-"$python" tools/gpu_report.py "$work" >"$out"
+touch "$work/finished"
+report
 echo "wrote $out"
 exit "$failed"

@@ -2,8 +2,9 @@
 
     python3 tools/gpu_report.py FOLDER > report.json
 
-steps.jsonl (required) names every step and how it ended; *.txt describe the machine; *.xml are pytest's results; *.json
-the measurements of the step of that name. A measurement whose step failed is left out: what is there was measured.
+steps.jsonl (required) names every step and how it ended, and a file `finished` says that there are no more; *.txt
+describe the machine; *.xml are pytest's results; *.json the measurements of the step of that name. A measurement whose
+step failed is left out: what is there was measured.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ def report(folder: Path) -> dict[str, Any]:
     steps = [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
     passed = {step["step"] for step in steps if step["status"] == 0}
     measured = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    finished = (folder / "finished").exists()
     return {
-        "passed": len(passed) == len(steps) > 0,
+        "finished": finished,
+        "passed": finished and len(passed) == len(steps) > 0,
         "machine": {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.txt"))},
         "steps": steps,
         "tests": {path.stem: count(path) for path in sorted(folder.glob("*.xml"))},

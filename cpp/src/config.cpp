@@ -160,8 +160,9 @@ void set_channels(Settings & out, const Config & config) {
     out.warm_up_index = std::max(out.warm_up_index, config.channel_thresholds ? 0 : k_channel_tokens);
     out.channels.assign(size_t(n_layer * k_input_kinds), 0);
     for (int i = out.cold_s * k_input_kinds; i < out.cold_e * k_input_kinds; ++i) {
-        out.channels[size_t(i)] = config.channel_thresholds ? out.channel_threshold[size_t(i)] > 0.0f
-                                                            : is_of_ffn(i) || config.tensors == Tensors::all;
+        out.channels[size_t(i)] = config.channel_thresholds
+                                      ? out.channel_threshold[size_t(i)] > 0.0f
+                                      : out.channel_ratio > 0.0 && (is_of_ffn(i) || config.tensors == Tensors::all);
     }
 }
 
@@ -313,6 +314,18 @@ void Config::validate() const {
     if (policy == Policy::channels && max_skip.value_or(0) != 0) {
         refuse("max_skip: " + std::to_string(*max_skip) +
                " blocks; policy 'channels' leaves out whole blocks of `layers` alone");
+    }
+    if (policy == Policy::channels) {
+        const auto no_use = [](const char * field, bool given, const char * whose) {
+            if (given) {
+                refuse(std::string(field) + ": policy 'channels' has no use for it; it is for policy '" + whose + "'");
+            }
+        };
+        const Config usual;
+        no_use("sim_threshold", sim_threshold != usual.sim_threshold, "ffn_skip");
+        no_use("check_stride", check_stride != usual.check_stride, "ffn_skip");
+        no_use("region", region != usual.region, "random");
+        no_use("seed", seed != usual.seed, "random");
     }
     for (const double threshold : channel_thresholds.value_or(std::vector<double>())) {
         if (!(threshold >= 0.0 && std::isfinite(threshold))) {

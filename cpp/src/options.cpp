@@ -109,9 +109,14 @@ void name_policy(Config & config, Text name) {
     }
     set_policy(config, name);
     if (config.policy == Policy::channels && before.policy != Policy::channels) {
+        const Config usual;
         config.max_skip.reset();
         config.cold_s.reset();
         config.cold_e.reset();
+        config.sim_threshold = usual.sim_threshold;
+        config.check_stride  = usual.check_stride;
+        config.region        = usual.region;
+        config.seed          = usual.seed;
     }
     if (config.policy == Policy::skip_decode) {
         config.max_skip.reset();

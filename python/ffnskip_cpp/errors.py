@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "DecodeError",
     "FfnSkipError",
     "ProfileMismatchError",
@@ -10,6 +11,10 @@ __all__ = [
     "Unsupported",
     "UnsupportedModelError",
 ]
+
+
+class ArgumentError(ValueError):
+    """An argument that is wrong whatever the model. Commands end with status 2, as where an option is spelled wrong."""
 
 
 class FfnSkipError(ValueError):

@@ -21,6 +21,7 @@ from ffnskip_cpp.benchmark.benchmark import bench
 from ffnskip_cpp.benchmark.options import Options, settings_of
 from ffnskip_cpp.benchmark.options import Test as BenchTest
 from ffnskip_cpp.benchmark.random_model import TYPES, random_model, tensor_bytes, usable_in_place
+from ffnskip_cpp.benchmark.rows import Times, limit_speed_up
 from ffnskip_cpp.benchmark.runners import open_model, open_runners
 from ffnskip_cpp.benchmark.shapes import SHAPES, Shape
 from ffnskip_cpp.benchmark.timing import time_test
@@ -50,6 +51,8 @@ KEYS = {
     "speed_up",
     "ideal_speed_up",
     "share_of_ideal",
+    "limit_speed_up",
+    "share_of_limit",
     "checks",
     "flops_saved",
     "model",
@@ -206,13 +209,14 @@ def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli, policies)
     )
     rows = json.loads(out)
     assert (status, err) == (0, "")
-    assert [row["policy"] for row in rows[:3]] == ["dense", "idle", "checks"]
-    assert [(row["policy"], row["skip_ratio"]) for row in rows[3:]] == [
+    assert [row["policy"] for row in rows[:4]] == ["dense", "idle", "checks", "all blocks"]
+    assert [(row["policy"], row["skip_ratio"]) for row in rows[4:]] == [
         (policy, n / 16)
         for policy in ("ffn_skip", "random", "random in adaptive region")
         for n in (5, 8)  # round(0.3 * 16), round(0.5 * 16)
     ]
-    assert [row["checks"] for row in rows] == [0, 0, len(ADAPTIVE), 1, 1, 0, 0, 0, 0]
+    assert [row["checks"] for row in rows] == [0, 0, len(ADAPTIVE), 0, 1, 1, 0, 0, 0, 0]
+    assert rows[3]["skip_ratio"] == 15 / 16  # the last block always runs
     weights = weight_bytes(tensor_bytes(TINY, "f32"))
     for row in rows:
         assert row.keys() >= KEYS
@@ -220,10 +224,11 @@ def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli, policies)
         assert row["ideal_speed_up"] == pytest.approx(weights.total / (weights.total - unread))
         assert row["flops_saved"] == pytest.approx(row["skip_ratio"] * 16 * 2 * (3 * 64 * 128))
         assert row["share_of_ideal"] == pytest.approx(row["speed_up"] / row["ideal_speed_up"])
+        assert row["share_of_limit"] == pytest.approx(row["speed_up"] / row["limit_speed_up"])
         assert (row["model"], row["type"], row["threads"], row["n_gen"], row["repetitions"]) == ("tiny", "f32", 1, 4, 2)
         assert row["tokens_per_second"] > 0 and row["tokens_per_second_spread"] >= 0
         assert row["versions"].keys() == {"ffnskip", "llama_cpp"}
-    assert rows[0]["speed_up"] == 1
+    assert [rows[0][key] for key in ("speed_up", "limit_speed_up", "share_of_limit")] == [1, 1, 1]
 
 
 def test_a_block_skipped_by_some_tokens_counts_by_their_share(bench_cli):
@@ -250,24 +255,25 @@ def test_rows_of_channels_agree_with_the_model(bench_cli, wide, type_name, bytes
     ffn = 4 * 3 * 256 * 512  # elements
     weights = weight_bytes(tensor_bytes(WIDE, type_name))
     rows = json.loads(out)
-    for first in range(0, len(rows), 8):
-        policies = [(row["policy"], row["skip_ratio_target"]) for row in rows[first : first + 8]]
-        assert policies[:3] == [("dense", None), ("idle", None), ("checks", None)]
-        assert policies[3:] == [
+    for first in range(0, len(rows), 9):
+        policies = [(row["policy"], row["skip_ratio_target"]) for row in rows[first : first + 9]]
+        assert policies[:4] == [("dense", None), ("idle", None), ("checks", None), ("all blocks", None)]
+        assert policies[4:] == [
             *(("random", ratio) for ratio in (0.3, 0.5)),
             *[("channels, all kept", 0), ("channels", pytest.approx(1 / 3)), ("channels", 0.5)],
         ]
     for row in rows:
         if not row["policy"].startswith("channels"):
-            assert row["weights_bytes"] == 0
+            assert row["weights_bytes"] == 0 and row["limit_speed_up"] > 0
             continue
+        assert row["limit_speed_up"] is row["share_of_limit"] is None  # no block is left out
         ratio = row["skip_ratio"]
         assert ratio == pytest.approx(row["skip_ratio_target"], abs=0.06)  # 16 other tokens tell the thresholds
         assert row["ideal_speed_up"] == pytest.approx(weights.total / (weights.total - ratio * ffn * bytes_each))
         assert row["flops_saved"] == pytest.approx(ratio * 2 * ffn * bytes_each / code, rel=1e-3, abs=1)
         assert ffn * bytes_each < row["weights_bytes"] < 1.2 * ffn * bytes_each
         assert (row["checks"], row["tensors"]) == (0, "ffn")
-    assert len(rows) == 4 * 8  # -n 4 and -n 6, -d 0 and -d 5
+    assert len(rows) == 4 * 9  # -n 4 and -n 6, -d 0 and -d 5
 
 
 def test_all_tensors_are_those_of_attention_too(bench_cli, wide):
@@ -289,11 +295,20 @@ def test_outputs_that_fill_groups_up_are_read_and_counted(bench_cli):
     assert kept["ideal_speed_up"] == pytest.approx(weights.total / (weights.total + 16 * 4 * 64 * 128))
 
 
-def test_copies_are_shown_where_there_are_any(bench_cli):
-    _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--policy", "channels")
-    header, _, dense, *_, channels = out.split("\n\n")[0].splitlines()
-    assert [line.split("|")[-2].strip() for line in (header, dense)] == ["copies", ""]
-    assert channels.endswith(" MiB |")
+def test_columns_are_shown_where_a_row_has_something_in_them(bench_cli):
+    """The memory of copies, and what the time of blocks allows."""
+    for policy, shown in (
+        ("channels", ["copies"]),
+        ("channels,random", ["limit", "of limit", "copies"]),
+        ("random", ["limit", "of limit"]),
+    ):
+        _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--policy", policy)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.split("\n\n")[0].splitlines()]
+        after = rows[0].index("of ideal") + 1
+        assert rows[0][after:] == shown
+        assert rows[2][after:] == [{"limit": "1.000", "of limit": "100.0 %", "copies": ""}[name] for name in shown]
+        if "copies" in shown:
+            assert rows[-1][-1].endswith(" MiB") and set(rows[-1][after:-1]) <= {""}
 
 
 def test_speed_up_is_the_median_of_ratios_within_the_round():
@@ -303,6 +318,23 @@ def test_speed_up_is_the_median_of_ratios_within_the_round():
     assert (row["speed_up_q1"], row["speed_up"], row["speed_up_q3"]) == pytest.approx((1.1, 1.2, 1.3))
     assert row["tokens_per_second"] == pytest.approx(1.2 / 4)
     assert row["tokens_per_second_spread"] == pytest.approx(1.1 / 2 - 1.3 / 8)
+
+
+def test_the_limit_is_what_the_time_of_the_blocks_left_out_allows():
+    """A token takes 10 ms, of which 8 blocks take 4; the callback 1 ms more, with all of them and without. On a machine
+    that slows down."""
+    slower = np.array([1.0, 1.5, 2.0])
+    times = Times(10 * slower, 11 * slower, 7 * slower, 8)
+    for n_skipped, milliseconds in ((0, 10), (2, 9), (4, 8), (8, 6), (2.5, 8.75)):
+        assert limit_speed_up(times, n_skipped) == pytest.approx(10 / milliseconds)
+    assert limit_speed_up(Times(times.dense, times.idle), 2) is None
+
+
+@pytest.mark.parametrize("setting", range(3))
+def test_tokens_that_are_disturbed_do_not_move_the_limit(setting):
+    seconds = np.array([[10.0], [10.0], [6.0]]).repeat(5, axis=1)  # dense, idle, without its 8 blocks
+    seconds[setting, 2:4] = 60.0
+    assert limit_speed_up(Times(*seconds, 8), 4) == pytest.approx(10 / 8)
 
 
 class Recorder:
@@ -442,17 +474,17 @@ def test_prompt_alone_is_measured(tiny, capsys, flash_attention):
 
 def test_a_ratio_of_0_skips_and_checks_nothing(bench_cli):
     _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", "0,0.01", "-o", "json")
-    for row in json.loads(out)[3:]:
+    for row in json.loads(out)[4:]:
         keys = ("policy", "skip_ratio", "checks", "flops_saved", "ideal_speed_up")
         assert [row[key] for key in keys] == ["ffn_skip", 0, 0, 0, 1]
-        assert row["share_of_ideal"] == row["speed_up"]
+        assert row["share_of_ideal"] == row["share_of_limit"] == row["speed_up"]
 
 
 def test_cold_regions_are_those_asked_for(bench_cli):
     _, out, _ = bench_cli(
         *["--shape", "tiny", "--type", "f32", "--cold-s", 1, "--cold-e", 15, "--skip-ratio", "0.8", "-o", "json"]
     )
-    checks, skip = json.loads(out)[2:]
+    checks, _, skip = json.loads(out)[2:]
     assert checks["checks"] == 14
     assert skip["skip_ratio"] == 13 / 16  # 12 of 16 with the default regions, at most
     assert (skip["cold_s"], skip["cold_e"]) == (1, 15)
@@ -463,7 +495,7 @@ def test_prompt_speed_is_reported_for_plain_llama_cpp_and_for_ours(bench_cli):
     rows = [json.loads(line) for line in out.splitlines()]
     tests = [(row["test"], row["policy"]) for row in rows]
     assert tests[:2] == [("pp8", "dense"), ("pp8", "idle")]
-    assert tests[2:] == [("tg4", policy) for policy in ("dense", "idle", "checks", "ffn_skip")]
+    assert tests[2:] == [("tg4", policy) for policy in ("dense", "idle", "checks", "all blocks", "ffn_skip")]
     assert {key for row in rows for key in row} == set(rows[0])
 
 
@@ -480,17 +512,17 @@ def test_markdown_has_a_row_per_setting_and_says_how_it_was_measured(bench_cli):
     table, notes = out.split("\n\n", 1)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert len({len(line) for line in table.splitlines()}) == 1
-    assert [row[4] for row in cells[2:]] == ["dense", "idle", "checks", "ffn_skip"]
-    assert [row[5] for row in cells[2:]] == ["0.0 %", "0.0 %", "0.0 %", "25.0 %"]
+    assert [row[4] for row in cells[2:]] == ["dense", "idle", "checks", "all blocks", "ffn_skip"]
+    assert [row[5] for row in cells[2:]] == ["0.0 %", "0.0 %", "0.0 %", "93.8 %", "25.0 %"]
     assert "sim_threshold" in notes and "ffnskip" in notes
 
 
 def test_python_gives_what_the_command_prints(tiny):
     """The repr is the table; several values may be given as one."""
     result = bench(shape=tiny, n_threads=1, n_gen=2, repetitions=1, skip_ratio=0.25)
-    assert [row.policy for row in result.rows] == ["dense", "idle", "checks", "ffn_skip"]
-    assert [row["skip_ratio"] for row in result.as_dict()["rows"]] == [0, 0, 0, 0.25]
-    assert repr(result).startswith("| model") and repr(result).count("\n| tiny") == 4
+    assert [row.policy for row in result.rows] == ["dense", "idle", "checks", "all blocks", "ffn_skip"]
+    assert [row["skip_ratio"] for row in result.as_dict()["rows"]] == [0, 0, 0, 15 / 16, 0.25]
+    assert repr(result).startswith("| model") and repr(result).count("\n| tiny") == 5
     with pytest.raises(ValueError, match="give one of the two, a GGUF file or the name of a shape"):
         bench()
 
@@ -534,7 +566,7 @@ def test_the_result_takes_the_place_of_no_model(bench_cli, profiled, tmp_path, w
 def test_csv_can_be_read_back(bench_cli):
     _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", 0.25, "-o", "csv")
     rows = list(csv.DictReader(out.splitlines()))
-    assert [row["policy"] for row in rows] == ["dense", "idle", "checks", "ffn_skip"]
+    assert [row["policy"] for row in rows] == ["dense", "idle", "checks", "all blocks", "ffn_skip"]
     assert float(rows[-1]["skip_ratio"]) == 0.25
     assert rows[0].keys() >= KEYS
 
@@ -557,14 +589,14 @@ def test_profiles_are_measured_side_by_side(bench_cli, profiled):
     other = profiled.with_name("other.gguf")
     rows = json.loads(bench_cli("-m", profiled, "--profile", "auto", "--profile", other, "-o", "json")[1])
     found = {row["policy"]: (row["skip_ratio"], row["checks"], row["skip_ratio_target"]) for row in rows}
-    assert list(found) == ["dense", "idle", "checks", "profile model.ffnskip.gguf", "profile other.gguf"]
+    assert list(found) == ["dense", "idle", "checks", "all blocks", "profile model.ffnskip.gguf", "profile other.gguf"]
     assert found["profile model.ffnskip.gguf"] == (3 / 12, 0, None)
     assert found["profile other.gguf"] == (pytest.approx(4 / 12), 1, None)
 
 
 def test_a_ratio_given_besides_is_measured_too(bench_cli, profiled):
     rows = json.loads(bench_cli("-m", profiled, "--profile", "auto", "--skip-ratio", "0.5", "-o", "json")[1])
-    assert [row["policy"] for row in rows[3:]] == ["ffn_skip", "profile model.ffnskip.gguf"]
+    assert [row["policy"] for row in rows[4:]] == ["ffn_skip", "profile model.ffnskip.gguf"]
 
 
 def test_a_profile_that_is_missing_or_of_another_model_is_refused(bench_cli, profiled, tmp_path):
@@ -573,7 +605,6 @@ def test_a_profile_that_is_missing_or_of_another_model_is_refused(bench_cli, pro
         (["-m", another, "--profile", "auto"], f"there is no profile beside or in {another}"),
         (["-m", another, "--profile", profiled.with_name("other.gguf")], "it is for model"),
         (["-m", profiled, "--profile", "none.gguf"], "none.gguf"),
-        (["--shape", "tiny", "--profile", "auto"], "profile: random weights (shape) have none"),
         (["-m", profiled, "--lora", "none.gguf"], "lora: none.gguf: no such file"),
         (["-m", profiled, "--lora", profiled], "is no LoRA adapter of this model"),
     ):
@@ -599,8 +630,8 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
         with contextlib.closing(llm):
             llm.eval([5, 9, 70])
             expected.append(llm.scores[2].copy())
-    assert len(logits) == 4 and abs(expected[0] - expected[1]).max() > 0.5
-    for found in logits:
+    assert len(logits) == 5 and abs(expected[0] - expected[1]).max() > 0.5
+    for found in (*logits[:3], logits[4]):  # but where all blocks are left out
         np.testing.assert_allclose(found, expected[0], atol=0.05)
 
 
@@ -610,40 +641,60 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "llama9"], "shape 'llama9' is unknown; known are llama2-7b, "),
-        (["--shape", "tiny", "--type", "q3"], "type 'q3' is unknown; known are f32, "),
         (["--shape", "tiny", "--type", "q4_k"], "type q4_k packs 256 weights"),
-        (["--shape", "tiny", "--skip-ratio", "1.5"], "skip-ratio: 1.5 is outside [0, 1]"),
-        (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
         (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
-        (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
-        (["--shape", "tiny", "--policy", "bogus"], "policy: 'bogus' is not known; those that take a skip ratio: ffn_s"),
-        (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
-        (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),
-        (["--shape", "tiny", "--tensors", "all"], "tensors: all is for policy channels"),
-        (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
-        (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
-        (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),
         (["--shape", "tiny", "-p", "8", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "--cold-s", "14"], "cold_s"),
         (["--shape", "tiny", "--cold-e", "16"], "cold_e"),
-        (["--shape", "tiny", "-t", "513"], "threads: 513 is too many; at most 512"),
-        (["--shape", "tiny", "-p", "-1"], "n-prompt: -1 is too few"),
-        (["--shape", "tiny", "-r", "0"], "repetitions: 0 is too few"),
-        (["--shape", "tiny", "-t", "0"], "threads: 0 is too few"),
         (["-m", "missing.gguf"], "missing.gguf: no such file"),
         (["-m", __file__], "not a GGUF file"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(bench_cli, arguments, message):
+def test_what_does_not_suit_the_model_is_refused_in_one_line(bench_cli, arguments, message):
     status, out, err = bench_cli(*arguments)
     assert (status, out) == (1, "")
     assert err.startswith("ffnskip bench: ") and err.count("\n") == 1
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "llama9"], "shape 'llama9' is unknown; known are llama2-7b, "),
+        (["--shape", "tiny", "--type", "q3"], "type 'q3' is unknown; known are f32, "),
+        (["--shape", "tiny", "--skip-ratio", "1.5"], "skip-ratio: 1.5 is outside [0, 1]"),
+        (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
+        (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' takes no skip ratio"),
+        (["--shape", "tiny", "--policy", "bogus"], "policy: 'bogus' is not known; those that take a skip ratio: ffn_s"),
+        (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
+        (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),
+        (["--shape", "tiny", "--tensors", "all"], "tensors: all is for policy channels"),
+        (["--shape", "tiny", "--profile", "auto"], "profile: random weights (shape) have none"),
+        (["--shape", "tiny", "-n", "-1"], "n-gen: -1 is too few; at least 0"),
+        (["--shape", "tiny", "-d", "0,-1"], "n-depth: -1 is too few; at least 0"),
+        (["--shape", "tiny", "-d", str(2**31)], "n-depth: 2147483648 is too many; at most 16777216"),
+        (["--shape", "tiny", "-t", "513"], "threads: 513 is too many; at most 512"),
+        (["--shape", "tiny", "-p", "-1"], "n-prompt: -1 is too few"),
+        (["--shape", "tiny", "-r", "0"], "repetitions: 0 is too few"),
+        (["--shape", "tiny", "-t", "0"], "threads: 0 is too few"),
+        (["--shape", "tiny", "--policy", "channels", "--skip-ratio", "7"], "skip-ratio: 7 is outside [0, 1]"),
+    ],
+)
+def test_a_wrong_option_is_bad_usage(bench_cli, arguments, message):
+    status, out, err = bench_cli(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("ffnskip bench: ") and err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("name", ["skip_ratio", "policy", "region"])
+def test_an_empty_list_is_refused(tiny, name):
+    with pytest.raises(ValueError, match=f"{name.replace('_', '-')}: the list is empty; name at least one"):
+        bench(shape=tiny, n_gen=1, **{name: []})
+
+
 def test_nothing_to_measure_is_refused(tiny, capsys):
-    assert cli.main(["bench", "--shape", tiny, "-n", "0"]) == 1
+    assert cli.main(["bench", "--shape", tiny, "-n", "0"]) == 2
     assert capsys.readouterr().err.startswith("ffnskip bench: n-prompt and n-gen: 0 and 0 leave nothing to measure")
 
 
@@ -663,7 +714,7 @@ def test_contexts_that_do_not_fit_into_memory_are_refused(bench_cli, monkeypatch
     monkeypatch.setattr(runners, "available_memory", lambda: next(free))
     status, out, err = bench_cli("--shape", "tiny", "--type", "f32", "--skip-ratio", "0.1,0.2,0.3")
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert "5 more contexts of 10.0 GB do not fit into memory" in err
+    assert "6 more contexts of 10.0 GB do not fit into memory" in err
 
 
 def test_a_context_that_llama_cpp_refuses_is_named(bench_cli, monkeypatch):

@@ -566,8 +566,17 @@ def test_the_command_prints_its_tables_and_writes_the_profile(model, text):
     assert read_profile(profile_path(model)).config.warm_up_index == 30
 
 
-@pytest.mark.parametrize("options", [["--skip-ratio", "0.99"], ["--n-ctx", "3"], ["--text", "none.txt"]])
-def test_the_command_refuses_in_one_line(model, text, options):
+@pytest.mark.parametrize(
+    ("status", "options"),
+    [
+        (1, ["--skip-ratio", "0.99", "--policy", "blocks"]),
+        (1, ["--text", "none.txt"]),
+        (2, ["--n-ctx", "3"]),
+        (2, ["--policy", "chanels"]),
+        (2, ["--skip-ratio", "7"]),
+    ],
+)
+def test_the_command_refuses_in_one_line(model, text, status, options):
     done = command(model, *(() if "--text" in options else ("--text", text)), *options)
-    assert done.returncode == 1 and done.stdout == ""
+    assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith("ffnskip calibrate: ") and done.stderr.count("\n") == 1

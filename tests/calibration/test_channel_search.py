@@ -15,6 +15,7 @@ from ffnskip_cpp.calibration.effort import EFFORTS
 from ffnskip_cpp.calibration.evaluation import Evaluator, Score
 from ffnskip_cpp.calibration.race import Race
 from ffnskip_cpp.calibration.reaches import MOST, Inputs
+from ffnskip_cpp.measure.policies import all_kept
 from ffnskip_cpp.measure.text import Chunk
 
 WARM_UP = 4
@@ -48,7 +49,7 @@ def llm(model_file):
 @pytest.mark.parametrize("il", [0, 7, 15])
 def test_as_many_channels_are_counted_below_a_threshold_as_the_core_leaves_out(llm, il, kind):
     """Of one input alone: what it holds is what it holds in the dense model."""
-    with llm.skipping(SkipConfig("channels", skip_ratio=0.0)), llm.trace(reaches=True) as dense:
+    with llm.skipping(all_kept(N_LAYER, "ffn", WARM_UP)), llm.trace(reaches=True) as dense:
         logits = llm.forward(TOKENS[0], [i >= WARM_UP for i in range(40)])
     with llm.dense():
         assert (logits == llm.forward(TOKENS[0])).all()
@@ -67,7 +68,7 @@ def test_as_many_channels_are_counted_below_a_threshold_as_the_core_leaves_out(l
 
 
 def test_reaches_of_one_token_at_a_time_are_those_of_a_batch(llm):
-    config = SkipConfig("channels", skip_ratio=0.0, warm_up_index=0)
+    config = all_kept(N_LAYER, "ffn", warm_up_index=0)
     with llm.skipping(config), llm.trace(reaches=True) as batch:
         llm.forward(TOKENS[0][:12])
     with llm.skipping(config), llm.trace(reaches=True) as single:

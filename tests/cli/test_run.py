@@ -229,18 +229,23 @@ def test_random_choices_are_those_of_the_sequence_alone(client, model, policy):
 
 def test_bad_usage_names_what_is_wrong(client, model, tmp_path):
     program = [client("greedy"), model, 5]
-    for options, command, message in (
-        (["--sim-threshold", "high"], program, "sim-threshold: 'high' is not a number"),
-        (["--skip-ratio", "1.5"], program, "skip_ratio: 1.5 is outside [0, 1]"),
-        (["--skip-layers", "3-1"], program, "skip-layers: '3-1' is not a list of layers such as 3,5-7"),
-        (["--policy", "none"], program, "policy: 'none' is unknown"),
-        (["--stats-file", tmp_path / "no" / "x.json"], program, "can't be written"),
-        ([], ["no-such-program"], "no-such-program: no such program"),
-        ([], [model], "is not executable"),
-        ([], [], "give a program"),
+    channels = ["--policy", "channels"]
+    for status, options, command, message in (
+        (2, ["--sim-threshold", "high"], program, "sim-threshold: 'high' is not a number"),
+        (2, ["--skip-ratio", "1.5"], program, "skip_ratio: 1.5 is outside [0, 1]"),
+        (2, ["--skip-layers", "3-1"], program, "skip-layers: '3-1' is not a list of layers such as 3,5-7"),
+        (2, ["--policy", "none"], program, "policy: 'none' is unknown"),
+        (2, [*channels, "--sim-threshold", "0.8"], program, "sim_threshold: policy 'channels' has no use for it"),
+        (2, [*channels, "--check-stride", "2"], program, "check_stride: policy 'channels' has no use for it"),
+        (2, [*channels, "--region", "adaptive"], program, "region: policy 'channels' has no use for it"),
+        (1, ["--profile", tmp_path / "none.gguf"], program, "none.gguf"),
+        (1, ["--stats-file", tmp_path / "no" / "x.json"], program, "can't be written"),
+        (1, [], ["no-such-program"], "no-such-program: no such program"),
+        (1, [], [model], "is not executable"),
+        (2, [], [], "give a program"),
     ):
         result = under_ffnskip(options, *command)
-        assert (result.returncode, result.stdout) == (1 if command else 2, "")
+        assert (result.returncode, result.stdout) == (status, "")
         assert message in result.stderr and result.stderr.count("\n") == 1
 
 

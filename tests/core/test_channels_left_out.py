@@ -95,11 +95,20 @@ def test_the_demo_model_generates_the_tokens_of_llama_cpp_up_to_a_near_tie(model
     assert margin < np.abs(batch - logits).max()
 
 
-def test_thresholds_of_zero_leave_nothing_out(model_file):
+NOTHING_LEFT_OUT = {
+    "thresholds": {"channel_thresholds": [0.0] * 4 * N_LAYER},
+    "ratio": {"skip_ratio": 0.0},
+    "ratio of all": {"skip_ratio": 0.0, "tensors": "all"},
+}
+
+
+@pytest.mark.parametrize("settings", NOTHING_LEFT_OUT.values(), ids=NOTHING_LEFT_OUT)
+def test_where_nothing_is_to_be_left_out_the_products_are_those_of_llama_cpp(model_file, settings):
+    """Weights by channel would take memory and round otherwise."""
     path = model_file("llama", **DAMPED, quantized="q8_0")
-    with plain(path) as expected, ours(path, channels([0.0] * 4 * N_LAYER, warm_up_index=0)) as llm:
+    with plain(path) as expected, ours(path, SkipConfig("channels", warm_up_index=0, **settings)) as llm:
         assert bits_equal(one_by_one(llm), feed_one_by_one(expected, TOKENS))
-        assert llm.stats.bytes_left_out == 0
+        assert (llm.stats.bytes_left_out, llm.weights_bytes) == (0, 0)
 
 
 ZEROED = {"qkv": "attn_output", "o": "attn_output", "up": "ffn_down", "down": "ffn_down"}

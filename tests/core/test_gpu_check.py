@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,49 @@ def test_a_step_that_everything_needs_stops_it(tmp_path, fake_tools):
     assert result.stderr.splitlines()[-1] == "gpu_check: step 'llama' failed; nothing was measured"
 
 
+PYTHON = f"""case "$*" in
+    *venv*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit ;;
+    *gpu_report.py*) exec {sys.executable} "$@" ;;
+    *get_paths*) dirname "$0" ;;
+    *llama_cpp.__file__*) echo . ;;
+esac"""
+CMAKE = """[ "$1" = --build ] || exit 0
+for program in tests/cuda/test_rows_cuda tests/cuda/bench_rows_cuda tests/cpp/test_devices; do
+    mkdir -p "$2/$(dirname $program)"
+    printf '#!/bin/sh\necho 5.0\n' >"$2/$program"
+    chmod +x "$2/$program"
+done"""
+
+
+def test_what_was_measured_is_there_when_the_machine_is_taken_away(tmp_path, fake_tools):
+    """Everything is made up; the second benchmark never ends."""
+    hanging = tmp_path / "hanging"
+    for name, script in {
+        "nvidia-smi": "echo GPU 0: made up",
+        "nvcc": "echo release 1",
+        "python3": PYTHON,
+        "cmake": CMAKE,
+        "readelf": "echo nv_fatbin",
+        "ffnskip": f'[ -z "$GGML_CUDA_DISABLE_GRAPHS" ] || {{ echo $$ >{hanging}; exec sleep 600; }}; echo "[1.5]"',
+    }.items():
+        path = fake_tools(name, script)
+    out = tmp_path / "out.json"
+    command = ["bash", str(TOOLS / "gpu_check.sh"), str(out)]
+    environment = {**os.environ, "PATH": path, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as check:
+        try:
+            while not (hanging.exists() and hanging.read_text(encoding="utf-8").endswith("\n")):
+                assert check.poll() is None
+                time.sleep(0.05)
+        finally:
+            check.kill()
+    os.kill(int(hanging.read_text(encoding="utf-8")), signal.SIGKILL)
+    got = json.loads(out.read_text(encoding="utf-8"))
+    assert (got["finished"], got["passed"]) == (False, False)
+    assert got["measurements"] == {"kernel": 5.0, "bench_q4_0": [1.5]}
+    assert got["steps"][-1]["step"] == "bench_q4_0" and not got["tests"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["out.txt"], ["a.json", "b", "c", "d"]], ids=str)
 def test_wrong_arguments_are_refused(arguments, fake_tools):
     result = run_check(arguments, fake_tools("nvidia-smi", "echo GPU 0: made up"))
@@ -95,4 +140,6 @@ def test_report_of_a_failed_step(tmp_path):
 
 def test_report_where_all_passed(tmp_path):
     write_folder(tmp_path, {"kernel": 0})
+    assert report(tmp_path)["passed"] is False  # so far
+    (tmp_path / "finished").touch()
     assert report(tmp_path)["passed"] is True

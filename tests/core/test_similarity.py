@@ -5,6 +5,7 @@ Compared with float64 NumPy, on vectors and on residuals that plain llama.cpp sh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from support.running import SKIPPABLE_ROW, feed_one_by_one, options_of, ours
 
 # float32 sums of up to 5000 products in 16 lanes: the rounding of one lane is 5000 / 16 * 2^-24 at the worst.
 FLOAT32_SUM = 2e-5
+
+# What our rows may differ by where plain llama.cpp's own differ, as a batch and single rows do on a GPU: times as much.
+OF_THE_DEVICE = 4
 
 # h is not a tensor of a parallel block: h = out - f, which cancels where FFN and residual are large.
 RESIDUAL = 1e-5
@@ -113,30 +117,31 @@ class Spy(llama_cpp.Llama):
         params.cb_eval = self._look
 
 
-def similarity_seen_in_plain_llama_cpp(kind, path):
+def similarity_seen_in_plain_llama_cpp(kind, path, n_rows):
     """Cosine of out - f and out, (n_tokens, 7): out is the layer's output, f what its FFN adds."""
     llm = Spy(path, ("l_out-", "ffn_out-", "ffn_moe_out-", "sa_out-"))
-    try:
-        llm.copies.clear()
-        llm.eval(TOKENS)
-        copies, columns = llm.copies, []
-        for il in range(7):
-            out = copies[f"l_out-{il}"][-1]
-            if kind == "post_norm":  # the FFN's part goes through a norm: the residual before it is what has a name
-                h = copies[f"sa_out-{il}"][-1]
-            else:
-                f = copies.get(f"ffn_out-{il}", copies.get(f"ffn_moe_out-{il}"))[0]
-                h = out - f
-            columns.append(exact_cosine(h, out))
-        return np.stack(columns, axis=1)
-    finally:
-        llm.close()
+    with contextlib.closing(llm):
+        batches = []
+        for first in range(0, len(TOKENS), n_rows):
+            llm.copies.clear()
+            llm.eval(TOKENS[first : first + n_rows])
+            batches.append(np.stack([of_layer(kind, llm.copies, il) for il in range(7)], axis=1))
+        return np.concatenate(batches)
+
+
+def of_layer(kind, copies, il):
+    out = copies[f"l_out-{il}"][-1]
+    if kind == "post_norm":  # the FFN's part goes through a norm: the residual before it is what has a name
+        h = copies[f"sa_out-{il}"][-1]
+    else:
+        h = out - copies.get(f"ffn_out-{il}", copies.get(f"ffn_moe_out-{il}"))[0]
+    return exact_cosine(h, out)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_similarity_is_that_of_the_residuals_in_plain_llama_cpp(model_file, kind):
     path = model_file(kind, n_layer=8)
-    expected = similarity_seen_in_plain_llama_cpp(kind, path)
+    expected = similarity_seen_in_plain_llama_cpp(kind, path, len(TOKENS))
     assert 0.3 < expected.min() and expected.max() < 0.9999 and expected.std() > 0.01
     with ours(path, CHECK_ALL) as llm:
         with llm.trace() as trace:
@@ -150,13 +155,15 @@ def test_similarity_is_that_of_the_residuals_in_plain_llama_cpp(model_file, kind
 @pytest.mark.parametrize("n_ubatch", [1, 5])
 def test_similarity_of_a_row_does_not_depend_on_how_the_batch_is_cut(model_file, kind, n_ubatch):
     path = model_file(kind, n_layer=8)
+    of_batch, of_single = (similarity_seen_in_plain_llama_cpp(kind, path, n_rows) for n_rows in (len(TOKENS), 1))
+    tolerance = max(RESIDUAL, OF_THE_DEVICE * np.median(np.abs(of_batch - of_single)))
     with ours(path, CHECK_ALL) as whole, ours(path, CHECK_ALL, n_ubatch=n_ubatch) as cut:
         with whole.trace() as expected, cut.trace() as pieces:
             whole.forward(TOKENS), cut.forward(TOKENS)
         with whole.trace() as alone:
             feed_one_by_one(whole, TOKENS, SKIPPABLE_ROW)
     for trace in (pieces, alone):
-        assert np.nanmedian(np.abs(trace.similarity - expected.similarity)) < RESIDUAL
+        assert np.nanmedian(np.abs(trace.similarity - expected.similarity)) < tolerance
 
 
 def test_a_block_that_adds_nothing_reaches_a_threshold_of_one(model_file):

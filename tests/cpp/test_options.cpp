@@ -109,6 +109,14 @@ void sequences() {
 
     const Config dense = after({ { "policy", "random_adaptive_region" }, { "no-skip", "" } });
     expect(dense.policy == Policy::dense && dense.region == Region::any, "no-skip");
+
+    const Config channels = after({ { "sim-threshold", "0.8" },
+                                    { "check-stride", "2" },
+                                    { "tensors", "all" },
+                                    { "skip-ratio", "0.2" },
+                                    { "policy", "channels" } });
+    expect(channels.sim_threshold == Config().sim_threshold && channels.check_stride == 1, "what is said of blocks");
+    expect(channels.tensors == Tensors::all && channels.skip_ratio == 0.2, "what is said of channels");
 }
 
 void refused_values() {

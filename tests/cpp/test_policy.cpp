@@ -340,6 +340,20 @@ void refusals() {
     expect_refused([] { region_from_name("cold"); }, "region: 'cold' is unknown; known are any, adaptive");
 }
 
+void channels() {
+    Config config;
+    config.policy = Policy::channels;
+    expect(resolve(config, k_sixteen).leaves_channels_out(), "a third, where nothing is said");
+    config.skip_ratio = 0.0;
+    expect(!resolve(config, k_sixteen).skips_anything(), "nothing is to be left out");
+    config.check_stride = 2;
+    expect_refused([&] { config.validate(); }, "check_stride: policy 'channels' has no use for it");
+    config               = Config();
+    config.policy        = Policy::channels;
+    config.sim_threshold = 0.8;
+    expect_refused([&] { config.validate(); }, "sim_threshold: policy 'channels' has no use for it");
+}
+
 void old_names() {
     const auto named = [](const char * name) {
         Config config;
@@ -380,6 +394,7 @@ int main() {
     attention();
     short_gpt();
     refusals();
+    channels();
     old_names();
     return result();
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import ArgumentError
 from ..measure.model import check_model
 from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS, policy_settings
 from ..measure.text import MIN_TOKENS, as_paths
@@ -50,7 +51,7 @@ class Wanted:
     progress: bool | None
 
     def __post_init__(self) -> None:
-        """Raises ValueError (name, value, range), and FileNotFoundError for the model."""
+        """Raises ArgumentError (name, value, range), and FileNotFoundError for the model."""
         for name, values, least in (
             ("n-ctx", () if self.n_ctx is None else (self.n_ctx,), MIN_TOKENS),
             ("max-tokens", (self.max_tokens,), MIN_TOKENS),
@@ -62,7 +63,7 @@ class Wanted:
         ):
             for value in values:
                 if value < least:
-                    raise ValueError(f"{name}: {value} is too few; at least {least}")
+                    raise ArgumentError(f"{name}: {value} is too few; at least {least}")
         for name, some in (
             ("figures", self.figures),
             ("skip-ratio", self.ratios),
@@ -72,17 +73,17 @@ class Wanted:
             ("generated", self.n_generated),
         ):
             if some is not None and len(some) == 0:
-                raise ValueError(f"{name}: the list is empty; name at least one")
+                raise ArgumentError(f"{name}: the list is empty; name at least one")
         if self.tensors not in TENSORS:
-            raise ValueError(f"tensors: {self.tensors!r} is not known; known are {', '.join(TENSORS)}")
+            raise ArgumentError(f"tensors: {self.tensors!r} is not known; known are {', '.join(TENSORS)}")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed: {self.seed} is outside [0, 2**64)")
+            raise ArgumentError(f"seed: {self.seed} is outside [0, 2**64)")
         for ratio in self.ratios or ():
             if not 0 < ratio <= 1:
-                raise ValueError(f"skip-ratio: {ratio:g} is outside (0, 1]")
+                raise ArgumentError(f"skip-ratio: {ratio:g} is outside (0, 1]")
         for name in self.names:
             if name not in FIGURES:
-                raise ValueError(f"figures: {name!r} is not known; known are {', '.join(FIGURES)}")
+                raise ArgumentError(f"figures: {name!r} is not known; known are {', '.join(FIGURES)}")
         _ = self.policies  # refuses those that are not known
         check_model(self.model_path, self.n_threads, self.lora)
 

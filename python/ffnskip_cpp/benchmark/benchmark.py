@@ -21,7 +21,7 @@ from ..gguf_file.weights import WeightBytes
 from ..profile import read_profile
 from ..skip_config import TensorsName
 from .options import AUTO, Options, Setting, Several, Test, lead_of, settings_of
-from .rows import Benchmark, BenchmarkRow, row_of
+from .rows import Benchmark, BenchmarkRow, row_of, times_of
 from .runners import open_model, open_runners, quiet
 from .timing import time_test
 
@@ -130,7 +130,8 @@ def _measure(
     n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     with open_runners(model, settings, test, threads, options) as runners:
         seconds = time_test(runners, test, n_vocab, options, lead_of(settings))
+        times = times_of(settings, runners, seconds)
         return [
-            row_of(test, setting, runner, weights, seconds[0], seconds[i], common)
+            row_of(test, setting, runner, weights, times, seconds[i], common)
             for i, (setting, runner) in enumerate(zip(settings, runners))
         ]

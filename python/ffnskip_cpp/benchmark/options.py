@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
+import numpy as np
+import numpy.typing as npt
+
 from .._core import CHANNEL_TOKENS, Profile
+from ..errors import ArgumentError
 from ..files import PathLike
 from ..lora import as_adapter
-from ..measure.policies import RATIO_POLICIES, policy_settings
+from ..measure.policies import RATIO_POLICIES, all_kept, policy_settings
 from ..measure.similarity import ALWAYS_TRIPS, NEVER_TRIPS
 from ..skip_config import SkipConfig, TensorsName
 from ..threads import MAX_THREADS
@@ -19,8 +24,10 @@ from .random_model import find_type
 from .shapes import find_shape
 
 __all__ = [
+    "ALL_BLOCKS",
     "AUTO",
     "CHANNEL_RATIOS",
+    "IDLE",
     "SKIP_RATIOS",
     "Options",
     "Setting",
@@ -33,6 +40,7 @@ __all__ = [
 SKIP_RATIOS = (0.3, 0.5)  # of FFN blocks
 CHANNEL_RATIOS = (1 / 3, 0.5)  # of weight bytes
 AUTO = "auto"  # in place of a profile: the model's own
+IDLE, ALL_BLOCKS = "idle", "all blocks"  # rows whose times say what a block takes
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
 
@@ -124,7 +132,10 @@ class Options:
         )
 
     def check(self) -> None:
-        """Raises ValueError (field, value, range), and FileNotFoundError for the model."""
+        """Raises ArgumentError (field, value, range), and FileNotFoundError for the model."""
+        for name, given in (("skip-ratio", self.skip_ratio), ("policy", self.policy), ("region", self.region)):
+            if given is not None and not _several(given):
+                raise ArgumentError(f"{name}: the list is empty; name at least one, or leave it out")
         for name, values, least, most in (
             ("threads", self.threads, 1, MAX_THREADS),
             ("n-prompt", _several(self.n_prompt), 0, MAX_TOKENS),
@@ -134,29 +145,29 @@ class Options:
         ):
             for value in values:
                 if value < least:
-                    raise ValueError(f"{name}: {value} is too few; at least {least}")
+                    raise ArgumentError(f"{name}: {value} is too few; at least {least}")
                 if value > most:
-                    raise ValueError(f"{name}: {value} is too many; at most {most}")
+                    raise ArgumentError(f"{name}: {value} is too many; at most {most}")
         if not self.tests:
-            raise ValueError("n-prompt and n-gen: 0 and 0 leave nothing to measure; at least one must be positive")
+            raise ArgumentError("n-prompt and n-gen: 0 and 0 leave nothing to measure; at least one must be positive")
         for ratio in _several(self.skip_ratio):
             if not 0 <= ratio <= 1:
-                raise ValueError(f"skip-ratio: {ratio:g} is outside [0, 1]")
+                raise ArgumentError(f"skip-ratio: {ratio:g} is outside [0, 1]")
         leaves_channels_out = any(map(_is_channels, self.policies))  # refuses those that are not known
         if self.tensors != Options.tensors and not leaves_channels_out:
-            raise ValueError(f"tensors: {self.tensors} is for policy channels, which is not among those to measure")
+            raise ArgumentError(f"tensors: {self.tensors} is for policy channels, which is not among those to measure")
         _ = self.skipping  # refuses what can't be right
         self._check_model()
 
     def _check_model(self) -> None:
         if (self.model_path is None) == (self.shape is None):
-            raise ValueError("model, shape: give one of the two, a GGUF file or the name of a shape")
+            raise ArgumentError("model, shape: give one of the two, a GGUF file or the name of a shape")
         if self.shape is not None:
             find_shape(self.shape)
             find_type(self.type)
             for name, given in (("profile", self.profiles), ("lora", self.lora)):
                 if given:
-                    raise ValueError(f"{name}: random weights (shape) have none; give a model")
+                    raise ArgumentError(f"{name}: random weights (shape) have none; give a model")
         elif self.model_path is not None and not Path(self.model_path).is_file():
             raise FileNotFoundError(f"{self.model_path}: no such file")
         if self.lora is not None:
@@ -174,12 +185,16 @@ def _several(given: Any) -> tuple[Any, ...]:
     return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
 
 
+OfModel = Callable[[npt.NDArray[np.bool_]], SkipConfig]
+"""What depends on which layers, [n_layer], have a block that can be skipped."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One way to decode. `config` None is llama.cpp alone, without our callback."""
 
     name: str
-    config: SkipConfig | Profile | None
+    config: SkipConfig | Profile | OfModel | None
     target: float | None = None
 
     @property
@@ -195,7 +210,9 @@ class Setting:
 
     @property
     def _settings(self) -> SkipConfig | None:
-        return self.config.config if isinstance(self.config, Profile) else self.config
+        if isinstance(self.config, Profile):
+            return self.config.config
+        return self.config if isinstance(self.config, SkipConfig) else None
 
 
 def lead_of(settings: Sequence[Setting]) -> int:
@@ -210,7 +227,7 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     Args:
         profiles: By the name that their row gets.
     """
-    idle = [Setting("dense", None), Setting("idle", SkipConfig(policy="dense"))]
+    idle = [Setting("dense", None), Setting(IDLE, SkipConfig(policy="dense"))]
     if test.n_prompt:
         return idle
 
@@ -220,11 +237,23 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
     checks = SkipConfig(
         cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0, sim_threshold=NEVER_TRIPS, max_skip=1
     )
+    of_profiles = [Setting(name, profile) for name, profile in (profiles or {}).items()]
+    skips_blocks = blocks or not all(setting.leaves_channels_out for setting in of_profiles)
     return [
         *idle,
         *([Setting("checks", checks)] if blocks or not channels else []),
+        *([Setting(ALL_BLOCKS, _all_blocks)] if skips_blocks else []),
         *(Setting(config.label, config, config.ratio) for config in blocks),
-        *(Setting("channels, all kept", config.replace(skip_ratio=0.0), 0.0) for config in channels[:1]),
+        *(Setting("channels, all kept", partial(_all_kept, options.tensors), 0.0) for _ in channels[:1]),
         *(Setting(config.label, config, config.ratio) for config in channels),
-        *(Setting(name, profile) for name, profile in (profiles or {}).items()),
+        *of_profiles,
     ]
+
+
+def _all_blocks(skippable: npt.NDArray[np.bool_]) -> SkipConfig:
+    """But the last layer's, which always runs."""
+    return SkipConfig(layers=np.flatnonzero(skippable[:-1]).tolist(), max_skip=0, warm_up_index=0)
+
+
+def _all_kept(tensors: TensorsName, skippable: npt.NDArray[np.bool_]) -> SkipConfig:
+    return all_kept(len(skippable), tensors, warm_up_index=0)

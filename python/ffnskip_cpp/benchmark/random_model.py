@@ -21,6 +21,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
 
+from ..errors import ArgumentError
 from ..memory import available_memory
 from .shapes import Shape, find_shape
 
@@ -70,7 +71,7 @@ def tensor_bytes(shape: str | Shape, type_name: str) -> dict[str, int]:
 
 def find_type(type_name: str) -> GGMLType:
     if type_name.lower() not in TYPES:
-        raise ValueError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
+        raise ArgumentError(f"type {type_name!r} is unknown; known are {', '.join(TYPES)}")
     return TYPES[type_name.lower()]
 
 

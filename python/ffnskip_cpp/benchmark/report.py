@@ -25,28 +25,33 @@ COLUMNS: dict[str, Callable[[BenchmarkRow], str]] = {
     "speed-up": lambda row: f"{row.speed_up:.3f} [{row.speed_up_q1:.3f}, {row.speed_up_q3:.3f}]",
     "ideal": lambda row: f"{row.ideal_speed_up:.3f}",
     "of ideal": lambda row: f"{100 * row.share_of_ideal:.1f} %",
+    "limit": lambda row: "" if row.limit_speed_up is None else f"{row.limit_speed_up:.3f}",
+    "of limit": lambda row: "" if row.share_of_limit is None else f"{100 * row.share_of_limit:.1f} %",
     "copies": lambda row: f"{row.weights_bytes / 2**20:,.1f} MiB" if row.weights_bytes else "",
 }
 TEXT_COLUMNS = ("model", "type", "test", "policy")
 
 NOTES = """\
 dense: llama.cpp without ffnskip; idle: ffnskip attached, nothing skipped or checked; checks: every layer of the
-adaptive region checked, nothing skipped. In the other rows the check of the first adaptive layer always trips
-(sim_threshold -2, warm_up_index 0), so that a token skips as many FFN blocks as it may: round(ratio * layers). Where
-that is 0 there is nothing to check for either, and the row is one more of idle. Rows of channels leave out channels of
-what the FFN's matrices read, and so this share of their weight bytes; thresholds come from 16 tokens that are decoded
-before those that are timed. "channels, all kept" has the same kernels and leaves nothing out. copies: memory of the
-weights by channel, which all contexts share. Rows of a profile do as it says, from the first token on; the tokens are
-random, so that one that checks or leaves channels out may skip more or less than of text.
+adaptive region checked, nothing skipped; all blocks: every FFN block skipped that can be, nothing checked. In the other
+rows the check of the first adaptive layer always trips (sim_threshold -2, warm_up_index 0), so that a token skips as
+many FFN blocks as it may: round(ratio * layers). Where that is 0 there is nothing to check for either, and the row is
+one more of idle. Rows of channels leave out channels of what the FFN's matrices read, and so this share of their weight
+bytes; thresholds come from 16 tokens that are decoded before those that are timed. "channels, all kept" has the same
+kernels and leaves out nothing but zeros. copies: memory of the weights by channel, which all contexts share. Rows of a
+profile do as it says, from the first token on; the tokens are random, so that one that checks or leaves channels out
+may skip more or less than of text.
 t/s: median of single tokens (pp: of whole prompts), ± half the interquartile range. speed-up: median [quartiles] of the
 ratio to dense, token by token. ideal: the same ratio if time were in proportion to the bytes of weights read, scales
-and all. GFLOPs saved: per token, 2 for each element of the skipped blocks' matrices, or of the columns left out."""
+and all. limit: if time fell by that of the blocks skipped and by nothing else, each taking what one of "all blocks" was
+seen to take. GFLOPs saved: per token, 2 for each element of the skipped blocks' matrices, or of the columns left
+out."""
 
 
 def as_markdown(rows: Sequence[BenchmarkRow]) -> str:
-    """The table, and below it how to read it."""
-    names = [name for name in COLUMNS if name != "copies" or any(row.weights_bytes for row in rows)]
-    table = markdown(names, [[COLUMNS[name](row) for name in names] for row in rows], left=TEXT_COLUMNS)
+    """The table, without columns in which no row has anything, and below it how to read it."""
+    columns = {name: cells for name, cell in COLUMNS.items() if any(cells := [cell(row) for row in rows])}
+    table = markdown(list(columns), [list(cells) for cells in zip(*columns.values())], left=TEXT_COLUMNS)
     versions = rows[0].versions
     return f"{table}\n\n{NOTES}\nffnskip {versions['ffnskip']}, llama-cpp-python {versions['llama_cpp']}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ from ..blocks import ffn_blocks
 from ..gguf_file.weights import WeightBytes
 from ..measure.flops import ffn_flops
 from ..stats import INPUT_KINDS
-from .options import Setting, Test
+from .options import ALL_BLOCKS, IDLE, Setting, Test
 from .runners import Runner, SkippingRunner
 
-__all__ = ["Benchmark", "BenchmarkRow", "row_of"]
+__all__ = ["Benchmark", "BenchmarkRow", "Times", "limit_speed_up", "row_of", "times_of"]
+
+Seconds = npt.NDArray[np.float64]
+"""Of one setting, [number of pieces of the test]."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class BenchmarkRow:
     """tg64: 64 generated tokens; pp512: a prompt of 512; @ d128: after 128 others."""
     policy: str
     """What is skipped; or dense (llama.cpp alone), idle (nothing skipped or checked), checks (nothing skipped), or the
-    name of a profile."""
+    name of a profile. all blocks: every one that can be skipped is."""
     skip_ratio_target: float | None
     """The share asked for."""
     skip_ratio: float
@@ -39,6 +42,9 @@ class BenchmarkRow:
     """Floating-point operations per token: 2 for each element of the matrices, or of their columns, left out."""
     ideal_speed_up: float
     """What it were if time were in proportion to the bytes of weights that are read."""
+    limit_speed_up: float | None
+    """What it were if nothing but the blocks left out changed the time, each by what one takes here: measured. None
+    where no setting skips blocks, and where channels are left out."""
     tokens_per_second: float
     """The median of single tokens; of a prompt, of whole prompts."""
     tokens_per_second_spread: float
@@ -49,6 +55,8 @@ class BenchmarkRow:
     speed_up_q3: float
     share_of_ideal: float
     """speed_up / ideal_speed_up."""
+    share_of_limit: float | None
+    """speed_up / limit_speed_up."""
     weights_bytes: int
     """Memory that the weights by channel take, which all contexts share."""
     model: str
@@ -86,29 +94,62 @@ class Benchmark:
         return as_markdown(self.rows)
 
 
+@dataclass(frozen=True)
+class Times:
+    """What the times of a setting are compared with, piece by piece."""
+
+    dense: Seconds
+    """Of plain llama.cpp."""
+    idle: Seconds
+    without_blocks: Seconds | None = None
+    """Of a token without any of `n_blocks` FFN blocks, if that was measured. All else is as in `idle`."""
+    n_blocks: float = 0.0
+
+
+def times_of(settings: Sequence[Setting], runners: Sequence[Runner], seconds: npt.NDArray[np.float64]) -> Times:
+    """`seconds` [len(settings), number of pieces]; runners as they are after these."""
+    at = {setting.name: i for i, setting in enumerate(settings)}
+    if ALL_BLOCKS not in at:
+        return Times(seconds[0], seconds[at[IDLE]])
+    n_blocks = _n_skipped(runners[at[ALL_BLOCKS]])
+    return Times(seconds[0], seconds[at[IDLE]], seconds[at[ALL_BLOCKS]], n_blocks)
+
+
+def limit_speed_up(times: Times, n_skipped: float) -> float | None:
+    """The speed-up that `n_skipped` blocks fewer give, by the share of dense's time that one takes, the median over
+    pieces; None where that was not measured."""
+    if times.without_blocks is None or not times.n_blocks:
+        return None
+    of_a_block = float(np.median((times.idle - times.without_blocks) / times.dense)) / times.n_blocks
+    return 1 / (1 - n_skipped * of_a_block)
+
+
 def row_of(
     test: Test,
     setting: Setting,
     runner: Runner,
     weights: WeightBytes,
-    dense: npt.NDArray[np.float64],
-    seconds: npt.NDArray[np.float64],
+    times: Times,
+    seconds: Seconds,
     common: Mapping[str, Any],
 ) -> BenchmarkRow:
     """What is reported of one setting in one test.
 
     Args:
         runner: The setting's; its statistics are those of the timed tokens.
-        dense: Seconds of plain llama.cpp, [number of pieces of the test]; `seconds` are those of the setting.
+        seconds: Of the setting.
         common: What all rows of the test have in common.
     """
     skipping = _skipping(runner, weights)
-    speeds = _speeds(test.n_prompt or 1, dense, seconds)
+    speeds = _speeds(test.n_prompt or 1, times.dense, seconds)
+    limit = None if _leaves_channels_out(runner) else limit_speed_up(times, _n_skipped(runner))
     return BenchmarkRow(
         test=test.name,
         policy=setting.name,
         skip_ratio_target=setting.target,
         share_of_ideal=speeds["speed_up"] / skipping["ideal_speed_up"],
+        limit_speed_up=limit,
+        share_of_limit=None if limit is None else speeds["speed_up"] / limit,
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,
         n_depth=test.n_depth,
@@ -124,7 +165,7 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     if not isinstance(runner, SkippingRunner) or runner.controller.stats.tokens == 0:
         return nothing
     stats = runner.controller.stats
-    if stats.bytes_total > 0:
+    if _leaves_channels_out(runner):
         return {**nothing, **_left_out(runner.controller, weights)}
     skipped = (stats.skipped_per_layer / stats.tokens).tolist()
     return {
@@ -136,9 +177,21 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     }
 
 
+def _leaves_channels_out(runner: Runner) -> bool:
+    return isinstance(runner, SkippingRunner) and runner.controller.stats.bytes_total > 0
+
+
+def _n_skipped(runner: Runner) -> float:
+    """FFN blocks per token."""
+    if not isinstance(runner, SkippingRunner):
+        return 0.0
+    stats = runner.controller.stats
+    return float(stats.skipped_per_layer.sum()) / max(stats.tokens, 1)
+
+
 def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
-    """The same where channels or attention may be left out. With channels, what is read has another size than in the file: groups of outputs are
-    filled up."""
+    """The same where channels or attention may be left out. With channels, what is read has another size than in the
+    file: groups of outputs are filled up."""
     stats = controller.stats
     flops, stored = 0.0, 0.0
     for found in controller.channel_inputs:
@@ -171,7 +224,7 @@ def _flops_of_blocks(controller: Controller) -> float:
     return flops
 
 
-def _speeds(n_tokens: int, dense: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _speeds(n_tokens: int, dense: Seconds, seconds: Seconds) -> dict[str, Any]:
     """`n_tokens` per piece."""
     lower, speed, upper = np.quantile(n_tokens / seconds, [0.25, 0.5, 0.75]).tolist()
     speed_up_q1, speed_up, speed_up_q3 = np.quantile(dense / seconds, [0.25, 0.5, 0.75]).tolist()

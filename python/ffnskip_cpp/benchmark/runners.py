@@ -112,6 +112,8 @@ class SkippingRunner(Runner):
             with storing_weights(self.controller, model_path, n_threads=os.cpu_count() or 1, show=progress):
                 if isinstance(setting.config, Profile):
                     self.controller.set_profile(setting.config)
+                elif callable(setting.config):
+                    self.controller.config = setting.config(self.controller.skippable)
                 elif setting.config is not None:
                     self.controller.config = setting.config
         except ValueError:

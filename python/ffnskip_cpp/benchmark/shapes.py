@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ArgumentError
+
 __all__ = ["SHAPES", "Shape", "find_shape"]
 
 
@@ -49,5 +51,5 @@ def find_shape(shape: str | Shape) -> Shape:
     if isinstance(shape, Shape):
         return shape
     if shape not in SHAPES:
-        raise ValueError(f"shape {shape!r} is unknown; known are {', '.join(SHAPES)}")
+        raise ArgumentError(f"shape {shape!r} is unknown; known are {', '.join(SHAPES)}")
     return SHAPES[shape]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..blocks import ffn_blocks
 from ..llama import Llama
+from ..measure.policies import all_kept
 from ..measure.quality import Comparison, Quality, Reference, logits_of
 from ..measure.similarity import check_everything
 from ..measure.text import Chunk
@@ -119,7 +120,7 @@ class Evaluator:
         return found["reaches"]
 
     def _no_channels_left_out(self, tensors: TensorsName) -> SkipConfig:
-        return SkipConfig("channels", skip_ratio=0.0, tensors=tensors, warm_up_index=self._warm_up_index)
+        return all_kept(self._llm.n_layer, tensors, self._warm_up_index)
 
     def similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
         """float32 [n_rows, n_layer]: of the dense model, at every layer but the last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..errors import ArgumentError
 from ..measure.policies import TENSORS
 from ..skip_config import TensorsName
 from .effort import EFFORTS
@@ -22,7 +23,7 @@ class Wanted:
     """As `calibrate` has them.
 
     Raises:
-        ValueError: A value out of its range, or two targets.
+        ArgumentError: A value out of its range, or two targets.
     """
 
     skip_ratio: float | None = None
@@ -37,30 +38,30 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if self.skip_ratio is not None and self.max_kl is not None:
-            raise ValueError("skip-ratio and max-kl: give one of the two, the other follows from it")
+            raise ArgumentError("skip-ratio and max-kl: give one of the two, the other follows from it")
         if self.skip_ratio is not None and not 0 < self.skip_ratio < 1:
-            raise ValueError(f"skip-ratio: {self.skip_ratio:g} is outside (0, 1)")
+            raise ArgumentError(f"skip-ratio: {self.skip_ratio:g} is outside (0, 1)")
         if self.max_kl is not None and not 0 < self.max_kl < math.inf:
-            raise ValueError(f"max-kl: {self.max_kl:g} is no divergence that can be kept to; a number above 0")
+            raise ArgumentError(f"max-kl: {self.max_kl:g} is no divergence that can be kept to; a number above 0")
         for policy in self.policies or ():
             if policy not in POLICIES:
-                raise ValueError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+                raise ArgumentError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
         if self.policies is not None and not self.policies:
-            raise ValueError(f"policy: none is named; those that are there: {', '.join(POLICIES)}")
+            raise ArgumentError(f"policy: none is named; those that are there: {', '.join(POLICIES)}")
         if self.tensors not in TENSORS:
-            raise ValueError(f"tensors: {self.tensors!r} is neither of {', '.join(TENSORS)}")
+            raise ArgumentError(f"tensors: {self.tensors!r} is neither of {', '.join(TENSORS)}")
         known = self.effort in EFFORTS if isinstance(self.effort, str) else 0 < self.effort < math.inf
         if not known:
-            raise ValueError(
+            raise ArgumentError(
                 f"effort: {self.effort!r} is neither of {', '.join(EFFORTS)} nor a number of seconds above 0"
             )
         if self.warm_up_index < 0:
-            raise ValueError(f"warm-up: {self.warm_up_index} is negative; it counts generated tokens, 0 or more")
+            raise ArgumentError(f"warm-up: {self.warm_up_index} is negative; it counts generated tokens, 0 or more")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: {self.seed} is outside [0, 2**32)")
+            raise ArgumentError(f"seed: {self.seed} is outside [0, 2**32)")
         for name, value in (("n-ctx", self.n_ctx), ("max-tokens", self.max_tokens)):
             if value is not None and value < self.warm_up_index + 2:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name}: {value} is too few; {self.warm_up_index} tokens of warm-up and 2 more are needed"
                 )
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import NoReturn
 
+from ..errors import ArgumentError
 from .arguments import UsageError, take_model
 
 __all__ = ["main"]
@@ -118,6 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except UsageError as error:
         print(f"{prog}: {error}; {prog} --help says what there is", file=sys.stderr)
+        return 2
+    except ArgumentError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"{prog}: {_worded(error)}", file=sys.stderr)

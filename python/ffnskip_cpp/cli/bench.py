@@ -26,8 +26,9 @@ HELP = f"""\
 keys of json, jsonl and csv: test (tg: generation, pp: prompt, @ d: depth), policy, skip_ratio_target, skip_ratio
   (achieved), checks (per token), flops_saved (per token), tokens_per_second, tokens_per_second_spread (interquartile
   range), speed_up, speed_up_q1, speed_up_q3 (quartiles), ideal_speed_up, share_of_ideal (speed_up / ideal_speed_up),
-  weights_bytes (memory of the weights by channel), model, type, threads, n_prompt, n_gen, n_depth, repetitions, cold_s,
-  cold_e (null: the default), tensors, versions
+  limit_speed_up, share_of_limit (by the time that a block takes; null: not measured), weights_bytes (memory of the
+  weights by channel), model, type, threads, n_prompt, n_gen, n_depth, repetitions, cold_s, cold_e (null: the default),
+  tensors, versions
 
 examples:
   ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .. import _core
+from ..errors import ArgumentError
 from ..profile import read_profile
 from ..skip_config import SkipConfig
 from .arguments import UsageError, explain
@@ -42,14 +43,16 @@ def environment(options: Mapping[str, str], profile: str | os.PathLike[str] | No
         profile: A skip profile, of which the options change single values.
     Raises:
         FileNotFoundError: There is no such profile.
-        ValueError: It is none, or an option is unknown, or its value is not right for it.
+        ValueError: It is none.
+        ArgumentError: An option is unknown, or its value is not right for it.
     """
+    base = SkipConfig() if profile is None else read_profile(profile).config
+    try:
+        _core.config_from_options(list(options.items()), base)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
     variables = {_core.environment_name(name): value for name, value in options.items()}
-    if profile is None:
-        _core.config_from_options(list(options.items()), SkipConfig())
-        return variables
-    _core.config_from_options(list(options.items()), read_profile(profile).config)
-    return {**variables, "FFNSKIP_PROFILE": os.path.abspath(profile)}
+    return variables if profile is None else {**variables, "FFNSKIP_PROFILE": os.path.abspath(profile)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from .._core import CHANNEL_TOKENS, find_profile
+from ..errors import ArgumentError
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import Header, read_headers
 from ..llama import Llama
@@ -128,19 +129,19 @@ class _Wanted:
         check_model(self.model_path, self.n_threads)
         for name, some in (("text", self.text), ("skip-ratio", self.ratios)):
             if isinstance(some, (list, tuple)) and not some:
-                raise ValueError(f"{name}: the list is empty; name at least one, or leave it out")
+                raise ArgumentError(f"{name}: the list is empty; name at least one, or leave it out")
         for path in as_paths(self.text or ()):
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"{os.fspath(path)}: no such file")
         for ratio in self.ratios or ():
             if not 0 < ratio < 1:
-                raise ValueError(f"skip-ratio: {ratio:g} is outside (0, 1)")
+                raise ArgumentError(f"skip-ratio: {ratio:g} is outside (0, 1)")
         if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("prompt: it is empty")
+            raise ArgumentError("prompt: it is empty")
         if not 1 <= self.seconds < math.inf:
-            raise ValueError(f"time: {self.seconds:g} seconds; give 1 or more")
+            raise ArgumentError(f"time: {self.seconds:g} seconds; give 1 or more")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: {self.seed} is outside [0, 2**32)")
+            raise ArgumentError(f"seed: {self.seed} is outside [0, 2**32)")
 
 
 @contextlib.contextmanager
