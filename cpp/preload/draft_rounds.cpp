@@ -59,11 +59,11 @@ void DraftRounds::see(const llama_batch & rows, int64_t now) {
         }
         const llama_pos drafted_to  = sequence.drafted_from + sequence.n_drafted;
         const bool      is_verified = sequence.drafted_from >= 0 && part.first >= sequence.drafted_from &&
-                                 part.first < drafted_to && part.first + part.n <= drafted_to + 1;
-        sequence.verified_from = is_verified ? part.first : -1;
-        sequence.n_verified    = part.n;
-        sequence.drafted_from  = -1;
-        any_prompt             = any_prompt || !is_verified;
+                                      part.first < drafted_to && part.first + part.n <= drafted_to + 1;
+        sequence.verified_from      = is_verified ? part.first : -1;
+        sequence.n_verified         = part.n;
+        sequence.drafted_from       = -1;
+        any_prompt                  = any_prompt || !is_verified;
     }
     if (any_settled) {
         Counts & counts = skips() ? skipping_ : dense_;

@@ -33,7 +33,7 @@ public:
     // Both ways were tried, and skipping loses.
     bool loses() const { return is_decided() && !skips(); }
 
-    Counts        all() const;
+    Counts         all() const;
     const Counts & skipping() const { return skipping_; }
     const Counts & dense() const { return dense_; }
 

@@ -1,5 +1,4 @@
-"""A model that drafts for itself: tokens skip in a second context of the same weights, and propose what the model, which runs
-in full, verifies."""
+"""A model that drafts for itself: tokens skip in a second context of the same weights, and are verified in the first."""
 
 from __future__ import annotations
 
@@ -53,9 +52,9 @@ class DraftStats:
 class SkippingDraft(LlamaDraftModel):
     """The `draft_model` of a `Llama` whose drafts come from the model itself, with skipping, in a second context.
 
-    The model runs in full, without a callback: the text is llama.cpp's own, whatever is skipped. The first tokens of each
-    generation are not drafted, `warm_up_index` of them and 8 at least; then drafts are made as long as they are faster
-    than none, which is measured as the generation goes on.
+    The model runs in full, without a callback: the text is llama.cpp's own, whatever is skipped. The first tokens of
+    each generation are not drafted, `warm_up_index` of them and 8 at least; then drafts are made as long as they are
+    faster than none, which is measured as the generation goes on.
 
     Args:
         skip: What drafts skip, as `Llama` takes it. "auto": what the profile beside or in the model says, and without
@@ -229,14 +228,14 @@ def _n_common(a: npt.NDArray[np.intc], b: npt.NDArray[np.intc]) -> int:
 
 
 def dense_where_drafts_skip(skip: Skip, draft_model: LlamaDraftModel | None) -> Skip:
-    """What the model itself is to skip: nothing, where a SkippingDraft drafts for it. Raises ValueError where it was told
-    to all the same."""
+    """What the model itself is to skip: nothing, where a SkippingDraft drafts for it. Raises ValueError where it was
+    told to all the same."""
     if not isinstance(draft_model, SkippingDraft):
         return skip
     if isinstance(skip, str) and skip == "auto":
         return None
     if not is_dense(as_wanted(skip)):
         raise ValueError(
-            f"skip: {skip!r}: a model with a SkippingDraft runs in full; give SkippingDraft(skip=...) what is to be skipped"
+            f"skip: {skip!r}: a model with a SkippingDraft runs in full; give SkippingDraft(skip=...) what is skipped"
         )
     return skip

@@ -58,7 +58,8 @@ void acceptance() {
         const DraftRounds::Counts counts = server.rounds.all();
         expect(counts.drafted == uint64_t(n_seq) * (4 + 4 + 4 + 3), "drafted tokens whose fate is known");
         expect(counts.accepted == uint64_t(n_seq) * (2 + 4 + 0 + 3), "and those that were accepted");
-        expect(to_line(counts) == (n_seq == 1 ? "60.0 % of 15 drafted tokens accepted" : "60.0 % of 45 drafted tokens accepted"),
+        expect(to_line(counts) ==
+                   (n_seq == 1 ? "60.0 % of 15 drafted tokens accepted" : "60.0 % of 45 drafted tokens accepted"),
                "as a line");
     }
 }

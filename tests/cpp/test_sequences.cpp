@@ -228,7 +228,7 @@ uint64_t n_generated(Skipping & s, const std::vector<Row> & rows) {
         add_row(batch, row.seq, row.pos, row.token, &row == &rows.back());
     }
     s.controller.reset_stats();
-    const auto run = [](void * call) { return (*static_cast<std::function<int32_t()> *>(call))(); };
+    const auto               run  = [](void * call) { return (*static_cast<std::function<int32_t()> *>(call))(); };
     std::function<int32_t()> call = [&] { return llama_decode(s.ctx.get(), batch); };
     expect(s.controller.decode(s.ctx.get(), batch, run, &call, Fed::draft) == 0, "decode");
     s.controller.outputs_unread();
