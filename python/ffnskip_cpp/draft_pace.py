@@ -52,5 +52,5 @@ class Pace:
     @property
     def seconds_drafted(self) -> float:
         """Of a token."""
-        tokens, seconds = zip(*self.rounds)
-        return median(seconds) * len(tokens) / sum(tokens)
+        n_tokens = sum(n for n, _ in self.rounds)
+        return median([seconds for _, seconds in self.rounds]) * len(self.rounds) / n_tokens

@@ -1,4 +1,4 @@
-"""A model that drafts for itself: tokens skip in a second context of the same weights, and are verified in the first."""
+"""A model that drafts for itself: tokens skip in a second context of the same weights; the first one verifies them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class SkippingDraft(LlamaDraftModel):
 
     def _apply(self, llm: llama_cpp.Llama) -> None:
         path, wanted = os.path.abspath(llm.model_path), self._wanted
-        if wanted == "auto":
+        if wanted is None or wanted == "auto":
             wanted = find_profile(internals.model_address(llm), path) or SkipConfig(policy="channels")
         with storing_weights(
             self._controller, path, n_threads=llm.n_threads_batch, show=None if llm.verbose else False
