@@ -121,7 +121,7 @@ class SkippingDraft(LlamaDraftModel):
 
     def _apply(self, llm: llama_cpp.Llama) -> None:
         path, wanted = os.path.abspath(llm.model_path), self._wanted
-        if wanted is None or wanted == "auto":
+        if not isinstance(wanted, (Profile, SkipConfig)):  # "auto"
             wanted = find_profile(internals.model_address(llm), path) or SkipConfig(policy="channels")
         with storing_weights(
             self._controller, path, n_threads=llm.n_threads_batch, show=None if llm.verbose else False
