@@ -1,4 +1,4 @@
-"""That `llama-server` says the same with skipping drafts as alone, in all its slots.
+"""That `llama-server` says the same with skipping drafts as alone, in all its slots; and how fast, beside dense drafts.
 
     python tools/check_server_drafts.py llama-server MODEL DRAFT --policy channels
 
@@ -58,8 +58,13 @@ def answer(slot: int, n_tokens: int) -> list[int]:
 
 
 def answers(command: list[str], log: str, slots: int, n_tokens: int) -> list[list[int]]:
+    """Of all slots at once; says how long they took, which tells something on an idle machine alone."""
     with serving(command, log), ThreadPoolExecutor(slots) as pool:
-        return list(pool.map(lambda slot: answer(slot, n_tokens), range(slots)))
+        begin = time.perf_counter()
+        tokens = list(pool.map(lambda slot: answer(slot, n_tokens), range(slots)))
+        seconds = time.perf_counter() - begin
+    print(f"{log}: {sum(map(len, tokens)) / seconds:.1f} tokens/s", flush=True)
+    return tokens
 
 
 def main() -> None:
@@ -77,8 +82,9 @@ def main() -> None:
     server = [args.server, "-m", args.model, *map(str, options), "-fit", "off", "--no-ui"]
     run = [sys.executable, "-m", "ffnskip_cpp", "run", "--draft-only", *skip, "--"]
     alone = answers(server, "server-alone.log", args.slots, args.n)
-    drafted = answers([*run, *server, "-md", args.draft], "server-drafts.log", args.slots, args.n)
-    with open("server-drafts.log", encoding="utf-8") as log:
+    answers([*server, "-md", args.draft], "server-dense-drafts.log", args.slots, args.n)
+    drafted = answers([*run, *server, "-md", args.draft], "server-skipping-drafts.log", args.slots, args.n)
+    with open("server-skipping-drafts.log", encoding="utf-8") as log:
         print("".join(line for line in log if line.startswith("ffnskip: ")), end="")
     for slot, (one, other) in enumerate(zip(alone, drafted)):
         parts = next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), None)
