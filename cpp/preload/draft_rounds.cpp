@@ -12,7 +12,7 @@ double speed(const DraftRounds::Counts & counts) {
 }  // namespace
 
 bool DraftRounds::skips() const {
-    return skipping_.rounds < k_trial || (is_decided() && speed(skipping_) >= speed(dense_));
+    return verdict_ == Verdict::pays || skipping_.rounds < k_trial;
 }
 
 DraftRounds::Counts DraftRounds::all() const {
@@ -70,6 +70,9 @@ void DraftRounds::see(const llama_batch & rows, int64_t now) {
         counts.us += since_ < 0 ? 0 : now - since_;
         counts.rounds += since_ < 0 ? 0 : 1;
         since_ = now;
+        if (verdict_ == Verdict::unknown && dense_.rounds == k_trial) {
+            verdict_ = speed(skipping_) >= speed(dense_) ? Verdict::pays : Verdict::loses;
+        }
     }
     since_ = any_prompt ? -1 : since_;
 }

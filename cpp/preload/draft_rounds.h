@@ -31,13 +31,15 @@ public:
     // What the next rounds are to do.
     bool skips() const;
     // Both ways were tried, and skipping loses.
-    bool loses() const { return is_decided() && !skips(); }
+    bool loses() const { return verdict_ == Verdict::loses; }
 
     Counts         all() const;
     const Counts & skipping() const { return skipping_; }
     const Counts & dense() const { return dense_; }
 
 private:
+    enum class Verdict { unknown, pays, loses };  // stays: a program should not go to and fro
+
     struct Sequence {
         llama_pos drafted_from  = -1;  // of a draft that is not verified yet
         llama_pos n_drafted     = 0;
@@ -50,13 +52,13 @@ private:
         llama_pos    n     = 0;
     };
 
-    bool is_decided() const { return skipping_.rounds >= k_trial && dense_.rounds >= k_trial; }
     bool settle(Sequence & sequence, const Part & part);
 
     std::vector<Sequence> sequences_;  // by id
     std::vector<Part>     parts_;      // of the running batch
     Counts                skipping_, dense_;
-    int64_t               since_ = -1;  // the last draft's acceptance was known; -1: a prompt came after it
+    Verdict               verdict_ = Verdict::unknown;
+    int64_t               since_   = -1;  // the last draft's acceptance was known; -1: a prompt came after it
 };
 
 void add(DraftRounds::Counts & sum, const DraftRounds::Counts & more);

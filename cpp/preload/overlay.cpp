@@ -269,21 +269,22 @@ void follow_drafts(Context & context, const llama_batch & batch) {
     if (batch.pos == nullptr || batch.seq_id == nullptr) {
         return;
     }
-    const bool skipped = context.rounds.skips();
+    const DraftRounds & rounds  = context.rounds;
+    const bool          skipped = rounds.skips(), lost = rounds.loses();
     context.rounds.see(batch, llama_time_us());
-    if (context.rounds.skips() == skipped) {
+    if (rounds.loses() && !lost) {
+        say_once("drafts are faster without skipping, " + to_line(rounds.dense()) + ", than with it, " +
+                 to_line(rounds.skipping()) + "; they run dense");
+    }
+    if (rounds.skips() == skipped) {
         return;
     }
-    if (skipped) {
+    if (rounds.skips()) {
+        apply_settings(context);
+    } else {
         Config dense;
         dense.policy = Policy::dense;
         context.controller.set_config(dense);
-    } else {
-        apply_settings(context);
-    }
-    if (context.rounds.loses()) {
-        say_once("drafts are faster without skipping, " + to_line(context.rounds.dense()) + ", than with it, " +
-                 to_line(context.rounds.skipping()) + "; they run dense");
     }
 }
 

@@ -80,6 +80,12 @@ void trial(int64_t us_dense, bool skipping_stays) {
     }
     server.round(4, 3, us_dense);
     expect(server.rounds.skips() == skipping_stays && server.rounds.loses() != skipping_stays, "the faster one stays");
+    for (const int64_t us : { 1, 1000 }) {
+        for (int i = 0; i < 3 * DraftRounds::k_trial; ++i) {
+            server.round(4, 1, us);
+        }
+        expect(server.rounds.skips() == skipping_stays, "for good");
+    }
 }
 
 // Nothing was generated while the server waited for a prompt.

@@ -97,6 +97,7 @@ int main(int argc, char ** argv) {
     const bool   drafts   = std::strcmp(argv[2], "-") != 0;
 
     llama_context_params params = exact_params();
+    params.n_ctx                = 8192;
     params.n_seq_max            = 8;
     params.kv_unified           = true;
     Program program;
