@@ -79,7 +79,8 @@ def main() -> None:
 
     size = args.slots * (args.n + 64)
     options = ["-np", args.slots, "-c", size, "-ub", args.ubatch, "-t", 1, "-tb", 1, "--port", PORT, "--no-warmup"]
-    server = [args.server, "-m", args.model, *map(str, options), "-fit", "off", "--no-ui"]
+    exact = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+    server = [args.server, "-m", args.model, *map(str, options), *exact, "-fit", "off", "--no-ui"]
     run = [sys.executable, "-m", "ffnskip_cpp", "run", "--draft-only", *skip, "--"]
     alone = answers(server, "server-alone.log", args.slots, args.n)
     answers([*server, "-md", args.draft], "server-dense-drafts.log", args.slots, args.n)

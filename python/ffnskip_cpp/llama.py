@@ -50,7 +50,7 @@ class Llama(DecodingLlama):
             skip profile or its path; None, nothing (plain llama.cpp).
         reuse: What becomes of text that skipping tokens wrote when it is part of the next prompt, as in a chat: "all",
             the prompt goes on from it, as llama.cpp does; "full", it is evaluated again without skipping.
-        **kwargs: As for `llama_cpp.Llama`.
+        **kwargs: As for `llama_cpp.Llama`. With a `SkippingDraft` as `draft_model` the model itself skips nothing.
 
     Raises:
         TypeError: A keyword that is meant for `skip`; with the right spelling.
