@@ -20,6 +20,7 @@ Environment read_environment() {
     if (const char * value = std::getenv("FFNSKIP_REUSE")) {
         all.reuse = reuse_from_name(value);
     }
+    all.draft_only = std::getenv("FFNSKIP_DRAFT_ONLY") != nullptr;
     all.config.validate();
     if (all.profile) {
         all.profile->config = all.config;

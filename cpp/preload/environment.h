@@ -1,4 +1,5 @@
-// What `ffnskip run` says to the overlay: skip options in the environment, FFNSKIP_PROFILE and FFNSKIP_REUSE.
+// What `ffnskip run` says to the overlay: skip options in the environment, FFNSKIP_PROFILE, FFNSKIP_REUSE and
+// FFNSKIP_DRAFT_ONLY.
 #pragma once
 
 #include "ffnskip/ffnskip.h"
@@ -12,7 +13,8 @@ struct Environment {
     Config                 config;
     bool                   any_option = false;  // a skip option is given
     std::optional<Profile> profile;             // given; `config` is its, options applied
-    Reuse                  reuse = Reuse::all;
+    Reuse                  reuse      = Reuse::all;
+    bool                   draft_only = false;  // contexts of draft models alone skip
 };
 
 // Throws std::invalid_argument: what can't be used, and what would be right.

@@ -1,4 +1,5 @@
 // Skipping for every context of a program that knows nothing of it: one Controller each, set up from the environment.
+#include "draft_rounds.h"
 #include "environment.h"
 #include "ffnskip/ffnskip.h"
 #include "gguf_magic.h"
@@ -37,6 +38,8 @@ struct Context {
     bool                   outputs_read = true;   // of the last decode
     bool                   decoding     = false;  // what the controller itself decodes meanwhile comes by here too
     std::optional<Profile> profile;               // of the model's own, where that is used
+    bool                   drafts = false;        // for another context
+    DraftRounds            rounds;                // of its drafts
 };
 
 // Of the process. Contexts are decoded without its lock: each belongs to one thread at a time.
@@ -44,10 +47,12 @@ struct Overlay {
     std::mutex                                                    mutex;
     Environment                                                   given;
     std::unordered_map<const llama_model *, std::string>          paths;
+    std::unordered_set<const llama_model *>                       drafts;  // loaded while another model was there
     std::unordered_map<llama_context *, std::unique_ptr<Context>> contexts;
     std::unordered_map<llama_memory_t, Context *>                 by_memory;
     std::unordered_set<std::string>                               said;   // messages that are not to be repeated
     Stats                                                         freed;  // of contexts that are gone
+    DraftRounds::Counts                                           freed_drafts;
 };
 
 // Never destroyed: programs free contexts as late as in destructors of their own.
@@ -108,6 +113,9 @@ void model_loaded(const llama_model * model, const char * path) {
     Overlay &             all = overlay();
     const std::lock_guard lock(all.mutex);
     std::error_code       none;
+    if (!all.paths.empty()) {
+        all.drafts.insert(model);  // programs that draft load the model that verifies first
+    }
     all.paths[model] = std::filesystem::absolute(path, none).string();  // the program may go to another folder
 }
 
@@ -115,6 +123,13 @@ void model_freeing(const llama_model * model) {
     Overlay &             all = overlay();
     const std::lock_guard lock(all.mutex);
     all.paths.erase(model);
+    all.drafts.erase(model);
+}
+
+bool is_draft(const llama_model * model) {
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    return all.drafts.count(model) != 0;
 }
 
 // Empty where the program did not load it from a file.
@@ -133,19 +148,26 @@ std::optional<Profile> own_profile(const llama_model * model) {
 
 // ---- contexts ----
 
+void apply_settings(Context & context) {
+    const Overlay & all = overlay();
+    if (all.given.profile) {
+        context.controller.set_profile(*all.given.profile);
+    } else if (context.profile) {
+        context.controller.set_profile(*context.profile);
+    } else {
+        context.controller.set_config(all.given.config);
+    }
+}
+
 void set_up(Context & context, llama_context * ctx) {
     const Overlay & all        = overlay();
     Controller &    controller = context.controller;
     controller.set_reuse(all.given.reuse);
     controller.set_weights_source({ path_of(llama_get_model(ctx)), llama_n_threads_batch(ctx),
                                     ProgressLine("ffnskip: storing the weights by channel") });
-    if (all.given.profile) {
-        controller.set_profile(*all.given.profile);
-    } else if (context.profile) {
-        controller.set_profile(*context.profile);
+    apply_settings(context);
+    if (!all.given.profile && context.profile) {
         say_once("skipping as " + context.profile->path + " says");
-    } else {
-        controller.set_config(all.given.config);
     }
     for (const std::string & line : controller.weights_notes()) {
         say_once(line);
@@ -181,10 +203,12 @@ bool find_settings(Context & context, const llama_model * model) {
 }
 
 void * attach(const llama_model * model, llama_context_params * params) {
-    if (overlay().given.config.policy == Policy::dense || left_alone(model, *params)) {
+    const Environment & given = overlay().given;
+    if (given.config.policy == Policy::dense || left_alone(model, *params) || (given.draft_only && !is_draft(model))) {
         return nullptr;
     }
-    auto context = std::make_unique<Context>();
+    auto context    = std::make_unique<Context>();
+    context->drafts = given.draft_only;
     if (!find_settings(*context, model)) {
         return nullptr;
     }
@@ -214,6 +238,7 @@ void * freeing(llama_context * ctx) {
     all.contexts.erase(found);
     all.by_memory.erase(llama_get_memory(ctx));
     add(all.freed, context->controller.stats());
+    add(all.freed_drafts, context->rounds.all());
     return context;
 }
 
@@ -238,6 +263,30 @@ void prepare(Context & context, llama_context * ctx) {
 }
 
 // ---- decoding ----
+
+// Skipping that makes for fewer tokens a second is given up, and tried against none first.
+void follow_drafts(Context & context, const llama_batch & batch) {
+    if (batch.pos == nullptr || batch.seq_id == nullptr) {
+        return;
+    }
+    const DraftRounds & rounds  = context.rounds;
+    const bool          skipped = rounds.skips(), lost = rounds.loses();
+    context.rounds.see(batch, llama_time_us());
+    if (rounds.loses() && !lost) {
+        say_once("drafts are faster without skipping, " + to_line(rounds.dense()) + ", than with it, " +
+                 to_line(rounds.skipping()) + "; they run dense");
+    }
+    if (rounds.skips() == skipped) {
+        return;
+    }
+    if (rounds.skips()) {
+        apply_settings(context);
+    } else {
+        Config dense;
+        dense.policy = Policy::dense;
+        context.controller.set_config(dense);
+    }
+}
 
 int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * call) {
     Context * context = context_of(ctx);
@@ -266,8 +315,12 @@ int32_t decode(llama_context * ctx, const llama_batch * batch, Run run, void * c
             context->controller.outputs_unread();
         }
         // A batch that was refused left the outputs of the one before it.
-        if (context->controller.decode(ctx, *batch, Noted::decode, &noted) == 0) {
+        const Fed fed = context->drafts ? Fed::draft : Fed::recognise;
+        if (context->controller.decode(ctx, *batch, Noted::decode, &noted, fed) == 0) {
             context->outputs_read = false;
+            if (context->drafts) {
+                follow_drafts(*context, *batch);
+            }
         }
         if (const auto notice = context->controller.take_notice()) {
             say_once(*notice);
@@ -315,9 +368,22 @@ Stats all_stats() {
     return sum;
 }
 
+DraftRounds::Counts all_drafts() {
+    Overlay &             all = overlay();
+    const std::lock_guard lock(all.mutex);
+    DraftRounds::Counts   sum = all.freed_drafts;
+    for (const auto & [ctx, context] : all.contexts) {
+        add(sum, context->rounds.all());
+    }
+    return sum;
+}
+
 void report() {
     const Stats  sum  = all_stats();
     const char * path = std::getenv("FFNSKIP_STATS_FILE");
+    if (overlay().given.draft_only) {
+        say(to_line(all_drafts()));
+    }
     if (path == nullptr) {
         say(to_line(sum));
         return;

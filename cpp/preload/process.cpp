@@ -118,6 +118,9 @@ __attribute__((destructor)) void end() {
         g_hooks->report();
         return;
     }
+    if (g_used && g_hooks != nullptr && std::getenv("FFNSKIP_DRAFT_ONLY") != nullptr) {
+        say("the program loaded no draft model; nothing was skipped (--draft-only)");
+    }
     if (g_used || find("llama_decode") == nullptr) {
         return;
     }

@@ -320,8 +320,9 @@ int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, Fed f
     return impl_->decode(ctx, batch, [&] { return llama_decode(ctx, batch); }, fed);
 }
 
-int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data) {
-    return impl_->decode(ctx, rows, [&] { return run(data); }, Fed::recognise);
+int32_t Controller::decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data,
+                           Fed fed) {
+    return impl_->decode(ctx, rows, [&] { return run(data); }, fed);
 }
 
 int32_t Controller::decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds) {

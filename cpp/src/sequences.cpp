@@ -78,6 +78,7 @@ void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
         part.output          = rows.logits == nullptr ? row + 1 == positions_.size() : rows.logits[row] != 0;
         part.outputs         = part.outputs && part.output;
         part.shared          = part.shared || shared;
+        part.repeats         = part.repeats && rows.token != nullptr && repeats(seq, pos, rows.token[row]);
         ++part.n_rows;
     });
     for (Part & part : parts_) {
@@ -89,9 +90,28 @@ void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
     }
 }
 
+// Whether the token is what was decoded there, or stands behind all that was.
+bool Sequences::repeats(llama_seq_id seq, llama_pos pos, llama_token token) const {
+    const Sequence *    sequence = known(seq);
+    const llama_token * there    = tokens(seq, pos, pos + 1);
+    return there != nullptr ? *there == token : sequence != nullptr && pos == sequence->end();
+}
+
+// In a context that drafts: a token alone, or the verified ones.
+bool Sequences::is_drafted(const Part & part) const {
+    const Sequence * before = known(part.seq);
+    if (before == nullptr || part.first != part.next || part.first == 0) {
+        return false;
+    }
+    return part.n_rows == 1 || (part.repeats && part.first > before->last - before->generated);
+}
+
 bool Sequences::is_generated(const Part & part, Fed fed) const {
-    if (fed != Fed::recognise || part.shared || !part.follows) {
-        return fed == Fed::generated && !part.shared && part.follows;
+    if (part.shared || !part.follows || fed == Fed::prompt) {
+        return false;
+    }
+    if (fed != Fed::recognise) {
+        return fed == Fed::generated || is_drafted(part);
     }
     const Sequence * before = known(part.seq);
     const bool       draft  = part.n_rows <= k_max_draft && part.outputs;

@@ -51,6 +51,7 @@ public:
         bool         output    = false;  // of the last row
         bool         follows   = true;   // each row the one before it
         bool         shared    = false;  // some row belongs to another sequence as well
+        bool         repeats   = true;   // each row but one behind them is what was decoded there before
         bool         generated = false;
         int64_t      n_before  = 0;  // generated tokens before its first row
 
@@ -154,9 +155,11 @@ private:
     Sequence &       grown(llama_seq_id seq);
     const Sequence * known(llama_seq_id seq) const;
     Sequence *       known(llama_seq_id seq) { return const_cast<Sequence *>(std::as_const(*this).known(seq)); }
+    bool             repeats(llama_seq_id seq, llama_pos pos, llama_token token) const;
     bool             is_generated(const Part & part, Fed fed) const;
     void             find_deciders(const llama_batch & rows, const RowKind * kinds, int interval, uint64_t key);
     void             find_budgets(const llama_batch & rows, const RowKind * kinds, const Settings & settings);
+    bool             is_drafted(const Part & part) const;
 
     std::vector<Sequence>     sequences_;  // by id, grows with the ids seen
     std::vector<Part>         parts_;

@@ -15,6 +15,7 @@ from . import _loading  # noqa: F401  before anything that needs the extension
 from ._core import Block, BlockWeight, Profile, __version__
 from .cmake import cmake_prefix
 from .demo import demo_model
+from .drafts import DraftStats, SkippingDraft
 from .errors import (
     DecodeError,
     FfnSkipError,
@@ -50,6 +51,7 @@ __all__ = [
     "Calibration",
     "ChannelsFile",
     "DecodeError",
+    "DraftStats",
     "FfnSkipError",
     "Inspection",
     "Llama",
@@ -60,6 +62,7 @@ __all__ = [
     "Score",
     "SkipConfig",
     "SkipStats",
+    "SkippingDraft",
     "TargetUnreachableError",
     "Trace",
     "Trial",

@@ -16,6 +16,7 @@ import llama_cpp
 from . import llama_cpp_internals as internals
 from .checked import check_room
 from .decoding import Decoder, DecodingLlama, GuardedProcessors
+from .drafts import SkippingDraft
 from .load_error import explained
 
 __all__ = [
@@ -86,6 +87,8 @@ def token_steps(llm: DecodingLlama, decoder: Decoder, prompt: list[int], options
             internals.require_eval(llm)  # the outputs there are come from what is to be computed again
     if options.get("logits_processor") is not None:
         options = {**options, "logits_processor": GuardedProcessors(options["logits_processor"])}
+    if isinstance(llm.draft_model, SkippingDraft):
+        llm.draft_model.begin()
     steps = llama_cpp.Llama.generate(llm, prompt, **options)
     if not _needs_python(llm, options):
         steps = _natively(llm, decoder, steps)

@@ -21,6 +21,7 @@ from ._core import Block, Controller, Profile
 from .checked import token_ids, whole
 from .context import Context
 from .decoding import Decoder, DecodingLlama
+from .drafts import SkippingDraft, dense_where_drafts_skip
 from .generation import check_prompt, exclusively, first, prompt_tokens, sampling_options, text, token_steps
 from .profile import write_profile
 from .skip_argument import Skip, check_keywords, is_dense
@@ -49,7 +50,7 @@ class Llama(DecodingLlama):
             skip profile or its path; None, nothing (plain llama.cpp).
         reuse: What becomes of text that skipping tokens wrote when it is part of the next prompt, as in a chat: "all",
             the prompt goes on from it, as llama.cpp does; "full", it is evaluated again without skipping.
-        **kwargs: As for `llama_cpp.Llama`.
+        **kwargs: As for `llama_cpp.Llama`. With a `SkippingDraft` as `draft_model` the model itself skips nothing.
 
     Raises:
         TypeError: A keyword that is meant for `skip`; with the right spelling.
@@ -58,6 +59,8 @@ class Llama(DecodingLlama):
             skipped; with "auto" such a model runs dense).
         FileNotFoundError: There is no such profile.
     """
+
+    _draft: SkippingDraft | None = None  # with a context of this model
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Llama(DecodingLlama):
         if reuse not in ("all", "full"):
             raise ValueError(f"reuse: {reuse!r} is not known; 'all' or 'full'")
         check_keywords(kwargs)
+        skip = dense_where_drafts_skip(skip, kwargs.get("draft_model"))
         self._reuse = reuse
         self._controller = Controller()
         self._controller.set_reuse(reuse == "full")
@@ -80,6 +84,9 @@ class Llama(DecodingLlama):
         super().__init__(model_path, decoder, **kwargs)
         try:
             self._skipping.begin(self)
+            if isinstance(self.draft_model, SkippingDraft):
+                self.draft_model.attach(self)
+                self._draft = self.draft_model
         except ValueError:
             self.close()
             raise
@@ -87,6 +94,9 @@ class Llama(DecodingLlama):
     def close(self) -> None:
         """Frees the model. Using it afterwards raises RuntimeError."""
         super().close()
+        if self._draft is not None:
+            self._draft.release()
+            self._draft = None
         if "_controller" in vars(self):  # or its arguments were refused before it had one
             self._controller.release_weights()
 
@@ -136,6 +146,7 @@ class Llama(DecodingLlama):
     @skip.setter
     def skip(self, value: Skip) -> None:
         self._check_open()
+        value = dense_where_drafts_skip(value, self.draft_model)
         with self._at_work():
             self._skipping.set(self, value)
 
@@ -148,6 +159,7 @@ class Llama(DecodingLlama):
     def skipping(self, config: Skip) -> Iterator[None]:
         """Within the block the model skips as `config` says. Raises ValueError where that does not fit the model."""
         self._check_open()
+        config = dense_where_drafts_skip(config, self.draft_model)
         with contextlib.ExitStack() as block:
             with self._at_work():
                 block.enter_context(self._skipping.instead(self, config))

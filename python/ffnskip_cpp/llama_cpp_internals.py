@@ -26,6 +26,7 @@ __all__ = [
     "exact_pieces",
     "ggml_type",
     "go_back",
+    "keep_context",
     "libggml",
     "lora_is_missing",
     "make_context",
@@ -119,13 +120,23 @@ def make_context(llm: llama_cpp.Llama, params: Any) -> Any:
 
 def adopt_context(llm: llama_cpp.Llama, context: Any) -> None:
     """`context` takes the place of the one that `llm` has, which is freed; LoRA adapters stay."""
+    _set_lora(llm, context)
+    llm._ctx.close()
+    llm._ctx = llm._stack.enter_context(contextlib.closing(context))
+
+
+def keep_context(llm: llama_cpp.Llama, context: Any) -> None:
+    """`context`, another one of the model, is freed with it, and has its LoRA adapters."""
+    llm._stack.enter_context(contextlib.closing(context))
+    _set_lora(llm, context)
+
+
+def _set_lora(llm: llama_cpp.Llama, context: Any) -> None:
     if llm._lora_adapter:
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(llm._lora_adapter)  # type: ignore[misc]
         scales = (ctypes.c_float * 1)(llm.lora_scale)
         if llama_cpp.llama_set_adapters_lora(context.ctx, adapters, 1, scales):
             raise RuntimeError(f"the LoRA adapter {llm.lora_path} can't be set")
-    llm._ctx.close()
-    llm._ctx = llm._stack.enter_context(contextlib.closing(context))
 
 
 def go_back(llm: llama_cpp.Llama, position: int) -> bool:

@@ -489,3 +489,43 @@ def test_reuse_is_refused_where_it_is_unknown(client, model):
     dense = under_ffnskip(ALWAYS_TRIPS, client("greedy"), model, 20, env=environment)
     assert "reuse: 'some' is unknown; known are all, full" in dense.stderr
     assert dense.stdout == run(client("greedy"), model, 20).stdout
+
+
+# --- drafts alone ----------------------------------------------------------------------------------------------------
+
+
+DRAFT_LAYER = ["--skip-layers", 5, "--max-skip", 0, "--warm-up", 10]
+
+
+def drafting(client, model, draft, *, n=100, sequences=(0, 1, 2)) -> list[object]:
+    return [client("drafting"), model, draft, n, 4, 10, *sequences]
+
+
+@pytest.mark.parametrize("sequences", [[0], [0, 1, 2, 3, 4, 5, 6, 7]], ids=len)
+def test_drafts_skip_and_the_text_is_that_of_the_model_alone(client, model, tmp_path, sequences):
+    """In the draft's context all rows past a warm-up skip, those that were drafted and those that were verified."""
+    dense = run(*drafting(client, model, "-", sequences=sequences))
+    program = drafting(client, model, model, sequences=sequences)
+    options = ["--draft-only", *DRAFT_LAYER, "--stats-file", tmp_path / "stats.json"]
+    result = under_ffnskip(options, *program)
+    assert tokens_of(result) == tokens_of(dense)
+    counted = re.search(r"(\d+) drafted, (\d+) accepted, (\d+) past", result.stderr)
+    drafted, accepted, past_warm_up = map(int, counted.groups())
+    assert 0 < accepted < drafted
+    assert json.loads((tmp_path / "stats.json").read_text())["ffn_skipped"] == past_warm_up
+    seen = re.search(r"ffnskip: ([\d.]+) % of (\d+) drafted tokens accepted", result.stderr)
+    # The fate of the last drafts is not seen.
+    assert drafted - 4 * len(sequences) <= int(seen[2]) <= drafted
+    assert abs(float(seen[1]) / 100 * int(seen[2]) - accepted) <= 4 * len(sequences) + 1
+
+
+def test_a_program_that_loads_no_draft_model_is_left_alone(client, model):
+    result = under_ffnskip(["--draft-only", *ALWAYS_TRIPS], client("greedy"), model, 30)
+    assert result.stderr == "ffnskip: the program loaded no draft model; nothing was skipped (--draft-only)\n"
+    assert result.stdout == run(client("greedy"), model, 30).stdout
+
+
+def test_drafts_without_a_profile_are_said_to_skip_nothing(client, model):
+    result = under_ffnskip(["--draft-only"], *drafting(client, model, model, n=20))
+    assert result.stderr.startswith(NO_PROFILE)
+    assert result.stdout == run(*drafting(client, model, "-", n=20)).stdout

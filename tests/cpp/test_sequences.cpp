@@ -5,6 +5,7 @@
 #include "ffnskip/ffnskip.h"
 #include "layer_budget.h"
 
+#include <functional>
 #include <string>
 #include <utility>
 
@@ -227,6 +228,49 @@ void drafts(const Model & model) {
     s.controller.reset_stats();
     expect(feed_draft(s, 8, std::vector<llama_token>(65, 8)) == 0 && s.controller.stats().tokens == 0,
            "more rows than a draft has are a text to be scored");
+}
+
+// Rows of several sequences in a context that drafts; an output of the last row alone, as servers ask for them there.
+struct Row {
+    llama_seq_id seq;
+    llama_pos    pos;
+    llama_token  token;
+};
+
+uint64_t n_generated(Skipping & s, const std::vector<Row> & rows) {
+    llama_batch batch = llama_batch_init(int32_t(rows.size()), 0, 1);
+    for (const Row & row : rows) {
+        add_row(batch, row.seq, row.pos, row.token, &row == &rows.back());
+    }
+    s.controller.reset_stats();
+    const auto               run  = [](void * call) { return (*static_cast<std::function<int32_t()> *>(call))(); };
+    std::function<int32_t()> call = [&] { return llama_decode(s.ctx.get(), batch); };
+    expect(s.controller.decode(s.ctx.get(), batch, run, &call, Fed::draft) == 0, "decode");
+    s.controller.outputs_unread();
+    llama_batch_free(batch);
+    return s.controller.stats().tokens;
+}
+
+void drafted_and_verified(const Model & model) {
+    Skipping s(model, 4);
+    expect(n_generated(s, { { 0, 0, 5 }, { 0, 1, 6 }, { 1, 0, 5 }, { 1, 1, 6 }, { 1, 2, 7 } }) == 0, "two prompts");
+    expect(n_generated(s, { { 0, 2, 8 }, { 1, 3, 8 } }) == 2, "a token of each, from which drafts begin");
+    expect(n_generated(s, { { 0, 3, 9 }, { 1, 4, 9 } }) == 2 && n_generated(s, { { 0, 4, 10 } }) == 1, "and go on");
+    llama_memory_seq_rm(s.memory(), 0, 2, -1);
+    llama_memory_seq_rm(s.memory(), 1, 3, -1);
+    expect(n_generated(s, { { 0, 2, 8 }, { 0, 3, 9 }, { 0, 4, 10 }, { 0, 5, 11 }, { 1, 3, 8 }, { 1, 4, 9 } }) == 6,
+           "the rows that were verified, and a last one that was not decoded before");
+    expect(s.controller.stats().ffn_skipped == 0, "are tokens of the warm-up");
+    llama_memory_seq_rm(s.memory(), 0, 5, -1);  // 11 is refused
+    expect(n_generated(s, { { 0, 5, 12 }, { 1, 5, 12 } }) == 2, "generation goes on where it was");
+    expect(s.controller.stats().ffn_skipped == 0, "in its fourth token, and its third");
+    expect(n_generated(s, { { 0, 6, 13 } }) == 1 && s.controller.stats().ffn_skipped == k_max_skip, "and then skips");
+    llama_memory_seq_rm(s.memory(), 0, 5, -1);
+    expect(n_generated(s, { { 0, 5, 12 }, { 0, 6, 14 } }) == 0, "other tokens than those drafted are a prompt");
+    expect(n_generated(s, { { 0, 7, 15 } }) == 1 && s.controller.stats().ffn_skipped == 0, "with a warm-up after it");
+    llama_memory_seq_rm(s.memory(), 1, 0, -1);
+    expect(n_generated(s, { { 1, 0, 5 }, { 1, 1, 6 }, { 1, 2, 7 } }) == 0, "the same prompt again is one again");
+    expect(n_generated(s, { { 0, 8, 15 }, { 0, 9, 16 }, { 0, 10, 17 } }) == 0, "as are several that nobody drafted");
 }
 
 void declared(const Model & model) {
@@ -528,6 +572,7 @@ int main(int argc, char ** argv) {
     states_loaded(model);
     refused_batches(model);
     drafts(model);
+    drafted_and_verified(model);
     declared(model);
     reuse(model);
     warm_up_is_full(model);

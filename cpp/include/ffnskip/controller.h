@@ -15,6 +15,10 @@
 // will; after llama_memory_seq_cp call copied(), after llama_memory_seq_add call shifted(), or the next token of that
 // sequence counts as a prompt.
 //
+// A context that drafts for another one (Fed::draft) is fed each token that it drafts, takes them back, and is fed the rows
+// in which the other one verified them. There a row that comes alone is generated, and so are several which repeat what
+// was drafted at their positions, and one more; outputs tell nothing. Other rows are a prompt.
+//
 // What tokens that skipped left in the memory is known here for every sequence. A prompt builds on it (Reuse::all), or it
 // is computed again in full first (Reuse::full). What other settings skipped is always computed again, so that a text
 // does not depend on what ran before it.
@@ -129,7 +133,8 @@ public:
     // The same around a call of the caller's own, such as llama_process, which returns llama_decode's status; `rows`
     // says what is in its batch. What `run` throws is passed on. It is called again where the batch has to be decoded again,
     // and not at all where nothing has been decoded.
-    int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data);
+    int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data,
+                   Fed fed = Fed::recognise);
     // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again;
     // std::invalid_argument where the memory holds rows without the keys and values that these settings need.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);

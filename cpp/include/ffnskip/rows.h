@@ -21,6 +21,7 @@ enum class Fed : uint8_t {
     recognise,  // seen from the batch, as <ffnskip/controller.h> says
     prompt,
     generated,  // by a loop of the caller's own: they continue the sequence's count
+    draft,      // of a context that drafts for another: see <ffnskip/controller.h>
 };
 
 // Rows for one llama_decode.

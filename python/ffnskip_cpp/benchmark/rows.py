@@ -142,7 +142,7 @@ def row_of(
     """
     skipping = _skipping(runner, weights)
     speeds = _speeds(test.n_prompt or 1, times.dense, seconds)
-    limit = None if _leaves_channels_out(runner) else limit_speed_up(times, _n_skipped(runner))
+    limit = None if _counts_bytes(runner) else limit_speed_up(times, _n_skipped(runner))
     return BenchmarkRow(
         test=test.name,
         policy=setting.name,
@@ -165,7 +165,7 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     if not isinstance(runner, SkippingRunner) or runner.controller.stats.tokens == 0:
         return nothing
     stats = runner.controller.stats
-    if _leaves_channels_out(runner):
+    if _counts_bytes(runner):
         return {**nothing, **_left_out(runner.controller, weights)}
     skipped = (stats.skipped_per_layer / stats.tokens).tolist()
     return {
@@ -177,7 +177,7 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
     }
 
 
-def _leaves_channels_out(runner: Runner) -> bool:
+def _counts_bytes(runner: Runner) -> bool:
     return isinstance(runner, SkippingRunner) and runner.controller.stats.bytes_total > 0
 
 

@@ -32,6 +32,7 @@ embedding, encoder and recurrent contexts are left alone. The statistics go to s
 examples:
   ffnskip run -- llama-cli -m model.gguf                 # as the model's profile says
   ffnskip run --skip-ratio 0.3 --stats-file stats.json -- llama-server -m model.gguf --port 8080
+  ffnskip run --draft-only -- llama-server -m model.gguf -md draft.gguf   # as the draft's profile says
 """
 
 
@@ -74,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "full (default: all)",
     )
     parser.add_argument(
+        "--draft-only",
+        action="store_true",
+        help="contexts of draft models alone skip, so that the text stays that of the model which verifies it",
+    )
+    parser.add_argument(
         "--stats-file", metavar="FILE.json", help="file for the statistics, as JSON (default: a line on stderr)"
     )
     parser.add_argument(
@@ -110,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
         variables["FFNSKIP_STATS_FILE"] = os.path.abspath(args.stats_file)
     if args.reuse is not None:
         variables["FFNSKIP_REUSE"] = args.reuse
+    if args.draft_only:
+        variables["FFNSKIP_DRAFT_ONLY"] = "1"
     if args.strict:
         variables["FFNSKIP_STRICT"] = "1"
     if _carries_llama(path):
