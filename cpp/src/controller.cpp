@@ -1,6 +1,7 @@
 // The public face: attaches to a context, learns its model, and decodes through an Evaluation.
 #include "ffnskip/controller.h"
 
+#include "build_hook.h"
 #include "callback.h"
 #include "channels/channel_file.h"
 #include "channels/weight_rows.h"
@@ -55,10 +56,12 @@ struct Controller::Impl {
     Sequences   sequences;
     Evaluation  evaluation{ settings, recorder };
     Callback    callback{ evaluation };
+    BuildHook   hook;  // in place of the callback, where it is attached
     bool        inside = false;  // a decode; llama_decode may be a library's that leads back here
 
-    void probe(llama_context * ctx) {
+    void probe(llama_context * ctx, bool through_hook) {
         Probe probe(ctx);
+        hook.detach();
         n_layer = probe.n_layer;
         fingerprint.clear();
         skippable.clear();
@@ -66,7 +69,10 @@ struct Controller::Impl {
         use(dense_config(), Settings());
         store.reset();
         sequences.replaced(-1);
-        probe.finish(callback.run(probe));
+        if (through_hook) {
+            hook.attach(ctx);
+        }
+        probe.finish(through_hook ? hook.run(probe) : callback.run(probe));
 
         fingerprint = probe.fingerprint;
         std::vector<uint8_t> may_skip;
@@ -82,10 +88,16 @@ struct Controller::Impl {
         model     = llama_get_model(ctx);
         vectors   = std::move(probe.vectors);
         map       = std::move(probe.map);
+        if (through_hook) {
+            hook.set_model(map, probe.embedding);
+        }
         evaluation.set_model(map, probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
     }
 
     void use(const Config & wanted, const Settings & resolved) {
+        if (hook.attached()) {
+            hook.set_blocks(resolved.always);
+        }
         if (resolved.leaves_channels_out()) {
             copy_weights(resolved.channels);
         }
@@ -139,6 +151,25 @@ struct Controller::Impl {
         }
     };
 
+    // Calls run(), which calls llama_decode, for rows of these kinds; its status.
+    template <typename Run> int32_t compute(Run run, const llama_batch & rows, const RowKind * kinds) {
+        if (!hook.attached()) {
+            return run();
+        }
+        const int32_t n_skip = kinds == nullptr || settings.n_always == 0
+                                   ? 0
+                                   : int32_t(std::count(kinds, kinds + rows.n_tokens, RowKind::skippable));
+        if (n_skip != 0 && n_skip != rows.n_tokens) {
+            throw Unsupported("rows that skip beside rows that don't need a context with the callback");
+        }
+        hook.begin(n_skip > 0);
+        const int32_t status = run();
+        hook.end(status == 0);
+        const int32_t n_ubatch = int32_t(llama_n_ubatch(hook.context()));
+        recorder.dropped(hook.bytes_left_out() * uint64_t((rows.n_tokens + n_ubatch - 1) / n_ubatch));
+        return status;
+    }
+
     // run() has llama_decode called for these rows. Their kinds are seen from the batch where the caller names none.
     template <typename Run>
     int32_t decode(llama_context * ctx, const llama_batch & rows, Run run, Fed fed, const RowKind * kinds = nullptr) {
@@ -148,7 +179,7 @@ struct Controller::Impl {
         }
         const Inside guard(*this);
         evaluation.channels().reserve(std::max(llama_n_threads(ctx), llama_n_threads_batch(ctx)));
-        if (evaluation.take_unknown_decode()) {
+        if (hook.attached() ? hook.take_unknown_decode() : evaluation.take_unknown_decode()) {
             sequences.replaced(-1);
         }
         if (kinds != nullptr) {
@@ -166,7 +197,7 @@ struct Controller::Impl {
         placed.pos         = sequences.positions();
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
             evaluation.begin_decode(placed, rows.token == nullptr ? nullptr : kinds);
-            const int32_t status = run();
+            const int32_t status = compute(run, rows, kinds);
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
             if (!again) {
@@ -217,7 +248,7 @@ struct Controller::Impl {
             }
             const llama_batch rows = batch.rows();
             evaluation.begin_decode(rows, nullptr);
-            const int32_t status = llama_decode(ctx, rows);
+            const int32_t status = compute([&] { return llama_decode(ctx, rows); }, rows, nullptr);
             evaluation.end_decode(status == 0);
             if (status != 0) {
                 throw DecodeError(status);
@@ -237,11 +268,28 @@ void Controller::attach(llama_context_params & params) {
 
 void Controller::probe(llama_context * ctx) {
     try {
-        impl_->probe(ctx);
+        impl_->probe(ctx, false);
     } catch (const Unsupported & unsupported) {
         impl_->why_dense = unsupported.what();
         throw;
     }
+}
+
+void Controller::hook(llama_context * ctx) {
+    require_llama_version();
+    if (llama_n_seq_max(ctx) > 1) {
+        throw Unsupported("hook: several sequences, of which some may skip while others don't");
+    }
+    try {
+        impl_->probe(ctx, true);
+    } catch (...) {
+        impl_->hook.detach();
+        throw;
+    }
+}
+
+bool Controller::hooked() const {
+    return impl_->hook.attached();
 }
 
 void Controller::set_config(const Config & config) {
@@ -249,6 +297,10 @@ void Controller::set_config(const Config & config) {
     const std::vector<uint8_t> & skippable = impl_->skippable;
     if (skippable.empty() && config.policy != Policy::dense) {
         throw Unsupported("policy '" + std::string(policy_name(config.policy)) + "': " + impl_->why_dense);
+    }
+    if (impl_->hook.attached() && config.policy != Policy::dense && !config.is_static()) {
+        throw Unsupported("policy '" + std::string(policy_name(config.policy)) +
+                          "' decides token by token, which needs a context with the callback");
     }
     impl_->use(config, resolve(config, skippable));
 }

@@ -24,6 +24,7 @@ public:
     const GraphMap & keep_learnt();
 
     // Of the structure that is followed.
+    const Node &  node(int index) const { return maps_.front().nodes[size_t(index)]; }
     const Block & block(int layer) const { return maps_.front().blocks[size_t(layer)]; }
     const Input & input(int number) const { return maps_.front().inputs[size_t(number)]; }
     // Node number `index` of this evaluation, which has passed.
