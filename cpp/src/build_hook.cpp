@@ -146,6 +146,13 @@ void BuildHook::end(bool succeeded) {
     }
 }
 
+void BuildHook::abandon() {
+    if (wanted_ != k_unknown) {
+        want(k_unknown);
+        error_ = nullptr;
+    }
+}
+
 // ---- called by libllama ----
 
 void BuildHook::built(llama_sampler * sampler, ggml_context *, ggml_cgraph * graph, llama_sampler_data * data) {

@@ -46,6 +46,8 @@ public:
     void begin(bool skips);
     // It is over. Throws Unsupported where it was not computed as begin() said.
     void end(bool succeeded);
+    // It is over, whatever became of it.
+    void abandon();
 
     // Bytes of weights that an evaluation of the running decode does not read.
     uint64_t bytes_left_out() const { return bytes_left_out_; }

@@ -148,6 +148,7 @@ struct Controller::Impl {
         ~Inside() {
             impl.inside = false;
             impl.evaluation.abandon();
+            impl.hook.abandon();
         }
     };
 

@@ -74,21 +74,45 @@ class Context:
         controller.restore(account)
         controller.config = DENSE
 
-    def need_callback(self, llm: llama_cpp.Llama) -> None:
-        """A context that was made dense is made anew, with all that is in it."""
+    def need(self, llm: llama_cpp.Llama, *, is_static: bool) -> None:
+        """What was made dense is to skip: static sets by its graphs as llama.cpp builds them, others by the callback, with
+        which it is made anew. All that is in it stays."""
         if not self.generates:
             raise UnsupportedModelError(NO_GENERATION)
-        if self.has_callback:
+        if self.has_callback or (is_static and self._decoder.controller.hooked):
             return
         has_outputs = not internals.needs_eval(llm)
         state = llm.save_state() if llm.n_tokens > 0 else None
-        params = self._copied_params()
-        self._attach(params)
-        self._renew(llm, params, has_callback=True)
-        if state is not None:
-            llm.load_state(state)
-            if has_outputs:
-                self._compute_outputs_again(llm)
+        try:
+            if not (is_static and self._hook(llm)):
+                params = self._copied_params()
+                self._attach(params)
+                self._renew(llm, params, has_callback=True)
+        finally:
+            if state is not None:
+                llm.load_state(state)
+                if has_outputs:
+                    self._compute_outputs_again(llm)
+
+    def mixes_rows(self, llm: llama_cpp.Llama) -> bool:
+        """Rows of one batch may skip beside others that don't, which takes the callback. True where the context was
+        made anew for that."""
+        if not self._decoder.controller.hooked:
+            return False
+        self.need(llm, is_static=False)
+        return True
+
+    def _hook(self, llm: llama_cpp.Llama) -> bool:
+        """Whether the context that is there can skip without the callback."""
+        if internals.wants_all_logits(llm):  # of which it would keep four times as many
+            return False
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), False)
+        try:
+            self._decoder.controller.hook(internals.context_address(llm))
+        except UnsupportedModelError:
+            return False
+        self._is_probed = True
+        return True
 
     def share(self, llm: llama_cpp.Llama) -> bool:
         """Makes the context anew, and empty, for several sequences at once; those of llama_cpp have one.
