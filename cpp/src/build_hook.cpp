@@ -120,19 +120,16 @@ void BuildHook::set_model(GraphMap map, const ggml_tensor * embedding) {
     }
     follower_.reset(std::move(map));
     embedding_ = embedding;
+    left_out_  = TokenState();
 }
 
-void BuildHook::set_blocks(std::vector<uint8_t> blocks) {
-    blocks_ = std::move(blocks);
+void BuildHook::leave_out(const Settings & settings) {
+    left_out_.begin(settings, 0, 0);
     ++last_edition_;
 }
 
 void BuildHook::begin(bool skips) {
     want(skips ? last_edition_ : k_full);
-    bytes_left_out_ = 0;
-    for (size_t il = 0; skips && il < blocks_.size(); ++il) {
-        bytes_left_out_ += blocks_[il] ? follower_.block(int(il)).bytes_per_token : 0;
-    }
 }
 
 void BuildHook::end(bool succeeded) {
@@ -143,6 +140,14 @@ void BuildHook::end(bool succeeded) {
     }
     if (succeeded && built_ != wanted) {
         throw Unsupported("libllama used a graph again that it had to build anew");
+    }
+}
+
+void BuildHook::count(Recorder & recorder) const {
+    for (size_t block = 0; block < follower_.n_blocks(); ++block) {
+        if (left_out_.skips(int(block))) {
+            recorder.dropped(int(block), left_out_.leaves_gaps());
+        }
     }
 }
 
@@ -173,7 +178,7 @@ void BuildHook::built(ggml_cgraph * graph) {
     }
     if (probing_) {
         for (ggml_tensor * node : nodes_) {
-            probe_ != nullptr ? probe_->see(node) : leave_out(node);
+            probe_ != nullptr ? probe_->see(node) : ffnskip::leave_out(node);
         }
         probe_ = nullptr;
     } else if (wanted_ == k_unknown) {
@@ -199,13 +204,25 @@ void BuildHook::edit() {
     // All is known now, so that a graph is edited in whole or not at all.
     for (auto node = begin; node != nodes_.end(); ++node) {
         const Node & expected = follower_.node(int(node - begin));
-        if (expected.role == Role::none || !blocks_[size_t(expected.layer)]) {
+        if (expected.role == Role::none || !left_out_.skips(expected.block)) {
             continue;
         }
-        if (expected.role == Role::residual_add) {
-            pass_h(*node, follower_.block(expected.layer).h_src);
-        } else if (expected.role != Role::layer_output) {
-            leave_out(*node);
+        switch (expected.role) {
+            case Role::residual_add:
+                pass_h(*node, follower_.block(expected.block).h_src);
+                break;
+            case Role::cached:
+                if (left_out_.leaves_gaps()) {
+                    ffnskip::leave_out(*node);
+                }
+                break;
+            case Role::body:
+            case Role::branch:
+                ffnskip::leave_out(*node);
+                break;
+            case Role::layer_output:
+            case Role::none:
+                break;
         }
     }
 }
@@ -218,8 +235,9 @@ void BuildHook::learn(std::vector<ggml_tensor *>::iterator begin) {
     }
     const GraphMap & learnt = follower_.keep_learnt();
     for (const Block & block : learnt.blocks) {
-        if (block.layer >= 0 && blocks_[size_t(block.layer)] && !block.skippable) {
-            throw Unsupported("layer " + std::to_string(block.layer) + " can no longer be skipped: " + block.why_not);
+        if (block.layer >= 0 && left_out_.skips(number_of(block)) && !block.skippable) {
+            throw Unsupported(std::string(k_block_kind_names[size_t(block.kind)]) + " of layer " +
+                              std::to_string(block.layer) + " can no longer be skipped: " + block.why_not);
         }
     }
 }

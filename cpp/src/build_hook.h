@@ -11,7 +11,9 @@
 #pragma once
 
 #include "graph_follower.h"
+#include "policy.h"
 #include "probe.h"
+#include "recorder.h"
 
 #include <llama.h>
 
@@ -39,18 +41,18 @@ public:
     int32_t run(Probe & probe);
     // Throws Unsupported where blocks of this model need the callback.
     void set_model(GraphMap map, const ggml_tensor * embedding);
-    // [n_layer] 1 where the block is left out of what skips.
-    void set_blocks(std::vector<uint8_t> blocks);
+    // Settings that are static: what skips leaves out what they say.
+    void leave_out(const Settings & settings);
 
-    // A decode all of whose rows skip the blocks, or none does.
+    // A decode all of whose rows skip, or none does.
     void begin(bool skips);
     // It is over. Throws Unsupported where it was not computed as begin() said.
     void end(bool succeeded);
     // It is over, whatever became of it.
     void abandon();
 
-    // Bytes of weights that an evaluation of the running decode does not read.
-    uint64_t bytes_left_out() const { return bytes_left_out_; }
+    // An evaluation of it left blocks out.
+    void count(Recorder & recorder) const;
     // Whether a graph was built outside of begin() and end() since the last call.
     bool take_unknown_decode() { return std::exchange(unknown_decode_, false); }
 
@@ -73,13 +75,12 @@ private:
 
     GraphFollower              follower_;
     const ggml_tensor *        embedding_ = nullptr;
-    std::vector<uint8_t>       blocks_;  // [n_layer]
+    TokenState                 left_out_;  // by what skips
     std::vector<ggml_tensor *> nodes_;   // of the graph being built
-    uint64_t                   bytes_left_out_ = 0;
 
     Probe *            probe_          = nullptr;  // that is to see the next graph
     bool               probing_        = false;
-    int32_t            last_edition_   = k_full;  // of blocks_
+    int32_t            last_edition_   = k_full;  // of left_out_
     int32_t            wanted_         = k_unknown;
     int32_t            built_          = k_unknown;  // of the graph built last
     bool               unknown_decode_ = false;

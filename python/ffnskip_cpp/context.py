@@ -99,10 +99,11 @@ class Context:
             if has_outputs:
                 self._compute_outputs_again(llm)
 
-    def mixes_rows(self, llm: llama_cpp.Llama) -> bool:
-        """Rows of one batch may skip beside others that don't, which takes the callback. True where the context was
-        made anew for that."""
-        if not self._decoder.controller.hooked:
+    def mix_rows(self, llm: llama_cpp.Llama, *, sequences: bool) -> bool:
+        """Rows of one batch, of several sequences even, are to skip or not each for itself, which takes the callback. True
+        where the context was made anew for that."""
+        controller = self._decoder.controller
+        if not controller.hooked or (controller.config.every_row and not sequences):
             return False
         self.need(llm, is_static=False)
         return True

@@ -143,8 +143,8 @@ class DecodingLlama(CheckedLlama):
                 super().eval(ids)
             self._decoder.say_notice()
 
-    def _mix_rows(self) -> None:
-        """Some rows of the next batch may skip, and others not."""
+    def _mix_rows(self, *, sequences: bool = False) -> None:
+        """Some rows of the next batch, of several sequences even, may skip, and others not."""
 
     @like(llama_cpp.Llama.sample)
     def sample(self, *args: Any, **kwargs: Any) -> int:

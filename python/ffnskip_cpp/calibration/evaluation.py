@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import ffn_blocks
 from ..llama import Llama
 from ..measure.quality import Comparison, Quality, Reference, logits_of
 from ..measure.similarity import check_everything
@@ -149,7 +150,9 @@ class Evaluator:
         score.kl, score.similarity, score.left_out = (
             np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "left_out")
         )
-        score.left_out /= self._bytes[..., 1].sum() if config.policy == "channels" else len(self._llm.ffn_map)
+        score.left_out /= (
+            self._bytes[..., 1].sum() if config.policy == "channels" else len(ffn_blocks(self._llm.blocks))
+        )
         n_rows = [len(part["kl"]) for part in parts]
         score.channels_kept = np.average([part["channels_kept"] for part in parts], axis=0, weights=n_rows)
         score.chunk = np.repeat(np.arange(len(parts)), n_rows)

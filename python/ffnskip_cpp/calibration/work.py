@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..blocks import ffn_blocks
 from ..errors import TargetUnreachableError, UnsupportedModelError
 from ..llama import Llama
 from ..measure.similarity import LayerSimilarity
@@ -48,7 +49,7 @@ UNCALIBRATED = "channels, uncalibrated"
 
 def check_reachable(llm: Llama, skip_ratio: float) -> None:
     """Raises TargetUnreachableError where the model has too few FFN blocks that can be skipped."""
-    most = _skippable(llm).size / len(llm.ffn_map)
+    most = _skippable(llm).size / len(ffn_blocks(llm.blocks))
     if skip_ratio > most + TOLERANCE:
         raise TargetUnreachableError(
             f"skip-ratio: {skip_ratio:g} can't be reached; at most {most:.3f}, which is every FFN block that can be "
@@ -94,7 +95,7 @@ class Work:
         self.similarity = LayerSimilarity.of(self._recorded)
         skippable = tuple(_skippable(llm).tolist())
         cold = self.similarity.cold_regions
-        self._model = Model(llm.n_layer, len(llm.ffn_map), skippable, cold, wanted.warm_up_index)
+        self._model = Model(llm.n_layer, len(ffn_blocks(llm.blocks)), skippable, cold, wanted.warm_up_index)
         self._inputs = self._found_inputs() if wanted.tries("channels") or wanted.tries("blocks+channels") else None
         self._ffn_share = 1.0 if self._inputs is None else self._inputs.ffn_share()
 
