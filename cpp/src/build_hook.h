@@ -76,7 +76,7 @@ private:
     GraphFollower              follower_;
     const ggml_tensor *        embedding_ = nullptr;
     TokenState                 left_out_;  // by what skips
-    std::vector<ggml_tensor *> nodes_;   // of the graph being built
+    std::vector<ggml_tensor *> nodes_;     // of the graph being built
 
     Probe *            probe_          = nullptr;  // that is to see the next graph
     bool               probing_        = false;

@@ -59,7 +59,7 @@ struct Controller::Impl {
     Sequences   sequences;
     Evaluation  evaluation{ settings, recorder };
     Callback    callback{ evaluation };
-    BuildHook   hook;  // in place of the callback, where it is attached
+    BuildHook   hook;            // in place of the callback, where it is attached
     bool        inside = false;  // a decode; llama_decode may be a library's that leads back here
 
     void probe(llama_context * ctx, bool through_hook) {

@@ -76,8 +76,8 @@ class Context:
         controller.config = DENSE
 
     def need(self, llm: llama_cpp.Llama, *, is_static: bool) -> None:
-        """What was made dense is to skip: static sets by its graphs as llama.cpp builds them, others by the callback, with
-        which it is made anew. All that is in it stays."""
+        """What was made dense is to skip: by its graphs as llama.cpp builds them where that is static, else by the
+        callback, with which it is made anew. All that is in it stays."""
         if not self.generates:
             raise UnsupportedModelError(NO_GENERATION)
         if self.has_callback or (is_static and self._decoder.controller.hooked):
@@ -100,8 +100,8 @@ class Context:
                 self._compute_outputs_again(llm)
 
     def mix_rows(self, llm: llama_cpp.Llama, *, sequences: bool) -> bool:
-        """Rows of one batch, of several sequences even, are to skip or not each for itself, which takes the callback. True
-        where the context was made anew for that."""
+        """Rows of one batch, of several sequences even, are to skip each for itself, which takes the callback. True where
+        the context was made anew for that."""
         controller = self._decoder.controller
         if not controller.hooked or (controller.config.every_row and not sequences):
             return False

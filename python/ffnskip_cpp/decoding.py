@@ -137,7 +137,7 @@ class DecodingLlama(CheckedLlama):
         with self._at_work():
             self._check_open()
             check_room(self, len(ids))
-            if len(ids) > 1 and (self.draft_model is not None if generated is None else generated):
+            if generated and len(ids) > 1:
                 self._mix_rows()
             with self._decoder.feeding(ids, generated, drafts=self.draft_model is not None):
                 super().eval(ids)
