@@ -15,23 +15,9 @@ LLAMA_API void llama_set_nextn_layer_offset(llama_context * ctx, int32_t offset)
 namespace ffnskip {
 namespace {
 
-constexpr const char * k_name = "ffnskip";
-
 bool is_gpu(ggml_backend_dev_t device) {
     const auto type = ggml_backend_dev_type(device);
     return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
-}
-
-// Where a node will be computed is not known yet when its graph is built, so that all devices that may have to honour the
-// edits.
-void require_devices() {
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        const bool               cpu    = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
-        if (const std::string & fault = cpu || is_gpu(device) ? edits_fault(device) : std::string(); !fault.empty()) {
-            throw Unsupported(fault);
-        }
-    }
 }
 
 bool some_gpu() {
@@ -47,6 +33,18 @@ bool some_gpu() {
 
 #ifdef FFNSKIP_HAVE_BUILD_HOOK
 
+// Where a node will be computed is not known yet when its graph is built, so every device that may compute it has to honour
+// the edits.
+static void require_devices() {
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        const ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        const bool               cpu    = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+        if (const std::string & fault = cpu || is_gpu(device) ? edits_fault(device) : std::string(); !fault.empty()) {
+            throw Unsupported(fault);
+        }
+    }
+}
+
 void BuildHook::attach(llama_context * ctx) {
     if (llama_model_n_layer_nextn(llama_get_model(ctx)) > 0) {
         throw Unsupported("this model predicts several tokens: its graphs read what tells graphs apart");
@@ -55,7 +53,7 @@ void BuildHook::attach(llama_context * ctx) {
 
     static llama_sampler_i interface = [] {
         llama_sampler_i made = {};
-        made.name            = [](const llama_sampler *) { return k_name; };
+        made.name            = [](const llama_sampler *) { return "ffnskip"; };
         made.apply           = [](llama_sampler *, llama_token_data_array *) {};
         made.backend_init    = [](llama_sampler *, ggml_backend_buffer_type_t, uint32_t) { return true; };
         made.backend_apply   = &built;
@@ -136,6 +134,7 @@ void BuildHook::end(bool succeeded) {
     const int32_t wanted = wanted_;
     want(k_unknown);
     if (error_ != nullptr) {
+        ++last_edition_;  // the graph was left as it is, and must not be used again
         std::rethrow_exception(std::exchange(error_, nullptr));
     }
     if (succeeded && built_ != wanted) {
@@ -154,6 +153,7 @@ void BuildHook::count(Recorder & recorder) const {
 void BuildHook::abandon() {
     if (wanted_ != k_unknown) {
         want(k_unknown);
+        last_edition_ += error_ != nullptr;
         error_ = nullptr;
     }
 }
@@ -198,8 +198,17 @@ void BuildHook::edit() {
         return std::all_of(begin, nodes_.end(), [&](ggml_tensor * node) { return follower_.next(node) != nullptr; });
     };
     if (!known()) {
-        learn(begin);
+        follower_.begin();
+        std::for_each(begin, nodes_.end(), [&](ggml_tensor * node) { follower_.next(node); });
+        follower_.keep_learnt();
         known();
+    }
+    for (size_t number = 0; number < follower_.n_blocks(); ++number) {
+        const Block & block = follower_.block(int(number));
+        if (left_out_.skips(int(number)) && !block.skippable) {
+            throw Unsupported(std::string(k_block_kind_names[size_t(block.kind)]) + " of layer " +
+                              std::to_string(block.layer) + " can no longer be skipped: " + block.why_not);
+        }
     }
     // All is known now, so that a graph is edited in whole or not at all.
     for (auto node = begin; node != nodes_.end(); ++node) {
@@ -223,21 +232,6 @@ void BuildHook::edit() {
             case Role::layer_output:
             case Role::none:
                 break;
-        }
-    }
-}
-
-// A structure that was not known, from its node `begin` on; the follower has seen up to where it is another one.
-void BuildHook::learn(std::vector<ggml_tensor *>::iterator begin) {
-    follower_.begin();
-    for (auto node = begin; node != nodes_.end(); ++node) {
-        follower_.next(*node);
-    }
-    const GraphMap & learnt = follower_.keep_learnt();
-    for (const Block & block : learnt.blocks) {
-        if (block.layer >= 0 && left_out_.skips(number_of(block)) && !block.skippable) {
-            throw Unsupported(std::string(k_block_kind_names[size_t(block.kind)]) + " of layer " +
-                              std::to_string(block.layer) + " can no longer be skipped: " + block.why_not);
         }
     }
 }

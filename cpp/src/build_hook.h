@@ -68,7 +68,6 @@ private:
     void want(int32_t edition);
     void built(ggml_cgraph * graph);
     void edit();
-    void learn(std::vector<ggml_tensor *>::iterator begin);
 
     llama_context *                                   ctx_ = nullptr;
     std::vector<std::unique_ptr<llama_sampler, Free>> samplers_;  // of contexts attached to; they may be alive still

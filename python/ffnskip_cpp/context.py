@@ -100,8 +100,8 @@ class Context:
                 self._compute_outputs_again(llm)
 
     def mix_rows(self, llm: llama_cpp.Llama, *, sequences: bool) -> bool:
-        """Rows of one batch, of several sequences even, are to skip each for itself, which takes the callback. True where
-        the context was made anew for that."""
+        """Rows of one batch, of several sequences even, are to skip each for itself, which takes the callback. True
+        where the context was made anew for that."""
         controller = self._decoder.controller
         if not controller.hooked or (controller.config.every_row and not sequences):
             return False

@@ -1,7 +1,6 @@
 """Settings that are static need no callback: what they leave out is left out of graphs when libllama builds them.
 
-That they compute what they should is shown in test_oracles.py, test_graph_traps.py and test_attention.py, which run both
-ways.
+test_oracles.py, test_graph_traps.py and test_attention.py run both ways, and show that they compute what they should.
 """
 
 from __future__ import annotations
@@ -169,7 +168,9 @@ def test_where_rows_of_a_batch_differ_the_context_gets_the_callback_and_keeps_it
     assert np.array_equal(*logits)
 
 
-@pytest.mark.parametrize("options", [{"logits_all": True}, {"draft_model": LlamaPromptLookupDecoding()}], ids=["all", "draft"])
+@pytest.mark.parametrize(
+    "options", [{"logits_all": True}, {"draft_model": LlamaPromptLookupDecoding()}], ids=["all", "draft"]
+)
 def test_logits_of_all_rows_take_the_callback(path, options):
     with ours(path, FIXED, **options) as llm:
         assert has_callback(llm)
