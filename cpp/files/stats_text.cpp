@@ -37,6 +37,10 @@ double percent(uint64_t part, uint64_t whole) {
     return whole == 0 ? 0.0 : 100.0 * double(part) / double(whole);
 }
 
+double mib(uint64_t bytes) {
+    return double(bytes) / (1024.0 * 1024.0);
+}
+
 std::string kept(const ByKind & channels) {
     std::string list;
     for (size_t kind = 0; kind < channels.size(); ++kind) {
@@ -84,9 +88,13 @@ void add(Stats & sum, const Stats & more) {
     sum.checks += more.checks;
     sum.tokens_never_tripped += more.tokens_never_tripped;
     sum.ffn_bytes_not_read += more.ffn_bytes_not_read;
+    sum.attention_total += more.attention_total;
+    sum.attention_skipped += more.attention_skipped;
+    sum.attention_bytes_not_read += more.attention_bytes_not_read;
     sum.bytes_total += more.bytes_total;
     sum.bytes_left_out += more.bytes_left_out;
     add(sum.skipped_per_layer, more.skipped_per_layer);
+    add(sum.attention_skipped_per_layer, more.attention_skipped_per_layer);
     add(sum.channels_total, more.channels_total);
     add(sum.channels_kept, more.channels_kept);
 }
@@ -96,7 +104,8 @@ std::string what_is_skipped(const Stats & stats) {
         return "FFN blocks skipped";
     }
     const ByKind channels = by_kind(stats, 0, n_layer(stats));
-    const bool   ffn_only = channels[size_t(InputKind::qkv)].total + channels[size_t(InputKind::o)].total == 0;
+    const bool   ffn_only = stats.attention_skipped == 0 &&
+                            channels[size_t(InputKind::qkv)].total + channels[size_t(InputKind::o)].total == 0;
     return ffn_only ? "FFN weight bytes left out" : "attention and FFN weight bytes left out";
 }
 
@@ -109,14 +118,22 @@ std::string to_line(const Stats & stats) {
     std::ostringstream line;
     line << std::fixed << std::setprecision(1) << stats.tokens << " generated tokens, " << 100.0 * stats.skip_ratio()
          << " % of their " << what_is_skipped(stats) << " (";
+    if (stats.attention_skipped > 0) {
+        line << "attention " << stats.attention_skipped << " of " << stats.attention_total << ", FFN "
+             << stats.ffn_skipped << " of " << stats.ffn_total << (channels.empty() ? ")" : "; ");
+    } else if (channels.empty()) {
+        line << stats.ffn_skipped << " of " << stats.ffn_total << ')';
+    }
     if (channels.empty()) {
-        line << stats.ffn_skipped << " of " << stats.ffn_total << "), " << std::setprecision(2)
-             << (stats.tokens == 0 ? 0.0 : double(stats.checks) / double(stats.tokens)) << " checks per token";
+        line << ", " << std::setprecision(2) << (stats.tokens == 0 ? 0.0 : double(stats.checks) / double(stats.tokens))
+             << " checks per token";
     } else {
         line << channels << " of channels kept)";
     }
-    line << std::setprecision(1) << ", " << double(stats.ffn_bytes_not_read) / (1024.0 * 1024.0)
-         << " MiB of FFN weights not read";
+    line << std::setprecision(1) << ", " << mib(stats.ffn_bytes_not_read) << " MiB of FFN weights not read";
+    if (stats.attention_skipped > 0) {
+        line << ", " << mib(stats.attention_bytes_not_read) << " of attention's";
+    }
     return line.str();
 }
 
@@ -127,6 +144,11 @@ std::string to_json(const Stats & stats) {
          << ",\n  \"checks\": " << stats.checks << ",\n  \"tokens_never_tripped\": " << stats.tokens_never_tripped
          << ",\n  \"ffn_bytes_not_read\": " << stats.ffn_bytes_not_read
          << ",\n  \"skipped_per_layer\": " << list(stats.skipped_per_layer, 0, stats.skipped_per_layer.size())
+         << ",\n  \"attention_total\": " << stats.attention_total
+         << ",\n  \"attention_skipped\": " << stats.attention_skipped
+         << ",\n  \"attention_bytes_not_read\": " << stats.attention_bytes_not_read
+         << ",\n  \"attention_skipped_per_layer\": "
+         << list(stats.attention_skipped_per_layer, 0, stats.attention_skipped_per_layer.size())
          << ",\n  \"bytes_total\": " << stats.bytes_total << ",\n  \"bytes_left_out\": " << stats.bytes_left_out
          << ",\n  \"channels_total\": " << by_layer(stats.channels_total)
          << ",\n  \"channels_kept\": " << by_layer(stats.channels_kept) << "\n}\n";

@@ -70,8 +70,12 @@ void print_layers(Session & session) {
         const uint64_t    n     = stats.skipped_per_layer[il];
         const double      share = stats.tokens == 0 ? 0.0 : 100.0 * double(n) / double(stats.tokens);
         const std::string kept  = ffnskip::kept_in_layer(stats, il);
-        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)%s%s\n", il, n,
+        std::fprintf(stderr, "ffnskip-main: layer %3zu: FFN skipped for %8" PRIu64 " tokens (%5.1f %%)%s%s", il, n,
                      share, kept.empty() ? "" : "; channels kept: ", kept.c_str());
+        if (stats.attention_skipped > 0) {
+            std::fprintf(stderr, "; attention for %8" PRIu64, stats.attention_skipped_per_layer[il]);
+        }
+        std::fputc('\n', stderr);
     }
 }
 

@@ -7,6 +7,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -31,8 +32,16 @@ std::string number(float value) {
     return std::isnan(value) ? "" : text;
 }
 
-std::string header(const ffnskip::Trace & trace) {
+bool leaves_attention_out(const ffnskip::Trace & trace) {
+    return std::find(trace.attention_skipped.begin(), trace.attention_skipped.end(), 1) !=
+           trace.attention_skipped.end();
+}
+
+std::string header(const ffnskip::Trace & trace, bool attention) {
     std::vector<std::string> names = { ",similarity_", ",skipped_" };
+    if (attention) {
+        names.push_back(",attention_skipped_");
+    }
     if (!trace.kept.empty()) {
         for (const char * kind : ffnskip::k_input_kind_names) {
             names.push_back(",kept_" + std::string(kind) + '_');
@@ -47,7 +56,7 @@ std::string header(const ffnskip::Trace & trace) {
     return line;
 }
 
-std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piece) {
+std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piece, bool attention) {
     const size_t n_layer = size_t(trace.n_layer);
     std::string  line    = std::to_string(i) + ',' + quoted(replace_invalid_utf8(piece));
     for (size_t il = 0; il < n_layer; ++il) {
@@ -55,6 +64,9 @@ std::string row(const ffnskip::Trace & trace, size_t i, const std::string & piec
     }
     for (size_t il = 0; il < n_layer; ++il) {
         line += trace.skipped[i * n_layer + il] != 0 ? ",1" : ",0";
+    }
+    for (size_t il = 0; attention && il < n_layer; ++il) {
+        line += trace.attention_skipped[i * n_layer + il] != 0 ? ",1" : ",0";
     }
     for (size_t kind = 0; !trace.kept.empty() && kind < ffnskip::k_input_kinds; ++kind) {
         for (size_t il = 0; il < n_layer; ++il) {
@@ -92,9 +104,10 @@ void write_trace(const std::string & path, const ffnskip::Trace & trace, const T
         throw std::logic_error("the trace has " + std::to_string(trace.n_tokens) + " rows for " +
                                std::to_string(tokens.size()) + " tokens");
     }
-    std::string text = header(trace) + '\n';
+    const bool  attention = leaves_attention_out(trace);
+    std::string text      = header(trace, attention) + '\n';
     for (size_t i = 0; i < tokens.size(); ++i) {
-        text += row(trace, i, model.piece(tokens[i], true)) + '\n';
+        text += row(trace, i, model.piece(tokens[i], true), attention) + '\n';
     }
     const std::string why = ffnskip::write_file(path, text);
     if (!why.empty()) {

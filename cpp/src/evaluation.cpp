@@ -151,11 +151,12 @@ void Evaluation::end_evaluation() {
                               learnt.inputs[i].why_not);
         }
     }
-    for (const Block & block : learnt.blocks) {
-        const bool   ffn    = block.kind == BlockKind::ffn;
-        const auto & wanted = ffn ? settings_.candidate : settings_.attention;
-        if (block.layer >= 0 && wanted[size_t(block.layer)] && !block.skippable) {
-            throw Unsupported(std::string(ffn ? "" : "attention of ") + "layer " + std::to_string(block.layer) +
+    for (int number = 0; number < int(learnt.blocks.size()); ++number) {
+        const bool    ffn    = kind_of(number) == BlockKind::ffn;
+        const auto &  wanted = ffn ? settings_.candidate : settings_.attention;
+        const Block & block  = learnt.blocks[size_t(number)];
+        if (wanted[size_t(layer_of(number))] && !block.skippable) {
+            throw Unsupported(std::string(ffn ? "" : "attention of ") + "layer " + std::to_string(layer_of(number)) +
                               " can no longer be skipped: " + block.why_not);
         }
     }

@@ -150,25 +150,22 @@ void GraphLearner::add(const ggml_tensor * node) {
     }
 }
 
-// The residual add of a block: f + h, where h is a node that no weight of the block has touched. That h is no
-// weight matters in batches of one row: biases of experts or of norms then have the shape of h.
+// The residual add of a block: f + h, where h is a node that no weight of the block has touched; or, of the first
+// attention of embeddings that the caller gives, the graph's input. That h is no weight matters in batches of one row:
+// biases of experts or of norms then have the shape of h.
 bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int block,
                                    int & h) const {
     if (node->op != GGML_OP_ADD || operands.size() != 2 || !ggml_are_same_shape(node->src[0], node->src[1]) ||
         !seen_.back().activation) {
         return false;
     }
-    const auto touched = [&](int k) {
-        return seen_[size_t(operands[size_t(k)].node)].places[size_t(kind_of(block))].derived == block;
+    const auto touched = [&](const Operand & op) { return origin(op, kind_of(block)) == block; };
+    const auto usable  = [&](const Operand & op) {
+        const bool input = kind_of(block) == BlockKind::attention && (op.tensor->flags & GGML_TENSOR_FLAG_INPUT) != 0;
+        return (op.node >= 0 || input) && op.tensor->type == GGML_TYPE_F32 && ggml_is_contiguous(op.tensor);
     };
-    const auto usable = [](const Operand & op) {
-        return op.tensor->type == GGML_TYPE_F32 && ggml_is_contiguous(op.tensor);
-    };
-    if (operands[0].node < 0 || operands[1].node < 0 || touched(0) == touched(1)) {
-        return false;
-    }
-    h = touched(0) ? 1 : 0;
-    return usable(operands[0]) && usable(operands[1]);
+    h = touched(operands[0]) ? 1 : 0;
+    return touched(operands[0]) != touched(operands[1]) && usable(operands[0]) && usable(operands[1]);
 }
 
 // Finds out whether `node`, the last one added, belongs to a block of this kind.
@@ -222,8 +219,8 @@ void GraphLearner::end_block(FoundBlock & block, const ggml_tensor * node, const
     block.branch       = operands[size_t(1 - h)].node;
     // Written over h, or to be: ggml reuses the memory of operand 0 where it can.
     block.residual = h == 0 || (node->data != nullptr && node->data == node->src[h]->data) ? "in place" : "sequential";
-    // The copy was made early, and the original may be gone when f is there; or h is computed later than f.
-    if (copies_read_.count(node->src[h]) != 0 || block.h > block.branch) {
+    // The copy was made early, and the original may be gone when f is there; or h is computed later than f, or not at all.
+    if (copies_read_.count(node->src[h]) != 0 || block.h > block.branch || block.h < 0) {
         block.output = index;
     }
     if (ggml_nrows(node) != n_tokens_) {

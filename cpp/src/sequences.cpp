@@ -118,15 +118,15 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
 
 // ---- after it ----
 
-// Position `pos` now holds `token`, and is the last.
+// Position `pos` now holds `token`, or what is no token, and is the last.
 void Sequences::Sequence::place(llama_pos pos, llama_token token) {
     const bool known = token != LLAMA_TOKEN_NULL;
     if (!known || pos < first_token || pos > end()) {
         tokens.clear();
         first_token = known ? pos : pos + 1;
     }
-    tokens.resize(size_t(pos - first_token + (known ? 1 : 0)));
     if (known) {
+        tokens.resize(size_t(pos - first_token) + 1);
         tokens.back() = token;
     }
 }

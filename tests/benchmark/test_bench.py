@@ -14,7 +14,6 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp import DecodeError, Llama, SkipConfig, Unsupported, cli
 from ffnskip_cpp.benchmark import rows as bench_rows
 from ffnskip_cpp.benchmark import runners
@@ -25,6 +24,7 @@ from ffnskip_cpp.benchmark.random_model import TYPES, random_model, tensor_bytes
 from ffnskip_cpp.benchmark.runners import open_model, open_runners
 from ffnskip_cpp.benchmark.shapes import SHAPES, Shape
 from ffnskip_cpp.benchmark.timing import time_test
+from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp.gguf_file.weights import WeightBytes, read_weight_bytes, weight_bytes
 from ffnskip_cpp.measure.flops import ffn_flops
 from ffnskip_cpp.profile import profile_path

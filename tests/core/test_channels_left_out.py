@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp import SkipConfig, Unsupported, write_channels
+from ffnskip_cpp.blocks import ffn_blocks
 from support import tiny_models
 from support.channels import (
     AT_MOST,

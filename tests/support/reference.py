@@ -36,7 +36,8 @@ class SkipSettings:
     """The paper's parameters; `max_skip` is its k. Layers [cold_s, cold_e) form the adaptive region.
 
     Beyond the paper: a threshold for each layer, infinite where it is not checked; `layers` that are always skipped and
-    not counted; and checks in every `check_stride`-th of the other layers of the region only."""
+    not counted; checks in every `check_stride`-th of the other layers of the region only; and layers whose attention
+    adds nothing, though its keys and values are there."""
 
     sim_threshold: float | Sequence[float]
     cold_s: int
@@ -44,6 +45,7 @@ class SkipSettings:
     max_skip: int
     layers: Sequence[int] = ()
     check_stride: int = 1
+    attention_layers: Sequence[int] = ()
 
     def is_checked(self, il: int) -> bool:
         unchecked = not np.isscalar(self.sim_threshold) and self.sim_threshold[il] == np.inf
@@ -392,7 +394,10 @@ class ReferenceLlama:
         trace = Trace.empty(len(tokens), self.n_layer)
         state = self._embeddings(tokens)
         for il, layer in enumerate(self.layers):
-            h = state + self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
+            attended = self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
+            if self.settings is not None and il in self.settings.attention_layers:
+                attended[may_skip] = 0
+            h = state + attended
             state = feed_forward_or_skip(
                 il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace
             )
