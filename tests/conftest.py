@@ -114,3 +114,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return built[name]
 
     return build
+
+
+@pytest.fixture(params=[False, True], ids=["hook", "callback"])
+def callback(request):
+    """For `ours`: what needs no callback runs without it, and with it."""
+    return request.param

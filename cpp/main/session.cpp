@@ -51,10 +51,12 @@ void Session::make_context(const Model & model, const llama_context_params & par
 
 void Session::begin_skipping(const Model & model, const Arguments & args, llama_context_params params) {
     controller_.emplace();
-    controller_->attach(params);
-    make_context(model, params);
     try {
-        controller_->probe(context_.get());
+        if (!args.config.is_static() || !hook(model, params)) {
+            controller_->attach(params);
+            make_context(model, params);
+            controller_->probe(context_.get());
+        }
         controller_->set_weights_source({ model.path(), params.n_threads_batch,
                                           ffnskip::ProgressLine("ffnskip-main: storing the weights by channel") });
         if (args.profile.empty()) {
@@ -74,6 +76,16 @@ void Session::begin_skipping(const Model & model, const Arguments & args, llama_
         context_.reset();
         controller_.reset();
     }
+}
+
+bool Session::hook(const Model & model, const llama_context_params & params) {
+    make_context(model, params);
+    try {
+        controller_->hook(context_.get());
+    } catch (const ffnskip::Unsupported &) {
+        context_.reset();
+    }
+    return controller_->hooked();
 }
 
 void Session::feed_generated(llama_token token) {

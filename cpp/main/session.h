@@ -44,6 +44,8 @@ private:
     };
 
     void make_context(const Model & model, const llama_context_params & params);
+    // Makes a context that needs no callback, where there can be one.
+    bool hook(const Model & model, const llama_context_params & params);
     void begin_skipping(const Model & model, const Arguments & args, llama_context_params params);
 
     std::optional<ffnskip::Controller>   controller_;  // outlives the context, which calls it back

@@ -388,6 +388,9 @@ void add_controller(py::module_ & m) {
         .def(
             "probe", [](Controller & c, uintptr_t ctx) { c.probe(pointer<llama_context>(ctx, "probe")); },
             py::arg("ctx"))
+        .def(
+            "hook", [](Controller & c, uintptr_t ctx) { c.hook(pointer<llama_context>(ctx, "hook")); }, py::arg("ctx"))
+        .def_property_readonly("hooked", &Controller::hooked)
         .def_property_readonly("n_layer", &Controller::n_layer)
         .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
         .def_property_readonly("blocks", [](const Controller & c) { return c.blocks(); })

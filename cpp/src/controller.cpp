@@ -1,6 +1,7 @@
 // The public face: attaches to a context, learns its model, and decodes through an Evaluation.
 #include "ffnskip/controller.h"
 
+#include "build_hook.h"
 #include "callback.h"
 #include "channels/channel_file.h"
 #include "channels/weight_rows.h"
@@ -58,10 +59,12 @@ struct Controller::Impl {
     Sequences   sequences;
     Evaluation  evaluation{ settings, recorder };
     Callback    callback{ evaluation };
+    BuildHook   hook;            // in place of the callback, where it is attached
     bool        inside = false;  // a decode; llama_decode may be a library's that leads back here
 
-    void probe(llama_context * ctx) {
+    void probe(llama_context * ctx, bool through_hook) {
         Probe probe(ctx);
+        hook.detach();
         n_layer = probe.n_layer;
         fingerprint.clear();
         skippable.clear();
@@ -70,7 +73,10 @@ struct Controller::Impl {
         use(dense_config(), Settings());
         store.reset();
         sequences.replaced(-1);
-        probe.finish(callback.run(probe));
+        if (through_hook) {
+            hook.attach(ctx);
+        }
+        probe.finish(through_hook ? hook.run(probe) : callback.run(probe));
 
         fingerprint = probe.fingerprint;
         std::vector<uint8_t> may_skip;
@@ -87,10 +93,16 @@ struct Controller::Impl {
         model     = llama_get_model(ctx);
         vectors   = std::move(probe.vectors);
         map       = std::move(probe.map);
+        if (through_hook) {
+            hook.set_model(map, probe.embedding);
+        }
         evaluation.set_model(map, probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
     }
 
     void use(const Config & wanted, const Settings & resolved) {
+        if (hook.attached()) {
+            hook.leave_out(resolved);
+        }
         if (resolved.leaves_channels_out()) {
             copy_weights(resolved.channels);
         }
@@ -142,8 +154,31 @@ struct Controller::Impl {
         ~Inside() {
             impl.inside = false;
             impl.evaluation.abandon();
+            impl.hook.abandon();
         }
     };
+
+    // Calls run(), which calls llama_decode, for rows of these kinds; its status.
+    template <typename Run> int32_t compute(Run run, const llama_batch & rows, const RowKind * kinds) {
+        if (!hook.attached()) {
+            return run();
+        }
+        const int32_t n_skip = settings.every_row ? rows.n_tokens
+                               : kinds == nullptr || !settings.skips_anything()
+                                   ? 0
+                                   : int32_t(std::count(kinds, kinds + rows.n_tokens, RowKind::skippable));
+        if (n_skip != 0 && n_skip != rows.n_tokens) {
+            throw Unsupported("rows that skip beside rows that don't need a context with the callback");
+        }
+        hook.begin(n_skip > 0);
+        const int32_t status = run();
+        hook.end(status == 0);
+        const int32_t n_ubatch = int32_t(llama_n_ubatch(hook.context()));
+        for (int32_t row = 0; row < n_skip; row += n_ubatch) {
+            hook.count(recorder);
+        }
+        return status;
+    }
 
     // run() has llama_decode called for these rows. Their kinds are seen from the batch where the caller names none.
     template <typename Run>
@@ -154,7 +189,7 @@ struct Controller::Impl {
         }
         const Inside guard(*this);
         evaluation.channels().reserve(std::max(llama_n_threads(ctx), llama_n_threads_batch(ctx)));
-        if (evaluation.take_unknown_decode()) {
+        if (hook.attached() ? hook.take_unknown_decode() : evaluation.take_unknown_decode()) {
             sequences.replaced(-1);
         }
         if (kinds != nullptr) {
@@ -188,7 +223,7 @@ struct Controller::Impl {
     int32_t evaluate(llama_context * ctx, const llama_batch & rows, const Sequences::Rows & known, Run run, Undo undo) {
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
             evaluation.begin_decode(rows, known);
-            const int32_t status = run();
+            const int32_t status = compute(run, rows, known.kinds);
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
             if (!again) {
@@ -268,11 +303,28 @@ void Controller::attach(llama_context_params & params) {
 
 void Controller::probe(llama_context * ctx) {
     try {
-        impl_->probe(ctx);
+        impl_->probe(ctx, false);
     } catch (const Unsupported & unsupported) {
         impl_->why_dense = unsupported.what();
         throw;
     }
+}
+
+void Controller::hook(llama_context * ctx) {
+    require_llama_version();
+    if (llama_n_seq_max(ctx) > 1) {
+        throw Unsupported("hook: several sequences, of which some may skip while others don't");
+    }
+    try {
+        impl_->probe(ctx, true);
+    } catch (...) {
+        impl_->hook.detach();
+        throw;
+    }
+}
+
+bool Controller::hooked() const {
+    return impl_->hook.attached();
 }
 
 void Controller::set_config(const Config & config) {
@@ -280,6 +332,10 @@ void Controller::set_config(const Config & config) {
     const std::vector<uint8_t> & skippable = impl_->skippable;
     if (skippable.empty() && config.policy != Policy::dense) {
         throw Unsupported("policy '" + std::string(policy_name(config.policy)) + "': " + impl_->why_dense);
+    }
+    if (impl_->hook.attached() && config.policy != Policy::dense && !config.is_static()) {
+        throw Unsupported("policy '" + std::string(policy_name(config.policy)) +
+                          "' decides token by token, which needs a context with the callback");
     }
     impl_->use(config, resolve(config, skippable, impl_->no_attention));
 }

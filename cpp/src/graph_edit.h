@@ -40,7 +40,7 @@ inline void leave_out(ggml_tensor * node) {
 // but copies of the sum lies between the two, which holds here: what follows a block left out is the CONT, and the norm
 // that reads it.
 inline void pass_h(ggml_tensor * add, int h_src) {
-    if (add->data == add->src[h_src]->data) {
+    if (add->data != nullptr && add->data == add->src[h_src]->data) {
         leave_out(add);  // done in place over h: the result is there already
         return;
     }

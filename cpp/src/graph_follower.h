@@ -24,6 +24,8 @@ public:
     const GraphMap & keep_learnt();
 
     // Of the structure that is followed.
+    const Node &       node(int index) const { return maps_.front().nodes[size_t(index)]; }
+    size_t             n_blocks() const { return maps_.front().blocks.size(); }
     const FoundBlock & block(int number) const { return maps_.front().blocks[size_t(number)]; }
     const Input &      input(int number) const { return maps_.front().inputs[size_t(number)]; }
     // Node number `index` of this evaluation, which has passed.

@@ -218,7 +218,7 @@ void GraphLearner::end_block(FoundBlock & block, const ggml_tensor * node, const
     block.h            = operands[size_t(h)].node;
     block.branch       = operands[size_t(1 - h)].node;
     // Written over h, or to be: ggml reuses the memory of operand 0 where it can.
-    block.residual = h == 0 || node->data == node->src[h]->data ? "in place" : "sequential";
+    block.residual = h == 0 || (node->data != nullptr && node->data == node->src[h]->data) ? "in place" : "sequential";
     // The copy was made early, and the original may be gone when f is there; or h is computed later than f, or not at all.
     if (copies_read_.count(node->src[h]) != 0 || block.h > block.branch || block.h < 0) {
         block.output = index;

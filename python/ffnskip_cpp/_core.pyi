@@ -201,6 +201,12 @@ class Controller(metaclass=_Native):
         """Address for llama_context_params.cb_eval_user_data."""
     def probe(self, ctx: int) -> None:
         """Learns the blocks of the context's model. Raises UnsupportedModelError."""
+    def hook(self, ctx: int) -> None:
+        """The same for a context without the callback, whose settings will be static: SkipConfig.is_static. Raises
+        UnsupportedModelError where it needs the callback."""
+    @property
+    def hooked(self) -> bool:
+        """Whether the context decodes without the callback."""
     @property
     def n_layer(self) -> int: ...
     @property

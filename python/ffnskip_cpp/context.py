@@ -4,6 +4,7 @@ skipped."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
@@ -74,21 +75,51 @@ class Context:
         controller.restore(account)
         controller.config = DENSE
 
-    def need_callback(self, llm: llama_cpp.Llama) -> None:
-        """A context that was made dense is made anew, with all that is in it."""
+    def need(self, llm: llama_cpp.Llama, *, is_static: bool) -> None:
+        """What was made dense is to skip: by its graphs as llama.cpp builds them where that is static, else by the
+        callback, with which it is made anew. All that is in it stays."""
         if not self.generates:
             raise UnsupportedModelError(NO_GENERATION)
-        if self.has_callback:
+        if self.has_callback or (is_static and self._decoder.controller.hooked):
             return
+        hooks = is_static and not internals.wants_all_logits(llm)  # of which it would keep four times as many
+        if hooks and llm.n_tokens == 0:
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(llm.ctx), False)
+            if self._hook(internals.context_address(llm)):
+                return
         has_outputs = not internals.needs_eval(llm)
         state = llm.save_state() if llm.n_tokens > 0 else None
-        params = self._copied_params()
-        self._attach(params)
-        self._renew(llm, params, has_callback=True)
+        if state is None or not (hooks and self._renew(llm, self._copied_params(), self._hook)):
+            params = self._copied_params()
+            self._attach(params)
+            self._renew(llm, params, self._probe)
+            self.has_callback = True
         if state is not None:
             llm.load_state(state)
             if has_outputs:
                 self._compute_outputs_again(llm)
+
+    def mix_rows(self, llm: llama_cpp.Llama, *, sequences: bool) -> bool:
+        """Rows of one batch, of several sequences even, are to skip each for itself, which takes the callback. True
+        where the context was made anew for that."""
+        controller = self._decoder.controller
+        if not controller.hooked or (controller.config.every_row and not sequences):
+            return False
+        self.need(llm, is_static=False)
+        return True
+
+    def _hook(self, address: int) -> bool:
+        """Whether the context can skip without the callback."""
+        try:
+            self._decoder.controller.hook(address)
+        except UnsupportedModelError:
+            return False
+        self._is_probed = True
+        return True
+
+    def _probe(self, address: int) -> bool:
+        self.probe(address)
+        return True
 
     def share(self, llm: llama_cpp.Llama) -> bool:
         """Makes the context anew, and empty, for several sequences at once; those of llama_cpp have one.
@@ -107,22 +138,27 @@ class Context:
         params.kv_unified = True
         if params.n_seq_max <= self.params.n_seq_max:
             return False
-        self._renew(llm, params, has_callback=self.has_callback)
+        self._renew(llm, params, self._probe if self.has_callback else None)
         llm.reset()
         return True
 
-    def _renew(self, llm: llama_cpp.Llama, params: Any, *, has_callback: bool) -> None:
-        """Makes the context anew, and empty. The one there is stays where that fails."""
+    def _renew(self, llm: llama_cpp.Llama, params: Any, learn: Callable[[int], bool] | None) -> bool:
+        """Makes the context anew, and empty. The one there is stays where that fails, or where `learn`, called with the
+        address of the new one, says no."""
         context = _made(llm, params)
         try:
-            if has_callback:
-                self.probe(context.ctx)
-            internals.adopt_context(llm, context)
+            takes_over = learn is None or learn(context.ctx)
+            if takes_over:
+                internals.adopt_context(llm, context)
         except BaseException:
             context.close()
             raise
-        self.params, self.has_callback = params, has_callback
+        if not takes_over:
+            context.close()
+            return False
+        self.params = params
         self._decoder.use(llm)
+        return True
 
     def _compute_outputs_again(self, llm: llama_cpp.Llama) -> None:
         """A state has none, and the user may sample from them."""

@@ -137,9 +137,14 @@ class DecodingLlama(CheckedLlama):
         with self._at_work():
             self._check_open()
             check_room(self, len(ids))
+            if generated and len(ids) > 1:
+                self._mix_rows()
             with self._decoder.feeding(ids, generated, drafts=self.draft_model is not None):
                 super().eval(ids)
             self._decoder.say_notice()
+
+    def _mix_rows(self, *, sequences: bool = False) -> None:
+        """Some rows of the next batch, of several sequences even, may skip, and others not."""
 
     @like(llama_cpp.Llama.sample)
     def sample(self, *args: Any, **kwargs: Any) -> int:

@@ -208,6 +208,10 @@ class Llama(DecodingLlama):
         """Memory that the weights by channel take, for policy "channels"; all contexts of the model share it."""
         return self._controller.weights_bytes
 
+    def _mix_rows(self, *, sequences: bool = False) -> None:
+        if self._context.mix_rows(self, sequences=sequences):
+            self._skipping.restore(self)
+
     def _learnt(self) -> Controller:
         if not self._context.is_learnt:
             with self._at_work():
@@ -283,6 +287,7 @@ class Llama(DecodingLlama):
         """
         with self._at_work():
             self._check_open()
+            self._mix_rows()
             return scoring.forward(self, self._decoder, tokens, eligible, rows, keep)
 
     def score(self, prefix: scoring.Text, continuations: Sequence[scoring.Text]) -> scoring.Score:
@@ -304,6 +309,7 @@ class Llama(DecodingLlama):
         with self._at_work():
             self._check_open()
             ids, following = scoring.divided(self, prefix, continuations)
+            self._mix_rows(sequences=True)
             if self._context.share(self):
                 self._skipping.restore(self)
             return scoring.score(self, self._decoder, ids, following)

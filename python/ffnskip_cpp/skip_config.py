@@ -137,6 +137,11 @@ class SkipConfig:
         return max(self.warm_up_index, _core.CHANNEL_TOKENS if finds else 0)
 
     @property
+    def is_static(self) -> bool:
+        """Every row that may skip skips the same blocks, and nothing is asked of it."""
+        return self.policy == "ffn_skip" and self.max_skip == 0
+
+    @property
     def label(self) -> str:
         """What it does in a few words, for tables: "ffn_skip", "fixed layers", "fixed layers + channels"."""
         if self.every_row and self.policy == "ffn_skip" and self.layers == self.attention_layers:

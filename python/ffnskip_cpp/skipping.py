@@ -53,7 +53,7 @@ class Skipping:
         if self._wanted == "auto":
             self._find_profile(llm)
         wanted = self._profile if self._wanted == "auto" else self._wanted
-        if wanted is not None and self._context.generates:
+        if wanted is not None and not _config_of(wanted).is_static and self._context.generates:
             self._context.add_callback()
 
     def begin(self, llm: llama_cpp.Llama) -> None:
@@ -103,7 +103,7 @@ class Skipping:
         if wanted is None or is_dense(wanted):
             self._core.config = DENSE
             return
-        self._context.need_callback(llm)
+        self._context.need(llm, is_static=_config_of(wanted).is_static)
         n_threads, show = self._context.params.n_threads_batch, None if llm.verbose else False
         with storing_weights(self._core, self._path_of(llm), n_threads=n_threads, show=show):
             if isinstance(wanted, Profile):
@@ -139,6 +139,10 @@ class Skipping:
     def _is_own_profiles(self, llm: llama_cpp.Llama, config: SkipConfig) -> bool:
         profile = self._profile or _core.find_profile(internals.model_address(llm), self._path_of(llm))
         return profile is not None and profile.config == config
+
+
+def _config_of(wanted: SkipConfig | Profile) -> SkipConfig:
+    return wanted.config if isinstance(wanted, Profile) else wanted
 
 
 def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:

@@ -327,7 +327,7 @@ def test_the_limit_is_what_the_time_of_the_blocks_left_out_allows():
     times = Times(10 * slower, 11 * slower, 7 * slower, 8)
     for n_skipped, milliseconds in ((0, 10), (2, 9), (4, 8), (8, 6), (2.5, 8.75)):
         assert limit_speed_up(times, n_skipped) == pytest.approx(10 / milliseconds)
-    assert limit_speed_up(Times(times.dense, times.idle), 2) is None
+    assert limit_speed_up(Times(times.dense, times.with_blocks), 2) is None
 
 
 @pytest.mark.parametrize("setting", range(3))

@@ -93,9 +93,11 @@ def taking_turns(path, zeroed, kinds, tokens, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, SETTINGS["flash_attention_two_threads"]], ids=["one_thread", "flash_two"])
-def test_attention_left_out_of_every_row_equals_a_file_without_it_bit_for_bit(model_file, without, kind, options):
+def test_attention_left_out_of_every_row_equals_a_file_without_it_bit_for_bit(
+    model_file, without, kind, options, callback
+):
     path, zeroed = model_file(kind), without(kind)
-    with plain(zeroed, **options) as expected, ours(path, every_row(), **options) as llm:
+    with plain(zeroed, **options) as expected, ours(path, every_row(), callback=callback, **options) as llm:
         whole = feed(expected, TOKENS, 0)
         assert bits_equal(llm.forward(TOKENS), whole)
         assert bits_equal(feed(llm, TOKENS, 0), whole)  # prompt rows

@@ -119,25 +119,27 @@ def n_layer_of(path):
 # --- a fixed set is skipped ------------------------------------------------------------------------------------------
 
 
-def assert_fixed_set_equals_zeroed_file(path, zeroed, options):
-    with plain(zeroed, **options) as expected, ours(path, fixed(), **options) as llm:
+def assert_fixed_set_equals_zeroed_file(path, zeroed, options, callback):
+    with plain(zeroed, **options) as expected, ours(path, fixed(), callback=callback, **options) as llm:
         whole = feed(expected, TOKENS, 0)
-        assert bits_equal(llm.forward(TOKENS), whole)
+        assert bits_equal(feed(llm, TOKENS, 0, SKIPPABLE_ROW), whole)
         assert bits_equal(feed_one_by_one(llm, TOKENS, SKIPPABLE_ROW), feed_one_by_one(expected, TOKENS))
         assert llm.stats.ffn_skipped == 2 * len(TOKENS) * len(SKIPPED)
         with llm.dense():
-            assert not np.array_equal(llm.forward(TOKENS), whole)  # or else the test could not tell
+            assert not np.array_equal(feed(llm, TOKENS, 0, SKIPPABLE_ROW), whole)  # or else the test could not tell
+        assert llm._controller.hooked != callback
+        assert bits_equal(llm.forward(TOKENS), whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, SETTINGS["flash_attention_two_threads"]], ids=["one_thread", "flash_two"])
-def test_skipping_a_fixed_set_equals_a_file_without_these_blocks_bit_for_bit(model_file, kind, options):
-    assert_fixed_set_equals_zeroed_file(model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED), options)
+def test_skipping_a_fixed_set_equals_a_file_without_these_blocks_bit_for_bit(model_file, kind, options, callback):
+    assert_fixed_set_equals_zeroed_file(model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED), options, callback)
 
 
 @pytest.mark.parametrize("kind", ["llama_q8_0", *MODELS])
-def test_skipping_a_fixed_set_is_exact_under_every_setting(model_file, kind, setting):
-    assert_fixed_set_equals_zeroed_file(model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED), setting)
+def test_skipping_a_fixed_set_is_exact_under_every_setting(model_file, kind, setting, callback):
+    assert_fixed_set_equals_zeroed_file(model_file(kind), model_file(kind, zero_ffn_layers=SKIPPED), setting, callback)
 
 
 @pytest.mark.parametrize("kind", ["llama", "moe", "falcon", "phi3", "demo"])
@@ -174,10 +176,10 @@ def test_equal_thresholds_of_all_layers_are_one_threshold(model_file, kind):
 
 
 @pytest.mark.parametrize("layers", [(0,), (6,), (0, 1, 2, 3, 4, 5, 6)], ids=str)
-def test_every_layer_but_the_last_can_be_skipped(model_file, layers):
+def test_every_layer_but_the_last_can_be_skipped(model_file, layers, callback):
     path, zeroed = model_file("moe"), model_file("moe", zero_ffn_layers=layers)
-    with plain(zeroed) as expected, ours(path, fixed(layers)) as llm:
-        assert bits_equal(llm.forward(TOKENS), feed(expected, TOKENS, 0))
+    with plain(zeroed) as expected, ours(path, fixed(layers), callback=callback) as llm:
+        assert bits_equal(feed(llm, TOKENS, 0, SKIPPABLE_ROW), feed(expected, TOKENS, 0))
         assert bits_equal(feed_one_by_one(llm, TOKENS, SKIPPABLE_ROW), feed_one_by_one(expected, TOKENS))
 
 
@@ -283,10 +285,10 @@ def test_pieces_of_a_batch_map_to_the_right_rows(model_file, kind, n_ubatch):
     assert typical_difference(*logits) <= allowed
 
 
-def test_batches_of_different_lengths_in_turn_equal_plain_llama_cpp(model_file):
+def test_batches_of_different_lengths_in_turn_equal_plain_llama_cpp(model_file, callback):
     lengths = [1, 2, 3, 1, 5, 2, 8, 1, 1, 13, 4]
     path, zeroed = model_file("llama"), model_file("llama", zero_ffn_layers=SKIPPED)
-    with plain(zeroed) as expected, ours(path, fixed()) as llm:
+    with plain(zeroed) as expected, ours(path, fixed(), callback=callback) as llm:
         position = 0
         for n in lengths:
             batch = TOKENS[position : position + n]
@@ -294,10 +296,10 @@ def test_batches_of_different_lengths_in_turn_equal_plain_llama_cpp(model_file):
             position += n
 
 
-def test_rows_without_logits_skip_as_well(model_file):
+def test_rows_without_logits_skip_as_well(model_file, callback):
     """The last layer drops rows whose logits nobody wants: fewer rows come out of a batch than go in."""
     path, zeroed = model_file("llama"), model_file("llama", zero_ffn_layers=SKIPPED)
-    with plain(zeroed) as expected, ours(path, fixed()) as llm:
+    with plain(zeroed) as expected, ours(path, fixed(), callback=callback) as llm:
         kinds = [SKIPPABLE_ROW] * len(TOKENS)
         expected.eval(TOKENS)
         llm._decoder.session.decode(TOKENS, 0, kinds)  # logits of the last row only
@@ -309,12 +311,12 @@ def test_rows_without_logits_skip_as_well(model_file):
 # --- graphs are reused and rebuilt -----------------------------------------------------------------------------------
 
 
-def alternate(path, config, kinds, monkeypatch=None, **options):
+def alternate(path, config, kinds, monkeypatch=None, *, callback=True):
     """Logits of tokens fed one by one, each with its own kind; how many evaluations used a graph built before."""
     if monkeypatch is not None:
         monkeypatch.setenv("LLAMA_GRAPH_REUSE_DISABLE", "1")
     tokens = np.random.default_rng(3).integers(0, 256, len(kinds)).tolist()
-    with ours(path, config, n_ctx=1024, **options) as llm:
+    with ours(path, config, callback=callback, n_ctx=1024) as llm:
         logits = feed_one_by_one(llm, tokens, kinds)
         return logits, perf(llm).n_reused
 
@@ -341,6 +343,19 @@ def test_reused_graphs_equal_graphs_built_for_each_token(model_file, monkeypatch
     fresh, n_fresh = alternate(path, CHANGING[policy], kinds, monkeypatch)
     assert n_reused > 300 and n_fresh == 0
     assert bits_equal(reused, fresh)
+    if policy == "fixed":
+        built, n_reused = alternate(path, CHANGING[policy], kinds, callback=False)
+        assert bits_equal(built, fresh)
+        assert n_reused == 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "moe"])
+def test_without_the_callback_a_graph_is_built_anew_where_what_it_leaves_out_changes_and_nowhere_else(model_file, kind):
+    """A device that replays a graph it knows would not look at changes made to it. Positions stay below 256, where
+    llama.cpp builds a wider graph."""
+    kinds = [SKIPPABLE_ROW if i // 20 % 2 else PROMPT_ROW for i in range(200)]
+    _, n_reused = alternate(model_file(kind), fixed(), kinds, callback=False)
+    assert n_reused == len(kinds) - 10  # ten runs of twenty
 
 
 @pytest.mark.parametrize("kind", ["phi3", "falcon", "gptneox", "post_norm", "exp_probs", "biased"])
@@ -354,26 +369,28 @@ def test_reused_graphs_of_other_architectures_equal_graphs_built_for_each_token(
     assert bits_equal(reused, fresh)
 
 
-def test_dense_tokens_between_skipping_ones_equal_plain_llama_cpp(model_file):
+def test_dense_tokens_between_skipping_ones_equal_plain_llama_cpp(model_file, callback):
     """Each token is the only one in the cache, so that what the ones before wrote does not matter; its graph is the one
     that was edited, or put right, a moment ago."""
     path, zeroed = model_file("llama"), model_file("llama", zero_ffn_layers=SKIPPED)
-    with plain(path) as full, plain(zeroed) as skipped, ours(path, fixed()) as llm:
+    with plain(path) as full, plain(zeroed) as skipped, ours(path, fixed(), callback=callback) as llm:
         for i, token in enumerate(TOKENS):
             kind, expected = ((SKIPPABLE_ROW, skipped), (PROMPT_ROW, full))[i % 2]
             assert bits_equal(feed(llm, [token], 0, kind), feed(expected, [token], 0)), i
-        assert perf(llm).n_reused >= len(TOKENS) - 2
+        # Without the callback, what changes is built anew.
+        assert perf(llm).n_reused >= len(TOKENS) - 2 if callback else perf(llm).n_reused == 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "post_norm"])
-def test_generation_past_256_and_512_positions_equals_plain_llama_cpp(model_file, kind):
+def test_generation_past_256_and_512_positions_equals_plain_llama_cpp(model_file, kind, callback):
     """Every 256 positions the attended part of the cache grows and the graph is built anew, at the same addresses."""
     path = model_file(kind, n_layer=8)
     zeroed = model_file(kind, n_layer=8, zero_ffn_layers=SKIPPED)
     tokens = np.random.default_rng(11).integers(0, 256, 530).tolist()
-    with plain(zeroed, n_ctx=1024) as expected, ours(path, fixed(), n_ctx=1024) as llm:
+    with plain(zeroed, n_ctx=1024) as expected, ours(path, fixed(), callback=callback, n_ctx=1024) as llm:
         assert bits_equal(feed_one_by_one(llm, tokens, SKIPPABLE_ROW), feed_one_by_one(expected, tokens))
         assert perf(llm).n_eval == len(tokens)  # nothing had to be decoded twice
+        assert perf(llm).n_reused == perf(expected).n_reused
 
 
 @pytest.mark.parametrize("kind", ["llama", "demo"])

@@ -54,8 +54,12 @@ def plain(path: Path | str, **options: Any) -> Iterator[llama_cpp.Llama]:
 
 
 @contextlib.contextmanager
-def ours(path: Path | str, skip: Any, **options: Any) -> Iterator[ffnskip_cpp.Llama]:
+def ours(path: Path | str, skip: Any, *, callback: bool = False, **options: Any) -> Iterator[ffnskip_cpp.Llama]:
+    """`callback`: with it, where settings could do without too."""
     with contextlib.closing(ffnskip_cpp.Llama(str(path), skip=skip, **options_of(options))) as llm:
+        if callback:
+            llm._mix_rows(sequences=True)
+            assert not llm._controller.hooked
         yield llm
 
 

@@ -85,6 +85,9 @@ struct Config {
 
     // Throws std::invalid_argument (field, value, allowed range) for what is wrong with any model.
     void validate() const;
+
+    // Every row that may skip skips the same blocks, and nothing is asked of it.
+    bool is_static() const { return policy == Policy::ffn_skip && max_skip == 0; }
 };
 
 // Throws std::invalid_argument: the name, and the known ones. Names of older versions stand for a policy and a field:

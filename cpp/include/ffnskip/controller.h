@@ -70,6 +70,16 @@ public:
     // naming the architecture and what was found.
     void probe(llama_context * ctx);
 
+    // In place of attach() and probe(), for a context that was made without a callback, and where all that is to be skipped
+    // is static (Config::is_static()): blocks are left out of its graphs when libllama builds them, so that decoding is
+    // llama.cpp's own. The rows of a batch must then all skip, or all run in full; decode() throws Unsupported, having
+    // decoded nothing, where they don't. Outputs of the context take four times the memory.
+    // Throws Unsupported where this llama.cpp, a device or the model does not allow it, for contexts of several sequences,
+    // and what probe() throws. The context then runs dense; or one with the callback takes its place.
+    void hook(llama_context * ctx);
+    // Whether the context decodes so.
+    bool hooked() const;
+
     // Layers of the model; 0 before probe().
     int n_layer() const;
     // [n_layer] 1 where the layer has an FFN block that can be skipped; empty before probe().

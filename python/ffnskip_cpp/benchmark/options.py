@@ -209,6 +209,11 @@ class Setting:
         return config is not None and config.policy == "channels" and config.channel_thresholds is None
 
     @property
+    def is_static(self) -> bool:
+        config = self._settings
+        return config is not None and config.is_static
+
+    @property
     def _settings(self) -> SkipConfig | None:
         if isinstance(self.config, Profile):
             return self.config.config

@@ -100,9 +100,9 @@ class Times:
 
     dense: Seconds
     """Of plain llama.cpp."""
-    idle: Seconds
+    with_blocks: Seconds
     without_blocks: Seconds | None = None
-    """Of a token without any of `n_blocks` FFN blocks, if that was measured. All else is as in `idle`."""
+    """Of a token without any of `n_blocks` FFN blocks, if that was measured. All else is as in `with_blocks`."""
     n_blocks: float = 0.0
 
 
@@ -110,9 +110,11 @@ def times_of(settings: Sequence[Setting], runners: Sequence[Runner], seconds: np
     """`seconds` [len(settings), number of pieces]; runners as they are after these."""
     at = {setting.name: i for i, setting in enumerate(settings)}
     if ALL_BLOCKS not in at:
-        return Times(seconds[0], seconds[at[IDLE]])
-    n_blocks = _n_skipped(runners[at[ALL_BLOCKS]])
-    return Times(seconds[0], seconds[at[IDLE]], seconds[at[ALL_BLOCKS]], n_blocks)
+        return Times(seconds[0], seconds[0])
+    without = runners[at[ALL_BLOCKS]]
+    has_callback = isinstance(without, SkippingRunner) and not without.controller.hooked
+    with_blocks = seconds[at[IDLE] if has_callback else 0]
+    return Times(seconds[0], with_blocks, seconds[at[ALL_BLOCKS]], _n_skipped(without))
 
 
 def limit_speed_up(times: Times, n_skipped: float) -> float | None:
@@ -120,7 +122,7 @@ def limit_speed_up(times: Times, n_skipped: float) -> float | None:
     pieces; None where that was not measured."""
     if times.without_blocks is None or not times.n_blocks:
         return None
-    of_a_block = float(np.median((times.idle - times.without_blocks) / times.dense)) / times.n_blocks
+    of_a_block = float(np.median((times.with_blocks - times.without_blocks) / times.dense)) / times.n_blocks
     return 1 / (1 - n_skipped * of_a_block)
 
 

@@ -15,7 +15,7 @@ import llama_cpp
 
 from .._core import Controller, Profile, RowKind, Session
 from ..channel_weights import storing_weights
-from ..errors import DecodeError
+from ..errors import DecodeError, UnsupportedModelError
 from ..gguf_file.header_check import check_header
 from ..gguf_file.weights import WeightBytes, read_weight_bytes
 from ..load_error import explained
@@ -104,11 +104,14 @@ class SkippingRunner(Runner):
     ):
         self.finds_thresholds = setting.finds_thresholds
         self.controller = Controller()
-        params.cb_eval = ctypes.cast(self.controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
-        params.cb_eval_user_data = self.controller.user_data
-        super().__init__(model, params, lora)
+        is_hooked = setting.is_static and self._hook(model, params, lora)
+        if not is_hooked:
+            params.cb_eval = ctypes.cast(self.controller.callback, llama_cpp.ggml_backend_sched_eval_callback)
+            params.cb_eval_user_data = self.controller.user_data
+            super().__init__(model, params, lora)
         try:
-            self.controller.probe(self.ctx)
+            if not is_hooked:
+                self.controller.probe(self.ctx)
             with storing_weights(self.controller, model_path, n_threads=os.cpu_count() or 1, show=progress):
                 if isinstance(setting.config, Profile):
                     self.controller.set_profile(setting.config)
@@ -120,6 +123,15 @@ class SkippingRunner(Runner):
             self.close()
             raise
         self._session = Session(self.ctx, self.controller)
+
+    def _hook(self, model: int, params: Any, lora: LoadedAdapter | None) -> bool:
+        """Makes a context that needs no callback, where there can be one."""
+        super().__init__(model, params, lora)
+        try:
+            self.controller.hook(self.ctx)
+        except UnsupportedModelError:
+            self.close()
+        return self.controller.hooked
 
     def prompt(self, tokens: Sequence[int], position: int) -> None:
         self._session.decode(tokens, position)
