@@ -64,7 +64,9 @@ struct Controller::Impl {
         skippable.clear();
         ffn_map.clear();
         use(dense_config(), Settings());
-        store.reset();
+        if (llama_get_model(ctx) != model) {
+            store.reset();
+        }
         sequences.replaced(-1);
         probe.finish(callback.run(probe));
 
