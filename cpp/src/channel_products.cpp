@@ -93,7 +93,7 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
 }
 
 void ChannelProducts::reserve(int n_threads) {
-    while (any_ && int(scratch_.size()) < n_threads * k_max_channel_rows) {
+    while (any_ && int(scratch_.size()) < n_threads * few_rows()) {
         scratch_.emplace_back(max_in_);
     }
 }
@@ -163,7 +163,7 @@ void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data)
     Product &               product = *static_cast<Product *>(data);
     const ChannelProducts & all     = *product.all;
     const ChannelLayout &   layout  = product.matrix->layout;
-    nth                             = std::min(nth, int(all.scratch_.size()) / k_max_channel_rows);
+    nth                             = std::min(nth, int(all.scratch_.size()) / all.few_rows());
     if (ith >= nth) {
         return;
     }
@@ -173,7 +173,7 @@ void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data)
     for (int r = 0; r < n_rows; ++r) {
         const auto *   row   = static_cast<const char *>(node->src[1]->data) + size_t(r) * node->src[1]->nb[1];
         const auto *   v     = reinterpret_cast<const float *>(row);
-        ChannelInput & input = all.scratch_[size_t(ith * k_max_channel_rows + r)];
+        ChannelInput & input = all.scratch_[size_t(ith * all.few_rows() + r)];
         const int64_t  n =
             input.keep(all.kernels_, layout, v, norms, product.thresholds[size_t(r)] * all.scale(product.input, 0, v));
         kept[r] = input.kept();
@@ -192,11 +192,11 @@ void ChannelProducts::compute_experts(ggml_tensor * node, int ith, int nth, void
     Product &               product = *static_cast<Product *>(data);
     const ChannelProducts & all     = *product.all;
     const ChannelLayout &   layout  = product.matrix->layout;
-    nth                             = std::min(nth, int(all.scratch_.size()) / k_max_channel_rows);
+    nth                             = std::min(nth, int(all.scratch_.size()) / all.few_rows());
     if (ith >= nth) {
         return;
     }
-    ChannelInput & kept     = all.scratch_[size_t(ith * k_max_channel_rows)];
+    ChannelInput & kept     = all.scratch_[size_t(ith * all.few_rows())];
     const int64_t  n_groups = int64_t(product.n_kept.size()) * layout.n_groups;
     const int64_t  end      = n_groups * (ith + 1) / nth;
     for (int64_t begin = n_groups * ith / nth, next; begin < end; begin = next) {

@@ -95,7 +95,7 @@ private:
     std::vector<Product>                   products_;  // by number
     bool                                   any_    = false;
     int64_t                                max_in_ = 0;
-    mutable std::vector<ChannelInput>      scratch_;  // [n_threads, k_max_channel_rows]
+    mutable std::vector<ChannelInput>      scratch_;  // [n_threads, few_rows()]
     std::vector<uint32_t>                  bits_;
     std::unique_ptr<ggml_context, Context> operations_;
 };
