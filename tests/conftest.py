@@ -16,7 +16,11 @@ from typing import Any
 import pytest
 
 import ffnskip_cpp
-from support import running, tiny_models
+from support import rpc_device, running, tiny_models
+
+# A device beside the CPU, where one was asked for; without it nothing of tests/offload is collected.
+RPC_LIBRARY = os.environ.get("FFNSKIP_TEST_RPC")
+collect_ignore = [] if RPC_LIBRARY else ["offload"]
 
 CLIENTS = Path(__file__).parent / "cpp" / "clients"
 
@@ -48,6 +52,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_sessionstart() -> None:
+    if RPC_LIBRARY:
+        rpc_device.start(RPC_LIBRARY)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

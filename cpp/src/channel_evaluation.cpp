@@ -97,6 +97,8 @@ void ChannelEvaluation::begin_decode(const llama_batch & batch, const RowKind * 
 void ChannelEvaluation::begin(const int32_t * ubatch, int32_t n_rows) {
     ubatch_ = ubatch;
     n_rows_ = n_rows;
+    few_    = n_rows <= products_.few_rows() &&
+              std::any_of(ubatch, ubatch + n_rows, [&](int32_t i) { return leaves_out(rows_[size_t(i)]); });
     edited_.clear();
     outputs_.clear();
     std::copy_if(ubatch, ubatch + n_rows, std::back_inserter(outputs_),
@@ -132,24 +134,32 @@ const int32_t * ChannelEvaluation::rows_of(const ggml_tensor * node, int64_t n) 
 }
 
 bool ChannelEvaluation::ask(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
-    const bool one = n_rows_ == 1 && leaves_out(rows_[size_t(ubatch_[0])]) && !recorder_.counts_reaches();
     if (known.product >= 0 && is_of_experts(known.product)) {
         const int32_t * rows = rows_of(node, node->ne[2]);
-        if (std::any_of(rows, rows + node->ne[2], [&](int32_t i) { return leaves_out(rows_[size_t(i)]); })) {
+        const bool any = std::any_of(rows, rows + node->ne[2], [&](int32_t i) { return leaves_out(rows_[size_t(i)]); });
+        if (is_moved(known, follower)) {
+            return any;
+        }
+        if (any) {
             edit(node, known.product, rows, node->ne[2]);
         }
-    } else if (known.product >= 0 && one && ggml_nrows(node) == 1) {
-        const int input = input_of(known.product);
-        if (!follower.input(input).sparse()) {
-            throw Unsupported("a token alone can no longer leave out channels of layer " +
-                              std::to_string(input / k_input_kinds) + ": " + follower.input(input).why_not_sparse);
-        }
-        edit(node, known.product, ubatch_, 1);
+    } else if (known.product >= 0 && by_operation(input_of(known.product), follower) && ggml_nrows(node) > 0) {
+        edit(node, known.product, rows_of(node, ggml_nrows(node)), ggml_nrows(node));
     }
-    if (known.input >= 0 && products_.of_experts(known.input)) {
-        return std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return wants_reaches(rows_[size_t(i)]); });
+    if (known.input < 0 || ggml_nrows(node) == 0) {
+        return false;
     }
-    return known.input >= 0 && !one && ggml_nrows(node) > 0;
+    const bool stays = products_.of_experts(known.input) || by_operation(known.input, follower);
+    return !stays || any_wants_reaches();
+}
+
+// Whether channels are left out by the products that read this input, and it stays as it is.
+bool ChannelEvaluation::by_operation(int input, const GraphFollower & follower) const {
+    return few_ && follower.input(input).sparse();
+}
+
+bool ChannelEvaluation::any_wants_reaches() const {
+    return std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) { return wants_reaches(rows_[size_t(i)]); });
 }
 
 void ChannelEvaluation::edit(ggml_tensor * node, int product, const int32_t * rows, int64_t n_rows) {
@@ -164,11 +174,47 @@ void ChannelEvaluation::edit(ggml_tensor * node, int product, const int32_t * ro
     }
 }
 
-void ChannelEvaluation::observe(ggml_tensor * node, int input, const GraphFollower & follower) {
-    if (products_.of_experts(input)) {
-        observe_experts(follower.seen(follower.input(input).node), follower.seen(follower.input(input).ids), input);
-        return;
+void ChannelEvaluation::observe(ggml_tensor * node, const Node & known, const GraphFollower & follower) {
+    if (is_moved(known, follower)) {
+        compute_here(node, known.product);
+    } else if (products_.of_experts(known.input)) {
+        const Input & input = follower.input(known.input);
+        observe_experts(follower.seen(input.node), follower.seen(input.ids), known.input);
+    } else {
+        observe_rows(node, known.input, !by_operation(known.input, follower));
     }
+}
+
+// A product with experts in a batch of so many rows that their weights were taken to another device.
+bool ChannelEvaluation::is_moved(const Node & known, const GraphFollower & follower) const {
+    return known.product >= 0 && is_of_experts(known.product) && !follower.input(input_of(known.product)).sparse();
+}
+
+// The rows that leave channels out: the others were computed as they should be.
+void ChannelEvaluation::compute_here(ggml_tensor * node, int product) {
+    const int       input = input_of(product);
+    const int32_t * rows  = rows_of(node, node->ne[2]);
+    output_.resize(size_t(products_.n_out(product)));
+    for (int64_t r = 0; r < node->ne[2]; ++r) {
+        const Row & row = rows_[size_t(rows[r])];
+        if (!leaves_out(row)) {
+            continue;
+        }
+        int64_t n_kept = 0;
+        read_ids(node->src[2], r);
+        for (size_t i = 0; i < ids_.size(); ++i) {
+            const float * v = read_experts(node->src[1], r, int64_t(i));
+            n_kept += products_.multiply(product, ids_[i], threshold(row, input), v, output_.data());
+            buffers_.write(node, size_t(r) * node->nb[2] + i * node->nb[1], output_.size() * sizeof(float),
+                           output_.data());
+        }
+        if (product_of_[size_t(input)] == product) {
+            recorder_.kept(rows[r], input, n_kept, false);
+        }
+    }
+}
+
+void ChannelEvaluation::observe_rows(ggml_tensor * node, int input, bool leave_out) {
     const int32_t * rows = rows_of(node, ggml_nrows(node));
     for (int64_t r = 0; r < ggml_nrows(node); ++r) {
         const Row & row = rows_[size_t(rows[r])];
@@ -181,7 +227,7 @@ void ChannelEvaluation::observe(ggml_tensor * node, int input, const GraphFollow
             products_.reach(input, 0, v, reaches_.data());
             take_reaches(row, input);
         }
-        if (leaves_out(row)) {
+        if (leave_out && leaves_out(row)) {
             recorder_.kept(rows[r], input, products_.leave_out(input, threshold(row, input), v), false);
             if (!buffers_.on_host(node)) {
                 buffers_.write(node, size_t(r) * node->nb[1], input_.size() * sizeof(float), v);
@@ -198,16 +244,24 @@ void ChannelEvaluation::observe_experts(const ggml_tensor * v, const ggml_tensor
         if (!wants_reaches(row)) {
             continue;
         }
-        ids_.resize(size_t(ids->ne[0]));
-        buffers_.read(ids, size_t(r) * ids->nb[1], ids_.size() * sizeof(int32_t), ids_.data());
+        read_ids(ids, r);
         reaches_.resize(ids_.size() * size_t(v->ne[0]));
         for (size_t i = 0; i < ids_.size(); ++i) {
-            const size_t  at   = size_t(r) * v->nb[2] + i % size_t(v->ne[1]) * v->nb[1];
-            const float * each = read(v, at, v->ne[0]);
-            products_.reach(input, ids_[i], each, reaches_.data() + i * size_t(v->ne[0]));
+            products_.reach(input, ids_[i], read_experts(v, r, int64_t(i)), reaches_.data() + i * size_t(v->ne[0]));
         }
         take_reaches(row, input);
     }
+}
+
+// The experts that a row uses.
+void ChannelEvaluation::read_ids(const ggml_tensor * ids, int64_t row) {
+    ids_.resize(size_t(ids->ne[0]));
+    buffers_.read(ids, size_t(row) * ids->nb[1], ids_.size() * sizeof(int32_t), ids_.data());
+}
+
+// What one of them reads: all the same, or each its own.
+const float * ChannelEvaluation::read_experts(const ggml_tensor * v, int64_t row, int64_t used) {
+    return read(v, size_t(row) * v->nb[2] + size_t(used % v->ne[1]) * v->nb[1], v->ne[0]);
 }
 
 bool ChannelEvaluation::wants_reaches(const Row & row) const {

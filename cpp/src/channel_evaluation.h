@@ -1,11 +1,13 @@
 // Carries out policy `channels` while the graphs of a batch are evaluated.
 //
-// One row alone: its products become operations that leave channels out. Several rows: the channels of those that leave
-// some out are set to zero in the input itself, row by row, and the products stay as they are; so the outcome of a row
-// does not depend on its neighbours.
+// A few rows: their products become operations that leave channels out, each row its own. More rows: the channels of
+// those that leave some out are set to zero in the input itself, row by row, and the products stay as they are; so the
+// outcome of a row does not depend on its neighbours.
 //
 // Experts: which channels reach far depends on the expert, and the router reads the same input. So the input stays, and
-// for several rows, too, products become operations, where each row has its threshold.
+// for several rows, too, products become operations, where each row has its threshold. Where llama.cpp moves a product
+// of many rows to another device, rows that leave channels out are computed here, and written over what that made of
+// them.
 #pragma once
 
 #include "buffers.h"
@@ -47,7 +49,7 @@ public:
 
     // `node` is of an active input, or a product of one. True: observe() wants to see it.
     bool ask(ggml_tensor * node, const Node & known, const GraphFollower & follower);
-    void observe(ggml_tensor * node, int input, const GraphFollower & follower);
+    void observe(ggml_tensor * node, const Node & known, const GraphFollower & follower);
 
 private:
     struct Row {
@@ -69,7 +71,14 @@ private:
     const int32_t * rows_of(const ggml_tensor * node, int64_t n) const;
     bool            leaves_out(const Row & row) const { return row.is == ChannelRow::leaves_out; }
     void            edit(ggml_tensor * node, int product, const int32_t * rows, int64_t n_rows);
+    bool            by_operation(int input, const GraphFollower & follower) const;
+    bool            any_wants_reaches() const;
+    bool            is_moved(const Node & known, const GraphFollower & follower) const;
+    void            compute_here(ggml_tensor * node, int product);
+    void            observe_rows(ggml_tensor * node, int input, bool leave_out);
     void            observe_experts(const ggml_tensor * v, const ggml_tensor * ids, int input);
+    void            read_ids(const ggml_tensor * ids, int64_t row);
+    const float *   read_experts(const ggml_tensor * v, int64_t row, int64_t used);
     bool            wants_reaches(const Row & row) const;
     void            take_reaches(const Row & row, int input);
     float *         read(const ggml_tensor * node, size_t offset, int64_t n);
@@ -84,12 +93,14 @@ private:
     std::vector<Row>     rows_;  // at least [n_batch]
     const int32_t *      ubatch_ = nullptr;
     int32_t              n_rows_ = 0;
-    std::vector<int32_t> outputs_;  // of the ubatch, those with output
-    std::vector<Edited>  edited_;   // one for each input
+    bool                 few_    = false;  // and some leave channels out
+    std::vector<int32_t> outputs_;         // of the ubatch, those with output
+    std::vector<Edited>  edited_;          // one for each input
     std::vector<float>   thresholds_;
     std::vector<float>   reaches_;
     std::vector<int32_t> ids_;
-    std::vector<float>   input_;  // a row that is in a device's memory
+    std::vector<float>   input_;   // a row that is in a device's memory
+    std::vector<float>   output_;  // and of a product
 };
 
 }  // namespace ffnskip

@@ -87,12 +87,13 @@ void ChannelProducts::configure(const GraphMap & map, const std::vector<uint8_t>
         product.matrix    = &store_->matrix(node.weight);
         product.input     = input_of(node.product);
         product.operation =
-            ggml_custom_4d(operations_.get(), GGML_TYPE_F32, 1, 1, 1, 1, &none, 1, compute, GGML_N_TASKS_MAX, &product);
+            ggml_custom_4d(operations_.get(), GGML_TYPE_F32, 1, 1, 1, 1, &none, 1,
+                           is_of_experts(node.product) ? compute_experts : compute, GGML_N_TASKS_MAX, &product);
     }
 }
 
 void ChannelProducts::reserve(int n_threads) {
-    while (any_ && int(scratch_.size()) < n_threads) {
+    while (any_ && int(scratch_.size()) < n_threads * few_rows()) {
         scratch_.emplace_back(max_in_);
     }
 }
@@ -133,11 +134,21 @@ int64_t ChannelProducts::leave_out(int input, float threshold, float * v) {
 void ChannelProducts::edit(ggml_tensor * node, int product, const float * thresholds) {
     Product &     becomes = products_[size_t(product)];
     const bool    experts = node->op == GGML_OP_MUL_MAT_ID;
-    const int64_t n_rows  = experts ? node->ne[2] : 1;
+    const int64_t n_rows  = experts ? node->ne[2] : node->ne[1];
     becomes.n_used        = experts ? node->ne[1] : 1;
     becomes.thresholds.assign(thresholds, thresholds + n_rows);
     becomes.n_kept.assign(size_t(n_rows * becomes.n_used), 0);
     replace(node, becomes.operation);
+}
+
+int64_t ChannelProducts::multiply(int product, int64_t expert, float threshold, const float * v, float * y) const {
+    const Product &       of     = products_[size_t(product)];
+    const ChannelLayout & layout = of.matrix->layout;
+    ChannelInput &        kept   = scratch_.front();
+    const int64_t         n_kept =
+        kept.keep(kernels_, layout, v, norms(of.input, expert), threshold * scale(of.input, expert, v));
+    kernels_.multiply(layout, of.matrix->of(expert), &kept.kept(), 1, 0, layout.n_groups, y);
+    return n_kept;
 }
 
 int64_t ChannelProducts::n_kept(int product, int64_t row) const {
@@ -146,17 +157,46 @@ int64_t ChannelProducts::n_kept(int product, int64_t row) const {
     return std::accumulate(first, first + of.n_used, int64_t(0));
 }
 
-// Called by each of ggml's threads that computes the node. They share the outputs of all rows and experts used evenly;
-// those that share the outputs of one find the same channels.
+// Called by each of ggml's threads that computes the node. They share the outputs evenly, and each finds the channels of
+// all rows.
 void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data) {
     Product &               product = *static_cast<Product *>(data);
     const ChannelProducts & all     = *product.all;
     const ChannelLayout &   layout  = product.matrix->layout;
-    nth                             = std::min(nth, int(all.scratch_.size()));
+    nth                             = std::min(nth, int(all.scratch_.size()) / all.few_rows());
     if (ith >= nth) {
         return;
     }
-    ChannelInput & kept     = all.scratch_[size_t(ith)];
+    const float * norms  = all.norms(product.input, 0);
+    const int     n_rows = int(product.n_kept.size());
+    KeptChannels  kept[k_max_channel_rows];
+    for (int r = 0; r < n_rows; ++r) {
+        const auto *   row   = static_cast<const char *>(node->src[1]->data) + size_t(r) * node->src[1]->nb[1];
+        const auto *   v     = reinterpret_cast<const float *>(row);
+        ChannelInput & input = all.scratch_[size_t(ith * all.few_rows() + r)];
+        const int64_t  n =
+            input.keep(all.kernels_, layout, v, norms, product.thresholds[size_t(r)] * all.scale(product.input, 0, v));
+        kept[r] = input.kept();
+        if (ith == 0) {
+            product.n_kept[size_t(r)] = n;
+        }
+    }
+    const ChannelSlice slice = channel_slice(layout, ith, nth);
+    all.kernels_.multiply(layout, product.matrix->of(0), kept, n_rows, slice.first, slice.last,
+                          static_cast<float *>(node->data));
+}
+
+// The threads share the outputs of all rows and experts used evenly; those that share the outputs of one find the same
+// channels.
+void ChannelProducts::compute_experts(ggml_tensor * node, int ith, int nth, void * data) {
+    Product &               product = *static_cast<Product *>(data);
+    const ChannelProducts & all     = *product.all;
+    const ChannelLayout &   layout  = product.matrix->layout;
+    nth                             = std::min(nth, int(all.scratch_.size()) / all.few_rows());
+    if (ith >= nth) {
+        return;
+    }
+    ChannelInput & kept     = all.scratch_[size_t(ith * all.few_rows())];
     const int64_t  n_groups = int64_t(product.n_kept.size()) * layout.n_groups;
     const int64_t  end      = n_groups * (ith + 1) / nth;
     for (int64_t begin = n_groups * ith / nth, next; begin < end; begin = next) {
@@ -170,18 +210,15 @@ void ChannelProducts::compute(ggml_tensor * node, int ith, int nth, void * data)
             product.n_kept[size_t(i)] = n_kept;
         }
         next = std::min(end, (i + 1) * layout.n_groups);
-        all.kernels_.multiply(layout, product.matrix->of(of.expert), kept.kept(), first, first + next - begin,
+        all.kernels_.multiply(layout, product.matrix->of(of.expert), &kept.kept(), 1, first, first + next - begin,
                               static_cast<float *>(node->data) + i * layout.n_out);
     }
 }
 
 // Of the i-th pair of a row and an expert that it uses.
 ChannelProducts::Factors ChannelProducts::factors(const ggml_tensor * node, const Product & product, int64_t i) {
-    const auto * input = static_cast<const char *>(node->src[1]->data);
-    if (!product.all->of_experts(product.input)) {
-        return { 0, reinterpret_cast<const float *>(input) };
-    }
-    const ggml_tensor * ids = node->src[2];
+    const auto *        input = static_cast<const char *>(node->src[1]->data);
+    const ggml_tensor * ids   = node->src[2];
     const int64_t       row = i / product.n_used, used = i % product.n_used;
     const auto * id = static_cast<const char *>(ids->data) + size_t(row) * ids->nb[1] + size_t(used) * ids->nb[0];
     // One input for all experts, or one for each.

@@ -1,5 +1,5 @@
 // Products that leave input channels out: what is needed for each of a model's inputs, and the operation that a product
-// of one row, or of rows with experts, becomes.
+// of a few rows, or of rows with experts, becomes.
 #pragma once
 
 #include "channels/channel_kernels.h"
@@ -40,9 +40,15 @@ public:
     // Sets to zero the channels of `v` that reach less than the threshold; returns how many are left.
     int64_t leave_out(int input, float threshold, float * v);
 
-    // Has a product computed without the channels that reach less than the threshold of their row: of one row, or with
-    // experts of any number.
+    // Rows of a batch that edit() takes, where they have no experts.
+    int few_rows() const { return kernels_.few_rows; }
+
+    // Has a product computed without the channels that reach less than the threshold of their row: of a few rows, or
+    // with experts of any number.
     void edit(ggml_tensor * node, int product, const float * thresholds);
+    // The product of one row, [n_in], with this expert, into `y`, [n_out]; returns the channels kept.
+    int64_t multiply(int product, int64_t expert, float threshold, const float * v, float * y) const;
+    int64_t n_out(int product) const { return products_[size_t(product)].matrix->layout.n_out; }
     // Channels that it kept of a row, once it was computed.
     int64_t n_kept(int product, int64_t row) const;
 
@@ -76,6 +82,7 @@ private:
     };
 
     static void    compute(ggml_tensor * node, int ith, int nth, void * product);
+    static void    compute_experts(ggml_tensor * node, int ith, int nth, void * product);
     static Factors factors(const ggml_tensor * node, const Product & product, int64_t i);
 
     const float * norms(int input, int64_t expert) const;
@@ -88,7 +95,7 @@ private:
     std::vector<Product>                   products_;  // by number
     bool                                   any_    = false;
     int64_t                                max_in_ = 0;
-    mutable std::vector<ChannelInput>      scratch_;  // [n_threads]
+    mutable std::vector<ChannelInput>      scratch_;  // [n_threads, few_rows()]
     std::vector<uint32_t>                  bits_;
     std::unique_ptr<ggml_context, Context> operations_;
 };

@@ -71,7 +71,9 @@ struct Controller::Impl {
         no_attention.clear();
         blocks.clear();
         use(dense_config(), Settings());
-        store.reset();
+        if (llama_get_model(ctx) != model) {
+            store.reset();
+        }
         sequences.replaced(-1);
         if (through_hook) {
             hook.attach(ctx);

@@ -242,8 +242,9 @@ void Evaluation::observe(ggml_tensor * node) {
     if (!following_) {
         return;
     }
-    if (ubatch_ != nullptr && asked_->input >= 0 && channels_.active(asked_->input)) {
-        channels_.observe(node, asked_->input, follower_);
+    const bool of_experts = asked_->product >= 0 && is_of_experts(asked_->product);
+    if (ubatch_ != nullptr && (asked_->input >= 0 || of_experts) && concerns_channels(*asked_)) {
+        channels_.observe(node, *asked_, follower_);
         return;
     }
     if (ggml_nrows(node) != n_rows_) {

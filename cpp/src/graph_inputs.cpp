@@ -18,13 +18,15 @@ bool on_cpu(const std::optional<ggml_backend_dev_t> & device) {
     return !device || *device == nullptr || ggml_backend_dev_type(*device) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
-// Why a product can't become an operation that leaves channels out; empty: it can.
-std::string fault(const ggml_tensor * node, const std::optional<ggml_backend_dev_t> & device) {
+std::string computed_elsewhere(const std::optional<ggml_backend_dev_t> & device) {
+    return on_cpu(device) ? ""
+                          : "it is computed by " + std::string(ggml_backend_dev_name(*device)) + ", not by the CPU";
+}
+
+// Why a product can't become an operation that leaves channels out, wherever it is computed; empty: it can.
+std::string fault(const ggml_tensor * node) {
     const ggml_tensor * weight = node->src[0];
     const std::string   name   = "'" + std::string(weight->name) + "' ";
-    if (!on_cpu(device)) {
-        return "it is computed by " + std::string(ggml_backend_dev_name(*device)) + ", not by the CPU";
-    }
     if (channel_format(weight->type) == nullptr) {
         return name + "is of type " + ggml_type_name(weight->type) + ", which can't be stored by channel";
     }
@@ -95,7 +97,10 @@ void GraphLearner::take_product(const ggml_tensor * node) {
     if (!multiplies_rows(node) || input < 0 || (!experts && !seen_[size_t(input)].vectors)) {
         product.why_not = "node '" + std::string(node->name) + "' is no product with rows of float32 numbers";
     } else {
-        (experts ? product.why_not : product.why_not_sparse) = fault(node, seen.device);
+        (experts ? product.why_not : product.why_not_sparse) = fault(node);
+        if (const std::string elsewhere = computed_elsewhere(seen.device); !elsewhere.empty()) {
+            product.why_not_sparse = elsewhere;
+        }
     }
     products_.push_back(std::move(product));
 }
@@ -116,9 +121,6 @@ void GraphLearner::find_inputs() {
             continue;
         }
         require_only_readers(input, int(number));
-        if (input.sparse() && !on_cpu(seen_[size_t(input.node)].device)) {
-            input.why_not_sparse = "its input is not in the CPU's memory";
-        }
         if (input.usable()) {
             map_.nodes[size_t(input.node)].input = int16_t(number);
         }

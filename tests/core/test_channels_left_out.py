@@ -261,6 +261,17 @@ def test_sequences_in_one_decode_leave_out_what_each_does_alone(model, memory, a
     assert of_all.bytes_left_out > 0
 
 
+def test_a_context_that_is_probed_again_keeps_the_copies_of_its_model(model):
+    path, config = model
+    with context_of(path, config) as (ctx, session, controller):
+        stored = controller.weights_bytes
+        controller.probe(ctx)
+        assert controller.weights_bytes == stored > 0
+        controller.config = config
+        decode_rows(session, ctx, [(0, i, token) for i, token in enumerate(TOKENS[:5])], generated=True)
+        assert controller.weights_bytes == stored
+
+
 # --- between decodes -------------------------------------------------------------------------------------------------
 
 

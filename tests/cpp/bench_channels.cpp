@@ -2,9 +2,10 @@
 // its threads, its weights repacked where it repacks them. Both run in turn in one process; what is printed are medians
 // of the ratios of neighbouring runs, with their quartiles. Not a test: it takes minutes.
 //
-//   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rounds=15] [kernels=AVX2]
-//                  [tile=4096] [pages=huge]
+//   bench_channels [types=q4_0,q4_K] [shapes=4096x11008,...] [kept=100,50] [threads=1,2] [rows=1] [rounds=15]
+//                  [kernels=AVX2] [tile=4096] [pages=huge] [clock=cpu]
 //
+// rows: of a batch, up to 4, each with channels of its own. clock=cpu: of the processor, where others use it, too.
 // tile: outputs, of weights by channel. pages=huge: of ggml's weights, too, which llama.cpp has in small ones.
 #include "channels/channel_kernels.h"
 #include "channels/channel_memory.h"
@@ -23,6 +24,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <memory>
 #include <random>
@@ -37,7 +39,12 @@ namespace {
 constexpr size_t k_bytes       = size_t(160) << 20;  // of the matrices of a graph, more than caches hold
 constexpr int    k_max_threads = 16;
 
+bool g_cpu_clock = false;
+
 double now() {
+    if (g_cpu_clock) {
+        return double(std::clock()) / CLOCKS_PER_SEC;
+    }
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
@@ -66,12 +73,12 @@ Context context() {
     return Context(ggml_init({ size_t(64) << 20, nullptr, true }));
 }
 
-// One product by channel, as a node's function has it.
+// The product of a few rows by channel, as a node's function has it.
 struct Product {
     const ChannelKernels *      kernels;
     const ChannelLayout *       layout;
     const uint8_t *             data;
-    std::vector<ChannelInput> * inputs;  // one for each thread
+    std::vector<ChannelInput> * inputs;  // k_max_channel_rows for each thread
     float                       threshold;
 };
 
@@ -79,28 +86,36 @@ void run_product(ggml_tensor * y, int ith, int nth, void * userdata) {
     const Product &    p     = *static_cast<Product *>(userdata);
     const float *      norms = channel_norms(*p.layout, p.data);
     const ChannelSlice slice = channel_slice(*p.layout, ith, nth);
-    ChannelInput &     input = (*p.inputs)[size_t(ith)];
-    input.keep(*p.kernels, *p.layout, static_cast<const float *>(y->src[0]->data), norms, p.threshold);
-    p.kernels->multiply(*p.layout, p.data, input.kept(), slice.first, slice.last, static_cast<float *>(y->data));
+    const int          n     = int(y->ne[1]);
+    KeptChannels       kept[k_max_channel_rows];
+    for (int r = 0; r < n; ++r) {
+        ChannelInput & input = (*p.inputs)[size_t(ith * k_max_channel_rows + r)];
+        input.keep(*p.kernels, *p.layout, static_cast<const float *>(y->src[0]->data) + r * p.layout->n_in, norms,
+                   p.threshold);
+        kept[r] = input.kept();
+    }
+    p.kernels->multiply(*p.layout, p.data, kept, n, slice.first, slice.last, static_cast<float *>(y->data));
 }
 
 // Matrices of one type and shape, for ggml and by channel, and a graph of their products for each.
 class Bench {
 public:
-    Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int64_t tile, bool huge_pages)
-        : layout_(type, n_in, n_out, tile), backend_(ggml_backend_cpu_init()), weights_(context()), graphs_(context()) {
+    Bench(const ChannelKernels & kernels, ggml_type type, int64_t n_in, int64_t n_out, int n_rows, int64_t tile,
+          bool huge_pages)
+        : layout_(type, n_in, n_out, tile), n_rows_(n_rows), backend_(ggml_backend_cpu_init()), weights_(context()),
+          graphs_(context()) {
         const size_t row_bytes = ggml_row_size(type, n_in), bytes = row_bytes * size_t(n_out);
         n_ = std::max<size_t>(4, k_bytes / bytes);
-        for (int i = 0; i < k_max_threads; ++i) {
+        for (int i = 0; i < k_max_threads * k_max_channel_rows; ++i) {
             inputs_.emplace_back(n_in);
         }
 
         std::mt19937                    random(1);
         std::normal_distribution<float> normal;
-        const int64_t                   n_rows = 64;  // that differ
-        std::vector<uint8_t>            rows(row_bytes * size_t(n_rows)), all(bytes);
+        const int64_t                   n_differ = 64;  // rows of weights
+        std::vector<uint8_t>            rows(row_bytes * size_t(n_differ)), all(bytes);
         std::vector<float>              row(static_cast<size_t>(n_in));
-        for (int64_t o = 0; o < n_rows; ++o) {
+        for (int64_t o = 0; o < n_differ; ++o) {
             std::generate(row.begin(), row.end(), [&] { return 0.02f * normal(random); });
             if (type == GGML_TYPE_F32) {
                 std::memcpy(rows.data() + size_t(o) * row_bytes, row.data(), row_bytes);
@@ -109,10 +124,10 @@ public:
             }
         }
         for (int64_t o = 0; o < n_out; ++o) {
-            std::memcpy(all.data() + size_t(o) * row_bytes, rows.data() + size_t(o % n_rows) * row_bytes, row_bytes);
+            std::memcpy(all.data() + size_t(o) * row_bytes, rows.data() + size_t(o % n_differ) * row_bytes, row_bytes);
         }
 
-        ggml_tensor * x = ggml_new_tensor_1d(graphs_.get(), GGML_TYPE_F32, n_in);
+        ggml_tensor * x = ggml_new_tensor_2d(graphs_.get(), GGML_TYPE_F32, n_in, n_rows);
         for (size_t i = 0; i < n_; ++i) {
             dense_.push_back(ggml_new_tensor_2d(weights_.get(), type, n_in, n_out));
         }
@@ -142,15 +157,17 @@ public:
         channel_graph_ = ggml_new_graph_custom(graphs_.get(), n_ + 8, false);
         for (size_t i = 0; i < n_; ++i) {
             ggml_build_forward_expand(dense_graph_, ggml_mul_mat(graphs_.get(), dense_[i], x));
-            ggml_build_forward_expand(channel_graph_, ggml_custom_4d(graphs_.get(), GGML_TYPE_F32, n_out, 1, 1, 1, &x,
-                                                                     1, run_product, GGML_N_TASKS_MAX, &products_[i]));
+            ggml_build_forward_expand(channel_graph_,
+                                      ggml_custom_4d(graphs_.get(), GGML_TYPE_F32, n_out, n_rows, 1, 1, &x, 1,
+                                                     run_product, GGML_N_TASKS_MAX, &products_[i]));
         }
         graphs_buffer_.reset(ggml_backend_alloc_ctx_tensors(graphs_.get(), backend_.get()));
+        row.resize(size_t(n_in * n_rows));
         std::generate(row.begin(), row.end(), [&] { return normal(random); });
         ggml_backend_tensor_set(x, row.data(), 0, row.size() * sizeof(float));
         const float * norms = channel_norms(layout_, memory_->data());
         for (size_t j = 0; j < row.size(); ++j) {
-            reach_.push_back(std::fabs(row[j]) * norms[j]);
+            reach_.push_back(std::fabs(row[j]) * norms[j % size_t(n_in)]);
         }
         std::sort(reach_.begin(), reach_.end());
     }
@@ -182,14 +199,14 @@ public:
             return values[size_t(q * double(values.size() - 1) + 0.5)];
         };
         const double bytes = double(ggml_row_size(layout_.format->type, layout_.n_in) * size_t(layout_.n_out));
-        const double read  = double(layout_.bytes_read(int64_t(n_kept)));
-        std::printf(
-            "%-5s%s %5lld -> %5lld  threads %d  kept %3d %%: x%.2f (%.2f to %.2f), bytes allow x%.2f;  %.3f ms, dense "
-            "%.3f; GB/s %.1f, dense %.1f\n",
-            ggml_type_name(layout_.format->type), repacked_ ? "*" : " ", (long long) layout_.n_in,
-            (long long) layout_.n_out, n_threads, percent, at(ratios, 0.5), at(ratios, 0.25), at(ratios, 0.75),
-            bytes / read, at(channels, 0.5) * 1e3, at(dense, 0.5) * 1e3, read / at(channels, 0.5) / 1e9,
-            bytes / at(dense, 0.5) / 1e9);
+        const double read  = double(layout_.bytes_read(int64_t(n_kept) / n_rows_));  // by one row
+        std::printf("%-5s%s %5lld -> %5lld  rows %d  threads %d  kept %3d %%: x%.2f (%.2f to %.2f), bytes allow x%.2f; "
+                    " %.3f ms, dense "
+                    "%.3f; GB/s %.1f, dense %.1f\n",
+                    ggml_type_name(layout_.format->type), repacked_ ? "*" : " ", (long long) layout_.n_in,
+                    (long long) layout_.n_out, n_rows_, n_threads, percent, at(ratios, 0.5), at(ratios, 0.25),
+                    at(ratios, 0.75), bytes / read, at(channels, 0.5) * 1e3, at(dense, 0.5) * 1e3,
+                    read / at(channels, 0.5) / 1e9, bytes / at(dense, 0.5) / 1e9);
         std::fflush(stdout);
     }
 
@@ -225,6 +242,7 @@ private:
     }
 
     ChannelLayout                  layout_;
+    int                            n_rows_;
     Backend                        backend_;
     Context                        weights_, graphs_;
     Buffer                         weights_buffer_, graphs_buffer_;
@@ -254,6 +272,8 @@ ggml_type type_named(const std::string & name) {
 int main(int argc, char ** argv) {
     std::map<std::string, std::string> options = { { "types", "q4_0,q4_K,q8_0" },
                                                    { "threads", "1,2" },
+                                                   { "rows", "1" },
+                                                   { "clock", "" },
                                                    { "rounds", "15" },
                                                    { "tile", "0" },
                                                    { "pages", "" },
@@ -272,6 +292,7 @@ int main(int argc, char ** argv) {
     for (const ChannelKernels * other : all_channel_kernels()) {
         kernels = options["kernels"] == other->name ? other : kernels;
     }
+    g_cpu_clock = options["clock"] == "cpu";
     std::printf("kernels: %s; * repacked by the CPU backend\n", kernels->name);
     for (const std::string & type : split(options["types"], ',')) {
         for (const std::string & shape : split(options["shapes"], ',')) {
@@ -279,12 +300,15 @@ int main(int argc, char ** argv) {
             if (std::stol(sides[0]) % ggml_blck_size(type_named(type)) != 0) {
                 continue;
             }
-            Bench bench(*kernels, type_named(type), std::stol(sides[0]), std::stol(sides[1]),
-                        std::stol(options["tile"]), options["pages"] == "huge");
-            for (const std::string & threads : split(options["threads"], ',')) {
-                for (const std::string & kept : split(options["kept"], ',')) {
-                    bench.run(std::min(k_max_threads, std::stoi(threads)), std::stoi(kept),
-                              std::stoi(options["rounds"]));
+            for (const std::string & rows : split(options["rows"], ',')) {
+                Bench bench(*kernels, type_named(type), std::stol(sides[0]), std::stol(sides[1]),
+                            std::min(k_max_channel_rows, std::stoi(rows)), std::stol(options["tile"]),
+                            options["pages"] == "huge");
+                for (const std::string & threads : split(options["threads"], ',')) {
+                    for (const std::string & kept : split(options["kept"], ',')) {
+                        bench.run(std::min(k_max_threads, std::stoi(threads)), std::stoi(kept),
+                                  std::stoi(options["rounds"]));
+                    }
                 }
             }
         }

@@ -206,7 +206,7 @@ std::vector<double> multiply(const ChannelKernels & kernels, const Matrix & m, c
     std::vector<float> y(size_t(m.layout.n_out) + 3, untouched);
     for (int i = 0; i < n_slices; ++i) {
         const ChannelSlice slice = channel_slice(m.layout, i, n_slices);
-        kernels.multiply(m.layout, m.memory.data(), input.kept(), slice.first, slice.last, y.data());
+        kernels.multiply(m.layout, m.memory.data(), &input.kept(), 1, slice.first, slice.last, y.data());
     }
     expect(std::all_of(y.end() - 3, y.end(), [&](float value) { return value == untouched; }),
            m.name() + ": nothing past the end is written");
@@ -255,6 +255,44 @@ void test_products(const Matrix & m, bool all_slices) {
             expect(between <= 3e-6, what + ": differs from ggml's by " + std::to_string(between));
             for (int n = 2; all_slices && n <= 5; ++n) {
                 expect(multiply(*kernels, m, input, n) == y, what + ": the same in " + std::to_string(n) + " slices");
+            }
+        }
+    }
+}
+
+// Several rows at once: each is what it is alone, whatever the others keep.
+void test_rows(const Matrix & m) {
+    const int64_t             n_in = m.layout.n_in, n_out = m.layout.n_out;
+    std::vector<ChannelInput> inputs;
+    for (int r = 0; r < k_max_channel_rows; ++r) {
+        inputs.emplace_back(n_in);
+    }
+    for (const ChannelKernels * kernels : all_channel_kernels()) {
+        for (int n_rows = 2; n_rows <= k_max_channel_rows; ++n_rows) {
+            KeptChannels                     kept[k_max_channel_rows];
+            std::vector<std::vector<double>> alone;
+            std::vector<Share>               all = shares(n_in);
+            std::shuffle(all.begin(), all.end(), g_random);
+            for (int r = 0; r < n_rows; ++r) {
+                std::vector<float> v(static_cast<size_t>(n_in));
+                std::generate(v.begin(), v.end(), [] { return normal() * std::exp(normal()); });
+                ChannelInput & input = inputs[size_t(r)];
+                input.keep(*kernels, m.layout, v.data(), bits_of(all[size_t(r) % all.size()].kept).data());
+                kept[r] = input.kept();
+                alone.push_back(multiply(*kernels, m, input, 1));
+            }
+            for (int n_slices = 1; n_slices <= 3; ++n_slices) {
+                std::vector<float> y(size_t(n_rows * n_out));
+                for (int i = 0; i < n_slices; ++i) {
+                    const ChannelSlice slice = channel_slice(m.layout, i, n_slices);
+                    kernels->multiply(m.layout, m.memory.data(), kept, n_rows, slice.first, slice.last, y.data());
+                }
+                for (int r = 0; r < n_rows; ++r) {
+                    const auto row = y.begin() + r * n_out;
+                    expect(std::equal(row, row + n_out, alone[size_t(r)].begin()),
+                           m.name() + ", " + kernels->name + ": row " + std::to_string(r) + " of " +
+                               std::to_string(n_rows) + ", as it is alone");
+                }
             }
         }
     }
@@ -411,6 +449,7 @@ int main(int argc, char ** argv) {
             const Matrix m(type, n_in, n_out, 2, tile);
             test_weights(m);
             test_products(m, true);
+            test_rows(m);
         };
         test(step, 1);
         test(step == 1 ? 37 : step * 3, 129);

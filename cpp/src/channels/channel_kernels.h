@@ -1,9 +1,12 @@
-// The product of one input vector with a matrix stored by channel, over the channels kept. A file for each instruction
-// set, all with this contract; which one this CPU takes is found at run time.
+// Products of one input vector, or a few, with a matrix stored by channel, over the channels kept. A file for each
+// instruction set, all with this contract; which one this CPU takes is found at run time.
 //
 //   select    which channels to keep: a bit for each
 //   prepare   the input as ggml's own product would round it, listed by blocks, for the channels kept
 //   multiply  y = sum over kept channels j of v[j] * W[:, j], for a slice of the outputs
+//
+// Several inputs share what is read of the matrix: each block is computed for all of them before the next one. An input's
+// outputs are what they are for it alone, bit for bit.
 //
 // None of them allocates or locks. With 8-bit input the sums within a block are integers and exact, as in ggml; between
 // blocks floats are added in the order of the inputs. So all kernels agree with each other, and with ggml's dense
@@ -29,8 +32,13 @@ struct KeptChannels {
     int32_t * code_sum;  // [n_blocks]
 };
 
+// Inputs of one multiplication.
+constexpr int k_max_channel_rows = 8;
+
 struct ChannelKernels {
     const char * name;
+    // Up to so many rows are faster than ggml's own product of all of them, as far as that was measured.
+    int few_rows;
 
     // Bit j % 32 of kept[j / 32] says whether |v[j]| * norms[j] >= threshold; bits past n_in are 0. Returns how many
     // are.
@@ -38,9 +46,10 @@ struct ChannelKernels {
 
     void (*prepare)(const ChannelLayout & layout, const float * v, const uint32_t * kept, const KeptChannels & to);
 
-    // Outputs [first, last) * 128 of y, up to n_out; nothing else of y, [n_out], is touched. `data` is aligned to 64.
-    void (*multiply)(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
-                     int64_t last, float * y);
+    // Outputs [first, last) * 128 of each row of y, up to n_out; nothing else of y, [n_out, n_rows], is touched. `kept`:
+    // of each of up to k_max_channel_rows. `data` is aligned to 64.
+    void (*multiply)(const ChannelLayout & layout, const uint8_t * data, const KeptChannels * kept, int n_rows,
+                     int64_t first, int64_t last, float * y);
 };
 
 // The fastest that this CPU runs; and all that it runs, that one first, plain C++ last.

@@ -238,58 +238,81 @@ template <typename Isa, typename F> FFNSKIP_INLINE void fetch_scales(const Rows 
 // of a group, and asks for the memory that the group will need of the next block; Isa::fetch(address) asks for a line.
 template <typename Isa, typename F> class Multiplication {
 public:
-    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept)
-        : layout_(layout), data_(data), kept_(kept) {}
+    Multiplication(const ChannelLayout & layout, const uint8_t * data, const KeptChannels * kept, int n_rows)
+        : layout_(layout), data_(data), kept_(kept), n_rows_(n_rows) {}
 
     void run(int64_t first, int64_t last, float * y) {
+        // Threads may have little stack: the outputs of all rows together are no more than a tile's.
+        const int64_t most = k_max_channel_tile / k_channel_group / n_rows_;
         while (first < last) {
             tile_  = layout_.tile_of(first);
             first_ = first - tile_.first;
-            n_     = min_of(last, tile_.first + tile_.width) - first;
+            n_     = min_of(min_of(last, tile_.first + tile_.width) - first, most);
             alignas(64) float sums[k_max_channel_tile];
             add_blocks(sums);
-            const int64_t o = first * k_channel_group;
-            memcpy(y + o, sums, size_t(min_of(n_ * k_channel_group, layout_.n_out - o)) * sizeof(float));
+            const int64_t o = first * k_channel_group, n = min_of(n_ * k_channel_group, layout_.n_out - o);
+            for (int r = 0; r < n_rows_; ++r) {
+                memcpy(y + r * layout_.n_out + o, sums + r * n_ * k_channel_group, size_t(n) * sizeof(float));
+            }
             first += n_;
         }
     }
 
 private:
+    // Where the walk of one input is.
+    struct Walk {
+        Rows    rows[2];  // of block b, and of its next one
+        int     now;      // which of them is b's
+        int64_t b;
+    };
+
     void add_blocks(float * sums) {
-        memset(sums, 0, size_t(n_) * k_channel_group * sizeof(float));
-        Rows    rows[2] = {};
-        int     now     = 0;
-        int64_t b       = find(-1, rows[now]);
-        for (int64_t group = 0; group < n_; ++group) {
-            fetch_channels<Isa, F>(rows[now], group, 0, k_max_channel_block);
-            fetch_scales<Isa, F>(rows[now], group);
-        }
-        while (b < layout_.n_blocks) {
-            const int64_t next  = find(b, rows[1 - now]);
-            const int32_t at    = kept_.begin[b];
-            const Block   block = { rows[now],      kept_.code + at, kept_.value + at,
-                                    kept_.scale[b], kept_.sum[b],    -layout_.format->offset * kept_.code_sum[b] };
+        memset(sums, 0, size_t(n_rows_ * n_) * k_channel_group * sizeof(float));
+        Walk walks[k_max_channel_rows];
+        for (int r = 0; r < n_rows_; ++r) {
+            walks[r].now = 0;
+            walks[r].b   = find(kept_[r], -1, walks[r].rows[0]);
             for (int64_t group = 0; group < n_; ++group) {
-                Isa::template add<F>(block, rows[1 - now], group, sums + group * k_channel_group);
+                fetch_channels<Isa, F>(walks[r].rows[0], group, 0, k_max_channel_block);
+                fetch_scales<Isa, F>(walks[r].rows[0], group);
             }
-            b   = next;
-            now = 1 - now;
+        }
+        for (int64_t b = 0; b < layout_.n_blocks; ++b) {
+            for (int r = 0; r < n_rows_; ++r) {
+                if (walks[r].b == b) {
+                    add_block(kept_[r], walks[r], sums + r * n_ * k_channel_group);
+                }
+            }
         }
     }
 
+    void add_block(const KeptChannels & kept, Walk & walk, float * sums) const {
+        const int64_t b     = walk.b;
+        const Rows &  rows  = walk.rows[walk.now];
+        Rows &        next  = walk.rows[1 - walk.now];
+        const int32_t at    = kept.begin[b];
+        const Block   block = { rows,          kept.code + at, kept.value + at,
+                                kept.scale[b], kept.sum[b],    -layout_.format->offset * kept.code_sum[b] };
+        walk.b              = find(kept, b, next);
+        for (int64_t group = 0; group < n_; ++group) {
+            Isa::template add<F>(block, next, group, sums + group * k_channel_group);
+        }
+        walk.now = 1 - walk.now;
+    }
+
     // The next block after b of which a channel is kept, or n_blocks.
-    int64_t find(int64_t b, Rows & rows) const {
+    int64_t find(const KeptChannels & kept, int64_t b, Rows & rows) const {
         do {
             if (++b == layout_.n_blocks) {
                 rows.n = 0;
                 return b;
             }
-        } while (kept_.begin[b] == kept_.begin[b + 1]);
+        } while (kept.begin[b] == kept.begin[b + 1]);
         const uint8_t * block   = data_ + tile_.block(b);
         const uint8_t * low     = block + first_ * F::low;
         const uint8_t * high    = block + tile_.high + first_ * F::high;
-        const uint8_t * channel = kept_.channel + kept_.begin[b];
-        rows.n                  = int(kept_.begin[b + 1] - kept_.begin[b]);
+        const uint8_t * channel = kept.channel + kept.begin[b];
+        rows.n                  = int(kept.begin[b + 1] - kept.begin[b]);
         for (int i = 0; i < rows.n; ++i) {
             rows.low[i]  = low + channel[i] * tile_.low_stride;
             rows.high[i] = high + channel[i] * tile_.high_stride;
@@ -303,20 +326,21 @@ private:
 
     const ChannelLayout & layout_;
     const uint8_t *       data_;
-    const KeptChannels &  kept_;
+    const KeptChannels *  kept_;  // [n_rows]
+    int                   n_rows_;
     ChannelTile           tile_;
     int64_t               first_, n_;  // the slice's first group in the tile, and its number of groups
 };
 
 template <typename Isa, ChannelValues values, ChannelScales scales>
-void multiply_format(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
-                     int64_t last, float * y) {
-    Multiplication<Isa, Format<values, scales>>(layout, data, kept).run(first, last, y);
+void multiply_format(const ChannelLayout & layout, const uint8_t * data, const KeptChannels * kept, int n_rows,
+                     int64_t first, int64_t last, float * y) {
+    Multiplication<Isa, Format<values, scales>>(layout, data, kept, n_rows).run(first, last, y);
 }
 
 template <typename Isa>
-void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const KeptChannels & kept, int64_t first,
-                       int64_t last, float * y) {
+void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const KeptChannels * kept, int n_rows,
+                       int64_t first, int64_t last, float * y) {
     using V             = ChannelValues;
     using S             = ChannelScales;
     const S    scales   = layout.format->scales;
@@ -343,7 +367,7 @@ void multiply_channels(const ChannelLayout & layout, const uint8_t * data, const
         }
         return multiply_format<Isa, V::f32, S::none>;
     }();
-    multiply(layout, data, kept, first, last, y);
+    multiply(layout, data, kept, n_rows, first, last, y);
 }
 
 }  // namespace

@@ -219,6 +219,6 @@ int64_t select(const float * v, const float * norms, float threshold, int64_t n_
 
 }  // namespace
 
-const ChannelKernels k_avx2_kernels = { "AVX2", select, prepare_input<PlainList>, multiply_channels<Avx2> };
+const ChannelKernels k_avx2_kernels = { "AVX2", 4, select, prepare_input<PlainList>, multiply_channels<Avx2> };
 
 }  // namespace ffnskip

@@ -221,6 +221,6 @@ int64_t select(const float * v, const float * norms, float threshold, int64_t n_
 
 }  // namespace
 
-const ChannelKernels k_avx512_kernels = { "AVX-512", select, prepare_input<Avx512List>, multiply_channels<Avx512> };
+const ChannelKernels k_avx512_kernels = { "AVX-512", 8, select, prepare_input<Avx512List>, multiply_channels<Avx512> };
 
 }  // namespace ffnskip

@@ -191,6 +191,6 @@ int64_t select(const float * v, const float * norms, float threshold, int64_t n_
 
 }  // namespace
 
-const ChannelKernels k_neon_kernels = { "NEON", select, prepare_input<PlainList>, multiply_channels<Neon> };
+const ChannelKernels k_neon_kernels = { "NEON", 1, select, prepare_input<PlainList>, multiply_channels<Neon> };
 
 }  // namespace ffnskip

@@ -103,6 +103,6 @@ int64_t select(const float * v, const float * norms, float threshold, int64_t n_
 
 }  // namespace
 
-const ChannelKernels k_plain_kernels = { "plain", select, prepare_input<PlainList>, multiply_channels<Plain> };
+const ChannelKernels k_plain_kernels = { "plain", 1, select, prepare_input<PlainList>, multiply_channels<Plain> };
 
 }  // namespace ffnskip
