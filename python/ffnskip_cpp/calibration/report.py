@@ -20,6 +20,7 @@ __all__ = ["describe", "page"]
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "policy": lambda row: row.policy,
     "skipped": lambda row: f"{row.skip_ratio:.1%}",
+    "speed-up": lambda row: f"x{row.speed_up:.2f}",
     "KL": lambda row: _kl(row),
     "same top token": lambda row: f"{row.top1_agreement:.2%}",
     "perplexity": lambda row: f"x{row.perplexity_ratio:.4f}",

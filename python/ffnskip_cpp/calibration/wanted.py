@@ -9,12 +9,13 @@ from ..measure.policies import TENSORS
 from ..skip_config import TensorsName
 from .effort import EFFORTS
 
-__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "POLICIES", "Wanted"]
+__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "MEASURED", "POLICIES", "Wanted"]
 
 MAX_KL = 0.05
 POLICIES = ("blocks", "channels", "blocks+channels")
 EFFORT = "normal"
 MAX_TOKENS = 20_000
+MEASURED = "measured"  # in place of a file of costs
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Wanted:
     max_kl: float | None = None
     policies: tuple[str, ...] | None = None
     tensors: TensorsName = "ffn"
+    costs: str | None = None
+    n_depth: int = 0
     effort: str | float = EFFORT
     n_ctx: int | None = None
     max_tokens: int = MAX_TOKENS
@@ -49,6 +52,10 @@ class Wanted:
             raise ValueError(f"policy: none is named; those that are there: {', '.join(POLICIES)}")
         if self.tensors not in TENSORS:
             raise ValueError(f"tensors: {self.tensors!r} is neither of {', '.join(TENSORS)}")
+        if self.n_depth < 0:
+            raise ValueError(f"n-depth: {self.n_depth} is negative; it counts tokens in the context, 0 or more")
+        if self.n_depth and self.costs != MEASURED:
+            raise ValueError("n-depth: says at how long a context costs are measured, and is for costs measured alone")
         known = self.effort in EFFORTS if isinstance(self.effort, str) else 0 < self.effort < math.inf
         if not known:
             raise ValueError(

@@ -8,7 +8,7 @@ import json
 from ..calibration.calibration import CHAT_N_CTX, calibrate
 from ..calibration.choice import TOLERANCE
 from ..calibration.effort import EFFORTS
-from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, POLICIES
+from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, MEASURED, POLICIES
 from ..lora import LORA_HELP
 from ..measure.policies import TENSORS
 from ..measure.text import N_CTX
@@ -70,6 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose input channels are left out, the FFN's or attention's too (default: %(default)s)",
     )
     parser.add_argument(
+        "--costs",
+        metavar="FILE",
+        help=f"time to be saved in place of bytes: {MEASURED} on this machine, or FILE, JSON with such a table",
+    )
+    parser.add_argument(
+        "-d",
+        "--n-depth",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens in the context while costs are measured (default: %(default)s)",
+    )
+    parser.add_argument(
         "--effort",
         type=_effort,
         default=EFFORT,
@@ -117,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         max_kl=args.max_kl,
         policies=args.policy,
         tensors=args.tensors,
+        costs=args.costs,
+        n_depth=args.n_depth,
         effort=args.effort,
         lora=args.lora,
         output=args.output,
