@@ -22,7 +22,8 @@ HELP = """\
 KL: divergence from the dense model, nats per token, ± its standard error over chunks of text; same top token: share of
 tokens with the same most likely next one; perplexity: times the dense model's; checks: similarities computed per token.
 All of them, and the share skipped, are of tokens past the warm-up, teacher-forced. That share is of the weight bytes of
-FFN blocks, with --tensors all of attention's too. What is tried: blocks, which leaves out whole FFN blocks, fixed ones
+FFN blocks, with --tensors all of attention's too; with --costs it is time that --skip-ratio is a share of. speed-up:
+foretold by bytes, or by --costs. What is tried: blocks, which leaves out whole FFN blocks, fixed ones
 or by Algorithm 1; channels, which leaves out of all blocks the input channels that reach least; and blocks+channels.
 
 --text takes plain text in UTF-8, a text per file, and .jsonl with one of these a line:
@@ -37,6 +38,7 @@ An interrupted calibration goes on where it was when the same command is given a
 examples:
   ffnskip calibrate model.gguf --text text.txt                     # as much as costs no more than 0.05
   ffnskip calibrate model.gguf --text chats.jsonl --skip-ratio 0.33 --policy channels
+  ffnskip calibrate model.gguf --text text.txt --costs measured --n-depth 2048
   ffnskip calibrate model.gguf --text a.txt --text b.txt --effort 600 --embed"""
 
 
