@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ffnskip_cpp import Llama, SkipConfig, inspect, quantize, read_profile
 from ffnskip_cpp.analysis import style
+from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp.files import whole_file
 from ffnskip_cpp.gguf_file.weights import read_weight_bytes
 from ffnskip_cpp.inspection.report import Weight
@@ -130,7 +131,7 @@ def quality(args: argparse.Namespace) -> None:
     coded = {tensors: codes(of_these) for tensors, of_these in weights.items()}
     with opened(args.model, args.threads) as llm, contextlib.ExitStack() as stack:
         known = {row["label"] for row in results["rows"] if row["n_rows"] >= args.chunks * (N_CTX - WARM_UP - 1)}
-        rows = [row for row in wanted(args, len(llm.ffn_map), coded) if row["label"] not in known]
+        rows = [row for row in wanted(args, len(ffn_blocks(llm.blocks)), coded) if row["label"] not in known]
         subjects = [subject(stack, row, args.model, args.threads) for row in rows]
         chunks = chunks_of(llm, args)
         for measured in tqdm(measure_quality(llm, subjects, chunks, WARM_UP), "quality", total=len(chunks)):

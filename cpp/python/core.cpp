@@ -91,6 +91,8 @@ template <typename AnyConfig, typename Visit> void for_fields(AnyConfig & config
     visit("skip_ratio", config.skip_ratio, "a number in [0, 1], or None");
     visit("max_skip", config.max_skip, "a whole number below 2**31, or None");
     visit("layers", config.layers, "a list of layers, or None");
+    visit("attention_layers", config.attention_layers, "a list of layers, or None");
+    visit("every_row", config.every_row, "True or False");
     visit("layer_thresholds", config.layer_thresholds, "a list of numbers, or None");
     visit("channel_thresholds", config.channel_thresholds, "a list of numbers, or None");
     visit("check_stride", config.check_stride, "a whole number below 2**31");
@@ -299,6 +301,14 @@ void add_stats(py::module_ & m) {
                                    return py::array_t<uint64_t>(py::ssize_t(s.skipped_per_layer.size()),
                                                                 s.skipped_per_layer.data());
                                })
+        .def_readonly("attention_total", &Stats::attention_total)
+        .def_readonly("attention_skipped", &Stats::attention_skipped)
+        .def_readonly("attention_bytes_not_read", &Stats::attention_bytes_not_read)
+        .def_property_readonly("attention_skipped_per_layer",
+                               [](const Stats & s) {
+                                   return py::array_t<uint64_t>(py::ssize_t(s.attention_skipped_per_layer.size()),
+                                                                s.attention_skipped_per_layer.data());
+                               })
         .def_readonly("bytes_total", &Stats::bytes_total)
         .def_readonly("bytes_left_out", &Stats::bytes_left_out)
         .def_property_readonly("channels_total", [](const Stats & s) { return by_input(s.channels_total); })
@@ -308,6 +318,9 @@ void add_stats(py::module_ & m) {
                    ", ffn_total=" + std::to_string(s.ffn_total) + ", skip_ratio=" + std::to_string(s.skip_ratio()) +
                    ", checks=" + std::to_string(s.checks) +
                    ", tokens_never_tripped=" + std::to_string(s.tokens_never_tripped) +
+                   (s.attention_skipped == 0 ? std::string()
+                                             : ", attention_skipped=" + std::to_string(s.attention_skipped) +
+                                                   ", attention_total=" + std::to_string(s.attention_total)) +
                    (s.bytes_total == 0 ? std::string()
                                        : ", bytes_left_out=" + std::to_string(s.bytes_left_out) +
                                              ", bytes_total=" + std::to_string(s.bytes_total)) +
@@ -322,24 +335,27 @@ void add_reaches(py::module_ & m) {
     });
 }
 
-void add_ffn_map(py::module_ & m) {
-    py::class_<FfnWeight>(m, "FfnWeight", "A weight of an FFN block.")
-        .def_readonly("name", &FfnWeight::name)
-        .def_readonly("type", &FfnWeight::type)
-        .def_readonly("n_elements", &FfnWeight::n_elements)
-        .def_readonly("bytes", &FfnWeight::bytes);
+void add_blocks(py::module_ & m) {
+    py::class_<BlockWeight>(m, "BlockWeight", "A weight of a block.")
+        .def_readonly("name", &BlockWeight::name)
+        .def_readonly("type", &BlockWeight::type)
+        .def_readonly("n_elements", &BlockWeight::n_elements)
+        .def_readonly("bytes", &BlockWeight::bytes);
 
-    py::class_<FfnBlock>(m, "FfnBlock", "The FFN block of a layer.")
-        .def_readonly("layer", &FfnBlock::layer)
-        .def_readonly("skippable", &FfnBlock::skippable)
-        .def_readonly("why_not", &FfnBlock::why_not)
-        .def_readonly("kind", &FfnBlock::kind)
-        .def_readonly("residual", &FfnBlock::residual)
-        .def_readonly("bytes_per_token", &FfnBlock::bytes_per_token)
-        .def_readonly("weights", &FfnBlock::weights)
-        .def("__repr__", [](const FfnBlock & b) {
-            return "FfnBlock(layer=" + std::to_string(b.layer) + ", kind='" + b.kind + "', residual='" + b.residual +
-                   "', skippable=" + (b.skippable ? "True" : "False") +
+    const auto kind = [](const Block & block) { return k_block_kind_names[size_t(block.kind)]; };
+    py::class_<Block>(m, "Block", "An attention or FFN block of a layer.")
+        .def_readonly("layer", &Block::layer)
+        .def_property_readonly("kind", kind)
+        .def_readonly("skippable", &Block::skippable)
+        .def_readonly("why_not", &Block::why_not)
+        .def_readonly("form", &Block::form)
+        .def_readonly("residual", &Block::residual)
+        .def_readonly("bytes_per_token", &Block::bytes_per_token)
+        .def_readonly("bytes_of_cache", &Block::bytes_of_cache)
+        .def_readonly("weights", &Block::weights)
+        .def("__repr__", [kind](const Block & b) {
+            return "Block(layer=" + std::to_string(b.layer) + ", kind='" + kind(b) + "', form='" + b.form +
+                   "', residual='" + b.residual + "', skippable=" + (b.skippable ? "True" : "False") +
                    ", bytes_per_token=" + std::to_string(b.bytes_per_token) + ")";
         });
 }
@@ -371,7 +387,7 @@ void add_controller(py::module_ & m) {
             py::arg("ctx"))
         .def_property_readonly("n_layer", &Controller::n_layer)
         .def_property_readonly("skippable", [](const Controller & c) { return bools(c.skippable()); })
-        .def_property_readonly("ffn_map", [](const Controller & c) { return c.ffn_map(); })
+        .def_property_readonly("blocks", [](const Controller & c) { return c.blocks(); })
         .def_property_readonly("channel_inputs", &Controller::channel_inputs)
         .def_property_readonly("fingerprint", &Controller::fingerprint)
         .def(
@@ -436,7 +452,8 @@ void add_controller(py::module_ & m) {
             const py::ssize_t     n_bins    = py::ssize_t(reach_edges().size()) - 1;
             const py::ssize_t     n_counted = trace.reaches.empty() ? 0 : trace.n_layer;
             py::array_t<uint64_t> reaches({ n_counted, py::ssize_t(4), n_bins }, trace.reaches.data());
-            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape), kept, reaches);
+            return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape),
+                                  bools(trace.attention_skipped).reshape(shape), kept, reaches);
         });
 }
 
@@ -507,7 +524,7 @@ PYBIND11_MODULE(_core, m) {
     add_profile(m);
     add_stats(m);
     add_reaches(m);
-    add_ffn_map(m);
+    add_blocks(m);
     add_layer_inputs(m);
     add_controller(m);
     add_session(m);

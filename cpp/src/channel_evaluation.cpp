@@ -61,7 +61,7 @@ void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_
 
 // Weights of the FFN, and of attention where its channels are left out anywhere, are read where all channels are kept.
 void ChannelEvaluation::count_the_others(const GraphMap & map, std::vector<Recorder::Channels> & channels) const {
-    bool attention = false;
+    bool attention = settings_.leaves_attention_out();
     for (int i = 0; i < products_.n_inputs(); ++i) {
         attention = attention || (products_.active(i) && !is_of_ffn(i));
     }

@@ -55,17 +55,19 @@ int count(const std::vector<uint8_t> & flags) {
     return std::accumulate(flags.begin(), flags.end(), 0);
 }
 
-// [n_layer] 1 for the layers that are always skipped.
-std::vector<uint8_t> fixed_set(const Config & config, const std::vector<uint8_t> & skippable) {
-    const int            n_layer = int(skippable.size());
-    std::vector<uint8_t> set(skippable.size(), 0);
-    for (const int il : config.layers.value_or(std::vector<int>())) {
+// [n_layer] 1 for the layers of a list. `why_not(il)`: why a layer can't be in it; empty: it can.
+template <typename WhyNot>
+std::vector<uint8_t> fixed_set(const char * field, const std::optional<std::vector<int>> & layers, int n_layer,
+                               WhyNot why_not) {
+    std::vector<uint8_t> set(size_t(n_layer), 0);
+    for (const int il : layers.value_or(std::vector<int>())) {
         if (il >= n_layer - 1) {
-            refuse("layers: " + std::to_string(il) + " is out of range; a model of " + std::to_string(n_layer) +
-                   " layers can skip " + range(0, n_layer - 2) + " (the last layer always runs)");
+            refuse(std::string(field) + ": " + std::to_string(il) + " is out of range; a model of " +
+                   std::to_string(n_layer) + " layers can skip " + range(0, n_layer - 2) +
+                   " (the last layer always runs)");
         }
-        if (!skippable[size_t(il)]) {
-            refuse("layers: layer " + std::to_string(il) + " has no FFN block that can be skipped");
+        if (const std::string why = why_not(il); !why.empty()) {
+            refuse(std::string(field) + ": layer " + std::to_string(il) + " has no " + why);
         }
         set[size_t(il)] = 1;
     }
@@ -193,7 +195,13 @@ void set_policy(Config & config, const std::string & name) {
             list.emplace();
         }
     };
-    if (name == "fixed" || name == "fixed_plus_ffn_skip") {
+    if (name == "short_gpt") {
+        config.policy   = Policy::ffn_skip;
+        config.max_skip = 0;
+        need(config.layers);
+        config.attention_layers = config.layers;
+        config.every_row        = true;
+    } else if (name == "fixed" || name == "fixed_plus_ffn_skip") {
         config.policy   = Policy::ffn_skip;
         config.max_skip = name == "fixed" ? 0 : config.max_skip;
         need(config.layers);
@@ -206,6 +214,11 @@ void set_policy(Config & config, const std::string & name) {
     } else {
         config.policy = value_of<Policy>(k_policies, "policy", name);
     }
+}
+
+bool is_short_gpt(const Config & config) {
+    return config.policy == Policy::ffn_skip && config.max_skip == 0 && config.every_row && config.layers &&
+           config.layers == config.attention_layers;
 }
 
 void Config::validate() const {
@@ -257,6 +270,23 @@ void Config::validate() const {
     for (const int il : layers.value_or(std::vector<int>())) {
         at_least(0, "layers", il, " is negative; the first layer is 0");
     }
+    if (policy == Policy::dense && attention_layers) {
+        refuse("attention_layers: policy 'dense' leaves nothing out");
+    }
+    if (attention_layers && attention_layers->empty()) {
+        refuse("attention_layers: the list is empty; name some, or leave it out");
+    }
+    for (const int il : attention_layers.value_or(std::vector<int>())) {
+        at_least(0, "attention_layers", il, " is negative; the first layer is 0");
+    }
+    if (every_row && !(policy == Policy::channels || (policy == Policy::ffn_skip && max_skip == 0))) {
+        refuse("every_row: policy '" + std::string(policy_name(policy)) + "' chooses " +
+               (policy == Policy::dense ? "nothing" : "for each token") +
+               "; only 'ffn_skip' with max_skip 0 and 'channels' leave blocks out of every row");
+    }
+    if (every_row && !layers && !attention_layers) {
+        refuse("every_row: neither layers nor attention_layers say what is left out");
+    }
     if (!layer_thresholds) {
         return;
     }
@@ -271,7 +301,8 @@ void Config::validate() const {
     }
 }
 
-Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) {
+Settings resolve(const Config & config, const std::vector<uint8_t> & skippable,
+                 const std::vector<std::string> & no_attention) {
     config.validate();
 
     const int n_layer = int(skippable.size());
@@ -286,18 +317,26 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable) 
     out.threshold     = thresholds(config, skippable.size());
     out.candidate.assign(skippable.size(), 0);
     out.always.assign(skippable.size(), 0);
+    out.attention.assign(skippable.size(), 0);
     out.checked.assign(skippable.size(), 0);
     if (config.policy == Policy::dense) {
         return out;
     }
-    out.always    = fixed_set(config, skippable);
+    out.always    = fixed_set("layers", config.layers, n_layer, [&](int il) -> std::string {
+        return skippable[size_t(il)] ? "" : "FFN block that can be skipped";
+    });
+    out.attention = fixed_set("attention_layers", config.attention_layers, n_layer, [&](int il) -> std::string {
+        const std::string & why = no_attention[size_t(il)];
+        return why.empty() ? "" : "attention that can be left out: " + why;
+    });
     out.n_always  = count(out.always);
     out.candidate = out.always;
+    out.every_row = config.every_row;
     if (config.policy == Policy::channels) {
         set_channels(out, config);
         return out;
     }
-    if (config.layers && config.max_skip == 0) {
+    if ((config.layers || config.attention_layers) && config.max_skip == 0) {
         return out;
     }
     set_candidates(out, config, skippable);

@@ -15,6 +15,8 @@
 #include "ubatches.h"
 
 #include <algorithm>
+#include <iterator>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -39,7 +41,8 @@ int n_cores() {
 struct Controller::Impl {
     int                              n_layer = 0;
     std::vector<uint8_t>             skippable;
-    std::vector<FfnBlock>            ffn_map;
+    std::vector<std::string>         no_attention;  // [n_layer] why attention can't be left out; empty: it can
+    std::vector<Block>               blocks;
     std::string                      fingerprint;
     GraphMap                         map;  // of the model
     const llama_model *              model = nullptr;
@@ -62,7 +65,8 @@ struct Controller::Impl {
         n_layer = probe.n_layer;
         fingerprint.clear();
         skippable.clear();
-        ffn_map.clear();
+        no_attention.clear();
+        blocks.clear();
         use(dense_config(), Settings());
         store.reset();
         sequences.replaced(-1);
@@ -70,13 +74,14 @@ struct Controller::Impl {
 
         fingerprint = probe.fingerprint;
         std::vector<uint8_t> may_skip;
-        for (const Block & block : probe.map.blocks) {
-            may_skip.push_back(uint8_t(block.skippable));
-            if (block.layer >= 0) {
-                ffn_map.push_back(block);
-            }
+        std::copy_if(probe.map.blocks.begin(), probe.map.blocks.end(), std::back_inserter(blocks),
+                     [](const Block & block) { return block.layer >= 0; });
+        for (int il = 0; il < probe.map.n_layer(); ++il) {
+            const Block & attention = probe.map.blocks[size_t(block_of(il, BlockKind::attention))];
+            may_skip.push_back(uint8_t(probe.map.blocks[size_t(block_of(il, BlockKind::ffn))].skippable));
+            no_attention.push_back(attention.layer < 0 ? "the layer has none" : attention.why_not);
         }
-        recorder.set_model(int(may_skip.size()), ffn_map.size());
+        recorder.set_model({ probe.map.blocks.begin(), probe.map.blocks.end() });
         probe.require_skippable();
         skippable = may_skip;
         model     = llama_get_model(ctx);
@@ -93,6 +98,7 @@ struct Controller::Impl {
         settings = resolved;
         evaluation.channels().set_model(map, settings.channels, store);
         key = key_of(settings);
+        recorder.count_attention(settings.leaves_attention_out());
         recorder.judge(settings);
     }
 
@@ -153,6 +159,7 @@ struct Controller::Impl {
         }
         if (kinds != nullptr) {
             sequences.note(memory, rows);
+            require_no_gaps();
         } else {
             kinds = sequences.classify(memory, rows, fed, settings.warm_up_index);
             repeat_skipped(ctx);
@@ -162,43 +169,66 @@ struct Controller::Impl {
                 evaluation.channels().sequences().restart(part.seq);
             }
         }
-        llama_batch placed = rows;
-        placed.pos         = sequences.positions();
+        llama_batch placed   = rows;
+        placed.pos           = sequences.positions();
+        const int32_t status = evaluate(ctx, placed, rows.token == nullptr ? nullptr : kinds, run, [&] {
+            return std::all_of(sequences.parts().begin(), sequences.parts().end(),
+                               [&](const Sequences::Part & part) { return go_back(ctx, part.seq, part.next); });
+        });
+        if (status == 0) {
+            sequences.commit(rows, evaluation.skipped_rows(), key);
+        }
+        return status;
+    }
+
+    // run() evaluates these rows, and does so again, once undo() has taken them out of the memory, where their graph turned
+    // out to be new.
+    template <typename Run, typename Undo>
+    int32_t evaluate(llama_context * ctx, const llama_batch & rows, const RowKind * kinds, Run run, Undo undo) {
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
-            evaluation.begin_decode(placed, rows.token == nullptr ? nullptr : kinds);
+            evaluation.begin_decode(rows, kinds);
             const int32_t status = run();
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
             if (!again) {
-                if (status == 0) {
-                    sequences.commit(rows, evaluation.skipped_rows(), key);
-                }
                 return status;
             }
             llama_synchronize(
                 ctx);  // llama.cpp counts what it computed at each synchronisation: this is another decode
-            for (const Sequences::Part & part : sequences.parts()) {
-                if (!go_back(ctx, part.seq, part.next)) {
-                    throw Unsupported(
-                        "the graph of this model changed and its memory can't go back to repeat the tokens");
-                }
+            if (!undo()) {
+                throw Unsupported("the graph of this model changed and its memory can't go back to repeat the tokens");
             }
         }
         throw Unsupported("the graph of this model changes from one evaluation to the next");
     }
 
-    // Computes again what prompts of the running batch must not build on.
+    bool full() const { return reuse == Reuse::full && !settings.every_row; }  // what no row runs is in no memory
+
+    // Computes again what the running batch must not build on: its prompts, of what skipped; all of it, of what is not there.
     void repeat_skipped(llama_context * ctx) {
         for (const Sequences::Part & part : sequences.parts()) {
-            const llama_pos from = sequences.first_to_repeat(part.seq, part.next, reuse == Reuse::full, key);
-            if (!part.generated && from < part.next) {
+            const llama_pos from = part.generated ? sequences.first_gap(part.seq, part.next, key)
+                                                  : sequences.first_to_repeat(part.seq, part.next, full(), key);
+            if (from < part.next) {
                 repeat(ctx, part.seq, from, part.next);
-                sequences.repeated(part.seq);
+                sequences.repeated(part.seq, from, evaluation.left_of_prompts(), key);
             }
         }
     }
 
-    // Decodes positions [from, end) of a sequence in full; more of them where the memory of its sliding windows has gone
+    void require_no_gaps() const {
+        for (const Sequences::Part & part : sequences.parts()) {
+            const llama_pos from = sequences.first_gap(part.seq, part.next, key);
+            if (from < part.next) {
+                throw std::invalid_argument(
+                    "positions " + std::to_string(from) + " to " + std::to_string(part.next - 1) + " of sequence " +
+                    std::to_string(part.seq) +
+                    " were computed without keys and values that these settings need; decode them again first");
+            }
+        }
+    }
+
+    // Decodes positions [from, end) of a sequence as a prompt; more of them where the memory of its sliding windows has gone
     // on. Where that can't be done, nothing has been.
     void repeat(llama_context * ctx, llama_seq_id seq, llama_pos from, llama_pos end) {
         const llama_pos     begin = window_is_there(ctx, seq, from) ? from : 0;
@@ -215,10 +245,10 @@ struct Controller::Impl {
             if (batch.n_rows() < int32_t(llama_n_batch(ctx)) && pos + 1 < end) {
                 continue;
             }
-            const llama_batch rows = batch.rows();
-            evaluation.begin_decode(rows, nullptr);
-            const int32_t status = llama_decode(ctx, rows);
-            evaluation.end_decode(status == 0);
+            const llama_batch rows   = batch.rows();
+            const llama_pos   first  = rows.pos[0];
+            const int32_t     status = evaluate(
+                ctx, rows, nullptr, [&] { return llama_decode(ctx, rows); }, [&] { return go_back(ctx, seq, first); });
             if (status != 0) {
                 throw DecodeError(status);
             }
@@ -250,7 +280,7 @@ void Controller::set_config(const Config & config) {
     if (skippable.empty() && config.policy != Policy::dense) {
         throw Unsupported("policy '" + std::string(policy_name(config.policy)) + "': " + impl_->why_dense);
     }
-    impl_->use(config, resolve(config, skippable));
+    impl_->use(config, resolve(config, skippable, impl_->no_attention));
 }
 
 void Controller::write_channels(const std::string & path, Tensors tensors, int n_threads,
@@ -264,7 +294,8 @@ void Controller::write_channels(const std::string & path, Tensors tensors, int n
 
     WeightRows                   rows(impl_->weights_source.model_path, impl_->vectors);
     std::vector<ChannelFilePart> parts;
-    for (const ggml_tensor * weight : impl_->weights_of(resolve(config, impl_->skippable).channels)) {
+    for (const ggml_tensor * weight :
+         impl_->weights_of(resolve(config, impl_->skippable, impl_->no_attention).channels)) {
         parts.push_back({ weight->name, ChannelLayout(weight->type, weight->ne[0], weight->ne[1]), rows.of(weight),
                           weight->ne[2] });
     }
@@ -303,7 +334,7 @@ void Controller::restore(llama_seq_id seq, const std::string & account) {
 }
 
 llama_pos Controller::first_to_repeat(llama_seq_id seq, llama_pos end) const {
-    return impl_->sequences.first_to_repeat(seq, end, impl_->reuse == Reuse::full, impl_->key);
+    return impl_->sequences.first_to_repeat(seq, end, impl_->full(), impl_->key);
 }
 
 // ---- handed on ----
@@ -314,8 +345,8 @@ int Controller::n_layer() const {
 const std::vector<uint8_t> & Controller::skippable() const {
     return impl_->skippable;
 }
-const std::vector<FfnBlock> & Controller::ffn_map() const {
-    return impl_->ffn_map;
+const std::vector<Block> & Controller::blocks() const {
+    return impl_->blocks;
 }
 std::vector<LayerInput> Controller::channel_inputs() const {
     std::vector<LayerInput> inputs;

@@ -23,14 +23,16 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) 
     skippable_   = false;
     any_skipped_ = false;
     decoding_    = true;
+    prompt_.begin_full(settings_);
+    const size_t n_batch = size_t(batch.n_tokens);
+    skipped_.assign(n_batch, Left::nothing);
     if (kinds == nullptr) {
+        skippable_ = prompt_.may_skip();
         return;
     }
-    const size_t n_batch = size_t(batch.n_tokens);
     recorder_.begin_decode(batch.n_tokens);
     ubatches_.begin(batch);
     rows_.resize(std::max(rows_.size(), n_batch));
-    skipped_.resize(n_batch);
     const bool channels = channels_.any();
     if (channels) {
         channels_.begin_decode(batch, kinds);
@@ -40,10 +42,10 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) 
         skippable_      = skippable_ || (channels && channels_.row(i) != ChannelRow::full);
         if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
             rows_[i].begin(settings_, batch.pos == nullptr ? int32_t(i) : batch.pos[i], batch.token[i]);
-            skippable_ = true;
         } else {
-            rows_[i].begin_full();
+            rows_[i].begin_full(settings_);
         }
+        skippable_ = skippable_ || rows_[i].may_skip();
     }
 }
 
@@ -56,15 +58,25 @@ bool Evaluation::end_decode(bool succeeded) {
         end_evaluation();
     }
     following_ = false;
-    if (!succeeded || repeat_ || kinds == nullptr) {
+    if (!succeeded || repeat_) {
         return succeeded && repeat_;
     }
-    recorder_.commit(rows_, kinds, int32_t(skipped_.size()));
+    if (kinds != nullptr) {
+        recorder_.commit(rows_, kinds, int32_t(skipped_.size()));
+    }
     for (size_t i = 0; i < skipped_.size(); ++i) {
-        skipped_[i]  = uint8_t(rows_[i].skips_any());
-        any_skipped_ = any_skipped_ || skipped_[i] != 0;
+        skipped_[i]  = left_by(kinds == nullptr ? prompt_ : rows_[i]);
+        any_skipped_ = any_skipped_ || skipped_[i] != Left::nothing;
     }
     return false;
+}
+
+Left Evaluation::left_by(const TokenState & row) {
+    return row.leaves_gaps() ? Left::gaps : row.skips_any() ? Left::skipped : Left::nothing;
+}
+
+Left Evaluation::left_of_prompts() const {
+    return left_by(prompt_);
 }
 
 void Evaluation::abandon() {
@@ -97,26 +109,29 @@ bool Evaluation::ask(ggml_tensor * node) {
 
 void Evaluation::begin(const ggml_tensor * token_ids) {
     end_evaluation();
-    if (kinds_ == nullptr || !skippable_) {
+    if (!skippable_) {
         return;
     }
     n_rows_ = int32_t(token_ids->ne[0]);
-    ubatch_ = ubatches_.next(read_ids(*buffers_, token_ids, token_ids_), n_rows_);
-    if (ubatch_ == nullptr) {
+    ubatch_ = kinds_ == nullptr ? nullptr : ubatches_.next(read_ids(*buffers_, token_ids, token_ids_), n_rows_);
+    if (ubatch_ == nullptr && kinds_ != nullptr) {
         throw Unsupported("llama.cpp split a batch of " + std::to_string(skipped_.size()) +
                           " tokens in a way that is not known");
     }
-    const auto concerned = [&](int32_t i) {
-        return rows_[size_t(i)].may_skip() || (channels_.any() && channels_.row(size_t(i)) != ChannelRow::full);
-    };
-    if (std::any_of(ubatch_, ubatch_ + n_rows_, concerned)) {
+    if (kinds_ == nullptr || concerns_rows()) {
         following_ = true;
-        if (channels_.any()) {
+        if (channels_.any() && kinds_ != nullptr) {
             channels_.begin(ubatch_, n_rows_);
         }
-        layer_ = -1;
+        block_ = -1;
         follower_.begin();
     }
+}
+
+bool Evaluation::concerns_rows() const {
+    return std::any_of(ubatch_, ubatch_ + n_rows_, [&](int32_t i) {
+        return rows_[size_t(i)].may_skip() || (channels_.any() && channels_.row(size_t(i)) != ChannelRow::full);
+    });
 }
 
 // Remembers a structure that turned out to be new.
@@ -137,18 +152,26 @@ void Evaluation::end_evaluation() {
         }
     }
     for (const Block & block : learnt.blocks) {
-        if (block.layer >= 0 && settings_.candidate[size_t(block.layer)] && !block.skippable) {
-            throw Unsupported("layer " + std::to_string(block.layer) + " can no longer be skipped: " + block.why_not);
+        const bool   ffn    = block.kind == BlockKind::ffn;
+        const auto & wanted = ffn ? settings_.candidate : settings_.attention;
+        if (block.layer >= 0 && wanted[size_t(block.layer)] && !block.skippable) {
+            throw Unsupported(std::string(ffn ? "" : "attention of ") + "layer " + std::to_string(block.layer) +
+                              " can no longer be skipped: " + block.why_not);
         }
     }
 }
 
 bool Evaluation::edit(ggml_tensor * node, const Node & known) {
-    if (known.layer != layer_) {
-        enter(known.layer);
+    if (known.block != block_) {
+        enter(known.block);
     }
-    const Block & block = follower_.block(layer_);
+    const FoundBlock & block = follower_.block(block_);
     switch (known.role) {
+        case Role::cached:
+            if (gap_) {
+                leave_out(node);
+            }
+            return false;
         case Role::body:
         case Role::branch:
             if (drop_) {
@@ -158,7 +181,7 @@ bool Evaluation::edit(ggml_tensor * node, const Node & known) {
         case Role::residual_add:
             if (drop_) {
                 pass_h(node, block.h_src);
-                recorder_.dropped(block.bytes_per_token);
+                recorder_.dropped(block_, gap_);
             }
             return tasks_.any_checks && block.output == block.residual_add;
         case Role::layer_output:
@@ -170,27 +193,31 @@ bool Evaluation::edit(ggml_tensor * node, const Node & known) {
 }
 
 bool Evaluation::concerns_channels(const Node & known) const {
-    return (known.product >= 0 && channels_.active(input_of(known.product))) ||
-           (known.input >= 0 && channels_.active(known.input));
+    return ubatch_ != nullptr && ((known.product >= 0 && channels_.active(input_of(known.product))) ||
+                                  (known.input >= 0 && channels_.active(known.input)));
 }
 
 // The first node of a block: all that is known of its input is known now.
-void Evaluation::enter(int layer) {
-    layer_            = layer;
+void Evaluation::enter(int block) {
+    block_            = block;
     tasks_.n_rows     = n_rows_;
     tasks_.any_checks = false;
     tasks_.checks.resize(size_t(n_rows_));
     tasks_.skips.resize(size_t(n_rows_));
-    int32_t n_skip = 0;
+    const bool ffn    = kind_of(block) == BlockKind::ffn;
+    int32_t    n_skip = 0;
+    gap_              = true;
     for (int32_t r = 0; r < n_rows_; ++r) {
-        const bool skips         = row(r).skips(layer_);
-        const bool checks        = !skips && row(r).checks(layer_);
+        const bool skips         = row(r).skips(block);
+        const bool checks        = !skips && ffn && row(r).checks(layer_of(block));
         tasks_.skips[size_t(r)]  = uint8_t(skips);
         tasks_.checks[size_t(r)] = uint8_t(checks);
         tasks_.any_checks        = tasks_.any_checks || checks;
         n_skip += skips;
+        gap_ = gap_ && row(r).leaves_gaps();
     }
-    drop_            = n_skip == n_rows_ && !follower_.block(layer_).fetches_experts;
+    drop_            = n_skip == n_rows_ && !follower_.block(block).fetches_experts;
+    gap_             = gap_ && drop_;
     tasks_.any_skips = n_skip > 0 && !drop_;
 }
 
@@ -200,7 +227,7 @@ void Evaluation::observe(ggml_tensor * node) {
     if (!following_) {
         return;
     }
-    if (asked_->input >= 0 && channels_.active(asked_->input)) {
+    if (ubatch_ != nullptr && asked_->input >= 0 && channels_.active(asked_->input)) {
         channels_.observe(node, asked_->input, follower_);
         return;
     }
@@ -209,8 +236,8 @@ void Evaluation::observe(ggml_tensor * node) {
                           " rows for " + std::to_string(n_rows_) + " tokens");
     }
     // f is there, or h + f where f was kept for it.
-    const Block & block      = follower_.block(layer_);
-    const float * similarity = nullptr;
+    const FoundBlock & block      = follower_.block(block_);
+    const float *      similarity = nullptr;
     if (node != follower_.seen(block.branch)) {
         similarity = comparison_.after_add(node, tasks_);
     } else if (block.output < 0) {
@@ -222,8 +249,8 @@ void Evaluation::observe(ggml_tensor * node) {
     // Algorithm 1, for the rows that check.
     for (int32_t r = 0; r < n_rows_; ++r) {
         if (tasks_.checks[size_t(r)]) {
-            row(r).observe(settings_, layer_, similarity[r]);
-            recorder_.checked(ubatch_[r], layer_, similarity[r]);
+            row(r).observe(settings_, block.layer, similarity[r]);
+            recorder_.checked(ubatch_[r], block.layer, similarity[r]);
         }
     }
 }

@@ -1,5 +1,5 @@
 // Carries out what the rows of a batch want while its graphs are evaluated: asks the rows' policies, edits the nodes of
-// FFN blocks, and shows the rows what they wanted to see. Where in a graph it is, the GraphFollower knows.
+// blocks, and shows the rows what they wanted to see. Where in a graph it is, the GraphFollower knows.
 //
 // One decode is one or more evaluations, one per ubatch; nothing announces one but its first node, which reads the
 // token embeddings.
@@ -12,6 +12,7 @@
 #include "graph_follower.h"
 #include "policy.h"
 #include "recorder.h"
+#include "sequences.h"
 #include "ubatches.h"
 
 #include <llama.h>
@@ -33,7 +34,8 @@ public:
     ChannelEvaluation & channels() { return channels_; }
 
     // ---- a decode ----
-    // `kinds` of the batch's rows; null: all prompt, and nothing is counted. Both stay as they are until end_decode().
+    // `kinds` of the batch's rows; null: all prompt, and nothing is counted; its rows need no tokens then. Both stay as they
+    // are until end_decode().
     void begin_decode(const llama_batch & batch, const RowKind * kinds);
     // True if the batch met a graph of unknown structure, which is known now: decode it again.
     // Throws Unsupported if that graph does not allow what the settings want.
@@ -41,8 +43,10 @@ public:
     // The rest of the decode runs in full and does not count.
     void abandon();
 
-    // [n_batch] of the decode that ended last: 1 where the row skipped an FFN block; null where none did.
-    const std::vector<uint8_t> * skipped_rows() const { return any_skipped_ ? &skipped_ : nullptr; }
+    // [n_batch] of the decode that ended last; null where no row skipped anything.
+    const std::vector<Left> * skipped_rows() const { return any_skipped_ ? &skipped_ : nullptr; }
+    // What rows of prompts leave out.
+    Left left_of_prompts() const;
     // Whether something was evaluated outside of begin_decode() and end_decode() since the last call.
     bool take_unknown_decode() { return std::exchange(unknown_decode_, false); }
 
@@ -55,9 +59,12 @@ private:
     void end_evaluation();
     bool edit(ggml_tensor * node, const Node & known);
     bool concerns_channels(const Node & known) const;
-    void enter(int layer);
+    bool concerns_rows() const;
+    void enter(int block);
 
-    TokenState & row(int64_t r) { return rows_[size_t(ubatch_[r])]; }
+    static Left left_by(const TokenState & row);
+
+    TokenState & row(int64_t r) { return kinds_ == nullptr ? prompt_ : rows_[size_t(ubatch_[r])]; }
 
     const Settings & settings_;
     Recorder &       recorder_;
@@ -70,7 +77,8 @@ private:
     const RowKind *         kinds_     = nullptr;
     bool                    skippable_ = false;  // some row may skip
     std::vector<TokenState> rows_;               // at least [n_batch]
-    std::vector<uint8_t>    skipped_;            // [n_batch]
+    TokenState              prompt_;             // any row, where all are prompt
+    std::vector<Left>       skipped_;            // [n_batch]
     bool                    any_skipped_    = false;
     bool                    repeat_         = false;
     bool                    decoding_       = false;
@@ -81,13 +89,14 @@ private:
     // ---- the running evaluation ---- Blocks are skipped and checked, as far as the structure of the graph is known;
     // if not, the batch will be repeated. Else edits of earlier evaluations are undone, nothing else.
     bool            following_ = false;
-    const int32_t * ubatch_    = nullptr;  // [n_rows] its rows, as numbers in the batch
+    const int32_t * ubatch_    = nullptr;  // [n_rows] its rows, as numbers in the batch; null where all are prompt
     int32_t         n_rows_    = 0;
     const Node *    asked_     = nullptr;  // what is known of the node asked about last
 
     // ---- the current block ----
-    int      layer_ = -1;
+    int      block_ = -1;     // its number
     bool     drop_  = false;  // every row skips it
+    bool     gap_   = false;  // and leaves its cells of the cache as they were
     RowTasks tasks_;          // where it is computed: who checks it, and who skips it none the less
 
     std::unique_ptr<Buffers> buffers_ = ggml_buffers();

@@ -29,7 +29,7 @@ const Node * GraphFollower::next(ggml_tensor * node) {
     }
     if (!learning_) {
         learning_ = true;
-        learner_  = GraphLearner(int(maps_.front().blocks.size()));
+        learner_  = GraphLearner(maps_.front().n_layer());
         for (size_t i = 0; i < n_seen_; ++i) {
             restore(seen_[i]);
             learner_.add(seen_[i]);

@@ -24,8 +24,8 @@ public:
     const GraphMap & keep_learnt();
 
     // Of the structure that is followed.
-    const Block & block(int layer) const { return maps_.front().blocks[size_t(layer)]; }
-    const Input & input(int number) const { return maps_.front().inputs[size_t(number)]; }
+    const FoundBlock & block(int number) const { return maps_.front().blocks[size_t(number)]; }
+    const Input &      input(int number) const { return maps_.front().inputs[size_t(number)]; }
     // Node number `index` of this evaluation, which has passed.
     ggml_tensor * seen(int index) const { return seen_[size_t(index)]; }
 

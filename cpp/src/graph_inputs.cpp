@@ -82,7 +82,7 @@ void GraphLearner::take_product(const ggml_tensor * node) {
     const bool experts = node->op == GGML_OP_MUL_MAT_ID;
     const int  index   = int(seen_.size()) - 1;
     const int  number = experts || node->op == GGML_OP_MUL_MAT ? product_number(original_name(node->src[0]->name)) : -1;
-    if (number < 0 || number >= int(map_.blocks.size()) * k_products_per_layer || experts != is_of_experts(number)) {
+    if (number < 0 || number >= map_.n_layer() * k_products_per_layer || experts != is_of_experts(number)) {
         return;
     }
     const Seen & seen  = seen_.back();
@@ -101,7 +101,7 @@ void GraphLearner::take_product(const ggml_tensor * node) {
 }
 
 void GraphLearner::find_inputs() {
-    map_.inputs.resize(map_.blocks.size() * k_input_kinds);
+    map_.inputs.resize(size_t(map_.n_layer() * k_input_kinds));
     for (const Product & product : products_) {
         join(map_.inputs[size_t(input_of(product.number))], product);
     }
@@ -110,7 +110,7 @@ void GraphLearner::find_inputs() {
         if (!input.usable()) {
             continue;
         }
-        input.normalised = is_normalised(map_.blocks[number / k_input_kinds]);
+        input.normalised = is_normalised(map_.blocks[size_t(block_of(int(number) / k_input_kinds, BlockKind::ffn))]);
         if (input.n_experts_used > 0) {
             map_.nodes[size_t(std::max(input.node, input.ids))].input = int16_t(number);
             continue;
@@ -181,7 +181,7 @@ void GraphLearner::require_only_readers(Input & input, int number) {
 }
 
 // Models that do so with the FFN's result do so with attention's.
-bool GraphLearner::is_normalised(const Block & block) const {
+bool GraphLearner::is_normalised(const FoundBlock & block) const {
     const auto is_product = [&](int node) {
         return std::any_of(products_.begin(), products_.end(), [&](const Product & p) { return p.node == node; });
     };

@@ -39,6 +39,28 @@ bool is_weight(const ggml_tensor * tensor) {
            (usage_of(tensor) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS || weight_name(tensor->name).layer >= 0);
 }
 
+// The context's memory that `node` is a part of; null: none. Other memory that nodes are views of is that of weights or of
+// other nodes.
+const ggml_tensor * cache_of(const ggml_tensor * node) {
+    const ggml_tensor * root  = node->view_src;
+    const bool          other = root == nullptr || root->op != GGML_OP_NONE ||
+                                usage_of(root) == GGML_BACKEND_BUFFER_USAGE_COMPUTE || is_weight(root);
+    return other ? nullptr : root;
+}
+
+bool is_write(ggml_op op) {
+    return op == GGML_OP_SET_ROWS || op == GGML_OP_CPY;
+}
+
+// Of all reasons the first.
+void refuse(Block & block, const std::string & why) {
+    block.why_not = block.why_not.empty() ? why : block.why_not;
+}
+
+std::string name_of(BlockKind kind) {
+    return kind == BlockKind::ffn ? "FFN" : "attention";
+}
+
 }  // namespace
 
 bool matches(const Node & expected, const ggml_tensor * node, ggml_tensor * const * seen) {
@@ -74,14 +96,9 @@ GraphLearner::Operand GraphLearner::operand(const ggml_tensor * src) const {
     return out;
 }
 
-void GraphLearner::mark(int node, Role role, int layer) {
-    map_.nodes[size_t(node)].role  = role;
-    map_.nodes[size_t(node)].layer = int16_t(layer);
-}
-
-void GraphLearner::refuse(int layer, const std::string & why) {
-    std::string & why_not = map_.blocks[size_t(layer)].why_not;
-    why_not               = why_not.empty() ? why : why_not;
+void GraphLearner::mark(int node, Role role, const Block & block) {
+    place(node, block).role  = role;
+    place(node, block).block = number_of(block);
 }
 
 void GraphLearner::add(const ggml_tensor * node) {
@@ -114,6 +131,8 @@ void GraphLearner::add(const ggml_tensor * node) {
     }
     // An operation in place, or one that writes a cache, is in the memory of another tensor.
     seen.removable  = !is_view(node->op) && node->view_src == nullptr && (node->flags & GGML_TENSOR_FLAG_OUTPUT) == 0;
+    seen.cache      = cache_of(node);
+    seen.writes     = seen.cache != nullptr && is_write(node->op);
     seen.activation = node->type == GGML_TYPE_F32 && node->ne[0] == n_embd_ && ggml_is_contiguous(node);
     seen.vectors    = node->type == GGML_TYPE_F32 && ggml_is_contiguous(node) && node->ne[2] == 1 && node->ne[3] == 1;
     if (const ggml_backend_buffer_t buffer = buffer_of(node); buffer != nullptr && !is_view(node->op)) {
@@ -121,7 +140,8 @@ void GraphLearner::add(const ggml_tensor * node) {
     }
     index_[node]         = int32_t(seen_.size()) - 1;
     by_name_[node->name] = int32_t(seen_.size()) - 1;
-    derive(node, operands);
+    derive(node, operands, BlockKind::attention);
+    derive(node, operands, BlockKind::ffn);
     take_product(node);
     for (const Operand & op : operands) {
         if (op.copied) {
@@ -130,16 +150,18 @@ void GraphLearner::add(const ggml_tensor * node) {
     }
 }
 
-// The residual add of `layer`: f + h, where h is a node that no FFN weight of the layer has touched. That h is no
+// The residual add of a block: f + h, where h is a node that no weight of the block has touched. That h is no
 // weight matters in batches of one row: biases of experts or of norms then have the shape of h.
-bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int layer,
+bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int block,
                                    int & h) const {
     if (node->op != GGML_OP_ADD || operands.size() != 2 || !ggml_are_same_shape(node->src[0], node->src[1]) ||
         !seen_.back().activation) {
         return false;
     }
-    const auto touched = [&](int k) { return seen_[size_t(operands[size_t(k)].node)].layer == layer; };
-    const auto usable  = [](const Operand & op) {
+    const auto touched = [&](int k) {
+        return seen_[size_t(operands[size_t(k)].node)].places[size_t(kind_of(block))].derived == block;
+    };
+    const auto usable = [](const Operand & op) {
         return op.tensor->type == GGML_TYPE_F32 && ggml_is_contiguous(op.tensor);
     };
     if (operands[0].node < 0 || operands[1].node < 0 || touched(0) == touched(1)) {
@@ -149,47 +171,51 @@ bool GraphLearner::is_residual_add(const ggml_tensor * node, const std::vector<O
     return usable(operands[0]) && usable(operands[1]);
 }
 
-// Finds out whether `node`, the last one added, belongs to an FFN block.
-void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> & operands) {
-    const std::string name  = "node '" + std::string(node->name) + "' ";
-    int               layer = -1;
+// Finds out whether `node`, the last one added, belongs to a block of this kind.
+void GraphLearner::derive(const ggml_tensor * node, const std::vector<Operand> & operands, BlockKind kind) {
+    const std::string name   = "node '" + std::string(node->name) + "' ";
+    int               number = -1;
     for (const Operand & op : operands) {
-        const int from = layer_of(op);
-        if (from >= 0 && layer >= 0 && from != layer) {
-            refuse(layer,
-                   name + "reads the FFN blocks of layers " + std::to_string(layer) + " and " + std::to_string(from));
+        const int from = origin(op, kind);
+        if (from >= 0 && number >= 0 && from != number) {
+            refuse(map_.blocks[size_t(number)], name + "reads the " + name_of(kind) + " blocks of layers " +
+                                                    std::to_string(layer_of(number)) + " and " +
+                                                    std::to_string(layer_of(from)));
         }
-        layer = from >= 0 ? from : layer;
+        number = from >= 0 ? from : number;
     }
-    if (layer < 0) {
+    if (number < 0) {
         return;
     }
-    Block & block = map_.blocks[size_t(layer)];
+    FoundBlock & block = map_.blocks[size_t(number)];
     if (block.residual_add >= 0) {
-        refuse(layer, name + "reads the FFN block after its residual add");
+        refuse(block, name + "reads the " + name_of(kind) + " block after its residual add");
         return;
     }
-    block.layer = layer;
-    if (int h = -1; is_residual_add(node, operands, layer, h)) {
+    block.layer = layer_of(number);
+    block.kind  = kind;
+    if (int h = -1; is_residual_add(node, operands, number, h)) {
         end_block(block, node, operands, h);
     } else {
         take_in(block, node, operands);
     }
 }
 
-// The layer whose FFN block an operand comes from; -1: none.
-int GraphLearner::layer_of(const Operand & op) const {
+// The block of this kind that an operand comes from; -1: none.
+int GraphLearner::origin(const Operand & op, BlockKind kind) const {
     if (op.weight) {
         const auto [layer, part] = weight_name(op.tensor->name);
-        return part == Part::ffn && layer < int(map_.blocks.size()) ? layer : -1;
+        const bool ours          = part == (kind == BlockKind::ffn ? Part::ffn : Part::attention);
+        return ours && layer < map_.n_layer() ? block_of(layer, kind) : -1;
     }
-    return op.node >= 0 ? seen_[size_t(op.node)].layer : -1;
+    return op.node >= 0 ? seen_[size_t(op.node)].places[size_t(kind)].derived : -1;
 }
 
 // `node`, the last one added, is the residual add of the block; its operand `h` is h.
-void GraphLearner::end_block(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands, int h) {
+void GraphLearner::end_block(FoundBlock & block, const ggml_tensor * node, const std::vector<Operand> & operands,
+                             int h) {
     const int index = int(seen_.size()) - 1;
-    mark(index, Role::residual_add, block.layer);
+    mark(index, Role::residual_add, block);
     block.residual_add = index;
     block.h_src        = h;
     block.h            = operands[size_t(h)].node;
@@ -201,36 +227,41 @@ void GraphLearner::end_block(Block & block, const ggml_tensor * node, const std:
         block.output = index;
     }
     if (ggml_nrows(node) != n_tokens_) {
-        refuse(block.layer, "the residual add has " + std::to_string(ggml_nrows(node)) + " rows for " +
-                                std::to_string(n_tokens_) + " tokens");
+        refuse(block, "the residual add has " + std::to_string(ggml_nrows(node)) + " rows for " +
+                          std::to_string(n_tokens_) + " tokens");
     }
 }
 
 // `node`, the last one added, is computed for the block: it must be one that can be left out.
-void GraphLearner::take_in(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands) {
-    const std::string name = "node '" + std::string(node->name) + "' of the FFN block ";
-    mark(int(seen_.size()) - 1, Role::body, block.layer);
-    seen_.back().layer    = block.layer;
+void GraphLearner::take_in(FoundBlock & block, const ggml_tensor * node, const std::vector<Operand> & operands) {
+    const std::string name  = "node '" + std::string(node->name) + "' of the " + name_of(block.kind) + " block ";
+    const int         index = int(seen_.size()) - 1;
+    mark(index, Role::body, block);
+    place(index, block).derived = number_of(block);
     block.fetches_experts = block.fetches_experts || (node->op == GGML_OP_MUL_MAT_ID && is_copy(node->src[0]->name));
     for (const Operand & op : operands) {
         if (op.weight && is_spread(op.tensor)) {
-            refuse(block.layer, "its weights are spread over devices (split mode 'tensor')");
+            refuse(block, "its weights are spread over devices (split mode 'tensor')");
         }
-        if (op.weight && weight_name(op.tensor->name).part == Part::other) {
-            refuse(block.layer, name + "reads '" + op.tensor->name + "'");
+        if (op.weight && !may_read(block.kind, op.tensor->name)) {
+            refuse(block, name + "reads '" + op.tensor->name + "'");
         }
     }
     if ((node->flags & GGML_TENSOR_FLAG_OUTPUT) != 0) {
-        refuse(block.layer, name + "is an output of the graph");
+        refuse(block, name + "is an output of the graph");
     }
-    const bool writes = node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_CPY;
-    if (writes && node->view_src != nullptr && usage_of(node) != GGML_BACKEND_BUFFER_USAGE_COMPUTE) {
-        refuse(block.layer, name + "writes a cache");
+    if (!seen_[size_t(index)].writes) {
+        return;
+    }
+    if (block.kind == BlockKind::ffn) {
+        refuse(block, name + "writes a cache");
+    } else if (node->op != GGML_OP_SET_ROWS) {
+        refuse(block, name + "writes a recurrent state");
     }
 }
 
 // Parallel attention and FFN: the sum of f and one part of the residual is read by nothing but another such add.
-void GraphLearner::find_output(Block & block) {
+void GraphLearner::find_output(FoundBlock & block) {
     std::vector<size_t> readers;
     for (size_t i = size_t(block.residual_add) + 1; i < seen_.size(); ++i) {
         const auto & operands = seen_[i].operands;
@@ -241,23 +272,24 @@ void GraphLearner::find_output(Block & block) {
     }
     const auto & operands = seen_[readers[0]].operands;
     if (operands.size() == 2 && seen_[size_t(operands[0])].activation && seen_[size_t(operands[1])].activation) {
-        mark(int(readers[0]), Role::layer_output, block.layer);
+        mark(int(readers[0]), Role::layer_output, block);
         block.residual = "parallel";
         block.output   = int(readers[0]);
     }
 }
 
 // What is computed for the block alone, such as the norm of its input, is left out with it.
-void GraphLearner::take_in_feeders(const Block & block) {
+void GraphLearner::take_in_feeders(const FoundBlock & block) {
     constexpr uint8_t    k_block = 1, k_rest = 2;
     std::vector<uint8_t> readers(seen_.size(), 0);
     for (size_t i = seen_.size(); i-- > 0;) {
-        const Node & node   = map_.nodes[i];
-        bool         inside = node.layer == block.layer && node.role == Role::body;
-        if (node.role == Role::none && readers[i] == k_block) {
-            inside = seen_[i].removable || is_view(node.op);  // a view is left as it is, and hands on what reads it
+        const ggml_op op     = map_.nodes[i].op;
+        const Place & of     = place(int(i), block);
+        bool          inside = belongs(int(i), block) && of.role == Role::body;
+        if (of.role == Role::none && readers[i] == k_block) {
+            inside = seen_[i].removable || is_view(op);  // a view is left as it is, and hands on what reads it
             if (seen_[i].removable) {
-                mark(int(i), Role::body, block.layer);
+                mark(int(i), Role::body, block);
             }
         }
         for (const int32_t operand : seen_[i].operands) {
@@ -266,53 +298,135 @@ void GraphLearner::take_in_feeders(const Block & block) {
     }
 }
 
-void GraphLearner::describe(Block & block) {
-    bool gated = false, experts = false, shared = false;
+// What the block writes into the cache comes from here.
+void GraphLearner::find_cached(const FoundBlock & block) {
+    std::vector<uint8_t> wanted(seen_.size(), 0);
+    for (size_t i = seen_.size(); i-- > 0;) {
+        const bool inside = belongs(int(i), block) && place(int(i), block).role == Role::body;
+        wanted[i]         = wanted[i] || (inside && seen_[i].writes);
+        if (!wanted[i]) {
+            continue;
+        }
+        if (inside) {
+            mark(int(i), Role::cached, block);
+        }
+        for (const int32_t operand : seen_[i].operands) {
+            wanted[size_t(operand)] = 1;
+        }
+    }
+}
+
+// Attention that has no node in common with an FFN, and whose keys and values no other layer reads.
+void GraphLearner::require_attention_alone(FoundBlock & block) {
+    bool                                    attends = false;
+    std::unordered_set<const ggml_tensor *> written;
     for (size_t i = 0; i < seen_.size(); ++i) {
-        const Node & node = map_.nodes[i];
-        Seen &       seen = seen_[i];
-        if (node.layer != block.layer) {
+        if (!belongs(int(i), block)) {
+            continue;
+        }
+        const ggml_op op = map_.nodes[i].op;
+        attends          = attends || op == GGML_OP_SOFT_MAX || op == GGML_OP_FLASH_ATTN_EXT;
+        if (seen_[i].places[size_t(BlockKind::ffn)].role != Role::none) {
+            refuse(block, "attention and FFN are parallel: they are added to the residual together");
+        }
+        if (seen_[i].writes) {
+            written.insert(seen_[i].cache);
+        }
+    }
+    if (!attends) {
+        refuse(block, "it is no standard attention: no node of it is a softmax");
+    }
+    for (size_t i = 0; i < seen_.size(); ++i) {
+        const auto reads = [&](int32_t operand) { return written.count(seen_[size_t(operand)].cache) != 0; };
+        if (!belongs(int(i), block) && !is_view(map_.nodes[i].op) &&
+            std::any_of(seen_[i].operands.begin(), seen_[i].operands.end(), reads)) {
+            const int reader = place(int(i), block).block;
+            refuse(block, "its keys and values are read by " +
+                              (reader < 0 ? "others" : "layer " + std::to_string(layer_of(reader))) + " too");
+        }
+    }
+}
+
+void GraphLearner::describe(FoundBlock & block) {
+    bool gated = false, experts = false, shared = false, fused = false, latent = false;
+    for (size_t i = 0; i < seen_.size(); ++i) {
+        const ggml_op op   = map_.nodes[i].op;
+        Seen &        seen = seen_[i];
+        if (!belongs(int(i), block)) {
             continue;
         }
         // Each device that computes a node of a block has to show that it honours the edits.
         if (const std::string & fault = seen.device ? device_fault_(*seen.device) : std::string(); !fault.empty()) {
-            refuse(block.layer, fault);
+            refuse(block, fault);
         }
-        if (node.role != Role::body) {
+        const Role role = place(int(i), block).role;
+        if (role != Role::body && role != Role::cached) {
             continue;
         }
-        gated   = gated || node.op == GGML_OP_GLU;
-        experts = experts || node.op == GGML_OP_MUL_MAT_ID;
+        gated   = gated || op == GGML_OP_GLU;
+        experts = experts || op == GGML_OP_MUL_MAT_ID;
         block.bytes_per_token += seen.bytes;
-        for (FfnWeight & weight : seen.weights) {
-            shared = shared || weight.name.find("shexp") != std::string::npos ||
-                     weight.name.find("chexps") != std::string::npos;
-            block.weights.push_back(std::move(weight));
+        block.bytes_of_cache += role == Role::cached ? seen.bytes : 0;
+        for (const BlockWeight & weight : seen.weights) {
+            const auto has = [&](const char * stem) { return weight.name.find(stem) != std::string::npos; };
+            shared         = shared || has("shexp") || has("chexps");
+            fused          = fused || has("attn_qkv");
+            latent         = latent || has("attn_kv_a");
+            block.weights.push_back(weight);
         }
     }
-    block.kind = experts ? (shared ? "experts + shared" : "experts") : gated ? "gated" : "plain";
+    if (block.kind == BlockKind::ffn) {
+        block.form = experts ? (shared ? "experts + shared" : "experts") : gated ? "gated" : "plain";
+    } else {
+        block.form = latent ? "latent" : fused ? "fused" : "separate";
+    }
+}
+
+// Of the blocks that can be skipped.
+void GraphLearner::take_roles() {
+    for (size_t i = 0; i < seen_.size(); ++i) {
+        for (const Place & place : seen_[i].places) {
+            if (place.role != Role::none && map_.blocks[size_t(place.block)].skippable) {
+                map_.nodes[i].role  = place.role;
+                map_.nodes[i].block = int16_t(place.block);
+            }
+        }
+    }
 }
 
 GraphMap GraphLearner::finish() {
-    for (Block & block : map_.blocks) {
+    for (FoundBlock & block : map_.blocks) {
         if (block.layer < 0) {
             continue;
         }
-        if (block.residual_add >= 0) {
+        if (block.residual_add < 0) {
+            refuse(block, "no residual add was found");
+            continue;
+        }
+        take_in_feeders(block);
+        if (block.kind == BlockKind::ffn) {
             find_output(block);
-            take_in_feeders(block);
         } else {
-            refuse(block.layer, "no residual add was found");
+            find_cached(block);
+        }
+    }
+    for (FoundBlock & block : map_.blocks) {
+        if (block.layer < 0) {
+            continue;
+        }
+        if (block.kind == BlockKind::attention) {
+            require_attention_alone(block);
         }
         describe(block);
         if (block.branch >= 0) {
-            map_.nodes[size_t(block.branch)].role = Role::branch;
+            place(block.branch, block).role = Role::branch;
         }
-        if (&block == &map_.blocks.back()) {
+        if (block.layer == map_.n_layer() - 1) {
             block.why_not = "it is of the last layer, which always runs";
         }
         block.skippable = block.why_not.empty();
     }
+    take_roles();
     find_inputs();
     return std::move(map_);
 }

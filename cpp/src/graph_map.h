@@ -1,19 +1,23 @@
-// Where the FFN blocks are in the graph of a decode.
+// Where the attention and FFN blocks are in the graph of a decode.
 //
 // A GraphMap describes a graph by structure alone: for each node, in the order the scheduler visits them, the
 // operation and which earlier nodes it reads. It holds no address of a node, so it fits every graph of that structure,
 // whatever its batch size and however often libllama has built it anew. Weights are told apart by address: those
 // belong to the model and stay.
 //
-// The FFN block of layer L is what is derived from the weights blk.L.ffn_*, up to the residual add. Three shapes:
+// The FFN block of layer L is what is derived from the weights blk.L.ffn_*, up to the residual add, and the attention
+// block what is derived from blk.L.attn_*. Three shapes:
 //
 //   sequential   h ----> norm, FFN ----> f       out = f + h
 //   in place     the same                        out = h + f, written over h
 //   parallel     attention a and FFN f from x    out = (f + x) + a            h = x + a exists only as out - f
+//
+// Each kind is looked for as if the other were not there. What both lay claim to is the FFN's, and the attention block
+// is refused.
 #pragma once
 
 #include "device_check.h"
-#include "ffnskip/ffn_map.h"
+#include "ffnskip/blocks.h"
 #include "tensor_names.h"
 
 #include <ggml.h>
@@ -27,23 +31,24 @@
 
 namespace ffnskip {
 
-// What a node is to the FFN block of its layer.
+// What a node is to a block.
 enum class Role : uint8_t {
     none,
-    body,          // computed for the FFN alone: left out when the block is skipped
-    branch,        // body, and its result is f, the FFN's part of the residual
+    body,          // computed for the block alone: left out when it is skipped
+    cached,        // body that keys and values come from: left out when they aren't written either
+    branch,        // body, and its result is f, the block's part of the residual
     residual_add,  // adds f to the residual
     layer_output,  // parallel blocks: the later add whose result is h + f
 };
 
 struct Node {
-    static constexpr int     k_src  = 3;   // operands compared; no FFN operation of ggml has more that are nodes
+    static constexpr int     k_src  = 3;   // operands compared; they tell structures apart
     static constexpr int32_t k_none = -1;  // no operand
     static constexpr int32_t k_leaf = -2;  // a weight, an input, a cache or a copy made by the scheduler
 
     ggml_op             op         = GGML_OP_NONE;
     Role                role       = Role::none;
-    int16_t             layer      = -1;                          // of the block, where role is not none
+    int16_t             block      = -1;                          // its number, where role is not none
     int32_t             src[k_src] = { k_none, k_none, k_none };  // index of the operand's node, or a constant above
     const ggml_tensor * weight     = nullptr;                     // operand 0, where that is a weight
     int16_t             product    = -1;  // product_number(): some input channels may be left out
@@ -51,7 +56,7 @@ struct Node {
 };
 
 // What users are told of a block, and where it is. Layer -1: the layer has none.
-struct Block : FfnBlock {
+struct FoundBlock : Block {
     int branch       = -1;  // node indices
     int residual_add = -1;
     int h_src        = -1;  // operand number of h in the residual add
@@ -81,13 +86,19 @@ struct Input {
     bool sparse() const { return usable() && why_not_sparse.empty(); }
 };
 
+inline int number_of(const Block & block) {
+    return block_of(block.layer, block.kind);
+}
+
 // What users are told of an input, given its number.
 LayerInput described(const Input & input, int number);
 
 struct GraphMap {
-    std::vector<Node>  nodes;
-    std::vector<Block> blocks;  // [n_layer]
-    std::vector<Input> inputs;  // [n_layer * k_input_kinds]
+    std::vector<Node>       nodes;
+    std::vector<FoundBlock> blocks;  // [n_layer * k_block_kinds], by block_of()
+    std::vector<Input>      inputs;  // [n_layer * k_input_kinds]
+
+    int n_layer() const { return int(blocks.size()) / k_block_kinds; }
 };
 
 // True if `node` has the structure of `expected` in an evaluation whose earlier nodes are `seen`. `node` must be
@@ -104,7 +115,7 @@ public:
 
     // A block on a device with a fault is refused.
     explicit GraphLearner(int n_layer, DeviceFault device_fault = edits_fault) : device_fault_(device_fault) {
-        map_.blocks.resize(size_t(n_layer));
+        map_.blocks.resize(size_t(n_layer * k_block_kinds));
     }
 
     void     add(const ggml_tensor * node);
@@ -130,35 +141,48 @@ private:
         bool                weight = false;
     };
 
+    // What a node is to the blocks of one kind, by number.
+    struct Place {
+        int  derived = -1;  // from the weights of this one
+        int  block   = -1;  // that it has a role in
+        Role role    = Role::none;
+    };
+
     // What is remembered of a node beyond its Node. Its tensor may be gone by the time of finish().
     struct Seen {
-        std::vector<int32_t>              operands;            // indices of all operands that are nodes
-        std::vector<FfnWeight>            weights;             // that it reads
-        uint64_t                          bytes      = 0;      // of these, for one token
-        int                               layer      = -1;     // derived from this layer's FFN weights
-        bool                              activation = false;  // [n_embd, rows] float32: could be a residual
-        bool                              removable  = false;  // leaving it out can't be noticed but by its readers
-        bool                              vectors    = false;  // rows of float32 numbers, without gaps
-        std::optional<ggml_backend_dev_t> device;              // in whose memory it is, where it is in any of its own
+        std::vector<int32_t>              operands;   // indices of all operands that are nodes
+        std::vector<BlockWeight>          weights;    // that it reads
+        uint64_t                          bytes = 0;  // of these, for one token
+        Place                             places[k_block_kinds];
+        const ggml_tensor *               cache      = nullptr;  // of the context, that it is a view of
+        bool                              writes     = false;    // into it
+        bool                              activation = false;    // [n_embd, rows] float32: could be a residual
+        bool                              removable  = false;    // leaving it out can't be noticed but by its readers
+        bool                              vectors    = false;    // rows of float32 numbers, without gaps
+        std::optional<ggml_backend_dev_t> device;                // in whose memory it is, where it is in any of its own
     };
 
     Operand operand(const ggml_tensor * src) const;
-    void    derive(const ggml_tensor * node, const std::vector<Operand> & operands);
-    int     layer_of(const Operand & op) const;
-    void    end_block(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands, int h);
-    void    take_in(Block & block, const ggml_tensor * node, const std::vector<Operand> & operands);
-    bool    is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int layer, int & h) const;
-    void    mark(int node, Role role, int layer);
-    void    refuse(int layer, const std::string & why);
-    void    find_output(Block & block);
-    void    take_in_feeders(const Block & block);
-    void    describe(Block & block);
+    void    derive(const ggml_tensor * node, const std::vector<Operand> & operands, BlockKind kind);
+    int     origin(const Operand & op, BlockKind kind) const;
+    void    end_block(FoundBlock & block, const ggml_tensor * node, const std::vector<Operand> & operands, int h);
+    void    take_in(FoundBlock & block, const ggml_tensor * node, const std::vector<Operand> & operands);
+    bool    is_residual_add(const ggml_tensor * node, const std::vector<Operand> & operands, int block, int & h) const;
+    Place & place(int node, const Block & block) { return seen_[size_t(node)].places[size_t(block.kind)]; }
+    bool    belongs(int node, const Block & block) { return place(node, block).block == number_of(block); }
+    void    mark(int node, Role role, const Block & block);
+    void    find_output(FoundBlock & block);
+    void    take_in_feeders(const FoundBlock & block);
+    void    find_cached(const FoundBlock & block);
+    void    require_attention_alone(FoundBlock & block);
+    void    describe(FoundBlock & block);
+    void    take_roles();
     void    take_product(const ggml_tensor * node);
     void    find_inputs();
     void    join(Input & input, const Product & product);
     int     memory_of(int node) const;
     void    require_only_readers(Input & input, int number);
-    bool    is_normalised(const Block & block) const;
+    bool    is_normalised(const FoundBlock & block) const;
 
     DeviceFault                                      device_fault_;
     GraphMap                                         map_;

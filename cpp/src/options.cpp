@@ -84,11 +84,21 @@ template <auto field> void set(Config & config, Text name, Text value) {
     read(name, value, config.*field);
 }
 
+// Where whole layers are left out, attention is of the same ones.
+void set_layers(Config & config, const std::vector<int> & layers) {
+    if (is_short_gpt(config)) {
+        config.attention_layers = layers;
+    }
+    config.layers = layers;
+}
+
 // A policy that is named leaves behind what was said to the one before: its lists, where the new one has no use for them,
 // the max_skip that --skip-layers implied, and the region. Channels have no use for what is said of blocks.
 void name_policy(Config & config, Text name) {
     const Config before = config;
     config.layers.reset();
+    config.attention_layers.reset();
+    config.every_row = false;
     config.layer_thresholds.reset();
     config.channel_thresholds.reset();
     if (before.layers && before.max_skip == 0) {
@@ -104,7 +114,7 @@ void name_policy(Config & config, Text name) {
         config.cold_e.reset();
     }
     if (config.layers && before.layers) {
-        config.layers = before.layers;
+        set_layers(config, *before.layers);
     }
     if (config.layer_thresholds && before.layer_thresholds) {
         config.layer_thresholds = before.layer_thresholds;
@@ -125,8 +135,9 @@ struct Entry {
 
 const Entry k_entries[] = {
     { { "policy", "NAME",
-        "ffn_skip (Algorithm 1, default), channels, random or dense; ends --skip-layers and --layer-thresholds before "
-        "it" },
+        "ffn_skip (Algorithm 1, default), channels, short_gpt (whole layers, with --skip-layers), random or dense; "
+        "ends "
+        "--skip-layers, --attention-layers, --every-row and --layer-thresholds before it" },
       [](Config & c, Text, Text v) { name_policy(c, v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       set<&Config::sim_threshold> },
@@ -145,8 +156,16 @@ const Entry k_entries[] = {
               imply_ffn_skip(c);
               c.max_skip = c.layers ? c.max_skip : 0;
           }
-          read(n, v, c.layers);
+          std::vector<int> layers;
+          read(n, v, layers);
+          set_layers(c, layers);
       } },
+    { { "attention-layers", "LIST",
+        "layers whose attention is left out but for keys and values, such as 3,5-7; with any policy but dense" },
+      set<&Config::attention_layers> },
+    { { "every-row", nullptr,
+        "--skip-layers and --attention-layers are left out of prompts too, and keys and values with them" },
+      [](Config & c, Text, Text) { c.every_row = true; } },
     { { "layer-thresholds", "T,...", "a --sim-threshold for each layer, inf: unchecked" },
       [](Config & c, Text n, Text v) {
           imply_ffn_skip(c);

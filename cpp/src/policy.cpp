@@ -29,6 +29,7 @@ uint64_t key_of(const Settings & settings) {
     add(uint64_t(settings.warm_up_index));
     add(uint64_t(settings.max_skip));
     add(settings.seed);
+    add(settings.every_row);
     for (int il = 0; il < settings.n_layer(); ++il) {
         uint32_t bits = 0;
         if (settings.checked[size_t(il)]) {
@@ -36,7 +37,7 @@ uint64_t key_of(const Settings & settings) {
         }
         add(bits);
         add(uint64_t(settings.candidate[size_t(il)] | settings.always[size_t(il)] << 1 |
-                     settings.checked[size_t(il)] << 2));
+                     settings.checked[size_t(il)] << 2 | settings.attention[size_t(il)] << 3));
     }
     for (size_t i = 0; i < settings.channels.size(); ++i) {
         uint32_t bits = 0;
@@ -52,23 +53,34 @@ uint64_t key_of(const Settings & settings) {
     return key | 1;
 }
 
-void TokenState::begin_full() {
+void TokenState::begin_full(const Settings & settings) {
     skip_.reset();
     check_.reset();
-    may_skip_   = false;
-    channels_   = false;
-    trip_layer_ = -1;
+    may_skip_    = settings.every_row;
+    channels_    = false;
+    leaves_gaps_ = settings.every_row && settings.leaves_attention_out();
+    trip_layer_  = -1;
+    if (settings.every_row) {
+        skip_fixed(settings);
+    }
+}
+
+void TokenState::skip_fixed(const Settings & settings) {
+    for (int il = 0; il < settings.n_layer(); ++il) {
+        skip_[size_t(block_of(il, BlockKind::ffn))]       = settings.always[size_t(il)];
+        skip_[size_t(block_of(il, BlockKind::attention))] = settings.attention[size_t(il)];
+    }
 }
 
 void TokenState::begin(const Settings & settings, int32_t position, int32_t token) {
-    begin_full();
+    begin_full(settings);
+    skip_fixed(settings);
     may_skip_ = true;
     channels_ = settings.leaves_channels_out();
 
     const int n_layer = settings.n_layer();
     if (settings.policy != Policy::random) {
         for (int il = 0; il < n_layer; ++il) {
-            skip_[size_t(il)]  = settings.always[size_t(il)];
             check_[size_t(il)] = settings.checked[size_t(il)];
         }
         return;
@@ -83,7 +95,7 @@ void TokenState::begin(const Settings & settings, int32_t position, int32_t toke
         }
         random = mix(random);
         if (below(random, uint64_t(left)) < uint64_t(wanted)) {
-            skip_[size_t(il)] = true;
+            skip_[size_t(block_of(il, BlockKind::ffn))] = true;
             --wanted;
         }
         --left;
@@ -98,8 +110,9 @@ bool TokenState::observe(const Settings & settings, int il, float similarity) {
     check_.reset();
     int left = settings.max_skip;
     for (int next = il + 1; next < settings.cold_e && left > 0; ++next) {
-        if (settings.candidate[size_t(next)] && !skip_[size_t(next)]) {
-            skip_[size_t(next)] = true;
+        const size_t block = size_t(block_of(next, BlockKind::ffn));
+        if (settings.candidate[size_t(next)] && !skip_[block]) {
+            skip_[block] = true;
             --left;
         }
     }

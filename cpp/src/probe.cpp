@@ -121,6 +121,9 @@ void Probe::see(ggml_tensor * node) {
 void Probe::require_skippable() const {
     bool any = false;
     for (const Block & block : map.blocks) {
+        if (block.kind != BlockKind::ffn) {
+            continue;
+        }
         any = any || block.skippable;
         // Not the last one: its rows are pruned to those with output, which is not why a model is refused.
         if (block.layer >= 0 && !block.skippable && block.layer != n_layer - 1) {

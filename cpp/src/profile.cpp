@@ -30,6 +30,8 @@ public:
                       : gguf_get_val_f64(file_.get(), find(key, GGUF_TYPE_FLOAT64));
     }
 
+    bool flag(const char * key) const { return has(key) && gguf_get_val_bool(file_.get(), find(key, GGUF_TYPE_BOOL)); }
+
     std::vector<int>    counts(const char * key) const { return list<uint32_t, int>(key, GGUF_TYPE_UINT32); }
     std::vector<double> numbers(const char * key) const {
         const int64_t id = find(key, GGUF_TYPE_ARRAY);
@@ -90,7 +92,7 @@ void read_blocks(Config & config, const Reader & reader) {
     if (reader.has("ffnskip.max_skip")) {
         config.max_skip = reader.count("ffnskip.max_skip");
     }
-    if (config.layers && config.max_skip == 0) {  // nothing is checked
+    if ((config.layers || config.attention_layers) && config.max_skip == 0) {  // nothing is checked
         return;
     }
     if (config.layer_thresholds || reader.has("ffnskip.layer_thresholds")) {
@@ -134,6 +136,10 @@ Profile read_profile(const std::string & path) {
         if (config.layers || reader.has("ffnskip.layers")) {
             config.layers = reader.counts("ffnskip.layers");
         }
+        if (reader.has("ffnskip.attention_layers")) {
+            config.attention_layers = reader.counts("ffnskip.attention_layers");
+        }
+        config.every_row = reader.flag("ffnskip.every_row");
         config.policy == Policy::channels ? read_channels(config, reader) : read_blocks(config, reader);
         config.warm_up_index = reader.count("ffnskip.warm_up_index");
         config.validate();

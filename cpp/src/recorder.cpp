@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -17,15 +18,32 @@ constexpr int k_at_once = 95;   // of these; more tell that the threshold decide
 
 }  // namespace
 
-void Recorder::set_model(int n_layer, size_t n_ffn) {
-    n_layer_ = n_layer;
-    n_ffn_   = n_ffn;
-    set_channels(std::vector<Channels>(size_t(n_layer) * k_input_kinds));
+void Recorder::set_model(std::vector<Block> blocks) {
+    blocks_          = std::move(blocks);
+    n_layer_         = int(blocks_.size()) / k_block_kinds;
+    bytes_of_blocks_ = 0;
+    std::fill(std::begin(n_blocks_), std::end(n_blocks_), 0);
+    for (const Block & block : blocks_) {
+        n_blocks_[size_t(block.kind)] += block.layer >= 0;
+        bytes_of_blocks_ += block.bytes_per_token;
+    }
+    set_channels(std::vector<Channels>(size_t(n_layer_) * k_input_kinds));
 
     // Tokens decoded before ran every block.
     const std::lock_guard lock(stats_mutex_);
-    stats_.ffn_total = stats_.tokens * n_ffn_;
+    stats_.ffn_total       = stats_.tokens * n_blocks_[size_t(BlockKind::ffn)];
+    stats_.attention_total = stats_.tokens * n_blocks_[size_t(BlockKind::attention)];
     stats_.skipped_per_layer.resize(size_t(n_layer_), 0);
+    stats_.attention_skipped_per_layer.resize(size_t(n_layer_), 0);
+}
+
+uint64_t Recorder::bytes_of(int block, bool gap) const {
+    const Block & found = blocks_[size_t(block)];
+    return found.bytes_per_token - (gap ? 0 : found.bytes_of_cache);
+}
+
+void Recorder::dropped(int block, bool gap) {
+    bytes_[size_t(kind_of(block))] += bytes_of(block, gap);
 }
 
 void Recorder::set_channels(std::vector<Channels> channels) {
@@ -39,7 +57,7 @@ void Recorder::set_channels(std::vector<Channels> channels) {
 
 void Recorder::begin_decode(int32_t n_rows) {
     checks_ = 0;
-    bytes_  = 0;
+    std::fill(std::begin(bytes_), std::end(bytes_), 0);
     if (counts_channels_ || tracing_) {
         kept_.assign(size_t(n_rows) * channels_.size(), -1);
     }
@@ -64,21 +82,51 @@ void Recorder::kept(int32_t row, int input, int64_t n, bool alone) {
 
     kept_[size_t(row) * channels_.size() + size_t(input)] = n;
     if (alone && is_of_ffn(input)) {
-        bytes_ += channels.left_out(n);
+        bytes_[size_t(BlockKind::ffn)] += channels.left_out(n);
     }
+}
+
+// A token's blocks.
+void Recorder::commit_blocks(const TokenState & row) {
+    for (int il = 0; il < n_layer_; ++il) {
+        const bool ffn       = row.skips(il, BlockKind::ffn);
+        const bool attention = row.skips(il, BlockKind::attention);
+        stats_.ffn_skipped += ffn;
+        stats_.attention_skipped += attention;
+        stats_.skipped_per_layer[size_t(il)] += ffn;
+        stats_.attention_skipped_per_layer[size_t(il)] += attention;
+        if (tracing_) {
+            trace_.skipped.push_back(ffn);
+            trace_.attention_skipped.push_back(attention);
+        }
+        if (counts_attention_ && !counts_channels_) {
+            stats_.bytes_left_out += ffn ? bytes_of(block_of(il, BlockKind::ffn), true) : 0;
+            stats_.bytes_left_out += attention ? bytes_of(block_of(il, BlockKind::attention), row.leaves_gaps()) : 0;
+        }
+    }
+    stats_.bytes_total += counts_attention_ && !counts_channels_ ? bytes_of_blocks_ : 0;
 }
 
 // A token's inputs, which is row `i` of the batch.
 void Recorder::commit_channels(const TokenState & row, size_t i) {
     for (size_t input = 0; input < channels_.size(); ++input) {
         const Channels & channels = channels_[input];
+        const int        il       = int(input) / k_input_kinds;
+        const BlockKind  kind     = is_of_ffn(int(input)) ? BlockKind::ffn : BlockKind::attention;
         const int64_t    found    = kept_[i * channels_.size() + input];
-        const bool       skipped  = is_of_ffn(int(input)) && row.skips(int(input) / k_input_kinds);
-        const int64_t    n        = skipped ? 0 : found < 0 ? channels.n : found;
+        const bool       skipped  = row.skips(il, kind);
+        // Keys and values of attention that is left out may be wanted: then their matrices read the input.
+        const bool cached   = skipped && !row.leaves_gaps() && InputKind(int(input) % k_input_kinds) == InputKind::qkv;
+        const uint64_t read = cached    ? std::min(channels.bytes, blocks_[size_t(block_of(il, kind))].bytes_of_cache)
+                              : skipped ? 0
+                                        : channels.bytes;
+        const int64_t  n    = read == 0 ? 0 : found < 0 ? channels.n : found;
         stats_.channels_total[input] += uint64_t(channels.n);
         stats_.channels_kept[input] += uint64_t(n);
         stats_.bytes_total += channels.bytes;
-        stats_.bytes_left_out += skipped ? channels.bytes : channels.left_out(n);
+        stats_.bytes_left_out += channels.bytes - read;
+        stats_.bytes_left_out +=
+            read == 0 ? 0 : uint64_t(double(channels.left_out(n)) * double(read) / double(channels.bytes));
         if (tracing_) {
             trace_.kept.push_back(channels.n == 0 ? std::numeric_limits<float>::quiet_NaN()
                                                   : float(double(n) / double(channels.n)));
@@ -97,27 +145,26 @@ void Recorder::commit_reaches() {
 void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows) {
     const std::lock_guard lock(stats_mutex_);
     stats_.checks += checks_;
-    stats_.ffn_bytes_not_read += bytes_;
+    stats_.ffn_bytes_not_read += bytes_[size_t(BlockKind::ffn)];
+    stats_.attention_bytes_not_read += bytes_[size_t(BlockKind::attention)];
     commit_reaches();
     for (int32_t i = 0; i < n_rows; ++i) {
         if (kinds[i] == RowKind::prompt) {
             continue;
         }
         const TokenState & row = rows[size_t(i)];
-        for (int il = 0; il < n_layer_; ++il) {
-            stats_.ffn_skipped += row.skips(il);
-            stats_.skipped_per_layer[size_t(il)] += row.skips(il);
-            if (tracing_) {
-                trace_.similarity.push_back(similarity_[size_t(i) * size_t(n_layer_) + size_t(il)]);
-                trace_.skipped.push_back(row.skips(il));
-            }
+        commit_blocks(row);
+        if (tracing_) {
+            const auto first = similarity_.begin() + std::ptrdiff_t(size_t(i) * size_t(n_layer_));
+            trace_.similarity.insert(trace_.similarity.end(), first, first + n_layer_);
         }
         if (counts_channels_ || tracing_) {
             commit_channels(row, size_t(i));
         }
         trace_.n_tokens += tracing_;
         ++stats_.tokens;
-        stats_.ffn_total += n_ffn_;
+        stats_.ffn_total += n_blocks_[size_t(BlockKind::ffn)];
+        stats_.attention_total += n_blocks_[size_t(BlockKind::attention)];
         stats_.tokens_never_tripped += row.never_tripped();
         if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip()) {
             ++n_judged_;
@@ -156,10 +203,11 @@ Stats Recorder::stats() const {
 
 void Recorder::reset_stats() {
     const std::lock_guard lock(stats_mutex_);
-    stats_                   = Stats();
-    stats_.skipped_per_layer = std::vector<uint64_t>(size_t(n_layer_), 0);
-    stats_.channels_total    = std::vector<uint64_t>(channels_.size(), 0);
-    stats_.channels_kept     = std::vector<uint64_t>(channels_.size(), 0);
+    stats_                             = Stats();
+    stats_.skipped_per_layer           = std::vector<uint64_t>(size_t(n_layer_), 0);
+    stats_.attention_skipped_per_layer = std::vector<uint64_t>(size_t(n_layer_), 0);
+    stats_.channels_total              = std::vector<uint64_t>(channels_.size(), 0);
+    stats_.channels_kept               = std::vector<uint64_t>(channels_.size(), 0);
 }
 
 void Recorder::start_trace(bool reaches) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "channel_reaches.h"
+#include "ffnskip/blocks.h"
 #include "ffnskip/rows.h"
 #include "ffnskip/stats.h"
 #include "policy.h"
@@ -16,8 +17,8 @@ namespace ffnskip {
 
 class Recorder {
 public:
-    // Layers of the model, and its FFN blocks, skippable or not.
-    void set_model(int n_layer, size_t n_ffn);
+    // Its blocks, [n_layer * k_block_kinds], skippable or not.
+    void set_model(std::vector<Block> blocks);
     // Inputs whose channels may be left out, by input_of(): how many, and what their products read without any and in all.
     struct Channels {
         int64_t  n           = 0;
@@ -33,8 +34,9 @@ public:
 
     void begin_decode(int32_t n_rows);
     void checked(int32_t row, int layer, float similarity);
-    // A block was left out for all rows of an ubatch, and its weights with it.
-    void dropped(uint64_t bytes) { bytes_ += bytes; }
+    // A block was left out for all rows of an ubatch, and its weights with it; of attention, those for keys and values only
+    // where these were not written: `gap`.
+    void dropped(int block, bool gap);
     // Row `row` left all but so many channels of an input out, and `alone`: the weights of the others were not read.
     void kept(int32_t row, int input, int64_t n, bool alone);
     // How far the channels of an input of a generated token reach: `reach(j)` for j < n_in. Where counts_reaches().
@@ -46,6 +48,9 @@ public:
     bool counts_reaches() const { return counts_reaches_; }
     // The decode stands. `rows` and `kinds` are of its batch, in order.
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
+
+    // Weight bytes count where attention is left out.
+    void count_attention(bool counts) { counts_attention_ = counts; }
 
     // Settings to be judged by the first tokens that may skip under them; or not.
     void                       judge(const Settings & settings);
@@ -60,15 +65,20 @@ public:
     Trace stop_trace();
 
 private:
-    void commit_channels(const TokenState & row, size_t i);
-    void commit_reaches();
+    void     commit_blocks(const TokenState & row);
+    void     commit_channels(const TokenState & row, size_t i);
+    void     commit_reaches();
+    uint64_t bytes_of(int block, bool gap) const;
 
-    int      n_layer_ = 0;
-    uint64_t n_ffn_   = 0;  // FFN blocks of the model
+    int                n_layer_ = 0;
+    std::vector<Block> blocks_;
+    uint64_t           n_blocks_[k_block_kinds] = {};  // of the model
+    uint64_t           bytes_of_blocks_         = 0;
+    bool               counts_attention_        = false;
 
-    uint64_t           checks_ = 0;  // of the running decode
-    uint64_t           bytes_  = 0;  // of the running decode
-    std::vector<float> similarity_;  // of the running decode, [n_rows, n_layer] while tracing
+    uint64_t           checks_               = 0;   // of the running decode
+    uint64_t           bytes_[k_block_kinds] = {};  // of the running decode
+    std::vector<float> similarity_;                 // of the running decode, [n_rows, n_layer] while tracing
 
     std::vector<Channels>       channels_;                 // [n_inputs]
     bool                        counts_channels_ = false;  // there is something to count of them

@@ -131,7 +131,20 @@ void Sequences::Sequence::place(llama_pos pos, llama_token token) {
     }
 }
 
-void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * skipped, uint64_t key) {
+// The token at `pos` left something out, under settings of key `of`.
+void Sequences::Sequence::leave(llama_pos pos, Left left, uint64_t of) {
+    if (left == Left::nothing) {
+        return;
+    }
+    key           = first_skipped == k_none || key == of ? of : 0;
+    first_skipped = std::min(first_skipped, pos);
+    if (left == Left::gaps) {
+        gap_key   = of;
+        first_gap = std::min(first_gap, pos);
+    }
+}
+
+void Sequences::commit(const llama_batch & rows, const std::vector<Left> * left, uint64_t key) {
     committed_.clear();
     for (const Part & part : parts_) {
         Sequence & sequence = grown(part.seq);
@@ -142,6 +155,9 @@ void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * sk
         if (part.first <= sequence.first_skipped) {
             sequence.first_skipped = k_none;
         }
+        if (part.first <= sequence.first_gap) {
+            sequence.first_gap = k_none;
+        }
         committed_.push_back(part.seq);
     }
     for_rows(rows, [&](size_t row, llama_seq_id seq, bool) {
@@ -150,10 +166,8 @@ void Sequences::commit(const llama_batch & rows, const std::vector<uint8_t> * sk
         }
         Sequence & sequence = sequences_[size_t(seq)];
         sequence.place(positions_[row], rows.token == nullptr ? LLAMA_TOKEN_NULL : rows.token[row]);
-        if (skipped != nullptr && (*skipped)[row] != 0) {
-            const bool none        = sequence.first_skipped == k_none;
-            sequence.key           = none || sequence.key == key ? key : 0;
-            sequence.first_skipped = std::min(sequence.first_skipped, positions_[row]);
+        if (left != nullptr) {
+            sequence.leave(positions_[row], (*left)[row], key);
         }
     });
     parts_.clear();
@@ -175,15 +189,22 @@ llama_pos Sequences::first_to_repeat(llama_seq_id seq, llama_pos end, bool full,
     return builds_on_it ? end : std::min(sequence->first_skipped, end);
 }
 
+llama_pos Sequences::first_gap(llama_seq_id seq, llama_pos end, uint64_t key) const {
+    const Sequence * sequence = known(seq);
+    return sequence == nullptr || sequence->gap_key == key ? end : std::min(sequence->first_gap, end);
+}
+
 const llama_token * Sequences::tokens(llama_seq_id seq, llama_pos from, llama_pos to) const {
     const Sequence * sequence = known(seq);
     const bool       there    = sequence != nullptr && from >= sequence->first_token && to <= sequence->end();
     return there ? sequence->tokens.data() + (from - sequence->first_token) : nullptr;
 }
 
-void Sequences::repeated(llama_seq_id seq) {
+void Sequences::repeated(llama_seq_id seq, llama_pos from, Left left, uint64_t key) {
     if (Sequence * sequence = known(seq)) {
         sequence->first_skipped = k_none;
+        sequence->first_gap     = k_none;
+        sequence->leave(from, left, key);
     }
 }
 
@@ -211,11 +232,12 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
         if (within(sequence.last)) {
             sequence.last += delta;
         }
-        if (sequence.first_skipped != k_none && within(sequence.first_skipped)) {
-            sequence.first_skipped += delta;
-        } else if (sequence.first_skipped != k_none && sequence.first_skipped >= p0 + delta &&
-                   sequence.first_skipped < p0) {
-            sequence.first_skipped = p0 + delta;  // it was taken out; what follows it may have skipped too
+        for (llama_pos * first : { &sequence.first_skipped, &sequence.first_gap }) {
+            if (*first != k_none && within(*first)) {
+                *first += delta;
+            } else if (*first != k_none && *first >= p0 + delta && *first < p0) {
+                *first = p0 + delta;  // it was taken out; what follows it may have skipped too
+            }
         }
         // A context that drops [p0 + delta, p0) and moves up what follows keeps the rest of its text, up to p1.
         const llama_pos end = sequence.end();

@@ -18,6 +18,13 @@
 
 namespace ffnskip {
 
+// What a row left out that its sequence's memory holds the traces of.
+enum class Left : uint8_t {
+    nothing,
+    skipped,  // some block or channel: keys and values further on are others than a row in full writes
+    gaps,     // keys and values themselves
+};
+
 class Sequences {
 public:
     // Rows of one sequence that come with a token are taken for a draft up to this many; more are a text to be scored.
@@ -48,9 +55,9 @@ public:
     // Of its rows, [n_tokens], whether it names them or not.
     llama_pos * positions() { return positions_.data(); }
 
-    // The rows last classified have been decoded; `skipped[i]`: row i skipped an FFN block, under settings of this
-    // `key`. Null: none did.
-    void commit(const llama_batch & rows, const std::vector<uint8_t> * skipped, uint64_t key);
+    // The rows last classified have been decoded; `left[i]`: what row i left out, under settings of this `key`. Null:
+    // nothing.
+    void commit(const llama_batch & rows, const std::vector<Left> * left, uint64_t key);
 
     // The outputs of the last decode were not looked at: what follows was not sampled from them.
     void outputs_unread();
@@ -58,10 +65,13 @@ public:
     // The first of the positions below `end` that a skipping token filled, and that a prompt may not build on: all such
     // if `full`, else those of settings with another key. `end` where there is none.
     llama_pos first_to_repeat(llama_seq_id seq, llama_pos end, bool full, uint64_t key) const;
+    // The first of the positions below `end` that settings with another key left keys and values out of, which no row may
+    // attend to. `end` where there is none.
+    llama_pos first_gap(llama_seq_id seq, llama_pos end, uint64_t key) const;
     // Tokens of positions [from, to); null where they are not known.
     const llama_token * tokens(llama_seq_id seq, llama_pos from, llama_pos to) const;
-    // Positions of `seq` hold what ran in full.
-    void repeated(llama_seq_id seq);
+    // Positions [from, end) of `seq` were decoded again, and left this out; all before ran in full.
+    void repeated(llama_seq_id seq, llama_pos from, Left left, uint64_t key);
 
     void copied(llama_seq_id from, llama_seq_id to);
     void shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos delta);
@@ -79,11 +89,13 @@ private:
     struct Counts {
         llama_pos last          = -1;      // position of the row decoded last
         llama_pos first_skipped = k_none;  // position of the first token that skipped
+        llama_pos first_gap     = k_none;  // of the first one that left keys and values out
         llama_pos first_token   = 0;       // position of tokens[0]
         int32_t   output        = 0;       // 1 where the output of the row decoded last was requested
         int64_t   generated     = 0;       // tokens generated up to there since the prompt ended
         int64_t   n_verified    = 0;       // of these, rows of the last decode before `last` with an output too
         uint64_t  key           = 0;       // of the settings that tokens skipped under; 0: of several
+        uint64_t  gap_key       = 0;       // of those that left keys and values out
         uint64_t  n_saved       = 0;       // tokens that were saved with it
     };
 
@@ -92,6 +104,7 @@ private:
 
         llama_pos end() const { return first_token + llama_pos(tokens.size()); }
         void      place(llama_pos pos, llama_token token);
+        void      leave(llama_pos pos, Left left, uint64_t of);
     };
 
     Part &           part_of(llama_memory_t memory, llama_seq_id seq);

@@ -1,6 +1,8 @@
 // What the names of tensors say: llama.cpp's of weights, and the scheduler's of copies.
 #pragma once
 
+#include "ffnskip/blocks.h"
+
 #include <charconv>
 #include <cstdint>
 #include <string_view>
@@ -20,8 +22,11 @@ inline bool is_copy(std::string_view name) {
 
 enum class Part : uint8_t {
     other,
-    ffn,       // of an FFN block
-    near_ffn,  // none, but may be read by one: norms around it, biases that steer the choice of experts
+    ffn,             // of an FFN block
+    near_ffn,        // none, but may be read by one: norms around it, biases that steer the choice of experts
+    attention,       // of an attention block
+    near_attention,  // none, but may be read by one
+    near_both,
 };
 
 struct WeightName {
@@ -39,9 +44,12 @@ constexpr struct {
     { "ffn", Part::near_ffn },  // mpt: ffn.act.scales
     { "post_ffw", Part::near_ffn },
     { "pre_ffw", Part::near_ffn },
-    { "post_attention_norm", Part::near_ffn },
+    { "post_attention_norm", Part::near_both },
     { "layer_output_norm", Part::near_ffn },
     { "exp_probs_b", Part::near_ffn },
+    { "attn_norm", Part::near_attention },
+    { "attn_output_norm", Part::near_attention },
+    { "attn_", Part::attention },
 };
 
 // "blk.<layer>.<rest>"; layer -1 for any other name.
@@ -72,6 +80,15 @@ inline WeightName weight_name(std::string_view name) {
         }
     }
     return { layer, Part::other };
+}
+
+// Whether a block of this kind may read the weight, though it is not made of it. Factors of positions belong to no layer.
+inline bool may_read(BlockKind kind, std::string_view name) {
+    const auto [layer, part] = weight_name(name);
+    const bool of_positions  = layer < 0 && original_name(name).substr(0, 5) == "rope_";
+    return kind == BlockKind::ffn
+               ? part == Part::ffn || part == Part::near_ffn || part == Part::near_both
+               : part == Part::attention || part == Part::near_attention || part == Part::near_both || of_positions;
 }
 
 // ---- matrices whose input channels can be left out ----

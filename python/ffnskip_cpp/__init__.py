@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import FfnBlock, FfnWeight, Profile, __version__
+from ._core import Block, BlockWeight, Profile, __version__
 from .cmake import cmake_prefix
 from .demo import demo_model
 from .errors import (
@@ -45,12 +45,12 @@ __all__ = [
     "Analysis",
     "Benchmark",
     "BenchmarkRow",
+    "Block",
+    "BlockWeight",
     "Calibration",
     "ChannelsFile",
     "DecodeError",
-    "FfnBlock",
     "FfnSkipError",
-    "FfnWeight",
     "Inspection",
     "Llama",
     "ModelFile",

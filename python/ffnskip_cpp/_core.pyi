@@ -36,7 +36,8 @@ class SkipStats(metaclass=_Native):
     def ffn_skipped(self) -> int: ...
     @property
     def skip_ratio(self) -> float:
-        """ffn_skipped / ffn_total; 0 without tokens. With policy "channels" bytes_left_out / bytes_total."""
+        """ffn_skipped / ffn_total; 0 without tokens. Where channels or attention are left out, bytes_left_out /
+        bytes_total."""
     @property
     def checks(self) -> int:
         """Similarities computed."""
@@ -50,8 +51,21 @@ class SkipStats(metaclass=_Native):
     def skipped_per_layer(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer]: tokens that skipped the FFN block of the layer."""
     @property
+    def attention_total(self) -> int:
+        """Attention blocks of those tokens."""
+    @property
+    def attention_skipped(self) -> int: ...
+    @property
+    def attention_bytes_not_read(self) -> int:
+        """Bytes of weights of skipped attention blocks that no other row of the batch needed; without those of keys and
+        values where these were written."""
+    @property
+    def attention_skipped_per_layer(self) -> npt.NDArray[np.uint64]:
+        """uint64 [n_layer]: tokens that skipped the attention block of the layer."""
+    @property
     def bytes_total(self) -> int:
-        """Policy "channels": bytes of the weights that may be left out, for those tokens; 0 with other policies."""
+        """Bytes of weights for those tokens: with policy "channels" of the products that may leave some out, where
+        attention is left out those of all blocks. 0 else."""
     @property
     def bytes_left_out(self) -> int:
         """Of these, of channels and blocks left out."""
@@ -66,8 +80,8 @@ class SkipStats(metaclass=_Native):
 def reach_edges() -> npt.NDArray[np.float32]:
     """[n_bins + 1]: where the bins of `Trace.reaches` begin, and the last one ends."""
 
-class FfnWeight(metaclass=_Native):
-    """A weight of an FFN block."""
+class BlockWeight(metaclass=_Native):
+    """A weight of a block."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """TypeError: the core alone makes one."""
@@ -82,8 +96,8 @@ class FfnWeight(metaclass=_Native):
     @property
     def bytes(self) -> int: ...
 
-class FfnBlock(metaclass=_Native):
-    """The FFN block of a layer, as it was found in the model's graph."""
+class Block(metaclass=_Native):
+    """An attention or FFN block of a layer, as it was found in the model's graph."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """TypeError: the core alone makes one."""
@@ -91,19 +105,26 @@ class FfnBlock(metaclass=_Native):
     @property
     def layer(self) -> int: ...
     @property
+    def kind(self) -> Literal["attention", "ffn"]: ...
+    @property
     def skippable(self) -> bool: ...
     @property
     def why_not(self) -> str:
         """Why it can't be skipped; empty where it can."""
     @property
-    def kind(self) -> Literal["gated", "plain", "experts", "experts + shared"]: ...
+    def form(self) -> Literal["gated", "plain", "experts", "experts + shared", "separate", "fused", "latent"]:
+        """Of an FFN one of the first four. Of attention: whether Q, K and V have matrices of their own, one in common,
+        or come from a compressed form of the input."""
     @property
     def residual(self) -> Literal["sequential", "in place", "parallel"]: ...
     @property
     def bytes_per_token(self) -> int:
         """Of weights read for one token; of experts, those chosen."""
     @property
-    def weights(self) -> list[FfnWeight]: ...
+    def bytes_of_cache(self) -> int:
+        """Of these, read for keys and values: even where the rest of attention is left out, unless for every row."""
+    @property
+    def weights(self) -> list[BlockWeight]: ...
 
 class LayerInput(metaclass=_Native):
     """An input of matrices of a layer, whose channels policy "channels" may leave out."""
@@ -128,7 +149,7 @@ class LayerInput(metaclass=_Native):
     def bytes_per_token(self) -> int:
         """Of weights that read it for one token; of experts, those chosen."""
     @property
-    def weights(self) -> list[FfnWeight]:
+    def weights(self) -> list[BlockWeight]:
         """That read it."""
 
 class Profile(metaclass=_Native):
@@ -166,7 +187,7 @@ class RowKind(enum.IntEnum):
     __pybind11_native_enum__: object
 
 class Controller(metaclass=_Native):
-    """Skips FFN blocks in one llama.cpp context; ffnskip/controller.h has the contract.
+    """Skips blocks in one llama.cpp context; ffnskip/controller.h has the contract.
 
     Contexts, samplers and batches are given by address.
     """
@@ -179,15 +200,15 @@ class Controller(metaclass=_Native):
     def user_data(self) -> int:
         """Address for llama_context_params.cb_eval_user_data."""
     def probe(self, ctx: int) -> None:
-        """Learns the FFN blocks of the context's model. Raises UnsupportedModelError."""
+        """Learns the blocks of the context's model. Raises UnsupportedModelError."""
     @property
     def n_layer(self) -> int: ...
     @property
     def skippable(self) -> npt.NDArray[np.bool_]:
         """bool [n_layer]: the layer has an FFN block that can be skipped."""
     @property
-    def ffn_map(self) -> list[FfnBlock]:
-        """Of each layer that has an FFN block; filled by probe(), also where it raises."""
+    def blocks(self) -> list[Block]:
+        """Attention and FFN blocks in the order they run in; filled by probe(), also where it raises."""
     @property
     def channel_inputs(self) -> list[LayerInput]:
         """What the matrices of each layer read whose channels policy "channels" can or can't leave out."""
@@ -241,9 +262,15 @@ class Controller(metaclass=_Native):
     def start_trace(self, reaches: bool = False) -> None: ...
     def stop_trace(
         self,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32], npt.NDArray[np.uint64]]:
-        """similarity float32 and skipped bool, both [n_tokens, n_layer], kept float32 [n_tokens, n_layer, 4], and
-        reaches uint64 [n_layer, 4, n_bins]; `Trace` has them."""
+    ) -> tuple[
+        npt.NDArray[np.float32],
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.bool_],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.uint64],
+    ]:
+        """similarity float32, skipped and attention_skipped bool, all [n_tokens, n_layer], kept float32 [n_tokens,
+        n_layer, 4], and reaches uint64 [n_layer, 4, n_bins]; `Trace` has them."""
 
 class Session(metaclass=_Native):
     """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.

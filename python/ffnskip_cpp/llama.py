@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from . import llama_cpp_internals as internals
 from . import scoring
-from ._core import Controller, FfnBlock, Profile
+from ._core import Block, Controller, Profile
 from .checked import token_ids, whole
 from .context import Context
 from .decoding import Decoder, DecodingLlama
@@ -163,10 +163,10 @@ class Llama(DecodingLlama):
         return self._learnt().resolved
 
     @property
-    def ffn_map(self) -> list[FfnBlock]:
-        """The FFN block of each layer that has one, as found in the model's graph: kind, residual form, weights, bytes,
-        and why a block can't be skipped where that is so."""
-        return self._learnt().ffn_map
+    def blocks(self) -> list[Block]:
+        """The attention and FFN blocks of the layers, as found in the model's graph and in the order they run in: kind,
+        form, residual, weights, bytes, and why a block can't be skipped where that is so."""
+        return self._learnt().blocks
 
     @property
     def input_bytes(self) -> npt.NDArray[np.uint64]:
@@ -236,7 +236,8 @@ class Llama(DecodingLlama):
         try:
             yield trace
         finally:
-            trace.similarity, trace.skipped, trace.kept, trace.reaches = controller.stop_trace()
+            found = controller.stop_trace()
+            trace.similarity, trace.skipped, trace.attention_skipped, trace.kept, trace.reaches = found
             self._tracing = False
 
     # ---- texts that are there already ----

@@ -48,14 +48,15 @@ PREFIX = "ffnskip."
 ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
 RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
 SETTINGS = (
-    *("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers"),
+    *("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers", "attention_layers", "every_row"),
     *("channel_thresholds", "tensors", "skip_ratio"),
 )
 KEPT_POLICIES = ("ffn_skip", "channels")
 
 COPIED_AT_ONCE = 2**24  # bytes
 
-U32, I64, F64, STRING, ARRAY = (
+BOOL, U32, I64, F64, STRING, ARRAY = (
+    gguf.GGUFValueType.BOOL,
     gguf.GGUFValueType.UINT32,
     gguf.GGUFValueType.INT64,
     gguf.GGUFValueType.FLOAT64,
@@ -201,7 +202,7 @@ def settings_of(config: SkipConfig) -> tuple[str, ...]:
     if config.policy not in KEPT_POLICIES:
         kept = ", ".join(KEPT_POLICIES)
         raise ValueError(f"policy: {config.policy!r} is not kept in profiles; those that are: {kept}")
-    layers = () if config.layers is None else ("layers",)
+    layers = tuple(name for name in ("layers", "attention_layers", "every_row") if getattr(config, name))
     if config.policy == "channels":
         which = ("tensors", "skip_ratio") if config.channel_thresholds is None else ("channel_thresholds",)
         cold = (name for name in ("cold_s", "cold_e") if getattr(config, name) is not None)
@@ -228,6 +229,8 @@ def _common_type(values: Sequence[Any]) -> gguf.GGUFValueType | None:
     types = {type(value) for value in values}
     if types == {str}:
         return STRING
+    if types == {bool}:
+        return BOOL
     if types == {int}:
         return U32 if all(0 <= value < 2**32 for value in values) else I64
     return F64 if types and types <= {int, float} else None

@@ -15,12 +15,12 @@ __all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsNam
 
 PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
 TensorsName = Literal["ffn", "all"]
-OldPolicyName = Literal["fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
+OtherPolicyName = Literal["short_gpt", "fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
 
 BLOCK_RATIO = 0.25
 CHANNEL_RATIO = 1 / 3
 
-POLICIES: tuple[str, ...] = (*get_args(PolicyName), *get_args(OldPolicyName))
+POLICIES: tuple[str, ...] = (*get_args(PolicyName), *get_args(OtherPolicyName))
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,10 +32,11 @@ class SkipConfig:
     Args:
         policy: "ffn_skip" skips the FFN blocks of `layers`, and by Algorithm 1 others of the adaptive region; "random"
             is the paper's baselines, max_skip FFN blocks chosen anew for each token; "channels" leaves out, of the
-            blocks not among `layers`, the input channels that reach least; "dense" skips nothing. Names of
-            older versions stand for one of these and a field, and are turned into it: "fixed" (`layers` and max_skip
-            0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer" (`layer_thresholds`), "random_adaptive_region"
-            (region "adaptive").
+            blocks not among `layers`, the input channels that reach least; "dense" skips nothing. Other names stand
+            for one of these and fields, and are turned into them: "short_gpt" (Men et al. 2024: whole layers of every
+            row; `layers`, max_skip 0, `attention_layers` the same, every_row), and of older versions "fixed" (`layers`
+            and max_skip 0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer" (`layer_thresholds`),
+            "random_adaptive_region" (region "adaptive").
         sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
             Above 1: never.
         cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
@@ -48,6 +49,10 @@ class SkipConfig:
             Those of `layers` are not among them. 0: no similarity is checked.
         layers: For "ffn_skip" and "channels": layers in [0, n_layer - 1) that every token skips. With max_skip 0
             "ffn_skip" skips no others.
+        attention_layers: With every policy but "dense": layers in [0, n_layer - 1) whose attention is left out by every
+            token that may skip: queries, scores and output. Keys and values are still written.
+        every_row: `layers` and `attention_layers` are left out of every row, of prompts and within the warm-up too, and
+            keys and values are not written. For "ffn_skip" with max_skip 0 and "channels".
         seed: For "random", in [0, 2**64).
         layer_thresholds: For "ffn_skip": float [n_layer], each in place of sim_threshold; infinite where a layer is
             not to be checked.
@@ -66,7 +71,7 @@ class SkipConfig:
         ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
     """
 
-    policy: PolicyName | OldPolicyName = "ffn_skip"
+    policy: PolicyName | OtherPolicyName = "ffn_skip"
     sim_threshold: float = 0.9
     cold_s: int | None = None
     cold_e: int | None = None
@@ -80,6 +85,8 @@ class SkipConfig:
     region: Literal["any", "adaptive"] = "any"
     channel_thresholds: Sequence[float] | None = None
     tensors: TensorsName = "ffn"
+    attention_layers: Sequence[int] | None = None
+    every_row: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.channel_thresholds, np.ndarray):
@@ -119,17 +126,27 @@ class SkipConfig:
     @property
     def label(self) -> str:
         """What it does in a few words, for tables: "ffn_skip", "fixed layers", "fixed layers + channels"."""
+        if self.every_row and self.policy == "ffn_skip" and self.layers == self.attention_layers:
+            return "short_gpt"
+        parts = [self._label_of_ffn]
+        if self.attention_layers is not None:
+            parts.append("attention")
+        return " + ".join(filter(None, parts)) + (" of every row" if self.every_row else "")
+
+    @property
+    def _label_of_ffn(self) -> str:
         if self.policy == "random":
             return "random" if self.region == "any" else "random in adaptive region"
         if self.policy == "channels":
             return "channels" if self.layers is None else "fixed layers + channels"
         per_layer = "" if self.layer_thresholds is None else " per layer"
         if self.layers is None:
-            return self.policy + per_layer
+            return "" if self.attention_layers is not None and self.max_skip == 0 else self.policy + per_layer
         return "fixed layers" + (f" + ffn_skip{per_layer}" if self.max_skip != 0 else "")
 
 
-_NUMBERS = [field.name for field in dataclasses.fields(SkipConfig) if field.name not in ("policy", "region", "tensors")]
+_NO_NUMBERS = ("policy", "region", "tensors", "every_row")
+_NUMBERS = [field.name for field in dataclasses.fields(SkipConfig) if field.name not in _NO_NUMBERS]
 
 
 class ResolvedConfig(TypedDict):

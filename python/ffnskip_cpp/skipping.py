@@ -114,7 +114,8 @@ class Skipping:
             log(llm, note)
         if isinstance(wanted, Profile):
             return
-        skips = wanted.layers is not None or self._core.resolved["max_skip"] > 0 or wanted.policy == "channels"
+        fixed = wanted.layers is not None or wanted.attention_layers is not None
+        skips = fixed or self._core.resolved["max_skip"] > 0 or wanted.policy == "channels"
         if warns and skips and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True
             warn(f"skip: {_values(wanted, self._core.resolved)}: {UNCALIBRATED}")
@@ -141,8 +142,10 @@ class Skipping:
 
 
 def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
-    if config.layers is not None and config.max_skip == 0:
-        return f"layers {list(config.layers)} (warm_up_index={config.warm_up_index})"
+    named = {"layers": config.layers, "attention_layers": config.attention_layers}
+    if config.max_skip == 0 and any(named.values()):
+        lists = ", ".join(f"{name} {list(layers)}" for name, layers in named.items() if layers)
+        return f"{lists} ({'every_row' if config.every_row else f'warm_up_index={config.warm_up_index}'})"
     if config.policy == "channels":
         how = "channel_thresholds" if config.channel_thresholds is not None else f"skip_ratio={config.ratio:.3g}"
         return f"{config.label} ({how}, warm_up_index={config.warm_up_index})"

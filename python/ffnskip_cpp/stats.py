@@ -23,6 +23,8 @@ class Trace:
     """float32 [n_tokens, n_layer]: cosine of the residual before and after the FFN block; NaN where unchecked."""
     skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
     """bool [n_tokens, n_layer]: the FFN block was skipped."""
+    attention_skipped: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), np.bool_))
+    """bool [n_tokens, n_layer]: the attention block was skipped."""
     kept: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 4), np.float32))
     """float32 [n_tokens, n_layer, 4]: policy "channels", share kept of the input channels of Q, K and V, of attention's
     output matrix, of gate and up, and of down; NaN where none may be left out. No rows with other policies."""

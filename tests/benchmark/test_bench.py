@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp import DecodeError, Llama, SkipConfig, Unsupported, cli
 from ffnskip_cpp.benchmark import rows as bench_rows
 from ffnskip_cpp.benchmark import runners
@@ -180,7 +181,7 @@ def test_a_token_reads_only_the_experts_it_uses(tmp_path):
 def test_flops_of_a_block_by_hand(write, multiplications, tmp_path):
     path = write(tmp_path / "model.gguf", n_layer=2)
     with Llama(str(path), skip=None, n_ctx=32, verbose=False) as llm:
-        assert [ffn_flops(block) for block in llm.ffn_map] == [2 * n for n in multiplications]
+        assert [ffn_flops(block) for block in ffn_blocks(llm.blocks)] == [2 * n for n in multiplications]
 
 
 def test_table_4_of_the_paper():

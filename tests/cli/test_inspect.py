@@ -240,5 +240,7 @@ def test_inputs_that_cannot_leave_channels_out_say_why_once(model_file, capsys):
 
 def test_the_map_is_an_attribute_of_the_model(model_file):
     with ours(model_file("llama"), 0.25) as llm:
-        assert [block.layer for block in llm.ffn_map] == list(range(16))
-        assert llm.why_dense is None and "kind='gated'" in repr(llm.ffn_map[0])
+        assert [(block.layer, block.kind) for block in llm.blocks] == [
+            (il, kind) for il in range(16) for kind in ("attention", "ffn")
+        ]
+        assert llm.why_dense is None and "form='gated'" in repr(llm.blocks[1])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
+from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp import SkipConfig, Unsupported, write_channels
 from support import tiny_models
 from support.channels import (
@@ -646,6 +647,8 @@ def test_weights_that_are_read_in_full_count_too(model_file):
         llm.reset_stats()
         feed_one_by_one(llm, tokens, SKIPPABLE_ROW)
         of_ffn = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
-        of_block = sum(weight.bytes for weight in llm.ffn_map[left_out].weights if weight.name.endswith(of_ffn))
+        of_block = sum(
+            weight.bytes for weight in ffn_blocks(llm.blocks)[left_out].weights if weight.name.endswith(of_ffn)
+        )
         assert llm.stats.bytes_total == total == pytest.approx(llm.stats.tokens * n_layer * of_block, rel=0.1)
         assert llm.stats.skip_ratio == pytest.approx(1 / n_layer, rel=0.1)

@@ -176,7 +176,7 @@ def test_a_context_made_dense_has_no_callback(open_model, skip):
     llm = open_model(skip)
     take(llm.generate(llm.tokenize(b"the"), **GREEDY), 5)
     assert callback_of(llm) is None
-    assert len(llm.ffn_map) == 12 and llm.why_dense is None and llm.fingerprint.startswith("llama-12x")
+    assert len(llm.blocks) == 24 and llm.why_dense is None and llm.fingerprint.startswith("llama-12x")
     assert callback_of(llm) is None
     assert llm.stats.tokens == 4 and llm.stats.ffn_total == 4 * 12
 

@@ -134,9 +134,13 @@ int n_left_out(const GraphMap & map) {
                              [](const Node & node) { return node.role == Role::body || node.role == Role::branch; }));
 }
 
+const FoundBlock & ffn(const GraphMap & map) {
+    return map.blocks[size_t(block_of(0, BlockKind::ffn))];
+}
+
 void expect_same(const Layer & cut, const Layer & whole, const std::string & what) {
-    const GraphMap got_map = cut.learn(), expected_map = whole.learn();
-    const Block &  got = got_map.blocks[0], &expected = expected_map.blocks[0];
+    const GraphMap    got_map = cut.learn(), expected_map = whole.learn();
+    const FoundBlock &got = ffn(got_map), &expected = ffn(expected_map);
     expect(expected.skippable && expected.layer == 0, what + ": the uncut graph is understood");
     expect(got.skippable, what + ": not refused, but " + got.why_not);
     const int add = whole.index(expected.residual == "parallel" ? "part-0" : "l_out-0");
@@ -212,7 +216,7 @@ int main() {
     for (const auto & kind : kinds) {
         const Layer       whole(kind.add, {});
         const std::string name = kind.name;
-        expect(whole.learn().blocks[0].residual == kind.residual, name + ": the form");
+        expect(ffn(whole.learn()).residual == kind.residual, name + ": the form");
         // The scheduler moves the residual add of the last layer on the CPU to the GPU.
         expect_same(Layer(kind.add, { "ffn_out-0", "ffn_inp-0", "embd", "attn_out-0" }), whole, name + ", both copied");
         // Weights of the FFN on the CPU, those of attention on the GPU.
@@ -226,15 +230,14 @@ int main() {
 
     for (const Add add : { Add::f_h, Add::h_f }) {
         const GraphMap whole = Layer(add, {}).learn(), early = Layer(add, { "ffn_inp-0" }, true).learn();
-        expect(whole.blocks[0].output < 0, "h is there when f is computed");
-        expect(early.blocks[0].skippable && early.blocks[0].output == early.blocks[0].residual_add,
+        expect(ffn(whole).output < 0, "h is there when f is computed");
+        expect(ffn(early).skippable && ffn(early).output == ffn(early).residual_add,
                "of h that was copied early, the original may be gone: f is kept until h + f is known");
     }
 
     const Layer experts(Add::f_h, {}, false, true);
-    expect(experts.learn().blocks[0].kind == "experts" && !experts.learn().blocks[0].fetches_experts,
-           "experts where they are");
-    const Block fetched = Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn().blocks[0];
+    expect(ffn(experts.learn()).form == "experts" && !ffn(experts.learn()).fetches_experts, "experts where they are");
+    const FoundBlock fetched = ffn(Layer(Add::f_h, { "blk.0.ffn_down_exps.weight" }, false, true).learn());
     expect(fetched.skippable && fetched.fetches_experts, "experts fetched for a batch");
 
     expect_inputs();
@@ -249,9 +252,8 @@ int main() {
                                                                     { "l_out-0", true } }) {
         Layer layer(Add::f_h, {});
         layer.put(name, buffer.get());
-        expect(layer.learn().blocks[0].skippable, "the CPU honours what is asked of " + name);
-        expect(layer.learn(faulty).blocks[0].why_not == (counts ? faulty(nullptr) : ""),
-               name + " on a device with a fault");
+        expect(ffn(layer.learn()).skippable, "the CPU honours what is asked of " + name);
+        expect(ffn(layer.learn(faulty)).why_not == (counts ? faulty(nullptr) : ""), name + " on a device with a fault");
     }
     return result();
 }

@@ -65,7 +65,8 @@ Config after(const std::vector<std::pair<std::string, std::string>> & given, Con
 // What one option implied does not outlive it.
 void sequences() {
     const auto is_algorithm_1 = [](const Config & config) {
-        return config.policy == Policy::ffn_skip && !config.layers && !config.layer_thresholds && !config.max_skip;
+        return config.policy == Policy::ffn_skip && !config.layers && !config.layer_thresholds && !config.max_skip &&
+               !config.attention_layers && !config.every_row;
     };
     expect(is_algorithm_1(after({ { "skip-layers", "3" }, { "no-skip", "" }, { "policy", "ffn_skip" } })),
            "skip-layers, no-skip");
@@ -92,6 +93,17 @@ void sequences() {
            "region, long ago");
     expect(after({ { "region", "adaptive" }, { "policy", "random" } }).region == Region::adaptive,
            "a region that was given");
+
+    const std::vector<int> three = { 3 }, two = { 4, 5 };
+    const Config           layers = after({ { "policy", "short_gpt" }, { "skip-layers", "3" } });
+    expect(is_short_gpt(layers) && layers.layers == three, "short_gpt, skip-layers");
+    expect(is_short_gpt(after({ { "skip-layers", "3" }, { "policy", "short_gpt" } })), "skip-layers, short_gpt");
+    expect(after({ { "skip-layers", "4,5" } }, layers).attention_layers == two,
+           "other layers of a profile's short_gpt");
+    expect(is_algorithm_1(after({ { "policy", "ffn_skip" } }, layers)), "short_gpt, policy");
+    expect(!after({ { "policy", "random" } }, layers).every_row, "short_gpt, random");
+    const Config both = after({ { "skip-layers", "3" }, { "attention-layers", "4,5" }, { "every-row", "" } });
+    expect(both.layers == three && both.attention_layers == two && both.every_row, "layers, attention-layers");
 
     const Config dense = after({ { "policy", "random_adaptive_region" }, { "no-skip", "" } });
     expect(dense.policy == Policy::dense && dense.region == Region::any, "no-skip");

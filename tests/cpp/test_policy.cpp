@@ -13,12 +13,13 @@ using namespace ffnskip;
 
 namespace {
 
-const std::vector<uint8_t> k_sixteen(16, 1);
+const std::vector<uint8_t>     k_sixteen(16, 1);
+const std::vector<std::string> k_attends(16);  // all of which can be left out
 
 std::vector<int> skipped(const TokenState & token) {
     std::vector<int> out;
     for (int il = 0; il < 16; ++il) {
-        if (token.skips(il)) {
+        if (token.skips(il, BlockKind::ffn)) {
             out.push_back(il);
         }
     }
@@ -30,7 +31,7 @@ std::vector<int> run(const Settings & settings, const std::function<float(int)> 
     TokenState token;
     token.begin(settings, 7, 42);
     for (int il = 0; il < settings.n_layer(); ++il) {
-        if (!token.skips(il) && token.checks(il)) {
+        if (!token.skips(il, BlockKind::ffn) && token.checks(il)) {
             token.observe(settings, il, similarity(il));
         }
     }
@@ -41,7 +42,7 @@ Settings ffn_skip(float threshold, int max_skip) {
     Config config;
     config.sim_threshold = threshold;
     config.max_skip      = max_skip;
-    return resolve(config, k_sixteen);
+    return resolve(config, k_sixteen, k_attends);
 }
 
 void algorithm_1() {
@@ -63,7 +64,7 @@ void layers_without_ffn_do_not_count() {
     skippable[4]                   = 0;
     Config config;
     config.max_skip = 3;
-    expect(run(resolve(config, skippable), [](int) { return 1.0f; }) == std::vector<int>({ 3, 5, 6 }),
+    expect(run(resolve(config, skippable, k_attends), [](int) { return 1.0f; }) == std::vector<int>({ 3, 5, 6 }),
            "max_skip counts FFN blocks, not layers");
 }
 
@@ -72,7 +73,7 @@ void random_sets() {
     config.policy           = Policy::random;
     config.region           = Region::adaptive;
     config.max_skip         = 4;
-    const Settings settings = resolve(config, k_sixteen);
+    const Settings settings = resolve(config, k_sixteen, k_attends);
 
     std::map<int, int> counts;
     constexpr int      n_tokens = 6000;
@@ -98,7 +99,7 @@ void thresholds_of_layers() {
     Config           config;
     config.layer_thresholds   = { 0, 0, inf, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0, 0 };
     config.max_skip           = 3;
-    const Settings   settings = resolve(config, k_sixteen);
+    const Settings   settings = resolve(config, k_sixteen, k_attends);
     std::vector<int> asked;
     const auto       run_noting = [&](float similarity) {
         asked.clear();
@@ -120,7 +121,7 @@ void fixed_set_and_algorithm_1() {
     std::vector<int> asked;
     const auto       run_noting = [&](float similarity) {
         asked.clear();
-        return run(resolve(config, k_sixteen), [&](int il) { return asked.push_back(il), similarity; });
+        return run(resolve(config, k_sixteen, k_attends), [&](int il) { return asked.push_back(il), similarity; });
     };
     expect(run_noting(0.0f) == std::vector<int>({ 1, 4, 6 }), "the set is always skipped, in and out of the region");
     expect(asked == std::vector<int>({ 3, 5, 7, 8 }), "what is computed in the region is checked");
@@ -129,17 +130,97 @@ void fixed_set_and_algorithm_1() {
     expect(run_noting(0.0f).size() == 3 && asked == std::vector<int>({ 3, 8 }), "every third of the checked layers");
     config.max_skip   = std::nullopt;
     config.skip_ratio = 0.25;
-    expect(resolve(config, k_sixteen).max_skip == 1, "skip_ratio counts the set");
+    expect(resolve(config, k_sixteen, k_attends).max_skip == 1, "skip_ratio counts the set");
     config.skip_ratio = 0.1;
-    expect_refused([&] { resolve(config, k_sixteen); }, "asks for 2 of 16 FFN blocks, fewer than the 3 of layers");
+    expect_refused([&] { resolve(config, k_sixteen, k_attends); },
+                   "asks for 2 of 16 FFN blocks, fewer than the 3 of layers");
     config.max_skip = 4;
-    expect_refused([&] { resolve(config, k_sixteen); }, "at most 3 of 16 FFN blocks beside the 3 of layers");
+    expect_refused([&] { resolve(config, k_sixteen, k_attends); }, "at most 3 of 16 FFN blocks beside the 3 of layers");
     config.max_skip = 0;
-    expect(resolve(config, k_sixteen).skips_anything() && run_noting(1.0f) == std::vector<int>({ 1, 4, 6 }),
+    expect(resolve(config, k_sixteen, k_attends).skips_anything() && run_noting(1.0f) == std::vector<int>({ 1, 4, 6 }),
            "the set alone");
     expect(asked.empty(), "nothing is checked where no more can be skipped");
     config.cold_e = 99;
     expect(run_noting(1.0f).size() == 3, "nor does the region matter");
+}
+
+// Attention blocks are given as they are, beside whatever the policy does with FFNs.
+void attention() {
+    const auto left_out = [](const TokenState & token) {
+        std::vector<int> out;
+        for (int il = 0; il < 16; ++il) {
+            if (token.skips(il, BlockKind::attention)) {
+                out.push_back(il);
+            }
+        }
+        return out;
+    };
+    const std::vector<int> some = { 2, 9 };
+    Config                 config;
+    config.attention_layers = some;
+    config.max_skip         = 0;
+    TokenState token;
+    token.begin(resolve(config, k_sixteen, k_attends), 0, 0);
+    expect(left_out(token) == some && skipped(token).empty(), "attention alone");
+    expect(token.skips_any() && !token.leaves_gaps(), "keys and values are written");
+    token.begin_full(resolve(config, k_sixteen, k_attends));
+    expect(!token.skips_any() && !token.may_skip(), "not of a prompt");
+
+    config.layers    = std::vector<int>{ 5 };
+    config.every_row = true;
+    token.begin_full(resolve(config, k_sixteen, k_attends));
+    expect(left_out(token) == some && skipped(token) == std::vector<int>{ 5 }, "of every row");
+    expect(token.may_skip() && token.leaves_gaps(), "keys and values are not written");
+    config.attention_layers.reset();
+    token.begin_full(resolve(config, k_sixteen, k_attends));
+    expect(token.skips_any() && !token.leaves_gaps(), "FFNs leave no gaps");
+
+    const auto key   = [](const Config & of) { return key_of(resolve(of, k_sixteen, k_attends)); };
+    Config     other = config;
+    other.every_row  = false;
+    expect(key(other) != key(config), "every row or not leaves another memory");
+    other.attention_layers  = some;
+    const uint64_t with_two = key(other);
+    other.attention_layers  = std::vector<int>{ 2 };
+    expect(key(other) != with_two, "so does other attention");
+
+    config                           = Config();
+    config.attention_layers          = std::vector<int>{ 3 };
+    std::vector<std::string> attends = k_attends;
+    attends[3]                       = "it is no standard attention";
+    expect_refused([&] { resolve(config, k_sixteen, attends); },
+                   "attention_layers: layer 3 has no attention that can be left out: it is no standard attention");
+    config.attention_layers = std::vector<int>{ 15 };
+    expect_refused([&] { resolve(config, k_sixteen, k_attends); }, "attention_layers: 15 is out of range");
+    config.attention_layers = std::vector<int>();
+    expect_refused([&] { config.validate(); }, "attention_layers: the list is empty");
+    config.attention_layers = std::vector<int>{ -1 };
+    expect_refused([&] { config.validate(); }, "attention_layers: -1 is negative");
+    config.attention_layers = some;
+    config.policy           = Policy::dense;
+    expect_refused([&] { config.validate(); }, "attention_layers: policy 'dense' leaves nothing out");
+    config.policy    = Policy::random;
+    config.every_row = true;
+    expect_refused([&] { config.validate(); }, "every_row: policy 'random' chooses for each token");
+    config.policy = Policy::ffn_skip;
+    expect_refused([&] { config.validate(); }, "every_row: policy 'ffn_skip' chooses for each token");
+    config.max_skip = 0;
+    config.validate();
+    config.attention_layers.reset();
+    expect_refused([&] { config.validate(); }, "every_row: neither layers nor attention_layers");
+}
+
+void short_gpt() {
+    Config config;
+    set_policy(config, "short_gpt");
+    expect_refused([&] { config.validate(); }, "layers: the list is empty");
+    config.layers = std::vector<int>{ 3, 4 };
+    set_policy(config, "short_gpt");
+    config.validate();
+    expect(config.policy == Policy::ffn_skip && config.max_skip == 0 && config.every_row, "a fixed set of every row");
+    expect(config.attention_layers == config.layers && is_short_gpt(config), "of whole layers");
+    config.attention_layers = std::vector<int>{ 3 };
+    expect(!is_short_gpt(config), "or not whole ones");
 }
 
 void refusals() {
@@ -155,10 +236,10 @@ void refusals() {
     expect_refused([&] { config.validate(); }, "skip_ratio: 1.25 is outside [0, 1]");
     config          = Config();
     config.max_skip = 12;
-    expect_refused([&] { resolve(config, k_sixteen); }, "at most 11 of 16");
+    expect_refused([&] { resolve(config, k_sixteen, k_attends); }, "at most 11 of 16");
     config        = Config();
     config.layers = std::vector<int>{ 15 };
-    expect_refused([&] { resolve(config, k_sixteen); }, "layers: 15 is out of range");
+    expect_refused([&] { resolve(config, k_sixteen, k_attends); }, "layers: 15 is out of range");
     config.layers = std::vector<int>{ 2, -1 };
     expect_refused([&] { config.validate(); }, "layers: -1 is negative");
     config              = Config();
@@ -166,7 +247,7 @@ void refusals() {
     expect_refused([&] { config.validate(); }, "check_stride: 0");
     config                  = Config();
     config.layer_thresholds = { 0.5, 0.5 };
-    expect_refused([&] { resolve(config, k_sixteen); }, "layer_thresholds: 2 for a model of 16 layers");
+    expect_refused([&] { resolve(config, k_sixteen, k_attends); }, "layer_thresholds: 2 for a model of 16 layers");
     config.layer_thresholds->back() = std::nan("");
     expect_refused([&] { config.validate(); }, "layer_thresholds: nan");
     config.layer_thresholds->back() = 0.5;
@@ -217,6 +298,8 @@ int main() {
     random_sets();
     thresholds_of_layers();
     fixed_set_and_algorithm_1();
+    attention();
+    short_gpt();
     refusals();
     old_names();
     return result();

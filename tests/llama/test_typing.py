@@ -9,7 +9,7 @@ import typing
 import llama_cpp
 import pytest
 
-from ffnskip_cpp import FfnBlock, FfnWeight, Llama, ResolvedConfig, Score, arguments
+from ffnskip_cpp import Block, BlockWeight, Llama, ResolvedConfig, Score, arguments
 
 
 def described(hint):
@@ -58,7 +58,7 @@ def test_arguments_by_position_are_llama_cpps():
 def test_types_of_results_can_be_imported(model_file):
     """To annotate one's own code with."""
     with Llama(str(model_file("llama")), skip=None, n_ctx=64, verbose=False) as llm:
-        assert isinstance(llm.ffn_map[0], FfnBlock)
-        assert isinstance(llm.ffn_map[0].weights[0], FfnWeight)
+        assert isinstance(llm.blocks[0], Block)
+        assert isinstance(llm.blocks[0].weights[0], BlockWeight)
         assert isinstance(llm.score([1], [[2]]), Score)
         assert llm.resolved.keys() == ResolvedConfig.__annotations__.keys()

@@ -28,7 +28,8 @@ import llama_cpp
 import numpy as np
 
 from ffnskip_cpp import SkipConfig
-from ffnskip_cpp._core import Controller, FfnBlock, Session
+from ffnskip_cpp._core import Block, Controller, Session
+from ffnskip_cpp.blocks import attention_blocks, ffn_blocks
 
 # Not here: encoders, vision, audio and draft models, which generate no text token by token; arwkv7, rwkv6qwen2, rwkv7,
 # qwen4exp and graniteswitch, which this llama.cpp does not make from hyperparameters like these.
@@ -75,6 +76,8 @@ class Outcome:
     kinds: list[str] = field(default_factory=list)
     residuals: list[str] = field(default_factory=list)
     layers: dict[str, str] = field(default_factory=dict)
+    attention: dict[str, str] = field(default_factory=dict)
+    without_attention: list[int] = field(default_factory=list)
 
 
 # --- hyperparameters -------------------------------------------------------------------------------------------------
@@ -279,9 +282,10 @@ init_from_user = declare(
 TYPES = {0: np.float32, 1: np.float16}  # ggml_type, the first field of a tensor
 
 
-def make_model(arch: str, moe: bool, without_ffn: tuple[int, ...] = ()) -> int:
-    """A model with random weights; those of the FFN blocks of some layers are zero, norms and routers aside."""
-    zero = tuple(f"blk.{il}.ffn_" for il in without_ffn)
+def make_model(arch: str, moe: bool, without_ffn: tuple[int, ...] = (), without_attention: tuple[int, ...] = ()) -> int:
+    """A model with random weights; those of the FFN blocks of some layers are zero, norms and routers aside, and the output
+    matrix of attention of others."""
+    zero = (*(f"blk.{il}.ffn_" for il in without_ffn), *(f"blk.{il}.attn_output." for il in without_attention))
 
     def fill(tensor: int, _: Any) -> None:
         name = tensor_name(tensor).decode()
@@ -389,25 +393,30 @@ def examine(arch: str, moe: bool) -> Outcome:
     except ValueError as refusal:
         outcome.status, outcome.message = "refused", str(refusal)
     outcome.n_layer = controller.n_layer
-    outcome.skippable = [block.layer for block in controller.ffn_map if block.skippable]
-    outcome.kinds = sorted({block.kind for block in controller.ffn_map})
-    outcome.residuals = sorted({block.residual for block in controller.ffn_map if block.layer < outcome.n_layer - 1})
-    outcome.layers = blocks_by_layer(controller.ffn_map)
+    ffns, attention = ffn_blocks(controller.blocks), attention_blocks(controller.blocks)
+    outcome.skippable = [block.layer for block in ffns if block.skippable]
+    outcome.kinds = sorted({block.form for block in ffns})
+    outcome.residuals = sorted({block.residual for block in ffns if block.layer < outcome.n_layer - 1})
+    outcome.layers = blocks_by_layer(ffns)
+    outcome.attention = blocks_by_layer(attention)
+    outcome.without_attention = [block.layer for block in attention if block.skippable]
     problems = [] if finite else ["logits are not finite"]
     if not same_bits(ours, plain):
         problems.append("dense is not llama.cpp's")
     if outcome.status == "exact":
         problems += skipping_problems(arch, moe, controller, ours, plain, outcome.skippable)
+        if outcome.without_attention:
+            problems += attention_problems(arch, moe, controller, ours, plain, outcome.without_attention)
     if problems:
         outcome.status, outcome.message = "wrong", "; ".join(problems)
     return outcome
 
 
-def blocks_by_layer(blocks: Sequence[FfnBlock]) -> dict[str, str]:
+def blocks_by_layer(blocks: Sequence[Block]) -> dict[str, str]:
     """What is in each layer, equal neighbours as one: {"0-4": "gated, sequential", "5": "gated, in place: reason"}."""
     runs: list[tuple[int, int, str]] = []
     for block in blocks:
-        text = f"{block.kind}, {block.residual}" + ("" if block.skippable else f": {block.why_not}")
+        text = f"{block.form}, {block.residual}" + ("" if block.skippable else f": {block.why_not}")
         if runs and runs[-1][1:] == (block.layer - 1, text):
             runs[-1] = (runs[-1][0], block.layer, text)
         else:
@@ -439,6 +448,26 @@ def skipping_problems(
     controller.config = SkipConfig(policy="dense")
     if not same_bits(ours, plain):
         yield "dense after skipping is not llama.cpp's"
+
+
+def attention_problems(
+    arch: str, moe: bool, controller: Controller, ours: Decoder, plain: Decoder, skippable: list[int]
+) -> Iterator[str]:
+    """Left out of every row, and of these rows, which all may skip, but for keys and values."""
+    some = tuple(skippable[1:3] or skippable)
+    zeroed = Decoder(make_model(arch, moe, without_attention=some))
+    for every_row in (True, False):
+        controller.config = SkipConfig(max_skip=0, attention_layers=some, every_row=every_row, warm_up_index=0)
+        controller.reset_stats()
+        if not same_bits(ours, zeroed):
+            yield f"leaving out attention of layers {some} is not what zero weights give (every_row={every_row})"
+        if controller.stats.attention_skipped != len(STEPS) * len(TOKENS) * len(some):
+            yield f"attention was left out {controller.stats.attention_skipped} times"
+    if same_bits(zeroed, plain):
+        yield "attention changes nothing"
+    controller.config = SkipConfig(policy="dense")
+    if not same_bits(ours, plain):
+        yield "dense after leaving attention out is not llama.cpp's"
 
 
 def channel_problems(controller: Controller, ours: Decoder, plain: Decoder) -> Iterator[str]:

@@ -196,6 +196,12 @@ def without_ffn(path: Path | str, layers: Iterable[int], to: Path) -> Path:
     return with_changed_tensors(path, to, lambda name, data: data.fill(0) if name.startswith(stems) else None)
 
 
+def without_attention(path: Path | str, layers: Iterable[int], to: Path) -> Path:
+    """A copy in which attn_output of `layers` is zero, and its bias."""
+    stems = tuple(f"blk.{il}.attn_output." for il in layers)
+    return with_changed_tensors(path, to, lambda name, data: data.fill(0) if name.startswith(stems) else None)
+
+
 def with_changed_tensors(path: Path | str, to: Path, change: Any) -> Path:
     """A copy after change(name, data), called with the raw data of every tensor, a writable array in place."""
     shutil.copyfile(path, to)

@@ -61,6 +61,12 @@ struct Config {
                                   // default: round(skip_ratio * n_layer), less those of `layers`
     std::optional<std::vector<int>>
         layers;  // ffn_skip, channels: layers whose FFN is always skipped; with max_skip 0 no other is
+    // All but dense: layers whose attention is left out by tokens that may skip: queries, scores and output. Keys and values
+    // are written, for others to read.
+    std::optional<std::vector<int>> attention_layers;
+    // ffn_skip with max_skip 0, channels: `layers` and `attention_layers` are left out of every row, of prompts and within
+    // the warm-up too. Of attention, that is all: no keys and values are written.
+    bool                               every_row = false;
     std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
     int                                check_stride = 1;  // every n-th layer of the adaptive region is checked, >= 1
     std::optional<std::vector<double>> channel_thresholds;  // channels: [n_layer, 4] for the inputs of QKV, O, up
@@ -79,10 +85,15 @@ struct Config {
 //     fixed_plus_ffn_skip     ffn_skip with `layers`, which must be given
 //     ffn_skip_per_layer      ffn_skip with `layer_thresholds`, which must be given
 //     random_adaptive_region  random with Region::adaptive
+// And the method of another paper (Men et al. 2024):
+//     short_gpt               whole layers of every row: ffn_skip with `layers`, which must be given, max_skip 0,
+//                             attention_layers the same, and every_row
 // What must be given is an empty list until it is, and validate() refuses that.
 void set_policy(Config & config, const std::string & name);
+// Whether that is what `config` says.
+bool is_short_gpt(const Config & config);
 
-// What a Config means for one model. `skippable[il]`: layer il has an FFN block that can be skipped.
+// What a Config means for one model.
 struct Settings {
     Policy               policy        = Policy::dense;
     int                  cold_s        = 0;
@@ -95,16 +106,23 @@ struct Settings {
     std::vector<uint8_t> checked;    // [n_layer] 1 where the similarity may trip; of the candidates
     std::vector<float>   threshold;  // [n_layer] the similarity that does
     int                  n_always = 0;
+    std::vector<uint8_t> attention;          // [n_layer] 1 where tokens that may skip leave attention out
+    bool                 every_row = false;  // leaves out what is `always` and its `attention`, keys and values too
     std::vector<uint8_t> channels;           // [n_layer * 4] 1 where channels of the input may be left out
     std::vector<float>   channel_threshold;  // [n_layer * 4] below which they are; empty: found for each sequence,
     double               channel_ratio = 0;  // so that this share of the weight bytes is not read
 
     int  n_layer() const { return int(candidate.size()); }
     bool leaves_channels_out() const { return std::find(channels.begin(), channels.end(), 1) != channels.end(); }
-    bool skips_anything() const { return n_always > 0 || max_skip > 0 || leaves_channels_out(); }
+    bool leaves_attention_out() const { return std::find(attention.begin(), attention.end(), 1) != attention.end(); }
+    bool skips_anything() const {
+        return n_always > 0 || max_skip > 0 || leaves_channels_out() || leaves_attention_out();
+    }
 };
 
-// Throws std::invalid_argument (field, value, allowed range) where `config` does not fit the model.
-Settings resolve(const Config & config, const std::vector<uint8_t> & skippable);
+// `skippable[il]`: layer il has an FFN block that can be skipped. `no_attention[il]`: why its attention can't be left out;
+// empty: it can. Throws std::invalid_argument (field, value, allowed range) where `config` does not fit the model.
+Settings resolve(const Config & config, const std::vector<uint8_t> & skippable,
+                 const std::vector<std::string> & no_attention);
 
 }  // namespace ffnskip FFNSKIP_API

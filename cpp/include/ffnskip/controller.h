@@ -1,10 +1,10 @@
-// Skips FFN blocks in an unmodified llama.cpp context.
+// Skips blocks in an unmodified llama.cpp context.
 //
 //     ffnskip::Controller controller;
 //     llama_context_params params = llama_context_default_params();
 //     controller.attach(params);                               // before the context is made
 //     llama_context * ctx = llama_init_from_model(model, params);
-//     controller.probe(ctx);                                   // learns where the FFN blocks are
+//     controller.probe(ctx);                                   // learns where the blocks are
 //     controller.set_config({});                               // FFN-SkipLLM with the paper's values
 //     controller.decode(ctx, batch);                           // in place of llama_decode, prompts and all
 //
@@ -23,10 +23,10 @@
 // The way it works: docs/how-it-works.md.
 #pragma once
 
+#include "ffnskip/blocks.h"
 #include "ffnskip/config.h"
 #include "ffnskip/errors.h"
 #include "ffnskip/export.h"
-#include "ffnskip/ffn_map.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/rows.h"
 #include "ffnskip/stats.h"
@@ -61,7 +61,7 @@ public:
     // where the controller is attached already, to parameters with another callback: it serves one context.
     void attach(llama_context_params & params);
 
-    // Learns the FFN blocks of the context's model from a decode in which nothing is computed. The context's memory
+    // Learns the blocks of the context's model from a decode in which nothing is computed. The context's memory
     // must be empty (std::invalid_argument names the sequence in use); it is empty again afterwards. Throws Unsupported,
     // naming the architecture and what was found.
     void probe(llama_context * ctx);
@@ -71,8 +71,9 @@ public:
     // [n_layer] 1 where the layer has an FFN block that can be skipped; empty before probe().
     const std::vector<uint8_t> & skippable() const;
 
-    // One entry per layer that has an FFN block, in order. Filled by probe(), also where it throws Unsupported.
-    const std::vector<FfnBlock> & ffn_map() const;
+    // Attention and FFN blocks of the layers that have them, in the order they run in. Filled by probe(), also where it
+    // throws Unsupported.
+    const std::vector<Block> & blocks() const;
     // What the matrices of each layer read whose channels policy `channels` can or can't leave out, layer by layer. Empty
     // before a successful probe().
     std::vector<LayerInput> channel_inputs() const;
@@ -129,7 +130,8 @@ public:
     // says what is in its batch. What `run` throws is passed on. It is called again where the batch has to be decoded again,
     // and not at all where nothing has been decoded.
     int32_t decode(llama_context * ctx, const llama_batch & rows, int32_t (*run)(void * data), void * data);
-    // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again.
+    // The same for a caller who names the kind of each row: `kinds` has one entry per token. Nothing is computed again;
+    // std::invalid_argument where the memory holds rows without the keys and values that these settings need.
     int32_t decode(llama_context * ctx, const llama_batch & batch, const RowKind * kinds);
 
     // Sequence `to` is now what `from` is: llama_memory_seq_cp of its positions from the first one on.

@@ -1,10 +1,10 @@
 // ffnskip: input-adaptive feed-forward skipping (FFN-SkipLLM, arXiv:2404.03865) for llama.cpp. The only header to include.
 #pragma once
 
+#include "ffnskip/blocks.h"
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
 #include "ffnskip/errors.h"
-#include "ffnskip/ffn_map.h"
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"
 #include "ffnskip/rows.h"

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import Controller
+from ..blocks import ffn_blocks
 from ..gguf_file.weights import WeightBytes
 from ..measure.flops import ffn_flops
 from ..stats import INPUT_KINDS
@@ -130,7 +131,7 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
         **nothing,
         "skip_ratio": stats.skip_ratio,
         "checks": stats.checks / stats.tokens,
-        "flops_saved": sum(skipped[block.layer] * ffn_flops(block) for block in runner.controller.ffn_map),
+        "flops_saved": sum(skipped[block.layer] * ffn_flops(block) for block in ffn_blocks(runner.controller.blocks)),
         "ideal_speed_up": weights.ideal_speed_up(dict(enumerate(skipped))),
     }
 

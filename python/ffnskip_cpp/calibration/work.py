@@ -443,7 +443,7 @@ def _out_of_reach(max_kl: float, least: Row) -> str:
 def _byte_costs(llm: Llama, input_bytes: npt.NDArray[np.float64] | None) -> Costs:
     """Of blocks whose channels may be left out, the bytes that are read where they are stored by channel."""
     blocks = np.zeros((llm.n_layer, 3))
-    for block in llm.ffn_map:
+    for block in llm.blocks:
         blocks[block.layer, FFN] = block.bytes_per_token
     if input_bytes is not None:
         stored = input_bytes[:, FFN_INPUTS, 1].sum(axis=1)

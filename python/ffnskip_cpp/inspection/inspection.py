@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..blocks import attention_blocks, ffn_blocks
 from ..files import PathLike
 from ..gguf_file.header import read_header, read_headers
 from ..gguf_file.header_check import check_header
@@ -23,7 +24,7 @@ from .report import Inspection, Layer, LayerInput, Weight
 
 if TYPE_CHECKING:
     from .. import _core
-    from .._core import FfnBlock, FfnWeight
+    from .._core import Block, BlockWeight
 
 __all__ = ["inspect"]
 
@@ -45,11 +46,11 @@ def inspect(model_path: PathLike) -> Inspection:
     weights = weight_bytes_of(headers)
     sizes = {tensor.name: tensor.n_elements for header in headers for tensor in header.tensors}
     with probed(path) as (controller, refused):
-        blocks, fingerprint = controller.ffn_map, controller.fingerprint
+        blocks, fingerprint = controller.blocks, controller.fingerprint
         inputs = tuple(map(_input, controller.channel_inputs))
     profile, profile_refused = _profile(path, fingerprint)
     copies, copies_refused = _copies(path, fingerprint)
-    layers = tuple(map(_layer, blocks))
+    layers = tuple(map(_layer, ffn_blocks(blocks)))
     skippable = [layer.layer for layer in layers if layer.skippable]
     ffn_bytes = sum(layer.bytes_per_token for layer in layers)
     return Inspection(
@@ -73,6 +74,7 @@ def inspect(model_path: PathLike) -> Inspection:
             if 0 < round(ratio * n_layer) < len(skippable)
         },
         layers=layers,
+        attention=tuple(map(_layer, attention_blocks(blocks))),
         inputs=inputs,
         memory_bytes={
             "ffn": sum(found.memory_bytes for found in inputs if found.of_ffn and not found.why_not),
@@ -126,15 +128,15 @@ def _input(found: _core.LayerInput) -> LayerInput:
     )
 
 
-def _weights(weights: Sequence[FfnWeight]) -> tuple[Weight, ...]:
+def _weights(weights: Sequence[BlockWeight]) -> tuple[Weight, ...]:
     return tuple(Weight(w.name, w.type, w.n_elements, w.bytes) for w in weights)
 
 
-def _layer(block: FfnBlock) -> Layer:
+def _layer(block: Block) -> Layer:
     weights = _weights(block.weights)
     return Layer(
         layer=block.layer,
-        kind=block.kind,
+        kind=block.form,
         residual=block.residual,
         skippable=block.skippable,
         why_not=block.why_not,

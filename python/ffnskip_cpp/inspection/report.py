@@ -16,7 +16,7 @@ SHOWN_RATIOS = (0.1, 0.25, 0.5)  # in the text; as_dict() has all
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of an FFN block."""
+    """A tensor of a block."""
 
     name: str
     type: str
@@ -27,11 +27,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Layer:
-    """The FFN block of a layer."""
+    """The FFN or attention block of a layer."""
 
     layer: int
     kind: str
-    """"gated", "plain", "experts" or "experts + shared"."""
+    """"gated", "plain", "experts" or "experts + shared"; of attention "separate", "fused" or "latent" Q, K and V."""
     residual: str
     """How the block is added: "sequential", "parallel" (to attention) or "in place"."""
     skippable: bool
@@ -91,6 +91,9 @@ class Inspection:
     ideal_speed_up: Mapping[float, float]
     """By the share of the FFN blocks skipped: what the bytes not read allow."""
     layers: tuple[Layer, ...]
+    """FFN blocks."""
+    attention: tuple[Layer, ...]
+    """Attention blocks."""
     inputs: tuple[LayerInput, ...]
     memory_bytes: Mapping[str, int]
     """That the weights by channel take, for policy "channels" with `tensors` "ffn" and "all"."""

@@ -1,6 +1,6 @@
 """Floating-point operations of an FFN block, as the paper's Table 4 counts those that skipping saves.
 
-saved = sum(ffn_flops(block) for block in llm.ffn_map if block.layer in skipped)
+saved = sum(ffn_flops(block) for block in ffn_blocks(llm.blocks) if block.layer in skipped)
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .._core import FfnBlock
+    from .._core import Block
 
 __all__ = ["ffn_flops"]
 
 
-def ffn_flops(block: FfnBlock) -> float:
+def ffn_flops(block: Block) -> float:
     """Of one token: a multiplication and an addition per element of the block's matrices; of experts, of those chosen.
 
     Norms, biases and the activation function are left out; they come to less than a thousandth in models of some size.

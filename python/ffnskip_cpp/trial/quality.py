@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import RowKind
+from ..blocks import ffn_blocks
 from ..llama import Llama
 from ..measure.quality import Quality, Reference, logits_of
 from ..measure.text import Chunk
@@ -58,7 +59,7 @@ def _evaluate(
             return _leave_out(llm, chunk, warm_up_index)
         with llm.trace() as trace:
             logits = logits_of(llm, chunk, warm_up_index)
-    return logits, float(trace.skipped[: len(logits)].sum()) / len(llm.ffn_map)
+    return logits, float(trace.skipped[: len(logits)].sum()) / len(ffn_blocks(llm.blocks))
 
 
 def _leave_out(llm: Llama, chunk: Chunk, warm_up_index: int) -> tuple[npt.NDArray[np.float32], float]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..blocks import ffn_blocks
 from ..errors import TargetUnreachableError, UnsupportedModelError
 from ..gguf_file.header import Header
 from ..llama import Llama
@@ -30,7 +31,7 @@ def of_profile(llm: Llama, profile: SkipConfig, course: Course) -> list[Subject]
     if profile.policy == "channels":
         row = Row(_percent(profile.ratio), "profile", profile, profile.ratio)
         return [Subject(row), *of_channels(llm, [profile.ratio], profile.warm_up_index, course)]
-    ratio = (len(profile.layers or ()) + resolved["max_skip"]) / len(llm.ffn_map)
+    ratio = (len(profile.layers or ()) + resolved["max_skip"]) / len(ffn_blocks(llm.blocks))
     label = _percent(ratio)
     row = Row(label, "profile", profile, ratio)
     return [Subject(row), *_of_paper(llm, label, ratio, profile.warm_up_index, course)]
@@ -67,7 +68,7 @@ def sizes_of(llm: Llama, ratios: Sequence[float], *, given: bool) -> dict[float,
     Args:
         given: By the user, so that what can't be reached is refused and not passed over.
     """
-    n_ffn, most = len(llm.ffn_map), int(llm.skippable.sum())
+    n_ffn, most = len(ffn_blocks(llm.blocks)), int(llm.skippable.sum())
     sizes = {ratio: max(1, math.floor(ratio * n_ffn + 0.5)) for ratio in ratios}
     for ratio, n in list(sizes.items()):
         if n > most:
@@ -92,7 +93,7 @@ def of_search(
     for ratio, n in sizes.items():
         config = SkipConfig(layers=sorted(order[:n]), max_skip=0, warm_up_index=warm_up_index)
         label = _percent(ratio)
-        found.append(Subject(Row(label, "search", config, n / len(llm.ffn_map))))
+        found.append(Subject(Row(label, "search", config, n / len(ffn_blocks(llm.blocks)))))
         found += _of_paper(llm, label, ratio, warm_up_index, course)
     return found
 
