@@ -159,13 +159,14 @@ class Clock:
         if config.policy == "channels":
             return 40.0 - self._of_channels
         if config.max_skip == 0:
-            return 40.0 - self._per_block * len(config.layers)
+            attention = 0.1 * len(config.attention_layers or ())
+            return 40.0 - attention - sum(self._per_block * (10 if il >= 12 else 1) for il in config.layers or ())
         return 41.0 + (self._per_check * (N_LAYER - 1) if config.policy == "ffn_skip" else 0.0)
 
 
 @pytest.mark.parametrize("n_depth", [0, 64])
 def test_what_blocks_checks_and_channels_take_is_found_out_in_turns(text, tmp_path, monkeypatch, n_depth):
-    clock = Clock(1.5, 0.02, 3.0)
+    clock = Clock(0.8 * 15 / 42, 0.02, 3.0)  # 12 blocks of that, and 3 of ten times as much
     monkeypatch.setattr(timing, "time_test", clock)
     options = {**OPTIONS, "policies": ["channels"], "skip_ratio": 0.2, "output": tmp_path / "p.gguf"}
     found = calibrate(demo_model(), [text], costs="measured", n_depth=n_depth, **options)
@@ -173,11 +174,26 @@ def test_what_blocks_checks_and_channels_take_is_found_out_in_turns(text, tmp_pa
     assert clock.test.n_depth == n_depth
     assert costs.per_token == pytest.approx(40.0 * 2, rel=0.2)  # the median of the noise
     scale = costs.per_token / 40
-    assert np.allclose(costs.per_block[:, FFN], 1.5 * scale)  # the last one too
+    assert np.allclose(costs.per_block[:, FFN], 0.8 * scale)  # the last one too
+    assert (costs.per_block[:, [KEYS_AND_VALUES, ATTENTION]] == 0).all()  # they are not calibrated
     assert costs.per_check == pytest.approx(0.02 * scale)
     assert (costs.per_byte[:, :2] == 0).all() and len(np.unique(costs.per_byte[:, 2:])) == 1
     assert any(note.startswith("costs measured in ") and " ms" in note for note in found.notes)
     assert found.chosen.saved == pytest.approx(0.2, abs=0.01)
+
+
+def test_layers_on_another_device_are_measured_apart(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "time_test", Clock(0.2, 0.0, 3.0))
+    monkeypatch.setattr(timing.llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    options = {**OPTIONS, "policies": ["channels"], "skip_ratio": 0.2, "tensors": "all", "n_gpu_layers": 5}
+    found = calibrate(demo_model(), [text], costs="measured", output=tmp_path / "p.gguf", **options)
+    per_block = found.costs.per_block * 40 / found.costs.per_token
+    assert np.allclose(per_block[:12, FFN], 0.2) and np.allclose(per_block[12:, FFN], 2.0)
+    assert np.allclose(per_block[:, ATTENTION], 0.1)
+    with Llama(demo_model(), skip=None, n_ctx=256, verbose=False) as llm:
+        n_bytes = {block.kind: (block.bytes_of_cache, block.bytes_per_token) for block in llm.blocks}
+    of_cache = 0.2 * n_bytes["attention"][0] / n_bytes["ffn"][1]
+    assert np.allclose(per_block[:12, KEYS_AND_VALUES], of_cache, rtol=0.1)
 
 
 def test_a_machine_that_is_too_busy_is_refused(text, tmp_path, monkeypatch):

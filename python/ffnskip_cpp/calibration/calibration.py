@@ -65,6 +65,9 @@ class Calibration:
     """Of the mean similarity (section 3.2 of the paper); the chosen setting may have others."""
     block_kl: npt.NDArray[np.float64]
     """float64 [n_layer]: KL divergence where the FFN block of the layer is left out alone; NaN where it can't be."""
+    layer_influence: npt.NDArray[np.float64]
+    """float64 [n_layer]: 1 - the mean cosine of what goes into a layer and what comes out of it, where policy short_gpt
+    was tried; else NaN."""
     costs: Costs | None
     """The times that were saved, in milliseconds; None where it was bytes."""
     notes: list[str]
@@ -112,9 +115,10 @@ def calibrate(
             skip 0.01 less.
         max_kl: In its place, the highest ratio whose KL divergence from the dense model is at most this, nats a token.
             Default: 0.05, unless skip_ratio is given.
-        policies: What is tried, of "blocks", "channels" and "blocks+channels", channels beside a set of FFN blocks.
-            Default: all that the model allows.
-        tensors: Whose input channels are left out: "ffn", or "all", those of attention's matrices too.
+        policies: What is tried, of "blocks", "channels" and "blocks+channels", channels beside a block. Default: all
+            of these that the model allows. With skip_ratio "short_gpt" and "skip_decode" too: whole layers.
+        tensors: What is left out: FFN blocks and input channels of their matrices, "ffn", or "all", attention blocks
+            and channels of their matrices too.
         costs: What is to be saved is time, and shares are shares of it: "measured" on this machine, or a JSON file, of
             a table like `Calibration.costs` or of a whole report. Default: bytes.
         n_depth: Tokens in the context while costs are measured.
@@ -165,6 +169,7 @@ def _calibrated(
             np.stack([seen.mean, seen.low, seen.high], axis=1),
             seen.cold_regions,
             work.block_kl(),
+            work.layer_influence(),
             None if wanted.costs is None else work.costs,
             notes,
             destination.written,
@@ -190,6 +195,8 @@ def _learnt(calibration: Calibration, texts: Sequence[Text], n_tokens: int, seed
     mean, low, high = calibration.similarity.T
     chosen = calibration.chosen
     of_blocks = {} if np.isnan(calibration.block_kl).all() else {"block_kl": calibration.block_kl.tolist()}
+    influence = calibration.layer_influence
+    of_layers = {} if np.isnan(influence).all() else {"layer_influence": influence.tolist()}
     of_costs = {} if calibration.costs is None else {"costs": json.dumps(calibration.costs.as_dict())}
     of_channels = {"channels_kept": chosen.channels_kept.ravel().tolist()} if chosen.channels_kept.size else {}
     return {
@@ -203,6 +210,7 @@ def _learnt(calibration: Calibration, texts: Sequence[Text], n_tokens: int, seed
         "similarity_high": high.tolist(),
         "block_influence": (1.0 - mean).tolist(),
         **of_blocks,
+        **of_layers,
         **of_channels,
         **of_costs,
         "similarity_cold_s": calibration.cold_regions[0],

@@ -104,5 +104,6 @@ def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
 
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
-    """Those whose settings are the model's own: no random policy, no channels by thresholds that each text has anew."""
-    return [row for row in rows if row.config.policy == "ffn_skip" or row.config.channel_thresholds is not None]
+    """Those whose settings a profile holds: no random policy, no channels by thresholds that each text has anew."""
+    kept = ("ffn_skip", "skip_decode")
+    return [row for row in rows if row.config.policy in kept or row.config.channel_thresholds is not None]

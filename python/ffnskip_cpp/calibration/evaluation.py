@@ -19,7 +19,7 @@ from ..memory import available_memory
 from ..skip_config import SkipConfig, TensorsName
 from ..stats import Trace
 from .cache import Arrays, Cache
-from .costs import FFN, FFN_INPUTS, Costs, LeftOut
+from .costs import ATTENTION, FFN, FFN_INPUTS, KEYS_AND_VALUES, Costs, LeftOut
 from .progress import Bar
 from .timing import measure_costs
 
@@ -144,6 +144,18 @@ class Evaluator:
             self._add(found, key, chunk)
         return found["similarity"]
 
+    def layer_similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
+        """float32 [n_rows, n_layer]: of the dense model, what goes into a layer and what comes out of it."""
+        config = check_everything(self._llm.n_layer, self._warm_up_index)
+        key = ("layer similarity", config, self._digest(chunk))
+        found = self._find(key, chunk)
+        if found is None:
+            with self._llm.skipping(config), self._llm.trace(layers=True) as trace:
+                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
+            found = {"layer_similarity": trace.layer_similarity[: len(chunk.rows(self._warm_up_index))]}
+            self._add(found, key, chunk)
+        return found["layer_similarity"]
+
     def score(self, config: SkipConfig, chunks: Sequence[Chunk]) -> Score:
         """Raises ValueError where the setting does not fit the model."""
         return self.scores([config], chunks)[0]
@@ -208,6 +220,9 @@ class Evaluator:
         skipped = trace.skipped[:n]
         blocks = np.zeros((self._llm.n_layer, 3))
         blocks[:, FFN] = skipped.mean(axis=0)
+        blocks[:, ATTENTION] = trace.attention_skipped[:n].mean(axis=0)
+        if config.every_row or config.policy == "skip_decode":
+            blocks[:, KEYS_AND_VALUES] = blocks[:, ATTENTION]
         kept, n_bytes = np.empty((0, 4)), np.zeros((self._llm.n_layer, 4))
         if config.policy == "channels":
             kept, n_bytes = self._channels(trace, skipped)

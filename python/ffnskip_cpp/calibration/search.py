@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..measure.similarity import NEVER_TRIPS
 from ..skip_config import SkipConfig
-from .costs import FFN, PerBlock
+from .costs import ATTENTION, FFN, PerBlock
 from .effort import Effort
 from .evaluation import Evaluator, Score
 from .race import Race
@@ -50,6 +50,8 @@ class Model:
     cold_regions: tuple[int, int]
     """cold_s and cold_e as the similarity curve has them."""
     warm_up_index: int
+    whole: frozenset[Block] = frozenset()
+    """Those that may be left out of every row, prompts included."""
 
     def saved(self, blocks: Iterable[Block]) -> float:
         """The share that leaving out these saves."""
@@ -158,6 +160,12 @@ class Search:
         """KL divergence where a block is left out alone."""
         self._greedy.blocks(1)
         return self._greedy.alone
+
+    @property
+    def ffn_alone(self) -> Score:
+        """The FFN block that costs least alone."""
+        self._greedy.blocks(1)
+        return self._greedy.ffn_alone
 
     def fixed(self, n: int) -> Score:
         """What the greedy set of n blocks costs."""
@@ -343,14 +351,15 @@ def _regions(free: Sequence[int], share: float, model: Model) -> Iterator[Region
 # ---- the fixed set ----
 
 
-def fixed_set(blocks: Iterable[Block], model: Model) -> SkipConfig:
+def fixed_set(blocks: Sequence[Block], model: Model) -> SkipConfig:
     return SkipConfig(**_fields(blocks), max_skip=0, warm_up_index=model.warm_up_index)
 
 
-def _fields(blocks: Iterable[Block]) -> dict[str, Any]:
+def _fields(blocks: Sequence[Block]) -> dict[str, Any]:
     """Of the setting that leaves out these."""
-    layers = sorted(il for il, _ in blocks)
-    return {"layers": layers} if layers else {}
+    of_kind = {"attention_layers": ATTENTION, "layers": FFN}
+    found = {name: sorted(il for il, of in blocks if of == kind) for name, kind in of_kind.items()}
+    return {name: layers for name, layers in found.items() if layers}
 
 
 class GreedySet:
@@ -371,6 +380,7 @@ class GreedySet:
         self._left: list[list[Block]] = []  # after each, by what they add
         self._costs: dict[Block, npt.NDArray[np.float64]] = {}  # [n_rows] of each block, when it was measured last
         self.alone: dict[Block, float] = {}
+        self.ffn_alone: Score
 
     def blocks(self, n: int) -> list[Block]:
         """The set of n."""
@@ -423,6 +433,7 @@ class GreedySet:
         self._costs.update({by_config[score.config]: added(score) for score in scores})
         if not self._added:
             self.alone = {block: float(self._costs[block].mean()) for block in left}
+            self.ffn_alone = next((score for score in scores if by_config[score.config][1] == FFN), scores[0])
         best = by_config[scores[0].config]
         self._added.append(best)
         self._scores.append(scores[0])

@@ -8,6 +8,7 @@ and layers on the CPU, if a model lies on both, are left out by settings of thei
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import llama_cpp
 import numpy as np
@@ -20,7 +21,7 @@ from ..benchmark.timing import time_test
 from ..llama import Llama
 from ..measure.similarity import check_everything
 from ..skip_config import SkipConfig, TensorsName
-from .costs import FFN, Costs, PerInput
+from .costs import ATTENTION, FFN, KEYS_AND_VALUES, Costs, PerInput
 
 __all__ = ["measure_costs"]
 
@@ -39,10 +40,10 @@ def measure_costs(llm: Llama, n_bytes: Costs, *, channels: TensorsName | None = 
         ValueError: Leaving out blocks saved no time, as on a machine that is busy; or there is no memory for the
             contexts.
     """
-    groups = _groups(llm)
+    groups = _groups(llm, attention=n_bytes.per_block[:, ATTENTION].any())
     nothing, checks = SkipConfig("dense"), check_everything(llm.n_layer)
     settings = [Setting("dense", None), Setting("idle", nothing), Setting("checks", checks)]
-    settings += [Setting("FFN blocks", SkipConfig(layers=layers, max_skip=0, warm_up_index=0)) for layers, _ in groups]
+    settings += [Setting("blocks", group.left_out()) for group in groups]
     if channels is not None:
         leaving_out = SkipConfig("channels", skip_ratio=LEFT_OUT, tensors=channels, warm_up_index=0)
         settings.append(Setting("channels", leaving_out))
@@ -62,16 +63,34 @@ def measure_costs(llm: Llama, n_bytes: Costs, *, channels: TensorsName | None = 
         return _shared_out(n_bytes, groups, seconds, runners)
 
 
-Group = tuple[list[int], list[int]]
-"""Layers on the same kind of device: those whose FFN block can be skipped, and all of them."""
+@dataclass(frozen=True)
+class Group:
+    """Blocks of one kind in layers on the same kind of device."""
+
+    kind: int
+    skipped: list[int]
+    """Layers where they can be left out."""
+    layers: list[int]
+    """All layers there."""
+
+    def left_out(self) -> SkipConfig:
+        nothing = SkipConfig(max_skip=0, warm_up_index=0)
+        ffn = self.kind == FFN
+        return nothing.replace(layers=self.skipped) if ffn else nothing.replace(attention_layers=self.skipped)
 
 
-def _groups(llm: Llama) -> list[Group]:
+def _groups(llm: Llama, attention: bool) -> list[Group]:
+    """FFN blocks first."""
     n_offloaded = llm.model_params.n_gpu_layers
-    first = llm.n_layer + 1 - n_offloaded if n_offloaded >= 0 and llama_cpp.llama_supports_gpu_offload() else 0
-    parts = [list(range(llm.n_layer))[part] for part in (slice(0, max(first, 0)), slice(max(first, 0), None))]
-    groups = [([il for il in part if llm.skippable[il]], part) for part in parts]
-    return [group for group in groups if group[0]]
+    offloads = n_offloaded >= 0 and llama_cpp.llama_supports_gpu_offload()
+    first = max(llm.n_layer + 1 - n_offloaded, 0) if offloads else 0
+    groups = []
+    for name, kind in (("ffn", FFN), ("attention", ATTENTION))[: 1 + attention]:
+        usable = {block.layer for block in llm.blocks if block.kind == name and block.skippable}
+        for layers in (range(first), range(first, llm.n_layer)):
+            if skipped := [il for il in layers if il in usable]:
+                groups.append(Group(kind, skipped, list(layers)))
+    return groups
 
 
 def _shared_out(
@@ -87,20 +106,24 @@ def _shared_out(
     next(saved)
     idle, checking = next(saved), next(saved)
     per_block = np.zeros_like(n_bytes.per_block)
-    for skipped, layers in groups:
-        of_group = next(saved)
+    for group in groups:
+        of_group, of_bytes = next(saved), n_bytes.per_block[:, group.kind]
         if of_group <= 0.0:
+            name = "FFN" if group.kind == FFN else "attention"
             raise ValueError(
-                f"costs: leaving out {len(skipped)} FFN blocks made a token {-of_group:.3g} ms slower; this machine is "
-                "too busy to measure on: try again, or give a table of costs"
+                f"costs: leaving out {len(group.skipped)} {name} blocks made a token {-of_group:.3g} ms slower; this "
+                "machine is too busy to measure on: try again, or give a table of costs"
             )
-        of_bytes = n_bytes.per_block[:, FFN]
-        per_block[layers, FFN] = of_bytes[layers] * of_group / of_bytes[skipped].sum()
-    per_byte = np.zeros_like(n_bytes.per_byte)
+        per_byte = of_group / of_bytes[group.skipped].sum()
+        per_block[group.layers, group.kind] = of_bytes[group.layers] * per_byte
+        if group.kind == FFN:  # what keys and values take no setting leaves out: matrices like those of an FFN
+            of_bytes = n_bytes.per_block[:, KEYS_AND_VALUES]
+            per_block[group.layers, KEYS_AND_VALUES] = of_bytes[group.layers] * per_byte
+    of_inputs = np.zeros_like(n_bytes.per_byte)
     for of_channels in saved:
-        per_byte = _per_byte(max(of_channels, 0.0), runners[-1])
+        of_inputs = _per_byte(max(of_channels, 0.0), runners[-1])
     per_check = max(idle - checking, 0.0) / max(_per_token(runners[2], "checks"), 1.0)
-    return Costs(per_token, per_block, per_byte, per_check)
+    return Costs(per_token, per_block, of_inputs, per_check)
 
 
 def _per_byte(saved: float, runner: Runner) -> PerInput:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from ..measure.policies import TENSORS
 from ..skip_config import TensorsName
 from .effort import EFFORTS
+from .layers import WHOLE_LAYERS
 
-__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "MEASURED", "POLICIES", "Wanted"]
+__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "MEASURED", "POLICIES", "TRIED", "Wanted"]
 
 MAX_KL = 0.05
-POLICIES = ("blocks", "channels", "blocks+channels")
+TRIED = ("blocks", "channels", "blocks+channels")  # if nothing else is said
+POLICIES = (*TRIED, *WHOLE_LAYERS)
 EFFORT = "normal"
 MAX_TOKENS = 20_000
 MEASURED = "measured"  # in place of a file of costs
@@ -48,6 +50,8 @@ class Wanted:
         for policy in self.policies or ():
             if policy not in POLICIES:
                 raise ValueError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+            if policy in WHOLE_LAYERS and self.skip_ratio is None:
+                raise ValueError(f"policy: {policy} is for a share of the layers: give a skip-ratio")
         if self.policies is not None and not self.policies:
             raise ValueError(f"policy: none is named; those that are there: {', '.join(POLICIES)}")
         if self.tensors not in TENSORS:
@@ -77,4 +81,4 @@ class Wanted:
         return None if self.skip_ratio is not None else self.max_kl or MAX_KL
 
     def tries(self, policy: str) -> bool:
-        return self.policies is None or policy in self.policies
+        return policy in (TRIED if self.policies is None else self.policies)

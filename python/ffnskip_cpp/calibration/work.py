@@ -17,9 +17,10 @@ from ..measure.text import Chunk
 from ..skip_config import SkipConfig
 from .channels import GROWTH, ChannelCandidate, ChannelSearch
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
-from .costs import ATTENTION, FFN, FFN_INPUTS, Costs, byte_costs, read_costs
+from .costs import ATTENTION, FFN, FFN_INPUTS, KEYS_AND_VALUES, Costs, byte_costs, read_costs
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
-from .evaluation import Evaluator
+from .evaluation import Evaluator, Score
+from .layers import short_gpt, skip_decode
 from .parts import Parts
 from .progress import Bar
 from .race import Race
@@ -28,6 +29,8 @@ from .search import Candidate, Model, Search, fixed_set
 from .wanted import MEASURED, Wanted
 
 __all__ = ["Found", "Work"]
+
+KINDS = {"attention": ATTENTION, "ffn": FFN}
 
 RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
 REACHED_TOKENS = 4096  # at most, for how far its channels reach
@@ -91,14 +94,16 @@ class Work:
         evaluator.weigh(n_bytes.of(wanted.tensors), self.costs)
         share = self.costs.share_per_block
         self._ffn_share = float(share[:, FFN].sum())
-        skippable = tuple((int(il), FFN) for il in np.flatnonzero(llm.skippable) if share[il, FFN] > 0)
+        whole = frozenset((block.layer, KINDS[block.kind]) for block in llm.blocks if block.skippable)
+        skippable = tuple(sorted(block for block in whole if share[block] > 0))
         self._check_reachable(float(sum(share[block] for block in skippable)))
 
         recorded = parts.recorded(RECORDED_TOKENS)
         progress.expect(sum(map(len, recorded)))
         self._recorded = np.concatenate([evaluator.similarity(chunk) for chunk in recorded])
         self.similarity = LayerSimilarity.of(self._recorded)
-        self._model = Model(llm.n_layer, skippable, share, self.similarity.cold_regions, wanted.warm_up_index)
+        cold = self.similarity.cold_regions
+        self._model = Model(llm.n_layer, skippable, share, cold, wanted.warm_up_index, whole)
         self._inputs = None if input_bytes is None else self._found_inputs(input_bytes)
 
         effort = wanted.effort
@@ -142,7 +147,7 @@ class Work:
         except UnsupportedModelError as error:
             if not self._wanted.tries("blocks"):
                 raise
-            self.notes.append(f"only FFN blocks were tried: {error}")
+            self.notes.append(f"only blocks were tried: {error}")
             return None
 
     def _found_inputs(self, n_bytes: npt.NDArray[np.float64]) -> Inputs:
@@ -211,14 +216,36 @@ class Work:
         self._progress.expect(self._n_tokens(self._effort, skip_ratio))
         channels = self._channel_candidates(skip_ratio)
         blocks = self._block_candidates(skip_ratio, channels) if self._wanted.tries("blocks") else []
-        if not blocks and not channels:
+        layers = self._layer_candidates(skip_ratio)
+        if not blocks and not channels and not layers:
             raise TargetUnreachableError(f"skip-ratio: {skip_ratio:g} can't be reached by what is to be tried")
-        rows, references = self._compare([*blocks, *channels], skip_ratio)
+        rows, references = self._compare([*blocks, *channels, *layers], skip_ratio)
         chosen = best([*rows, *references], skip_ratio)
         if chosen.saved < skip_ratio - TOLERANCE:
             self.notes.append(f"no setting saves {skip_ratio:.1%} of held-out text; one that saves most was chosen")
         self._check_references(chosen, references)
         return Found(chosen, [*rows, *references])
+
+    def _layer_candidates(self, skip_ratio: float) -> list[Candidate]:
+        """Of each policy that leaves out whole layers."""
+        configs: list[SkipConfig | None] = []
+        if self._wanted.tries("short_gpt"):
+            configs.append(short_gpt(self.layer_influence(), skip_ratio - TOLERANCE, self._model))
+        if self._wanted.tries("skip_decode"):
+            configs.append(skip_decode(skip_ratio, self._model))
+        return [Candidate(config, Score(config)) for config in configs if config is not None]
+
+    def layer_influence(self) -> npt.NDArray[np.float64]:
+        """float64 [n_layer]: 1 - the mean cosine of what goes into a layer and what comes out of it; NaN of the last,
+        and of all where policy short_gpt was not tried."""
+        if not self._wanted.tries("short_gpt"):
+            return np.full(self._model.n_layer, np.nan)
+        recorded = self._parts.recorded(RECORDED_TOKENS)
+        similarity = np.concatenate([self._evaluator.layer_similarity(chunk) for chunk in recorded])
+        seen = ~np.isnan(similarity).all(axis=0)
+        influence = np.full(self._model.n_layer, np.nan)
+        influence[seen] = 1.0 - np.nanmean(similarity[:, seen], axis=0, dtype=np.float64)
+        return influence
 
     def _channel_candidates(self, skip_ratio: float) -> list[ChannelCandidate]:
         """Channels alone, and beside the FFN block that costs least."""
@@ -226,7 +253,7 @@ class Work:
             return []
         sets: list[Sequence[int]] = [()] if self._wanted.tries("channels") else []
         if self._wanted.tries("blocks+channels") and skip_ratio > self._model.typical:
-            sets.append(self.search.fixed(1).config.layers or ())
+            sets.append(self.search.ffn_alone.config.layers or ())
         found = [self._channels.candidate(skip_ratio, layers) for layers in sets]
         return [candidate for candidate in found if candidate is not None]
 
@@ -291,8 +318,8 @@ class Work:
         if self._wanted.tries("channels"):
             rows += self._saving_most(channels, max_kl, ratio, ())
             ratio = max((row.saved for row in rows if row.kl <= max_kl), default=ratio)
-        if self._wanted.tries("blocks+channels") and self.search.fixed(1).quality.kl < max_kl:
-            rows += self._saving_most(channels, max_kl, ratio, self.search.fixed(1).config.layers or ())
+        if self._wanted.tries("blocks+channels") and self.search.ffn_alone.quality.kl < max_kl:
+            rows += self._saving_most(channels, max_kl, ratio, self.search.ffn_alone.config.layers or ())
         return rows
 
     def _saving_most(self, channels: ChannelSearch, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
@@ -444,9 +471,9 @@ def _byte_costs(llm: Llama, input_bytes: npt.NDArray[np.float64] | None) -> Cost
     """Of blocks whose channels may be left out, the bytes that are read where they are stored by channel."""
     blocks = np.zeros((llm.n_layer, 3))
     for block in llm.blocks:
-        blocks[block.layer, FFN] = block.bytes_per_token
+        blocks[block.layer, KINDS[block.kind]] = block.bytes_per_token - block.bytes_of_cache
+        blocks[block.layer, KEYS_AND_VALUES] += block.bytes_of_cache
     if input_bytes is not None:
         stored = input_bytes[:, FFN_INPUTS, 1].sum(axis=1)
         blocks[:, FFN] = np.where(stored > 0, stored, blocks[:, FFN])
-        blocks[:, ATTENTION] = input_bytes[:, :2, 1].sum(axis=1)
     return byte_costs(read_weight_bytes(llm.model_path).total, blocks)
