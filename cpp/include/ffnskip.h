@@ -54,7 +54,7 @@ struct ffnskip_stats {
     uint64_t         ffn_total;             // FFN blocks of those tokens
     uint64_t         ffn_skipped;           // of these, skipped
     uint64_t         checks;                // similarities computed
-    uint64_t         tokens_never_tripped;  // tokens that could trip and never did
+    uint64_t         tokens_never_tripped;  // tokens that were checked and never tripped
     uint64_t         ffn_bytes_not_read;    // weights of skipped blocks that no other row of the batch needed
     uint64_t         n_layer;               // 0 before ffnskip_probe
     const uint64_t * skipped_per_layer;     // [n_layer], the controller's own, until it is asked again

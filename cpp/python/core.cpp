@@ -96,6 +96,9 @@ template <typename AnyConfig, typename Visit> void for_fields(AnyConfig & config
     visit("layer_thresholds", config.layer_thresholds, "a list of numbers, or None");
     visit("channel_thresholds", config.channel_thresholds, "a list of numbers, or None");
     visit("check_stride", config.check_stride, "a whole number below 2**31");
+    visit("check_interval", config.check_interval, "a whole number below 2**31");
+    visit("min_layers", config.min_layers, "a whole number below 2**31, or None");
+    visit("budget_decay", config.budget_decay, "a whole number below 2**31");
     visit("seed", config.seed, "a whole number in [0, 2**64)");
 }
 
@@ -409,15 +412,15 @@ void add_controller(py::module_ & m) {
                 py::gil_scoped_release unlocked;
                 c.set_config(config);
             })
-        .def_property_readonly("resolved",
-                               [](const Controller & c) {
-                                   const Settings & s = c.settings();
-                                   return py::dict(py::arg("policy")        = policy_name(s.policy),
-                                                   py::arg("sim_threshold") = c.config().sim_threshold,
-                                                   py::arg("cold_s") = s.cold_s, py::arg("cold_e") = s.cold_e,
-                                                   py::arg("warm_up_index") = s.warm_up_index,
-                                                   py::arg("max_skip")      = s.max_skip);
-                               })
+        .def_property_readonly(
+            "resolved",
+            [](const Controller & c) {
+                const Settings & s = c.settings();
+                return py::dict(py::arg("policy")        = policy_name(s.policy),
+                                py::arg("sim_threshold") = c.config().sim_threshold, py::arg("cold_s") = s.cold_s,
+                                py::arg("cold_e") = s.cold_e, py::arg("warm_up_index") = s.warm_up_index,
+                                py::arg("max_skip") = s.max_skip, py::arg("min_layers") = s.n_layer() - s.max_left_out);
+            })
         .def(
             "set_reuse", [](Controller & c, bool full) { c.set_reuse(full ? Reuse::full : Reuse::all); },
             py::arg("full"))

@@ -11,10 +11,11 @@
 namespace ffnskip {
 namespace {
 
-constexpr const char * k_policies[] = { "dense", "ffn_skip", "random", "channels" };  // by Policy
-constexpr const char * k_regions[]  = { "any", "adaptive" };                          // by Region
-constexpr const char * k_tensors[]  = { "ffn", "all" };                               // by Tensors
-constexpr const char * k_reuses[]   = { "all", "full" };                              // by Reuse
+constexpr const char * k_policies[] = { "dense", "ffn_skip", "random", "channels",  // by Policy
+                                        "skip_decode" };
+constexpr const char * k_regions[]  = { "any", "adaptive" };  // by Region
+constexpr const char * k_tensors[]  = { "ffn", "all" };       // by Tensors
+constexpr const char * k_reuses[]   = { "all", "full" };      // by Reuse
 
 constexpr double k_block_ratio   = 0.25;
 constexpr double k_channel_ratio = 1.0 / 3.0;
@@ -136,6 +137,7 @@ void set_checks(Settings & out, const Config & config) {
             since_last              = 0;
         }
     }
+    out.check_interval = config.check_interval;
 }
 
 // The inputs whose channels may be left out. No layer is cold where none is said to be.
@@ -163,7 +165,51 @@ void set_channels(Settings & out, const Config & config) {
     }
 }
 
+// The layers that may be left out whole, and how many in the end.
+void set_budget(Settings & out, const Config & config, const std::vector<uint8_t> & skippable,
+                const std::vector<std::string> & no_attention) {
+    const int n_layer = out.n_layer();
+    if (out.cold_e > n_layer - 1 || out.cold_s >= out.cold_e) {
+        refuse("cold_s, cold_e: of the layers [" + std::to_string(out.cold_s) + ", " + std::to_string(out.cold_e) +
+               ") of a model of " + std::to_string(n_layer) + " some are to be left out, and the last always runs");
+    }
+    std::string why_not;
+    for (int il = out.cold_s; il < out.cold_e; ++il) {
+        const std::string & attention = no_attention[size_t(il)];
+        out.candidate[size_t(il)]     = skippable[size_t(il)] && attention.empty();
+        why_not                       = why_not.empty() ? attention : why_not;
+    }
+    if (count(out.candidate) == 0) {
+        refuse("policy 'skip_decode': no layer of [" + std::to_string(out.cold_s) + ", " + std::to_string(out.cold_e) +
+               ") can be left out whole" + (why_not.empty() ? "" : ", by attention: " + why_not));
+    }
+    out.attention = out.candidate;
+
+    const int         n_most = count(out.candidate);
+    const double      ratio  = config.skip_ratio.value_or(k_block_ratio);
+    const int         wanted = config.min_layers ? n_layer - *config.min_layers : int(std::lround(2 * ratio * n_layer));
+    const std::string most   = "; policy 'skip_decode' can leave out at most " + std::to_string(n_most) + " of " +
+                               std::to_string(n_layer) + " layers, of [" + std::to_string(out.cold_s) + ", " +
+                               std::to_string(out.cold_e) + ")";
+    if (config.min_layers && (wanted < 0 || wanted > n_most)) {
+        refuse("min_layers: " + std::to_string(*config.min_layers) + " is outside " + range(n_layer - n_most, n_layer) +
+               most);
+    }
+    if (wanted > n_most) {
+        refuse("skip_ratio: " + number(ratio) + " asks for " + std::to_string(wanted) + " layers in the end" + most +
+               " (a ratio of " + number(n_most / 2.0 / n_layer) + ")");
+    }
+    out.max_left_out  = wanted;
+    out.budget_decay  = config.budget_decay;
+    out.warm_up_index = 0;  // the first tokens leave next to nothing out
+}
+
 }  // namespace
+
+int Settings::n_left_out(int32_t position) const {
+    const double fallen = std::min(1.0, double(position) / double(budget_decay));
+    return int(std::lround(fallen * max_left_out));
+}
 
 const char * policy_name(Policy policy) {
     return k_policies[size_t(policy)];
@@ -231,6 +277,9 @@ void Config::validate() const {
     at_least(0, "max_skip", max_skip, " is negative; it counts FFN blocks, 0 or more");
     at_least(0, "cold_s", cold_s, " is negative; it counts layers, 0 or more");
     at_least(1, "check_stride", check_stride, " is no distance between checked layers; 1 or more");
+    at_least(1, "min_layers", min_layers, " is no number of layers that run; 1 or more");
+    at_least(1, "budget_decay", budget_decay, " is no number of positions over which layers fall; 1 or more");
+    at_least(1, "check_interval", check_interval, " is no distance between checked tokens; 1 or more");
     if (std::isnan(sim_threshold)) {
         refuse("sim_threshold: nan is not a similarity; give a number, above 1 to never trip");
     }
@@ -254,6 +303,13 @@ void Config::validate() const {
         refuse("tensors: only policy 'channels' takes '" + std::string(tensors_name(tensors)) + "', not '" +
                policy_name(policy) + "'");
     }
+    if (policy != Policy::skip_decode && min_layers) {
+        refuse("min_layers: only policy 'skip_decode' takes it, not '" + std::string(policy_name(policy)) + "'");
+    }
+    if (policy == Policy::skip_decode && max_skip) {
+        refuse("max_skip: " + std::to_string(*max_skip) +
+               " blocks; policy 'skip_decode' leaves out whole layers, as min_layers and skip_ratio say");
+    }
     if (policy == Policy::channels && max_skip.value_or(0) != 0) {
         refuse("max_skip: " + std::to_string(*max_skip) +
                " blocks; policy 'channels' leaves out whole blocks of `layers` alone");
@@ -269,6 +325,9 @@ void Config::validate() const {
     }
     for (const int il : layers.value_or(std::vector<int>())) {
         at_least(0, "layers", il, " is negative; the first layer is 0");
+    }
+    if (policy == Policy::skip_decode && attention_layers) {
+        refuse("attention_layers: policy 'skip_decode' leaves out whole layers, as min_layers and skip_ratio say");
     }
     if (policy == Policy::dense && attention_layers) {
         refuse("attention_layers: policy 'dense' leaves nothing out");
@@ -334,6 +393,10 @@ Settings resolve(const Config & config, const std::vector<uint8_t> & skippable,
     out.every_row = config.every_row;
     if (config.policy == Policy::channels) {
         set_channels(out, config);
+        return out;
+    }
+    if (config.policy == Policy::skip_decode) {
+        set_budget(out, config, skippable, no_attention);
         return out;
     }
     if ((config.layers || config.attention_layers) && config.max_skip == 0) {

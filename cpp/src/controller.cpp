@@ -169,14 +169,15 @@ struct Controller::Impl {
                 evaluation.channels().sequences().restart(part.seq);
             }
         }
-        llama_batch placed   = rows;
-        placed.pos           = sequences.positions();
-        const int32_t status = evaluate(ctx, placed, rows.token == nullptr ? nullptr : kinds, run, [&] {
+        const Sequences::Rows known  = sequences.known_of(rows, kinds, settings, key);
+        llama_batch           placed = rows;
+        placed.pos                   = sequences.positions();
+        const int32_t status         = evaluate(ctx, placed, known, run, [&] {
             return std::all_of(sequences.parts().begin(), sequences.parts().end(),
                                [&](const Sequences::Part & part) { return go_back(ctx, part.seq, part.next); });
         });
         if (status == 0) {
-            sequences.commit(rows, evaluation.skipped_rows(), key);
+            sequences.commit(rows, { known.kinds, evaluation.skipped_rows(), evaluation.trips() }, key);
         }
         return status;
     }
@@ -184,9 +185,9 @@ struct Controller::Impl {
     // run() evaluates these rows, and does so again, once undo() has taken them out of the memory, where their graph turned
     // out to be new.
     template <typename Run, typename Undo>
-    int32_t evaluate(llama_context * ctx, const llama_batch & rows, const RowKind * kinds, Run run, Undo undo) {
+    int32_t evaluate(llama_context * ctx, const llama_batch & rows, const Sequences::Rows & known, Run run, Undo undo) {
         for (int attempt = 0; attempt < k_max_attempts; ++attempt) {
-            evaluation.begin_decode(rows, kinds);
+            evaluation.begin_decode(rows, known);
             const int32_t status = run();
             const bool    again  = evaluation.end_decode(status == 0 && !callback.failed());
             callback.rethrow();
@@ -248,7 +249,7 @@ struct Controller::Impl {
             const llama_batch rows   = batch.rows();
             const llama_pos   first  = rows.pos[0];
             const int32_t     status = evaluate(
-                ctx, rows, nullptr, [&] { return llama_decode(ctx, rows); }, [&] { return go_back(ctx, seq, first); });
+                ctx, rows, {}, [&] { return llama_decode(ctx, rows); }, [&] { return go_back(ctx, seq, first); });
             if (status != 0) {
                 throw DecodeError(status);
             }

@@ -16,9 +16,12 @@ void Evaluation::set_model(GraphMap map, const ggml_tensor * embedding, Split sp
 
 // ---- a decode ----
 
-void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) {
+void Evaluation::begin_decode(const llama_batch & batch, const Sequences::Rows & known) {
+    const RowKind * kinds = known.kinds;
+
     following_   = false;
     kinds_       = kinds;
+    deciders_    = known.deciders;
     repeat_      = false;
     skippable_   = false;
     any_skipped_ = false;
@@ -40,8 +43,13 @@ void Evaluation::begin_decode(const llama_batch & batch, const RowKind * kinds) 
     for (size_t i = 0; i < n_batch; ++i) {
         const bool full = channels && channels_.row(i) != ChannelRow::leaves_out;
         skippable_      = skippable_ || (channels && channels_.row(i) != ChannelRow::full);
-        if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
+        if (known.n_left_out != nullptr) {
+            rows_[i].begin_without(settings_, known.n_left_out[i]);
+        } else if (kinds[i] == RowKind::skippable && settings_.skips_anything() && !full) {
             rows_[i].begin(settings_, batch.pos == nullptr ? int32_t(i) : batch.pos[i], batch.token[i]);
+            if (deciders_ != nullptr && deciders_[i].row != int32_t(i)) {
+                rows_[i].follow(settings_, deciders_[i].trip_layer);
+            }
         } else {
             rows_[i].begin_full(settings_);
         }
@@ -67,6 +75,11 @@ bool Evaluation::end_decode(bool succeeded) {
     for (size_t i = 0; i < skipped_.size(); ++i) {
         skipped_[i]  = left_by(kinds == nullptr ? prompt_ : rows_[i]);
         any_skipped_ = any_skipped_ || skipped_[i] != Left::nothing;
+    }
+    if (deciders_ != nullptr) {
+        trips_.resize(skipped_.size());
+        std::transform(rows_.begin(), rows_.begin() + std::ptrdiff_t(trips_.size()), trips_.begin(),
+                       [](const TokenState & row) { return row.trip_layer(); });
     }
     return false;
 }
@@ -121,6 +134,7 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
     }
     if (kinds_ == nullptr || concerns_rows()) {
         following_ = true;
+        follow_deciders();
         if (channels_.any() && kinds_ != nullptr) {
             channels_.begin(ubatch_, n_rows_);
         }
@@ -283,6 +297,19 @@ void Evaluation::observe(ggml_tensor * node) {
         if (tasks_.checks[size_t(r)]) {
             row(r).observe(settings_, block.layer, similarity[r]);
             recorder_.checked(ubatch_[r], block.layer, similarity[r]);
+        }
+    }
+    if (tasks_.any_checks) {
+        follow_deciders();
+    }
+}
+
+// Rows do what those of the batch did that decide for them, in this evaluation or in one before.
+void Evaluation::follow_deciders() {
+    for (int32_t r = 0; deciders_ != nullptr && r < n_rows_; ++r) {
+        const int32_t decider = deciders_[ubatch_[r]].row;
+        if (decider >= 0 && decider != ubatch_[r]) {
+            row(r).follow(settings_, rows_[size_t(decider)].trip_layer());
         }
     }
 }

@@ -35,9 +35,8 @@ public:
     ChannelEvaluation & channels() { return channels_; }
 
     // ---- a decode ----
-    // `kinds` of the batch's rows; null: all prompt, and nothing is counted; its rows need no tokens then. Both stay as they
-    // are until end_decode().
-    void begin_decode(const llama_batch & batch, const RowKind * kinds);
+    // What is known of the rows stays as it is until end_decode().
+    void begin_decode(const llama_batch & batch, const Sequences::Rows & known);
     // True if the batch met a graph of unknown structure, which is known now: decode it again.
     // Throws Unsupported if that graph does not allow what the settings want.
     bool end_decode(bool succeeded);
@@ -46,6 +45,8 @@ public:
 
     // [n_batch] of the decode that ended last; null where no row skipped anything.
     const std::vector<Left> * skipped_rows() const { return any_skipped_ ? &skipped_ : nullptr; }
+    // [n_batch] likewise, the layer in which the row tripped, -1 where it did not; null where each row decided for itself.
+    const std::vector<int32_t> * trips() const { return deciders_ == nullptr ? nullptr : &trips_; }
     // What rows of prompts leave out.
     Left left_of_prompts() const;
     // Whether something was evaluated outside of begin_decode() and end_decode() since the last call.
@@ -65,6 +66,7 @@ private:
     bool is_embedding(const ggml_tensor * node) const;
     bool ends_layer(const ggml_tensor * node, const Node & known) const;
     void trace_layer(const ggml_tensor * node);
+    void follow_deciders();
 
     static Left left_by(const TokenState & row);
 
@@ -78,17 +80,19 @@ private:
     const ggml_tensor * embedding_ = nullptr;
 
     // ---- the running decode ----
-    const RowKind *         kinds_     = nullptr;
-    bool                    skippable_ = false;  // some row may skip
-    std::vector<TokenState> rows_;               // at least [n_batch]
-    TokenState              prompt_;             // any row, where all are prompt
-    std::vector<Left>       skipped_;            // [n_batch]
-    bool                    any_skipped_    = false;
-    bool                    repeat_         = false;
-    bool                    decoding_       = false;
-    bool                    unknown_decode_ = false;
-    Ubatches                ubatches_;
-    std::vector<int32_t>    token_ids_;  // [n_rows] of an ubatch whose ids are in a device's memory
+    const RowKind *            kinds_     = nullptr;
+    const Sequences::Decider * deciders_  = nullptr;
+    bool                       skippable_ = false;  // some row may skip
+    std::vector<TokenState>    rows_;               // at least [n_batch]
+    TokenState                 prompt_;             // any row, where all are prompt
+    std::vector<Left>          skipped_;            // [n_batch]
+    std::vector<int32_t>       trips_;              // [n_batch]
+    bool                       any_skipped_    = false;
+    bool                       repeat_         = false;
+    bool                       decoding_       = false;
+    bool                       unknown_decode_ = false;
+    Ubatches                   ubatches_;
+    std::vector<int32_t>       token_ids_;  // [n_rows] of an ubatch whose ids are in a device's memory
 
     // ---- the running evaluation ---- Blocks are skipped and checked, as far as the structure of the graph is known;
     // if not, the batch will be repeated. Else edits of earlier evaluations are undone, nothing else.

@@ -113,6 +113,11 @@ void name_policy(Config & config, Text name) {
         config.cold_s.reset();
         config.cold_e.reset();
     }
+    if (config.policy == Policy::skip_decode) {
+        config.max_skip.reset();
+    } else {
+        config.min_layers.reset();
+    }
     if (config.layers && before.layers) {
         set_layers(config, *before.layers);
     }
@@ -135,9 +140,9 @@ struct Entry {
 
 const Entry k_entries[] = {
     { { "policy", "NAME",
-        "ffn_skip (Algorithm 1, default), channels, short_gpt (whole layers, with --skip-layers), random or dense; "
-        "ends "
-        "--skip-layers, --attention-layers, --every-row and --layer-thresholds before it" },
+        "ffn_skip (Algorithm 1, default), channels, short_gpt (whole layers, with --skip-layers), skip_decode, random "
+        "or "
+        "dense; ends --skip-layers, --attention-layers, --every-row and --layer-thresholds before it" },
       [](Config & c, Text, Text v) { name_policy(c, v); } },
     { { "sim-threshold", "T", "similarity at or above which a token trips; above 1 never (default 0.9)" },
       set<&Config::sim_threshold> },
@@ -175,11 +180,22 @@ const Entry k_entries[] = {
       set<&Config::max_skip> },
     { { "check-stride", "N", "check every N-th layer of the adaptive region only (default 1)" },
       set<&Config::check_stride> },
+    { { "check-interval", "N",
+        "check every N-th token of a sequence only; those between skip what it does (default 1)" },
+      set<&Config::check_interval> },
     { { "channel-thresholds", "T,...",
         "--policy channels: four for each layer, for the inputs of QKV, O, up and down" },
       set<&Config::channel_thresholds> },
     { { "tensors", "NAME", "--policy channels: whose input channels are left out, ffn (default) or all" },
       [](Config & c, Text, Text v) { c.tensors = tensors_from_name(v); } },
+    { { "min-layers", "N",
+        "--policy skip_decode: layers that run from position --budget-decay on (default: so that --skip-ratio of the "
+        "layers "
+        "are left out on average up to there)" },
+      set<&Config::min_layers> },
+    { { "budget-decay", "N",
+        "--policy skip_decode: positions over which the layers that run fall to the fewest (default 512)" },
+      set<&Config::budget_decay> },
     { { "region", "NAME", "where --policy random chooses from: any (layer but the last, default) or adaptive" },
       [](Config & c, Text, Text v) { c.region  = region_from_name(v); } },
     { { "skip-seed", "N", "seed of --policy random (default 0)" }, set<&Config::seed> },

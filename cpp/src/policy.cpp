@@ -28,8 +28,11 @@ uint64_t key_of(const Settings & settings) {
     add(uint64_t(settings.cold_e));
     add(uint64_t(settings.warm_up_index));
     add(uint64_t(settings.max_skip));
+    add(uint64_t(settings.check_interval));
     add(settings.seed);
     add(settings.every_row);
+    add(uint64_t(settings.max_left_out));
+    add(uint64_t(settings.budget_decay));
     for (int il = 0; il < settings.n_layer(); ++il) {
         uint32_t bits = 0;
         if (settings.checked[size_t(il)]) {
@@ -57,6 +60,7 @@ void TokenState::begin_full(const Settings & settings) {
     skip_.reset();
     check_.reset();
     may_skip_    = settings.every_row;
+    follows_     = false;
     channels_    = false;
     leaves_gaps_ = settings.every_row && settings.leaves_attention_out();
     trip_layer_  = -1;
@@ -102,21 +106,46 @@ void TokenState::begin(const Settings & settings, int32_t position, int32_t toke
     }
 }
 
+void TokenState::begin_without(const Settings & settings, int n_left_out) {
+    begin_full(settings);
+    may_skip_ = leaves_gaps_ = n_left_out > 0;
+    for (int il = settings.cold_s; il < settings.cold_e && n_left_out > 0; ++il) {
+        if (settings.candidate[size_t(il)]) {
+            skip_[size_t(block_of(il, BlockKind::attention))] = true;
+            skip_[size_t(block_of(il, BlockKind::ffn))]       = true;
+            --n_left_out;
+        }
+    }
+}
+
 bool TokenState::observe(const Settings & settings, int il, float similarity) {
     if (!(similarity >= settings.threshold[size_t(il)])) {
         return false;
     }
     trip_layer_ = il;
     check_.reset();
+    skip_behind(settings, il);
+    return true;
+}
+
+void TokenState::follow(const Settings & settings, int trip_layer) {
+    follows_ = true;
+    check_.reset();
+    if (trip_layer_ < 0 && trip_layer >= 0) {
+        trip_layer_ = trip_layer;
+        skip_behind(settings, trip_layer);
+    }
+}
+
+void TokenState::skip_behind(const Settings & settings, int trip_layer) {
     int left = settings.max_skip;
-    for (int next = il + 1; next < settings.cold_e && left > 0; ++next) {
+    for (int next = trip_layer + 1; next < settings.cold_e && left > 0; ++next) {
         const size_t block = size_t(block_of(next, BlockKind::ffn));
         if (settings.candidate[size_t(next)] && !skip_[block]) {
             skip_[block] = true;
             --left;
         }
     }
-    return true;
 }
 
 }  // namespace ffnskip

@@ -100,10 +100,12 @@ void read_blocks(Config & config, const Reader & reader) {
     } else {
         config.sim_threshold = reader.number("ffnskip.sim_threshold");
     }
-    config.cold_s       = reader.count("ffnskip.cold_s");
-    config.cold_e       = reader.count("ffnskip.cold_e");
-    config.max_skip     = reader.count("ffnskip.max_skip");
-    config.check_stride = reader.has("ffnskip.check_stride") ? reader.count("ffnskip.check_stride") : 1;
+    const auto count_or_1 = [&](const char * key) { return reader.has(key) ? reader.count(key) : 1; };
+    config.cold_s         = reader.count("ffnskip.cold_s");
+    config.cold_e         = reader.count("ffnskip.cold_e");
+    config.max_skip       = reader.count("ffnskip.max_skip");
+    config.check_stride   = count_or_1("ffnskip.check_stride");
+    config.check_interval = count_or_1("ffnskip.check_interval");
 }
 
 // With thresholds ffnskip.skip_ratio is what they were measured to leave out, else what is wanted.
@@ -120,6 +122,13 @@ void read_channels(Config & config, const Reader & reader) {
     if (reader.has("ffnskip.cold_e")) {
         config.cold_e = reader.count("ffnskip.cold_e");
     }
+}
+
+void read_budget(Config & config, const Reader & reader) {
+    config.cold_s       = reader.count("ffnskip.cold_s");
+    config.cold_e       = reader.count("ffnskip.cold_e");
+    config.min_layers   = reader.count("ffnskip.min_layers");
+    config.budget_decay = reader.count("ffnskip.budget_decay");
 }
 
 }  // namespace
@@ -140,7 +149,9 @@ Profile read_profile(const std::string & path) {
             config.attention_layers = reader.counts("ffnskip.attention_layers");
         }
         config.every_row = reader.flag("ffnskip.every_row");
-        config.policy == Policy::channels ? read_channels(config, reader) : read_blocks(config, reader);
+        config.policy == Policy::channels      ? read_channels(config, reader)
+        : config.policy == Policy::skip_decode ? read_budget(config, reader)
+                                               : read_blocks(config, reader);
         config.warm_up_index = reader.count("ffnskip.warm_up_index");
         config.validate();
         return profile;

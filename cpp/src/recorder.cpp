@@ -173,7 +173,7 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
         stats_.ffn_total += n_blocks_[size_t(BlockKind::ffn)];
         stats_.attention_total += n_blocks_[size_t(BlockKind::attention)];
         stats_.tokens_never_tripped += row.never_tripped();
-        if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip()) {
+        if (first_checked_ >= 0 && n_judged_ < k_judged && row.may_skip() && !row.follows()) {
             ++n_judged_;
             n_at_once_ += row.trip_layer() == first_checked_;
         }

@@ -1,5 +1,7 @@
 #include "sequences.h"
 
+#include "ffnskip/errors.h"
+
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -8,13 +10,19 @@
 namespace ffnskip {
 namespace {
 
+// Each sequence of a row of a batch: visit(row, sequence).
+template <typename Visit> void for_sequences(const llama_batch & rows, int32_t row, Visit visit) {
+    const int32_t n_seq = rows.n_seq_id == nullptr ? 1 : rows.n_seq_id[row];
+    for (int32_t s = 0; s < n_seq; ++s) {
+        visit(size_t(row), rows.seq_id == nullptr ? 0 : rows.seq_id[row][s]);
+    }
+}
+
 // Each sequence of each row of a batch: visit(row, sequence, the row has others too).
 template <typename Visit> void for_rows(const llama_batch & rows, Visit visit) {
     for (int32_t i = 0; i < rows.n_tokens; ++i) {
-        const int32_t n_seq = rows.n_seq_id == nullptr ? 1 : rows.n_seq_id[i];
-        for (int32_t s = 0; s < n_seq; ++s) {
-            visit(size_t(i), rows.seq_id == nullptr ? 0 : rows.seq_id[i][s], n_seq > 1);
-        }
+        const bool shared = rows.n_seq_id != nullptr && rows.n_seq_id[i] > 1;
+        for_sequences(rows, i, [&](size_t row, llama_seq_id seq) { visit(row, seq, shared); });
     }
 }
 
@@ -72,6 +80,13 @@ void Sequences::note(llama_memory_t memory, const llama_batch & rows) {
         part.shared          = part.shared || shared;
         ++part.n_rows;
     });
+    for (Part & part : parts_) {
+        const Sequence * before = known(part.seq);
+        if (before != nullptr && part.first > 0) {
+            const int64_t undone = std::max(0, before->last - (part.first - 1));
+            part.n_before        = std::max<int64_t>(0, before->generated - undone);
+        }
+    }
 }
 
 bool Sequences::is_generated(const Part & part, Fed fed) const {
@@ -96,12 +111,7 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
     bool any = false;
     for (Part & part : parts_) {
         part.generated = is_generated(part, fed);
-        if (part.generated) {
-            const Sequence * before = known(part.seq);
-            const int64_t    undone = before == nullptr ? 0 : std::max(0, before->last - (part.first - 1));
-            part.n_before           = before == nullptr ? 0 : std::max<int64_t>(0, before->generated - undone);
-            any                     = true;
-        }
+        any            = any || part.generated;
     }
     if (!any) {
         return nullptr;
@@ -114,6 +124,90 @@ const RowKind * Sequences::classify(llama_memory_t memory, const llama_batch & r
         }
     });
     return kinds_.data();
+}
+
+Sequences::Rows Sequences::known_of(const llama_batch & rows, const RowKind * kinds, const Settings & settings,
+                                    uint64_t key) {
+    Rows known;
+    known.kinds = rows.token == nullptr ? nullptr : kinds;
+    if (settings.check_interval > 1 && known.kinds != nullptr) {
+        find_deciders(rows, kinds, settings.check_interval, key);
+        known.deciders = deciders_.data();
+    }
+    n_left_out_.clear();
+    if (settings.policy != Policy::skip_decode) {
+        return known;
+    }
+    find_budgets(rows, known.kinds, settings);
+    const bool any = std::any_of(n_left_out_.begin(), n_left_out_.end(), [](int32_t n) { return n > 0; });
+    if (any && rows.token == nullptr) {
+        throw Unsupported("policy 'skip_decode': embeddings can't follow tokens that left layers out");
+    }
+    if (any && known.kinds == nullptr) {
+        kinds_.assign(size_t(rows.n_tokens), RowKind::prompt);
+        known.kinds = kinds_.data();
+    }
+    known.n_left_out = known.kinds == nullptr ? nullptr : n_left_out_.data();
+    return known;
+}
+
+void Sequences::find_deciders(const llama_batch & rows, const RowKind * kinds, int interval, uint64_t key) {
+    for (Part & part : parts_) {
+        const Sequence * before = known(part.seq);
+        const Decision * last   = before == nullptr ? nullptr : before->decisions.before(part.n_before, key);
+        part.token              = part.n_before;
+        part.next_check         = last == nullptr ? 0 : last->token + interval;
+        part.decider            = { -1, last == nullptr ? -1 : last->trip_layer };
+    }
+    deciders_.assign(size_t(rows.n_tokens), Decider());
+    for_rows(rows, [&](size_t row, llama_seq_id seq, bool shared) {
+        Part * part = part_of(seq);
+        if (part == nullptr) {
+            return;
+        }
+        if (kinds[row] == RowKind::prompt) {
+            part->token = part->next_check = 0;
+            return;
+        }
+        const int64_t token = part->token++;
+        if (kinds[row] != RowKind::skippable) {
+            return;
+        }
+        if (shared || token >= part->next_check) {
+            part->next_check = token + interval;
+            part->decider    = { int32_t(row), -1 };
+        }
+        deciders_[row] = part->decider;
+    });
+}
+
+// A generated token leaves out what its position has it leave out, any row at least what its sequence has left out so far.
+void Sequences::find_budgets(const llama_batch & rows, const RowKind * kinds, const Settings & settings) {
+    for (Part & part : parts_) {
+        Sequence & before = grown(part.seq);
+        if (part.next - 1 > before.last) {  // the memory holds more than is known
+            before.budget = LayerBudget();
+        }
+        part.n_left_out = part.next == 0 ? 0 : before.budget.before(part.first, settings.max_left_out);
+    }
+    most_left_out_ = settings.max_left_out;
+    n_left_out_.assign(size_t(rows.n_tokens), 0);
+    const auto take = [&](size_t row, llama_seq_id seq) {
+        if (const Part * part = part_of(seq)) {
+            n_left_out_[row] = std::max(n_left_out_[row], part->n_left_out);
+        }
+    };
+    const auto give = [&](size_t row, llama_seq_id seq) {
+        if (Part * part = part_of(seq)) {
+            part->n_left_out = n_left_out_[row];
+        }
+    };
+    for (int32_t i = 0; i < rows.n_tokens; ++i) {
+        const bool generated   = kinds != nullptr && kinds[i] == RowKind::skippable;
+        n_left_out_[size_t(i)] = generated ? settings.n_left_out(positions_[size_t(i)]) : 0;
+        for_sequences(rows, i, take);
+        for_sequences(rows, i, give);
+    }
 }
 
 // ---- after it ----
@@ -144,11 +238,13 @@ void Sequences::Sequence::leave(llama_pos pos, Left left, uint64_t of) {
     }
 }
 
-void Sequences::commit(const llama_batch & rows, const std::vector<Left> * left, uint64_t key) {
+void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64_t key) {
     committed_.clear();
     for (const Part & part : parts_) {
         Sequence & sequence = grown(part.seq);
-        sequence.generated  = part.generated ? part.n_before + part.n_rows : 0;
+        sequence.generated  = part.n_before;
+        sequence.decisions.cut(part.n_before);
+        sequence.budget.cut(part.next == 0 ? 0 : part.first);
         sequence.n_verified = part.generated && part.outputs ? part.n_rows - 1 : 0;
         sequence.last       = part.last;
         sequence.output     = part.output;
@@ -166,8 +262,19 @@ void Sequences::commit(const llama_batch & rows, const std::vector<Left> * left,
         }
         Sequence & sequence = sequences_[size_t(seq)];
         sequence.place(positions_[row], rows.token == nullptr ? LLAMA_TOKEN_NULL : rows.token[row]);
-        if (left != nullptr) {
-            sequence.leave(positions_[row], (*left)[row], key);
+        if (decoded.kinds == nullptr || decoded.kinds[row] == RowKind::prompt) {
+            sequence.begin_count();
+        } else {
+            if (decoded.trips != nullptr && deciders_[row].row == int32_t(row)) {
+                sequence.decisions.add({ int32_t(sequence.generated), (*decoded.trips)[row] }, key);
+            }
+            ++sequence.generated;
+        }
+        if (!n_left_out_.empty()) {
+            sequence.budget.add(positions_[row], n_left_out_[row], most_left_out_);
+        }
+        if (decoded.left != nullptr) {
+            sequence.leave(positions_[row], (*decoded.left)[row], key);
         }
     });
     parts_.clear();
@@ -204,6 +311,7 @@ void Sequences::repeated(llama_seq_id seq, llama_pos from, Left left, uint64_t k
     if (Sequence * sequence = known(seq)) {
         sequence->first_skipped = k_none;
         sequence->first_gap     = k_none;
+        sequence->budget.cut(from);
         sequence->leave(from, left, key);
     }
 }
@@ -239,6 +347,13 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
                 *first = p0 + delta;  // it was taken out; what follows it may have skipped too
             }
         }
+        sequence.budget.move([&](llama_pos & pos) {
+            if (within(pos)) {
+                pos += delta;
+            } else if (pos >= p0 + delta && pos < p0) {
+                pos = p0 + delta;
+            }
+        });
         // A context that drops [p0 + delta, p0) and moves up what follows keeps the rest of its text, up to p1.
         const llama_pos end = sequence.end();
         if (p0 >= end) {
@@ -265,7 +380,7 @@ void Sequences::replaced(llama_seq_id seq) {
 
 void Sequences::count_from_here(llama_seq_id seq) {
     if (Sequence * sequence = known(seq)) {
-        sequence->generated = 0;
+        sequence->begin_count();
     }
 }
 
@@ -276,8 +391,15 @@ std::string Sequences::save(llama_seq_id seq) const {
     const Sequence   sequence = found == nullptr ? Sequence() : *found;
     Counts           counts   = sequence;
     counts.n_saved            = sequence.tokens.size();
-    std::string bytes(reinterpret_cast<const char *>(&counts), sizeof(counts));
-    bytes.append(reinterpret_cast<const char *>(sequence.tokens.data()), sequence.tokens.size() * sizeof(llama_token));
+    counts.decisions_key      = sequence.decisions.key();
+    counts.n_decisions        = sequence.decisions.taken().size();
+    counts.n_steps            = sequence.budget.steps().size();
+    std::string bytes;
+    const auto  add = [&](const void * data, size_t n) { bytes.append(static_cast<const char *>(data), n); };
+    add(&counts, sizeof(counts));
+    add(sequence.tokens.data(), counts.n_saved * sizeof(llama_token));
+    add(sequence.decisions.taken().data(), counts.n_decisions * sizeof(Decision));
+    add(sequence.budget.steps().data(), counts.n_steps * sizeof(LayerBudget::Step));
     return bytes;
 }
 
@@ -287,13 +409,29 @@ bool Sequences::load(llama_seq_id seq, const std::string & account) {
         return false;
     }
     std::memcpy(&counts, account.data(), sizeof(counts));
-    const size_t n_bytes = account.size() - sizeof(counts);
-    if (n_bytes % sizeof(llama_token) != 0 || counts.n_saved != n_bytes / sizeof(llama_token)) {
+    const char * from = account.data() + sizeof(counts);
+    size_t       left = account.size() - sizeof(counts);
+
+    const auto take = [&](auto & to, uint64_t n) {
+        const size_t size = sizeof(to[0]);
+        if (n > left / size) {
+            return false;
+        }
+        to.resize(n);
+        std::memcpy(to.data(), from, n * size);
+        from += n * size;
+        left -= n * size;
+        return true;
+    };
+    std::vector<llama_token>       tokens;
+    std::vector<Decision>          decisions;
+    std::vector<LayerBudget::Step> steps;
+    if (!take(tokens, counts.n_saved) || !take(decisions, counts.n_decisions) || !take(steps, counts.n_steps) ||
+        left != 0) {
         return false;
     }
-    Sequence sequence{ counts, std::vector<llama_token>(counts.n_saved) };
-    std::memcpy(sequence.tokens.data(), account.data() + sizeof(counts), n_bytes);
-    grown(seq) = std::move(sequence);
+    grown(seq) = { counts, std::move(tokens), Decisions(counts.decisions_key, std::move(decisions)),
+                   LayerBudget(std::move(steps)) };
     return true;
 }
 

@@ -7,7 +7,10 @@
 // into chunks, down to one token, has no output but at its end.
 #pragma once
 
+#include "decisions.h"
+#include "ffnskip/config.h"
 #include "ffnskip/rows.h"
+#include "layer_budget.h"
 
 #include <llama.h>
 
@@ -30,6 +33,13 @@ public:
     // Rows of one sequence that come with a token are taken for a draft up to this many; more are a text to be scored.
     static constexpr int32_t k_max_draft = 64;
 
+    // Whose decision a row follows: that of a row of the batch, its own where it is checked; of a token decoded before
+    // where `row` is negative.
+    struct Decider {
+        int32_t row        = -1;
+        int32_t trip_layer = -1;  // of the token decoded before
+    };
+
     // What the running batch has of a sequence.
     struct Part {
         llama_seq_id seq       = -1;
@@ -43,6 +53,13 @@ public:
         bool         shared    = false;  // some row belongs to another sequence as well
         bool         generated = false;
         int64_t      n_before  = 0;  // generated tokens before its first row
+
+        // As far as deciders() has come:
+        int64_t token      = 0;  // generated tokens before the row
+        int64_t next_check = 0;  // the token that is checked next, counted so
+        Decider decider;         // of those up to there
+
+        int32_t n_left_out = 0;  // layers that rows so far have left out
     };
 
     // The kind of each row of a batch that is about to be decoded, valid until the next call; null if all are prompt
@@ -55,9 +72,24 @@ public:
     // Of its rows, [n_tokens], whether it names them or not.
     llama_pos * positions() { return positions_.data(); }
 
-    // The rows last classified have been decoded; `left[i]`: what row i left out, under settings of this `key`. Null:
-    // nothing.
-    void commit(const llama_batch & rows, const std::vector<Left> * left, uint64_t key);
+    // What is known of each row of a batch before it is decoded, [n_tokens].
+    struct Rows {
+        const RowKind * kinds      = nullptr;  // null: all prompt, and nothing is counted; they need no tokens then
+        const Decider * deciders   = nullptr;  // of those that may skip; null: each decides for itself
+        const int32_t * n_left_out = nullptr;  // layers that the row leaves out; null but for policy skip_decode
+    };
+    // Of that batch, with what rows take over from their sequences. `key` of the settings. Valid until the next call.
+    // Throws Unsupported where rows without tokens would have to leave layers out.
+    Rows known_of(const llama_batch & rows, const RowKind * kinds, const Settings & settings, uint64_t key);
+
+    // What became of the rows of that batch, all [n_tokens].
+    struct Decoded {
+        const RowKind *              kinds = nullptr;  // null: all prompt
+        const std::vector<Left> *    left  = nullptr;  // null: nothing
+        const std::vector<int32_t> * trips = nullptr;  // layer in which it tripped, -1 if it did not
+    };
+    // They have been decoded, under settings of this `key`.
+    void commit(const llama_batch & rows, const Decoded & decoded, uint64_t key);
 
     // The outputs of the last decode were not looked at: what follows was not sampled from them.
     void outputs_unread();
@@ -97,11 +129,21 @@ private:
         uint64_t  key           = 0;       // of the settings that tokens skipped under; 0: of several
         uint64_t  gap_key       = 0;       // of those that left keys and values out
         uint64_t  n_saved       = 0;       // tokens that were saved with it
+        uint64_t  decisions_key = 0;       // of decisions that were saved with it,
+        uint64_t  n_decisions   = 0;       // so many
+        uint64_t  n_steps       = 0;       // of its budget of layers that were saved with it
     };
 
     struct Sequence : Counts {
-        std::vector<llama_token> tokens;  // up to `last`
+        std::vector<llama_token> tokens;     // up to `last`
+        Decisions                decisions;  // of the tokens generated
+        LayerBudget              budget;
 
+        // The next token generated is the first.
+        void begin_count() {
+            generated = 0;
+            decisions.cut(0);
+        }
         llama_pos end() const { return first_token + llama_pos(tokens.size()); }
         void      place(llama_pos pos, llama_token token);
         void      leave(llama_pos pos, Left left, uint64_t of);
@@ -113,12 +155,17 @@ private:
     const Sequence * known(llama_seq_id seq) const;
     Sequence *       known(llama_seq_id seq) { return const_cast<Sequence *>(std::as_const(*this).known(seq)); }
     bool             is_generated(const Part & part, Fed fed) const;
+    void             find_deciders(const llama_batch & rows, const RowKind * kinds, int interval, uint64_t key);
+    void             find_budgets(const llama_batch & rows, const RowKind * kinds, const Settings & settings);
 
     std::vector<Sequence>     sequences_;  // by id, grows with the ids seen
     std::vector<Part>         parts_;
     std::vector<llama_pos>    positions_;  // [n_tokens] of the running batch, whether it names them or not
     std::vector<llama_seq_id> committed_;  // sequences of the last decode
     std::vector<RowKind>      kinds_;
+    std::vector<Decider>      deciders_;
+    std::vector<int32_t>      n_left_out_;  // of the running batch, [n_tokens]; empty but for policy skip_decode
+    int32_t                   most_left_out_ = 0;
 };
 
 }  // namespace ffnskip

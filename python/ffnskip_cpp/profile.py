@@ -45,13 +45,13 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 PREFIX = "ffnskip."
 
-ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "warm_up_index")
-RESOLVED = ("cold_s", "cold_e", "max_skip")  # those that depend on the model where they are not given
+ALGORITHM_1 = ("cold_s", "cold_e", "max_skip", "check_stride", "check_interval", "warm_up_index")
+RESOLVED = ("cold_s", "cold_e", "max_skip", "min_layers")  # those that depend on the model where they are not given
 SETTINGS = (
     *("policy", "sim_threshold", *ALGORITHM_1, "layer_thresholds", "layers", "attention_layers", "every_row"),
-    *("channel_thresholds", "tensors", "skip_ratio"),
+    *("channel_thresholds", "tensors", "skip_ratio", "min_layers", "budget_decay"),
 )
-KEPT_POLICIES = ("ffn_skip", "channels")
+KEPT_POLICIES = ("ffn_skip", "channels", "skip_decode")
 
 COPIED_AT_ONCE = 2**24  # bytes
 
@@ -190,8 +190,9 @@ def _settings(fingerprint: str, config: SkipConfig, resolved: Mapping[str, objec
     """The keys that are read back: what the settings need, and no more."""
     keys = {key: getattr(config, key) for key in settings_of(config)}
     keys.update((key, resolved[key]) for key in RESOLVED if key in keys and keys[key] is None)
-    if keys.get("check_stride") == 1:
-        del keys["check_stride"]
+    for name in ("check_stride", "check_interval"):
+        if keys.get(name) == 1:
+            del keys[name]
     if "skip_ratio" in keys:
         keys["skip_ratio"] = config.ratio
     return {"model": fingerprint, **keys}
@@ -207,6 +208,8 @@ def settings_of(config: SkipConfig) -> tuple[str, ...]:
         which = ("tensors", "skip_ratio") if config.channel_thresholds is None else ("channel_thresholds",)
         cold = (name for name in ("cold_s", "cold_e") if getattr(config, name) is not None)
         return ("policy", *which, *layers, *cold, "warm_up_index")
+    if config.policy == "skip_decode":
+        return ("policy", "cold_s", "cold_e", "min_layers", "budget_decay", "warm_up_index")
     if layers and config.max_skip == 0:  # nothing is checked
         return ("policy", *layers, "max_skip", "warm_up_index")
     threshold = "sim_threshold" if config.layer_thresholds is None else "layer_thresholds"

@@ -62,7 +62,7 @@ def _start(llm: CheckedLlama, keep: int) -> int:
 
 def _kinds(decoder: Decoder, n_tokens: int, eligible: Eligible) -> list[RowKind]:
     if eligible is None:
-        warm_up_index = decoder.controller.config.warm_up_index
+        warm_up_index = decoder.controller.resolved["warm_up_index"]
         return [RowKind.skippable if i >= warm_up_index else RowKind.warm_up for i in range(n_tokens)]
     return [
         given if isinstance(given, RowKind) else RowKind.skippable if given else RowKind.prompt for given in eligible

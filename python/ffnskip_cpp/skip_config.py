@@ -13,7 +13,7 @@ from . import _core
 
 __all__ = ["POLICIES", "PolicyName", "ResolvedConfig", "SkipConfig", "TensorsName"]
 
-PolicyName = Literal["dense", "ffn_skip", "random", "channels"]
+PolicyName = Literal["dense", "ffn_skip", "random", "channels", "skip_decode"]
 TensorsName = Literal["ffn", "all"]
 OtherPolicyName = Literal["short_gpt", "fixed", "fixed_plus_ffn_skip", "ffn_skip_per_layer", "random_adaptive_region"]
 
@@ -32,8 +32,10 @@ class SkipConfig:
     Args:
         policy: "ffn_skip" skips the FFN blocks of `layers`, and by Algorithm 1 others of the adaptive region; "random"
             is the paper's baselines, max_skip FFN blocks chosen anew for each token; "channels" leaves out, of the
-            blocks not among `layers`, the input channels that reach least; "dense" skips nothing. Other names stand
-            for one of these and fields, and are turned into them: "short_gpt" (Men et al. 2024: whole layers of every
+            blocks not among `layers`, the input channels that reach least; "skip_decode" (Del Corro et al. 2023) whole
+            layers, attention too, of generated tokens, more and more of [cold_s, cold_e) the further a text has come:
+            no warm-up, and none again that were left out, in prompts that follow either; "dense" skips nothing. Other
+            names stand for one of these and fields, and are turned into them: "short_gpt" (Men et al. 2024: whole layers of every
             row; `layers`, max_skip 0, `attention_layers` the same, every_row), and of older versions "fixed" (`layers`
             and max_skip 0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer" (`layer_thresholds`),
             "random_adaptive_region" (region "adaptive").
@@ -44,7 +46,7 @@ class SkipConfig:
         warm_up_index: Generated tokens per generation that run in full first, 0 or more.
         skip_ratio: Target share of all FFN blocks, [0, 1], default 0.25; sets max_skip = round(skip_ratio * n_layer),
             less the number of `layers`. For "channels" the share of the weight bytes of `tensors` that is not to be
-            read, default 1/3.
+            read, default 1/3. For "skip_decode" of the layers, on average while they fall, default 0.25.
         max_skip: FFN blocks skipped after the trip, counted from the next layer on and never past cold_e; 0 or more.
             Those of `layers` are not among them. 0: no similarity is checked.
         layers: For "ffn_skip" and "channels": layers in [0, n_layer - 1) that every token skips. With max_skip 0
@@ -57,6 +59,8 @@ class SkipConfig:
         layer_thresholds: For "ffn_skip": float [n_layer], each in place of sim_threshold; infinite where a layer is
             not to be checked.
         check_stride: Every n-th layer of the adaptive region is checked, 1 or more.
+        check_interval: For "ffn_skip": every n-th generated token of a sequence is checked, 1 or more; those between
+            skip what the one before them did.
         region: For "random", where the blocks are chosen from: "any", all layers but the last (Baseline 1), or
             "adaptive", the adaptive region (Baseline 2).
         channel_thresholds: For "channels": float [4 * n_layer], or an array [n_layer, 4]; four for each layer, for the
@@ -66,6 +70,10 @@ class SkipConfig:
             or more, run in full and tell which thresholds give `skip_ratio`.
         tensors: For "channels", where no thresholds are given: "ffn", the inputs of gate, up and down, or "all",
             those of attention's matrices too.
+        min_layers: For "skip_decode": layers that tokens from position `budget_decay` on run, 1 or more, in place of
+            `skip_ratio`. Default: n_layer - round(2 * skip_ratio * n_layer).
+        budget_decay: For "skip_decode": positions over which the layers that run fall, linearly, from all to the fewest;
+            1 or more.
     Raises:
         TypeError: A value of the wrong type.
         ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.
@@ -82,11 +90,14 @@ class SkipConfig:
     seed: int = 0
     layer_thresholds: Sequence[float] | None = None
     check_stride: int = 1
+    check_interval: int = 1
     region: Literal["any", "adaptive"] = "any"
     channel_thresholds: Sequence[float] | None = None
     tensors: TensorsName = "ffn"
     attention_layers: Sequence[int] | None = None
     every_row: bool = False
+    min_layers: int | None = None
+    budget_decay: int = 512
 
     def __post_init__(self) -> None:
         if isinstance(self.channel_thresholds, np.ndarray):
@@ -120,6 +131,8 @@ class SkipConfig:
     def n_full(self) -> int:
         """Generated tokens of each text that run in full first: `warm_up_index`, and as many as thresholds of channels
         are found in."""
+        if self.policy == "skip_decode":
+            return 0
         finds = self.policy == "channels" and self.channel_thresholds is None
         return max(self.warm_up_index, _core.CHANNEL_TOKENS if finds else 0)
 
@@ -158,3 +171,4 @@ class ResolvedConfig(TypedDict):
     cold_e: int
     warm_up_index: int
     max_skip: int
+    min_layers: int

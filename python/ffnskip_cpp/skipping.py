@@ -115,7 +115,7 @@ class Skipping:
         if isinstance(wanted, Profile):
             return
         fixed = wanted.layers is not None or wanted.attention_layers is not None
-        skips = fixed or self._core.resolved["max_skip"] > 0 or wanted.policy == "channels"
+        skips = fixed or self._core.resolved["max_skip"] > 0 or wanted.policy in ("channels", "skip_decode")
         if warns and skips and not self._is_told and not self._is_own_profiles(llm, wanted):
             self._is_told = True
             warn(f"skip: {_values(wanted, self._core.resolved)}: {UNCALIBRATED}")
@@ -149,6 +149,11 @@ def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
     if config.policy == "channels":
         how = "channel_thresholds" if config.channel_thresholds is not None else f"skip_ratio={config.ratio:.3g}"
         return f"{config.label} ({how}, warm_up_index={config.warm_up_index})"
+    if config.policy == "skip_decode":
+        return (
+            f"{config.label} (min_layers={resolved['min_layers']}, layers [{resolved['cold_s']}, {resolved['cold_e']}), "
+            f"budget_decay={config.budget_decay})"
+        )
     return (
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "
         f"{resolved['cold_e']}), max_skip={resolved['max_skip']}, warm_up_index={resolved['warm_up_index']})"

@@ -92,6 +92,8 @@ BEYOND = {
     "every_second": ("ffn_skip", 0.93, {"check_stride": 2}),
     "set_and_trips": ("fixed_plus_ffn_skip", 0.93, {"layers": [0, 4, 7, 8]}),
     "set_and_every_second": ("fixed_plus_ffn_skip", 0.92, {"layers": [3, 14], "check_stride": 2}),
+    "every_third_token": ("ffn_skip", 0.93, {"check_interval": 3}),
+    "set_and_every_16th_token": ("fixed_plus_ffn_skip", 0.93, {"layers": [0, 4, 7, 8], "check_interval": 16}),
     "set_that_ends_the_region": ("fixed_plus_ffn_skip", 0.94, {"layers": [9, 10, 11, 12, 13]}),
 }
 
@@ -109,7 +111,8 @@ def test_policies_beyond_the_paper_generate_what_the_reference_does(model_file, 
 
     closest = expected.trace.closest_call(thresholds)
     assert tokens == expected.tokens, f"nearest check: {closest} from the threshold"
-    assert trip_layers(trace, thresholds).tolist() == trips.tolist()
+    decides = ~np.isnan(expected.trace.similarity).all(axis=1)
+    assert trip_layers(trace, thresholds)[decides].tolist() == trips[decides].tolist()
     assert np.array_equal(trace.skipped, expected.trace.skipped)
     assert np.array_equal(np.isnan(trace.similarity), np.isnan(expected.trace.similarity))
     assert np.nanmax(np.abs(trace.similarity - expected.trace.similarity)) < min(closest, SAME_ARITHMETIC)

@@ -47,6 +47,8 @@ void values() {
     expect(per_layer.layer_thresholds->at(1) == -1.0 && std::isinf(per_layer.layer_thresholds->at(2)), "their values");
     expect(with("region", "adaptive").region == Region::adaptive, "region");
     expect(with("check-stride", "2").check_stride == 2, "check-stride");
+    expect(with("check-interval", "16").check_interval == 16, "check-interval");
+    expect(with("min-layers", "9").min_layers == 9 && with("budget-decay", "64").budget_decay == 64, "skip_decode");
 
     Config none = fixed;
     set_option(none, "no-skip", "");

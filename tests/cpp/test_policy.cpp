@@ -144,6 +144,33 @@ void fixed_set_and_algorithm_1() {
     expect(run_noting(1.0f).size() == 3, "nor does the region matter");
 }
 
+void followers() {
+    Config config;
+    config.cold_s             = 3;
+    config.cold_e             = 9;
+    config.layers             = std::vector<int>{ 5 };
+    config.max_skip           = 2;
+    const Settings   settings = resolve(config, k_sixteen, k_attends);
+    TokenState       token;
+    std::vector<int> skipped;
+    const auto       follow = [&](int trip_layer) {
+        token.follow(settings, trip_layer);
+        skipped.clear();
+        for (int il = 0; il < 16; ++il) {
+            expect(!token.checks(il), "nothing is checked");
+            if (token.skips(il, BlockKind::ffn)) {
+                skipped.push_back(il);
+            }
+        }
+        return skipped;
+    };
+    token.begin(settings, 0, 0);
+    expect(follow(-1) == std::vector<int>({ 5 }), "the other has not tripped: what is always skipped");
+    expect(follow(4) == std::vector<int>({ 5, 6, 7 }), "it has: what that skips");
+    expect(follow(4) == std::vector<int>({ 5, 6, 7 }), "told again");
+    expect(!token.never_tripped(), "it could not");
+}
+
 // Attention blocks are given as they are, beside whatever the policy does with FFNs.
 void attention() {
     const auto left_out = [](const TokenState & token) {
@@ -223,6 +250,53 @@ void short_gpt() {
     expect(!is_short_gpt(config), "or not whole ones");
 }
 
+void skip_decode() {
+    Config config;
+    config.policy       = Policy::skip_decode;
+    config.skip_ratio   = 0.2;
+    const auto resolved = [&] { return resolve(config, k_sixteen, k_attends); };
+    expect(resolved().max_left_out == 6 && resolved().warm_up_index == 0, "twice the ratio in the end");
+    config.min_layers = 11;
+    expect(resolved().max_left_out == 5, "min_layers");
+    config.budget_decay     = 100;
+    const Settings settings = resolved();
+    expect(settings.n_left_out(0) == 0 && settings.n_left_out(9) == 0 && settings.n_left_out(10) == 1, "rounded");
+    expect(settings.n_left_out(99) == 5 && settings.n_left_out(100) == 5 && settings.n_left_out(9999) == 5, "the end");
+    TokenState token;
+    token.begin_without(settings, 3);
+    for (int il = 0; il < 16; ++il) {
+        const bool gone = il >= 2 && il < 5;
+        expect(token.skips(il, BlockKind::ffn) == gone && token.skips(il, BlockKind::attention) == gone,
+               "whole layers");
+    }
+    expect(token.leaves_gaps() && token.may_skip(), "keys and values too");
+    token.begin_without(settings, 0);
+    expect(!token.leaves_gaps() && !token.may_skip(), "none");
+
+    std::vector<std::string> attends = k_attends;
+    attends[3]                       = "it is no standard attention";
+    token.begin_without(resolve(config, k_sixteen, attends), 2);
+    expect(token.skips(2, BlockKind::ffn) && !token.skips(3, BlockKind::ffn) && token.skips(4, BlockKind::ffn),
+           "a layer that can't be left out is passed over");
+    expect_refused([&] { resolve(config, k_sixteen, std::vector<std::string>(16, "it is linear")); },
+                   "no layer of [2, 14) can be left out whole, by attention: it is linear");
+    config.min_layers = 3;
+    expect_refused(resolved,
+                   "min_layers: 3 is outside [4, 16]; policy 'skip_decode' can leave out at most 12 of 16 layers");
+    config.min_layers.reset();
+    config.skip_ratio = 0.5;
+    expect_refused(resolved, "skip_ratio: 0.5 asks for 16 layers in the end");
+    config.budget_decay = 0;
+    expect_refused([&] { config.validate(); }, "budget_decay: 0");
+    config.budget_decay = 1;
+    config.max_skip     = 1;
+    expect_refused([&] { config.validate(); }, "max_skip: 1 blocks; policy 'skip_decode' leaves out whole layers");
+    config.max_skip.reset();
+    config.policy     = Policy::random;
+    config.min_layers = 8;
+    expect_refused([&] { config.validate(); }, "min_layers: only policy 'skip_decode' takes it, not 'random'");
+}
+
 void refusals() {
     Config config;
     config.sim_threshold = std::nan("");
@@ -245,6 +319,9 @@ void refusals() {
     config              = Config();
     config.check_stride = 0;
     expect_refused([&] { config.validate(); }, "check_stride: 0");
+    config                = Config();
+    config.check_interval = 0;
+    expect_refused([&] { config.validate(); }, "check_interval: 0");
     config                  = Config();
     config.layer_thresholds = { 0.5, 0.5 };
     expect_refused([&] { resolve(config, k_sixteen, k_attends); }, "layer_thresholds: 2 for a model of 16 layers");
@@ -298,6 +375,8 @@ int main() {
     random_sets();
     thresholds_of_layers();
     fixed_set_and_algorithm_1();
+    followers();
+    skip_decode();
     attention();
     short_gpt();
     refusals();

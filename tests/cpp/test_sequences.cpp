@@ -3,6 +3,7 @@
 #include "clients/client.h"
 #include "expect.h"
 #include "ffnskip/ffnskip.h"
+#include "layer_budget.h"
 
 #include <string>
 #include <utility>
@@ -18,7 +19,8 @@ struct Skipping {
     Controller controller;
     Context    ctx;
 
-    Skipping(const Model & model, int warm_up, bool unified = true) {
+    Skipping(const Model & model, int warm_up, bool unified = true) : Skipping(model, random(warm_up), unified) {}
+    Skipping(const Model & model, const Config & config, bool unified = true) {
         llama_context_params params = exact_params();
         params.n_ctx                = 1024;
         params.n_seq_max            = 4;
@@ -26,12 +28,16 @@ struct Skipping {
         controller.attach(params);
         ctx = make_context(model, params);
         controller.probe(ctx.get());
+        controller.set_config(config);
+    }
+
+    static Config random(int warm_up) {
         Config config;
         config.policy        = Policy::random;
         config.region        = Region::adaptive;
         config.max_skip      = k_max_skip;
         config.warm_up_index = warm_up;
-        controller.set_config(config);
+        return config;
     }
 
     llama_memory_t memory() const { return llama_get_memory(ctx.get()); }
@@ -45,6 +51,15 @@ struct Skipping {
         const int32_t status = controller.decode(ctx.get(), batch);
         llama_batch_free(batch);
         return status;
+    }
+
+    // Whether the token was checked, under settings that skip wherever they are.
+    bool is_checked(llama_seq_id seq, llama_pos pos) {
+        controller.reset_stats();
+        expect(feed(seq, pos, { 8 }) == 0, "decode");
+        const Stats stats = controller.stats();
+        expect(stats.tokens == 1 && stats.checks <= 1 && stats.ffn_skipped == k_max_skip, "it skips all the same");
+        return stats.checks == 1;
     }
 
     // Whether the token counts as generated, and whether it skipped.
@@ -303,6 +318,133 @@ void saved_accounts(const Model & model) {
     expect(refused, "other bytes are refused");
 }
 
+// Every third token is checked: the count is the sequence's own, and goes where the sequence goes.
+void intervals(const Model & model) {
+    Config config;
+    config.sim_threshold  = -1;
+    config.max_skip       = k_max_skip;
+    config.warm_up_index  = 0;
+    config.check_interval = 3;
+    Skipping s(model, config);
+    s.feed(0, 0, { 5, 6, 7, 8, 9 });
+    expect(s.is_checked(0, 5) && !s.is_checked(0, 6) && !s.is_checked(0, 7) && s.is_checked(0, 8), "every third");
+    s.feed(1, 0, { 5, 6, 7 });
+    expect(s.is_checked(1, 3) && !s.is_checked(0, 9) && !s.is_checked(1, 4), "each sequence by itself");
+
+    llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
+    s.controller.copied(0, 2);
+    expect(!s.is_checked(2, 10) && s.is_checked(2, 11) && !s.is_checked(0, 10), "a copy goes on in the count");
+
+    llama_memory_seq_rm(s.memory(), 0, 1, 4);
+    llama_memory_seq_add(s.memory(), 0, 4, -1, -3);
+    s.controller.shifted(0, 4, -1, -3);
+    expect(s.is_checked(0, 8) && !s.is_checked(0, 9), "tokens count, not positions");
+
+    const std::string    account = s.controller.account(0);
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx.get(), 0));
+    llama_state_seq_get_data(s.ctx.get(), state.data(), state.size(), 0);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 3);
+    expect(s.feed(3, 10, { 8 }) == 0, "a state without its account: a prompt");
+    llama_memory_seq_rm(s.memory(), 0, -1, -1);
+    s.controller.replaced(0);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 0);
+    s.controller.restore(0, account);
+    expect(!s.is_checked(0, 10) && s.is_checked(0, 11), "with it, it goes on in the count");
+    s.controller.count_from_here(0);
+    s.controller.reset_stats();
+    expect(s.feed(0, 12, { 8 }) == 0 && s.controller.stats().checks == 1, "the first token of another count");
+
+    s.feed(0, 13, { 5, 6 });
+    expect(s.is_checked(0, 15) && !s.is_checked(0, 16), "so is that after a prompt");
+    expect(feed_draft(s, 17, { 8, 8, 8 }) == 0, "a draft, whose second token is checked");
+    llama_memory_seq_rm(s.memory(), 0, 18, -1);
+    expect(s.is_checked(0, 18) && !s.is_checked(0, 19), "so is the token in place of a refused one");
+}
+
+// What comes of sequences with layers left out that are copied, shifted, cut, saved and loaded: outputs, one after the other.
+std::vector<float> with_layers_left_out(const Model & model, bool poisoned) {
+    constexpr llama_pos k_decay = 16;
+    Config              config;
+    config.policy       = Policy::skip_decode;
+    config.budget_decay = k_decay;
+    Skipping  s(model, config);
+    const int n_most = s.controller.settings().max_left_out;
+    for (llama_token i = 0; poisoned && i < 200; ++i) {  // what cells hold is left there when they are freed
+        llama_token token = i;
+        llama_decode(s.ctx.get(), llama_batch_get_one(&token, 1));
+    }
+    llama_memory_clear(s.memory(), false);
+
+    std::vector<float> out;
+    const auto         feed = [&](llama_seq_id seq, llama_pos pos, std::vector<llama_token> tokens) {
+        expect(s.feed(seq, pos, std::move(tokens)) == 0, "decode");
+        const std::vector<float> logits = last_logits(s);
+        out.insert(out.end(), logits.begin(), logits.end());
+    };
+    const auto left_out = [&](llama_seq_id seq, llama_pos pos) {
+        s.controller.reset_stats();
+        feed(seq, pos, { 9 });
+        expect(s.controller.stats().tokens == 1, "a generated token");
+        expect(s.controller.stats().ffn_skipped == s.controller.stats().attention_skipped, "whole layers");
+        return int(s.controller.stats().ffn_skipped);
+    };
+    feed(0, 0, { 5, 6, 7, 8 });
+    for (llama_pos pos = 4; pos < 20; ++pos) {
+        expect(left_out(0, pos) == s.controller.settings().n_left_out(pos), "more and more");
+    }
+    expect(left_out(0, 20) == n_most, "at the end of the fall as many as there are");
+
+    llama_memory_seq_cp(s.memory(), 0, 2, -1, -1);
+    s.controller.copied(0, 2);
+    feed(2, 21, { 5, 6, 7 });
+    expect(left_out(2, 24) == n_most && left_out(0, 21) == n_most, "a copy, and a prompt behind it");
+
+    llama_memory_seq_rm(s.memory(), 0, 1, 15);
+    llama_memory_seq_add(s.memory(), 0, 15, -1, -14);
+    s.controller.shifted(0, 15, -1, -14);
+    expect(left_out(0, 8) == n_most, "no fewer at an earlier position");
+    feed(0, 9, { 5, 6, 7 });
+
+    const std::string    account = s.controller.account(0);
+    std::vector<uint8_t> state(llama_state_seq_get_size(s.ctx.get(), 0));
+    llama_state_seq_get_data(s.ctx.get(), state.data(), state.size(), 0);
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 1);
+    s.controller.restore(1, account);
+    expect(left_out(1, 12) == n_most, "a state with its account");
+    llama_state_seq_set_data(s.ctx.get(), state.data(), state.size(), 3);
+    s.controller.replaced(3);
+    feed(3, 12, { 5, 6 });
+    expect(left_out(3, 14) == n_most, "one of which nothing is known");
+
+    llama_memory_seq_rm(s.memory(), 2, 6, -1);
+    feed(2, 6, { 5 });
+    expect(left_out(2, 7) == s.controller.settings().n_left_out(7) && n_most > left_out(2, 8),
+           "cut to where fewer were left out");
+    llama_memory_seq_rm(s.memory(), 2, -1, -1);
+    feed(2, 0, { 5, 6 });
+    expect(left_out(2, 2) == s.controller.settings().n_left_out(2), "emptied");
+    return out;
+}
+
+void layers_left_out(const Model & model) {
+    expect(with_layers_left_out(model, false) == with_layers_left_out(model, true), "what cells held does not matter");
+    LayerBudget budget({});
+    budget.add(3, 2, 8);
+    budget.add(4, 2, 8);
+    budget.add(5, 4, 8);
+    bool refused = false;
+    try {
+        budget.add(6, 3, 8);
+    } catch (const std::logic_error &) {
+        refused = true;
+    }
+    expect(refused && budget.before(6, 8) == 4 && budget.before(5, 8) == 2 && budget.before(3, 8) == 0,
+           "it never falls");
+    budget.cut(5);
+    expect(budget.before(9, 8) == 2, "but with the tokens that are gone");
+    expect(LayerBudget().before(1, 8) == 8 && LayerBudget().before(0, 8) == 0, "nothing is known");
+}
+
 // What a caller's own call throws passes through, and the next decode is not confused by it.
 void exceptions(const Model & model) {
     Skipping s(model, 0);
@@ -390,6 +532,8 @@ int main(int argc, char ** argv) {
     reuse(model);
     warm_up_is_full(model);
     saved_accounts(model);
+    intervals(model);
+    layers_left_out(model);
     exceptions(model);
     neighbours(model);
     return result();

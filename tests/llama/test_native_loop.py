@@ -25,6 +25,7 @@ NOTHING = llama_cpp.LogitsProcessorList([lambda input_ids, scores: scores])
 POLICIES = {
     "Algorithm 1": SkipConfig(sim_threshold=0.85, warm_up_index=3, max_skip=4),
     "Algorithm 1, no warm-up": SkipConfig(sim_threshold=0.8, warm_up_index=0, max_skip=5, cold_s=1, cold_e=11),
+    "every fourth token": SkipConfig(sim_threshold=0.85, warm_up_index=3, max_skip=4, check_interval=4),
     "random": SkipConfig(policy="random", warm_up_index=1, max_skip=4),
     "random in the region": SkipConfig(policy="random_adaptive_region", warm_up_index=1, max_skip=4, seed=5),
     "fixed": SkipConfig(policy="fixed", layers=[0, 4, 5], warm_up_index=2),

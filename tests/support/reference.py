@@ -36,7 +36,8 @@ class SkipSettings:
     """The paper's parameters; `max_skip` is its k. Layers [cold_s, cold_e) form the adaptive region.
 
     Beyond the paper: a threshold for each layer, infinite where it is not checked; `layers` that are always skipped and
-    not counted; and checks in every `check_stride`-th of the other layers of the region only."""
+    not counted; checks in every `check_stride`-th of the other layers of the region only, and of every
+    `check_interval`-th token that may skip: those between skip what it did."""
 
     sim_threshold: float | Sequence[float]
     cold_s: int
@@ -44,6 +45,7 @@ class SkipSettings:
     max_skip: int
     layers: Sequence[int] = ()
     check_stride: int = 1
+    check_interval: int = 1
 
     def is_checked(self, il: int) -> bool:
         unchecked = not np.isscalar(self.sim_threshold) and self.sim_threshold[il] == np.inf
@@ -89,6 +91,27 @@ class Trace:
         return float(np.nanmin(distance)) if np.isfinite(distance).any() else np.inf
 
 
+@dataclass(frozen=True)
+class LayerBudget:
+    """SkipDecode (Del Corro et al. 2023): the layers that a generated token runs fall linearly with its position, from
+    all to `min_layers`, and never rise again; any other token runs as many as the last one before it."""
+
+    n_layer: int
+    cold_s: int
+    min_layers: int
+    budget_decay: int
+
+    def left_out(self, generated: Sequence[bool]) -> list[range]:
+        """The layers that each token leaves out whole, by what they are, from position 0 on."""
+        budget, left_out = self.n_layer, []
+        for position, is_generated in enumerate(generated):
+            if is_generated:
+                fallen = (self.n_layer - self.min_layers) * min(1.0, position / self.budget_decay)
+                budget = min(budget, self.n_layer - int(np.floor(fallen + 0.5)))
+            left_out.append(range(self.cold_s, self.cold_s + self.n_layer - budget))
+        return left_out
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine similarity across the embedding dimension, (..., n_embd) twice to (...), in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -102,11 +125,14 @@ def feed_forward_or_skip(
     settings: SkipSettings | None,
     may_skip: np.ndarray,
     trace: Trace,
+    follows: bool = False,
 ) -> np.ndarray:
     """One layer's second half for rows h, (n_tokens, n_embd); `trace` holds the state of every row.
 
     Example, k = 2, a row that trips in layer 5:   layer  3  4  5     6     7     8  ...
                                                    FFN    x  x  trip  skip  skip  x  (unchecked from here on)
+
+    `follows`: the rows do what another token did; the trace has the layer in which that one tripped.
     """
     state = h.copy()
     trip = trace.trip_layer
@@ -116,7 +142,7 @@ def feed_forward_or_skip(
     run = ~trace.skipped[:, il]
     if run.any():
         state[run] = h[run] + feed_forward(h[run])
-    if settings is not None and settings.is_checked(il):
+    if settings is not None and settings.is_checked(il) and not follows:
         checked = may_skip & (trip == NOT_TRIPPED)
         trace.similarity[checked, il] = cosine(h[checked], state[checked])
         trip[checked & (trace.similarity[:, il] >= settings.threshold(il))] = il
@@ -273,6 +299,8 @@ class ReferenceLlama:
         n_ctx: int | None = None,
     ) -> None:
         self.settings = settings
+        self.follows: int | None = None
+        self.left_out: Sequence[int] = ()
         self.dtype = np.dtype(dtype)
         self._round_activations = round_activations
         self._kv_rounding = to_f16 if kv_f16 else as_is
@@ -385,19 +413,32 @@ class ReferenceLlama:
         return layer.ffn_down(self._input(il, "down", silu(layer.ffn_gate(x)) * layer.ffn_up(x)))
 
     def evaluate(self, tokens: Sequence[int], may_skip: bool | Sequence[bool] = False) -> tuple[np.ndarray, Trace]:
-        """Feeds consecutive tokens; each decides for itself. Returns logits (n_tokens, n_vocab) and the trace."""
+        """Feeds consecutive tokens; each decides for itself, or follows one that tripped in layer `follows`. Returns
+        logits (n_tokens, n_vocab) and the trace."""
         if self.n_past + len(tokens) > self._keys.shape[2]:
             raise ValueError(f"{self.n_past} + {len(tokens)} tokens exceed the cache of {self._keys.shape[2]}")
         may_skip = np.broadcast_to(np.asarray(may_skip, dtype=bool), (len(tokens),))
         trace = Trace.empty(len(tokens), self.n_layer)
+        follows = self.follows is not None
+        if follows:
+            trace.trip_layer[may_skip] = self.follows
         state = self._embeddings(tokens)
         for il, layer in enumerate(self.layers):
+            if il in self.left_out:
+                self._leave_out(il, len(tokens))
+                trace.skipped[:, il] = True
+                continue
             h = state + self._attention(il, rms_norm(state, layer.attn_norm, self.eps))
             state = feed_forward_or_skip(
-                il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace
+                il, h, lambda rows, il=il: self._feed_forward(il, rows), self.settings, may_skip, trace, follows
             )
         self.n_past += len(tokens)
         return self._logits(rms_norm(state, self.output_norm, self.eps)), trace
+
+    def _leave_out(self, il: int, n_tokens: int) -> None:
+        """Of `left_out` layers there are no keys and values: whoever attends to them gets NaN."""
+        self._keys[il, :, self.n_past : self.n_past + n_tokens] = np.nan
+        self._values[il, :, self.n_past : self.n_past + n_tokens] = np.nan
 
     def _embeddings(self, tokens: Sequence[int]) -> np.ndarray:
         return self.token_embd[np.asarray(tokens)]
@@ -427,13 +468,16 @@ class ReferenceLlama:
         warm_up_index: int,
         layers: Sequence[int] = (),
         check_stride: int = 1,
+        check_interval: int = 1,
     ) -> Generation:
         """Starts over with `prompt` and generates n tokens; token i, when fed back, may skip iff i >= warm_up_index."""
-        self.settings = SkipSettings(sim_threshold, cold_s, cold_e, max_skip, layers, check_stride)
+        self.settings = SkipSettings(sim_threshold, cold_s, cold_e, max_skip, layers, check_stride, check_interval)
         self.reset()
         logits, traces = [self.prefill(prompt)], [Trace.empty(0, self.n_layer)]
         tokens = [int(logits[-1].argmax())]
         for i in range(n - 1):
+            decides = i <= warm_up_index or (i - warm_up_index) % check_interval == 0
+            self.follows = None if decides else int(traces[-1].trip_layer[0])
             row, trace = self.decode(tokens[i], may_skip=i >= warm_up_index)
             logits.append(row)
             traces.append(trace)

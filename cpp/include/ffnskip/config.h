@@ -18,7 +18,8 @@ enum class Policy {
     dense,     // plain llama.cpp
     ffn_skip,  // `layers`, and Algorithm 1: once the similarity reaches the threshold, skip the next max_skip FFN blocks
     random,    // max_skip FFN blocks a token, chosen anew for each
-    channels,  // `layers`, and of all other blocks the input channels that reach least
+    channels,     // `layers`, and of all other blocks the input channels that reach least
+    skip_decode,  // whole layers, attention too, the more the further a sequence has come (Del Corro et al. 2023)
 };
 
 // Whose channels Policy::channels leaves out.
@@ -57,6 +58,7 @@ struct Config {
     std::optional<double>
         skip_ratio;  // target share of all FFN blocks, [0, 1], unused where max_skip is given: default 1/4
                      // channels: of the weight bytes of `tensors`, unused where thresholds are: default 1/3
+                     // skip_decode: of the layers, on average while they fall, unused where min_layers is given: 1/4
     std::optional<int> max_skip;  // k: FFN blocks skipped per token, >= 0, those of `layers` not among them
                                   // default: round(skip_ratio * n_layer), less those of `layers`
     std::optional<std::vector<int>>
@@ -69,12 +71,17 @@ struct Config {
     bool                               every_row = false;
     std::optional<std::vector<double>> layer_thresholds;  // ffn_skip: [n_layer] for sim_threshold; infinite: unchecked
     int                                check_stride = 1;  // every n-th layer of the adaptive region is checked, >= 1
+    int check_interval = 1;  // ffn_skip: every n-th generated token of a sequence is checked, >= 1; those between skip
+                             // what the one before them did
     std::optional<std::vector<double>> channel_thresholds;  // channels: [n_layer, 4] for the inputs of QKV, O, up
                                                             // and down: |v[j]| |W[:, j]| below which channel
                                                             // j is left out; 0: none is (see docs/channels.md)
-    Tensors  tensors = Tensors::ffn;                        // channels, where no thresholds are given
-    Region   region  = Region::any;                         // random
-    uint64_t seed    = 0;                                   // random
+    Tensors            tensors = Tensors::ffn;              // channels, where no thresholds are given
+    std::optional<int> min_layers;        // skip_decode: layers that tokens from position budget_decay on run, >= 1
+                                          // default: n_layer - round(2 * skip_ratio * n_layer)
+    int      budget_decay = 512;          // skip_decode: positions over which the layers fall from all to these, >= 1
+    Region   region       = Region::any;  // random
+    uint64_t seed         = 0;            // random
 
     // Throws std::invalid_argument (field, value, allowed range) for what is wrong with any model.
     void validate() const;
@@ -105,12 +112,18 @@ struct Settings {
     std::vector<uint8_t> always;     // [n_layer] 1 where every token that may skip does; of the candidates
     std::vector<uint8_t> checked;    // [n_layer] 1 where the similarity may trip; of the candidates
     std::vector<float>   threshold;  // [n_layer] the similarity that does
-    int                  n_always = 0;
-    std::vector<uint8_t> attention;          // [n_layer] 1 where tokens that may skip leave attention out
-    bool                 every_row = false;  // leaves out what is `always` and its `attention`, keys and values too
-    std::vector<uint8_t> channels;           // [n_layer * 4] 1 where channels of the input may be left out
-    std::vector<float>   channel_threshold;  // [n_layer * 4] below which they are; empty: found for each sequence,
-    double               channel_ratio = 0;  // so that this share of the weight bytes is not read
+    int                  n_always       = 0;
+    int                  check_interval = 1;  // generated tokens from one that is checked to the next
+    std::vector<uint8_t> attention;           // [n_layer] 1 where tokens that may skip leave attention out
+    bool                 every_row = false;   // leaves out what is `always` and its `attention`, keys and values too
+    std::vector<uint8_t> channels;            // [n_layer * 4] 1 where channels of the input may be left out
+    std::vector<float>   channel_threshold;   // [n_layer * 4] below which they are; empty: found for each sequence,
+    double               channel_ratio = 0;   // so that this share of the weight bytes is not read
+    int                  max_left_out  = 0;   // skip_decode: layers, of the candidates, those from cold_s on first,
+    int                  budget_decay  = 1;   // reached at this position
+
+    // skip_decode: layers that a generated token at this position leaves out, or more where one before it did.
+    int n_left_out(int32_t position) const;
 
     int  n_layer() const { return int(candidate.size()); }
     bool leaves_channels_out() const { return std::find(channels.begin(), channels.end(), 1) != channels.end(); }

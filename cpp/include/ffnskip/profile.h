@@ -3,9 +3,10 @@
 // The keys: ffnskip.model (fingerprint), ffnskip.policy (or a name of older versions), ffnskip.warm_up_index, and
 // ffnskip.layers where some are always skipped. Of policy channels ffnskip.channel_thresholds, or else ffnskip.tensors and
 // ffnskip.skip_ratio; ffnskip.cold_s and ffnskip.cold_e where given. Of ffn_skip ffnskip.max_skip and, unless no layer but
-// those of ffnskip.layers is skipped (max_skip 0), ffnskip.cold_s, ffnskip.cold_e, ffnskip.check_stride (1 where there is
-// none), and ffnskip.sim_threshold or ffnskip.layer_thresholds. Other keys under "ffnskip." are what was learnt on the way
-// and are left alone here.
+// those of ffnskip.layers is skipped (max_skip 0), ffnskip.cold_s, ffnskip.cold_e, ffnskip.check_stride and
+// ffnskip.check_interval (1 where there is none), and ffnskip.sim_threshold or ffnskip.layer_thresholds. Of skip_decode
+// ffnskip.cold_s, ffnskip.cold_e, ffnskip.min_layers and ffnskip.budget_decay. Other keys under
+// "ffnskip." are what was learnt on the way and are left alone here.
 #pragma once
 
 #include "ffnskip/config.h"

@@ -14,7 +14,7 @@ struct Stats {
     uint64_t              ffn_total            = 0;  // FFN blocks of those tokens
     uint64_t              ffn_skipped          = 0;  // of these, skipped
     uint64_t              checks               = 0;  // similarities computed
-    uint64_t              tokens_never_tripped = 0;  // adaptive policies: tokens that could trip and never did
+    uint64_t              tokens_never_tripped = 0;  // adaptive policies: tokens that were checked and never tripped
     uint64_t              ffn_bytes_not_read   = 0;  // weights of skipped blocks that no other row of the batch needed
     std::vector<uint64_t> skipped_per_layer;         // [n_layer]
 
