@@ -192,8 +192,9 @@ def test_layers_on_another_device_are_measured_apart(text, tmp_path, monkeypatch
     assert np.allclose(per_block[:, ATTENTION], 0.1)
     with Llama(demo_model(), skip=None, n_ctx=256, verbose=False) as llm:
         n_bytes = {block.kind: (block.bytes_of_cache, block.bytes_per_token) for block in llm.blocks}
-    of_cache = 0.2 * n_bytes["attention"][0] / n_bytes["ffn"][1]
-    assert np.allclose(per_block[:12, KEYS_AND_VALUES], of_cache, rtol=0.1)
+    keys_and_values = 0.2 * n_bytes["attention"][0] / n_bytes["ffn"][1]
+    found = per_block[:12, KEYS_AND_VALUES] / keys_and_values
+    assert (0.7 < found).all() and (found < 1.01).all()  # matrices of an FFN by channel are filled up
 
 
 def test_a_machine_that_is_too_busy_is_refused(text, tmp_path, monkeypatch):

@@ -108,3 +108,14 @@ def test_attention_blocks_take_part_and_are_counted_by_what_is_not_read(text, tm
     assert len(attention) > 0
     alone = [row for row in found.tried if row.config.attention_layers is not None and row.config.layers is None]
     assert len({row.config for row in alone if len(row.config.attention_layers) == 1}) == N_LAYER - 1
+
+
+def test_skip_decode_is_measured_and_written_as_it_was_asked_for(text, tmp_path):
+    options = {**OPTIONS, "policies": ["short_gpt", "skip_decode"], "output": tmp_path / "p.gguf"}
+    found = calibrate(demo_model(), [text], skip_ratio=0.25, **options)
+    assert [row.policy for row in found.candidates] == ["short_gpt", "skip_decode"]
+    row = found.candidates[1]
+    assert row.config == SkipConfig("skip_decode", skip_ratio=0.25, warm_up_index=30)
+    # Of all blocks alike, and less than it comes to in the end: no text is as long as the fall takes.
+    assert 0.02 < row.skip_ratio < 0.25 and row.kl > 0
+    assert found.chosen is found.candidates[0]

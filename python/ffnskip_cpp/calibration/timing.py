@@ -40,7 +40,7 @@ def measure_costs(llm: Llama, n_bytes: Costs, *, channels: TensorsName | None = 
         ValueError: Leaving out blocks saved no time, as on a machine that is busy; or there is no memory for the
             contexts.
     """
-    groups = _groups(llm, attention=n_bytes.per_block[:, ATTENTION].any())
+    groups = _groups(llm, attention=bool(n_bytes.per_block[:, ATTENTION].any()))
     nothing, checks = SkipConfig("dense"), check_everything(llm.n_layer)
     settings = [Setting("dense", None), Setting("idle", nothing), Setting("checks", checks)]
     settings += [Setting("blocks", group.left_out()) for group in groups]
