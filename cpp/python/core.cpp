@@ -448,7 +448,7 @@ void add_controller(py::module_ & m) {
                                    return py::array_t<uint64_t>({ n_layer, py::ssize_t(4), py::ssize_t(2) },
                                                                 flat.data());
                                })
-        .def("start_trace", &Controller::start_trace, py::arg("reaches") = false)
+        .def("start_trace", &Controller::start_trace, py::arg("reaches") = false, py::arg("layers") = false)
         .def("stop_trace", [](Controller & c) {
             const Trace                    trace = c.stop_trace();
             const std::vector<py::ssize_t> shape = { trace.n_tokens, trace.n_layer };
@@ -458,8 +458,11 @@ void add_controller(py::module_ & m) {
             const py::ssize_t     n_bins    = py::ssize_t(reach_edges().size()) - 1;
             const py::ssize_t     n_counted = trace.reaches.empty() ? 0 : trace.n_layer;
             py::array_t<uint64_t> reaches({ n_counted, py::ssize_t(4), n_bins }, trace.reaches.data());
+            const py::ssize_t     n_passed = trace.layer_similarity.empty() ? 0 : trace.n_tokens;
+            py::array_t<float>    layers({ n_passed, n_passed == 0 ? 0 : py::ssize_t(trace.n_layer) },
+                                         trace.layer_similarity.data());
             return py::make_tuple(similarity.reshape(shape), bools(trace.skipped).reshape(shape),
-                                  bools(trace.attention_skipped).reshape(shape), kept, reaches);
+                                  bools(trace.attention_skipped).reshape(shape), kept, reaches, layers);
         });
 }
 

@@ -486,8 +486,8 @@ void Controller::reset_stats() {
 std::optional<std::string> Controller::take_notice() {
     return impl_->recorder.take_notice();
 }
-void Controller::start_trace(bool reaches) {
-    impl_->recorder.start_trace(reaches);
+void Controller::start_trace(bool reaches, bool layers) {
+    impl_->recorder.start_trace(reaches, layers);
 }
 Trace Controller::stop_trace() {
     return impl_->recorder.stop_trace();

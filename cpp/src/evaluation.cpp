@@ -102,7 +102,7 @@ void Evaluation::abandon() {
 
 bool Evaluation::ask(ggml_tensor * node) {
     restore(node);
-    if (node->op == GGML_OP_GET_ROWS && node->src[0] == embedding_) {
+    if (is_embedding(node)) {
         begin(node->src[1]);
     }
     if (!following_) {
@@ -111,7 +111,8 @@ bool Evaluation::ask(ggml_tensor * node) {
     }
     if (const Node * known = follower_.next(node)) {
         asked_            = known;
-        const bool wanted = known->role != Role::none && edit(node, *known);
+        const bool edits  = known->role != Role::none && edit(node, *known);
+        const bool wanted = ends_layer(node, *known) || edits;
         return concerns_channels(*known) && (node->flags & k_left_out) == 0
                    ? channels_.ask(node, *known, follower_) || wanted
                    : wanted;
@@ -138,6 +139,7 @@ void Evaluation::begin(const ggml_tensor * token_ids) {
             channels_.begin(ubatch_, n_rows_);
         }
         block_ = -1;
+        layers_.begin();
         follower_.begin();
     }
 }
@@ -212,6 +214,30 @@ bool Evaluation::concerns_channels(const Node & known) const {
                                   (known.input >= 0 && channels_.active(known.input)));
 }
 
+bool Evaluation::is_embedding(const ggml_tensor * node) const {
+    return node->op == GGML_OP_GET_ROWS && node->src[0] == embedding_;
+}
+
+// Layers are traced, and `node` is what comes out of one, or goes into the first: the token embeddings, but for a factor.
+bool Evaluation::ends_layer(const ggml_tensor * node, const Node & known) const {
+    if (!recorder_.traces_layers() || ubatch_ == nullptr || ggml_nrows(node) != n_rows_) {
+        return false;
+    }
+    if (known.block < 0 || kind_of(known.block) != BlockKind::ffn) {
+        return is_embedding(node);
+    }
+    const FoundBlock & block = follower_.block(known.block);
+    const bool         adds  = known.role == Role::residual_add || known.role == Role::layer_output;
+    return adds && node == follower_.seen(block.output < 0 ? block.residual_add : block.output);
+}
+
+void Evaluation::trace_layer(const ggml_tensor * node) {
+    const float * similarity = layers_.next(node);
+    for (int32_t r = 0; similarity != nullptr && asked_->block >= 0 && r < n_rows_; ++r) {
+        recorder_.passed(ubatch_[r], layer_of(asked_->block), similarity[r]);
+    }
+}
+
 // The first node of a block: all that is known of its input is known now.
 void Evaluation::enter(int block) {
     block_            = block;
@@ -243,13 +269,19 @@ void Evaluation::observe(ggml_tensor * node) {
         return;
     }
     const bool of_experts = asked_->product >= 0 && is_of_experts(asked_->product);
-    if (ubatch_ != nullptr && (asked_->input >= 0 || of_experts) && concerns_channels(*asked_)) {
+    if ((asked_->input >= 0 || of_experts) && concerns_channels(*asked_)) {
         channels_.observe(node, *asked_, follower_);
         return;
     }
     if (ggml_nrows(node) != n_rows_) {
         throw Unsupported("node '" + std::string(node->name) + "' has " + std::to_string(ggml_nrows(node)) +
                           " rows for " + std::to_string(n_rows_) + " tokens");
+    }
+    if (ends_layer(node, *asked_)) {
+        trace_layer(node);
+        if (asked_->block < 0 || follower_.block(asked_->block).output < 0) {
+            return;
+        }
     }
     // f is there, or h + f where f was kept for it.
     const FoundBlock & block      = follower_.block(block_);

@@ -10,6 +10,7 @@
 #include "comparison.h"
 #include "ffnskip/rows.h"
 #include "graph_follower.h"
+#include "layer_similarity.h"
 #include "policy.h"
 #include "recorder.h"
 #include "sequences.h"
@@ -62,6 +63,9 @@ private:
     bool concerns_channels(const Node & known) const;
     bool concerns_rows() const;
     void enter(int block);
+    bool is_embedding(const ggml_tensor * node) const;
+    bool ends_layer(const ggml_tensor * node, const Node & known) const;
+    void trace_layer(const ggml_tensor * node);
     void follow_deciders();
 
     static Left left_by(const TokenState & row);
@@ -105,6 +109,7 @@ private:
 
     std::unique_ptr<Buffers> buffers_ = ggml_buffers();
     Comparison               comparison_{ *buffers_ };
+    LayerSimilarity          layers_{ *buffers_ };
     ChannelEvaluation        channels_{ settings_, recorder_, *buffers_ };
 };
 

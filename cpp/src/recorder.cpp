@@ -68,6 +68,9 @@ void Recorder::begin_decode(int32_t n_rows) {
     if (tracing_) {
         similarity_.assign(size_t(n_rows) * size_t(n_layer_), std::numeric_limits<float>::quiet_NaN());
     }
+    if (traces_layers_) {
+        layer_similarity_.assign(size_t(n_rows) * size_t(n_layer_), std::numeric_limits<float>::quiet_NaN());
+    }
 }
 
 void Recorder::checked(int32_t row, int layer, float similarity) {
@@ -158,6 +161,10 @@ void Recorder::commit(const std::vector<TokenState> & rows, const RowKind * kind
             const auto first = similarity_.begin() + std::ptrdiff_t(size_t(i) * size_t(n_layer_));
             trace_.similarity.insert(trace_.similarity.end(), first, first + n_layer_);
         }
+        if (traces_layers_) {
+            const auto first = layer_similarity_.begin() + std::ptrdiff_t(size_t(i) * size_t(n_layer_));
+            trace_.layer_similarity.insert(trace_.layer_similarity.end(), first, first + n_layer_);
+        }
         if (counts_channels_ || tracing_) {
             commit_channels(row, size_t(i));
         }
@@ -210,16 +217,18 @@ void Recorder::reset_stats() {
     stats_.channels_kept               = std::vector<uint64_t>(channels_.size(), 0);
 }
 
-void Recorder::start_trace(bool reaches) {
+void Recorder::start_trace(bool reaches, bool layers) {
     trace_          = Trace();
     trace_.n_layer  = n_layer_;
     tracing_        = true;
     counts_reaches_ = reaches;
+    traces_layers_  = layers;
 }
 
 Trace Recorder::stop_trace() {
     tracing_        = false;
     counts_reaches_ = false;
+    traces_layers_  = false;
     Trace trace     = std::exchange(trace_, Trace());
     // A policy that leaves no channels out says nothing of them, unless it took turns with one that does.
     if (std::all_of(trace.kept.begin(), trace.kept.end(), [](float share) { return std::isnan(share); })) {

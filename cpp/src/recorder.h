@@ -34,6 +34,11 @@ public:
 
     void begin_decode(int32_t n_rows);
     void checked(int32_t row, int layer, float similarity);
+    // What goes into a layer and what comes out of it are so similar. Where traces_layers().
+    void passed(int32_t row, int layer, float similarity) {
+        layer_similarity_[size_t(row) * size_t(n_layer_) + size_t(layer)] = similarity;
+    }
+    bool traces_layers() const { return traces_layers_; }
     // A block was left out for all rows of an ubatch, and its weights with it; of attention, those for keys and values only
     // where these were not written: `gap`.
     void dropped(int block, bool gap);
@@ -61,7 +66,7 @@ public:
     Stats stats() const;
     void  reset_stats();
 
-    void  start_trace(bool reaches);
+    void  start_trace(bool reaches, bool layers);
     Trace stop_trace();
 
 private:
@@ -79,6 +84,7 @@ private:
     uint64_t           checks_               = 0;   // of the running decode
     uint64_t           bytes_[k_block_kinds] = {};  // of the running decode
     std::vector<float> similarity_;                 // of the running decode, [n_rows, n_layer] while tracing
+    std::vector<float> layer_similarity_;           // the same, where layers are traced
 
     std::vector<Channels>       channels_;                 // [n_inputs]
     bool                        counts_channels_ = false;  // there is something to count of them
@@ -96,6 +102,7 @@ private:
     Trace              trace_;
     bool               tracing_        = false;
     bool               counts_reaches_ = false;
+    bool               traces_layers_  = false;
 };
 
 }  // namespace ffnskip

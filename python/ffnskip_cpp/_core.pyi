@@ -265,7 +265,7 @@ class Controller(metaclass=_Native):
     def input_bytes(self) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer, 4, 2]: bytes read of the weights that read an input, with none of its channels kept and with
         all, as policy "channels" is set; 0 where none may be left out. No layers with other policies."""
-    def start_trace(self, reaches: bool = False) -> None: ...
+    def start_trace(self, reaches: bool = False, layers: bool = False) -> None: ...
     def stop_trace(
         self,
     ) -> tuple[
@@ -274,9 +274,10 @@ class Controller(metaclass=_Native):
         npt.NDArray[np.bool_],
         npt.NDArray[np.float32],
         npt.NDArray[np.uint64],
+        npt.NDArray[np.float32],
     ]:
         """similarity float32, skipped and attention_skipped bool, all [n_tokens, n_layer], kept float32 [n_tokens,
-        n_layer, 4], and reaches uint64 [n_layer, 4, n_bins]; `Trace` has them."""
+        n_layer, 4], reaches uint64 [n_layer, 4, n_bins], and layer_similarity like similarity; `Trace` has them."""
 
 class Session(metaclass=_Native):
     """Sequences of a llama.cpp context, decoded through a controller or without; ffnskip/session.h has the contract.

@@ -235,12 +235,13 @@ class Llama(DecodingLlama):
         self._controller.reset_stats()
 
     @contextlib.contextmanager
-    def trace(self, *, reaches: bool = False) -> Iterator[Trace]:
+    def trace(self, *, reaches: bool = False, layers: bool = False) -> Iterator[Trace]:
         """Records similarity, skipped blocks and channels kept of every token generated within the block, one row per
         token.
 
         Args:
             reaches: Count how far channels reach, too, which takes longer.
+            layers: Compare what goes into each layer and what comes out, too, which takes longer.
         Raises:
             RuntimeError: A trace is being recorded already.
         """
@@ -248,12 +249,13 @@ class Llama(DecodingLlama):
             raise RuntimeError("a trace is being recorded already")
         controller, trace = self._learnt(), Trace()
         self._tracing = True
-        controller.start_trace(reaches)
+        controller.start_trace(reaches, layers)
         try:
             yield trace
         finally:
             found = controller.stop_trace()
-            trace.similarity, trace.skipped, trace.attention_skipped, trace.kept, trace.reaches = found
+            trace.similarity, trace.skipped, trace.attention_skipped, trace.kept, trace.reaches = found[:-1]
+            trace.layer_similarity = found[-1]
             self._tracing = False
 
     # ---- texts that are there already ----

@@ -31,3 +31,6 @@ class Trace:
     reaches: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 4, 0), np.uint64))
     """uint64 [n_layer, 4, n_bins]: of the same inputs, the channels of all tokens by how far they reach, which is what
     `channel_thresholds` are compared with; bin i is from `_core.reach_edges()[i]` on. No layers unless asked for."""
+    layer_similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """float32 [n_tokens, n_layer]: cosine of what goes into a layer and what comes out of it, where its FFN block was
+    checked; NaN elsewhere. No rows unless asked for."""

@@ -19,7 +19,20 @@ def row(policy, ratio, kl, *, checks=0.0, own=0.02, seed=1, config=None):
     values = kl * TEXT / TEXT.mean() + noise - noise.mean()
     config = config or SkipConfig(policy, layers=[1] if "fixed" in policy else None)
     return Row(
-        policy, "held out", ratio, float(values.mean()), 0.1, 0.5, 1.0, checks, len(values), config, values, CHUNK
+        policy,
+        "held out",
+        ratio,
+        ratio,
+        1.0,
+        float(values.mean()),
+        0.1,
+        0.5,
+        1.0,
+        checks,
+        len(values),
+        config,
+        values,
+        CHUNK,
     )
 
 

@@ -3,7 +3,6 @@ layers, all thresholds there are, exhaustive greedy selection, the C++ core."""
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 
@@ -13,8 +12,9 @@ import pytest
 from ffnskip_cpp import Llama, SkipConfig, TargetUnreachableError
 from ffnskip_cpp.calibration import cache as cache_module
 from ffnskip_cpp.calibration.cache import open_cache
+from ffnskip_cpp.calibration.costs import FFN, byte_costs
 from ffnskip_cpp.calibration.effort import EFFORTS
-from ffnskip_cpp.calibration.evaluation import Evaluator, Score
+from ffnskip_cpp.calibration.evaluation import Evaluator
 from ffnskip_cpp.calibration.parts import Parts
 from ffnskip_cpp.calibration.race import Race, cost, rounds
 from ffnskip_cpp.calibration.search import GreedySet, Model, Search, _regions
@@ -22,6 +22,7 @@ from ffnskip_cpp.calibration.simulation import Region, ranks, skipped, solve, th
 from ffnskip_cpp.measure.quality import standard_error
 from ffnskip_cpp.measure.text import Chunk
 from support.logits import log_softmax
+from support.made_up import MadeUp
 
 WARM_UP = 4
 TOKENS = [[(7 * i * i + 3 * i + seed) % 250 for i in range(40)] for seed in (1, 2, 3)]
@@ -82,10 +83,26 @@ def test_no_threshold_comes_nearer_than_the_solution(levels, max_skip, wanted):
     def n_skipped(threshold):
         return np.mean([len(algorithm_1(row, [threshold] * 6, max_skip)) for row in similarity])
 
-    threshold, found = solve(similarity, max_skip, wanted)
+    threshold, found = solve(similarity, max_skip, np.ones(6), wanted)
     assert found == pytest.approx(n_skipped(threshold))
     nearest = min(abs(n_skipped(value) - wanted) for value in [-1, 2, *similarity.ravel().tolist()])
     assert abs(found - wanted) <= nearest + 1e-9
+
+
+@pytest.mark.parametrize("max_skip", [1, 3])
+@pytest.mark.parametrize("wanted", [0.5, 2.0, 9.0])
+def test_a_threshold_saves_what_is_wanted_where_blocks_save_unlike_much(max_skip, wanted):
+    similarity, gains = similarities(3, n_tokens=400), np.array([1.0, 1.0, 10.0, 0.5, 10.0, 1.0])
+
+    def saved(threshold):
+        return np.mean([gains[algorithm_1(row, [threshold] * 6, max_skip)].sum() for row in similarity])
+
+    threshold, found = solve(similarity, max_skip, gains, wanted)
+    assert found == pytest.approx(saved(threshold))
+    if saved(-2) > wanted:
+        assert found == pytest.approx(wanted, abs=0.05)
+    else:
+        assert threshold == -2
 
 
 @pytest.mark.parametrize("rank", [-1.0, 0.0, 0.013, 0.5, 0.75, 0.99])
@@ -240,6 +257,19 @@ def test_two_calibrations_do_not_share_a_cache(tmp_path):
 # ---- evaluation ----
 
 
+def like_ffn(n_layer):
+    """Costs of blocks of one size, and of a token a quarter more than these."""
+    blocks = np.zeros((n_layer, 3))
+    blocks[:, FFN] = 100.0
+    return byte_costs(125.0 * n_layer, blocks)
+
+
+def evaluator_of(llm, cache, told=None):
+    evaluator = Evaluator(llm, cache, WARM_UP, told or Told())
+    evaluator.weigh(like_ffn(16), like_ffn(16))
+    return evaluator
+
+
 @pytest.fixture
 def llm(model_file):
     with Llama(str(model_file("llama", n_layer=16)), skip=None, n_ctx=256, verbose=False) as llm:
@@ -249,7 +279,7 @@ def llm(model_file):
 def test_a_score_is_of_the_rows_past_the_warm_up_that_predict_a_known_token(llm, tmp_path):
     config = SkipConfig("fixed", layers=[2, 5, 9], warm_up_index=WARM_UP)
     with open_cache(tmp_path / "j", "m", "p") as cache:
-        score = Evaluator(llm, cache, WARM_UP, Told()).score(config, CHUNKS)
+        score = evaluator_of(llm, cache).score(config, CHUNKS)
     kl, ratio = [], []
     for tokens in TOKENS:
         p = log_softmax(llm.forward(tokens))
@@ -263,7 +293,8 @@ def test_a_score_is_of_the_rows_past_the_warm_up_that_predict_a_known_token(llm,
         [np.log([row[token] for row, token in zip(r[WARM_UP:-1], t[WARM_UP + 1 :])]) for r, t in ratio]
     )
     assert score.quality.perplexity_ratio == pytest.approx(np.exp(-log_ratio.mean()), rel=1e-5)
-    assert score.skip_ratio == 3 / 16 and score.checks == 0
+    assert score.skip_ratio == pytest.approx(3 / 16) == score.saved and score.checks == 0
+    assert score.speed_up == pytest.approx(1 / (1 - 3 / 20))
     assert score.chunk.tolist() == [i for i in range(3) for _ in range(40 - WARM_UP - 1)]
 
 
@@ -272,23 +303,23 @@ def test_of_a_chat_the_rows_are_those_of_answers_past_their_warm_up(llm, tmp_pat
     generated = [i - 5 if 5 <= i < 20 else i - 25 if i >= 25 else -1 for i in range(40)]
     config = SkipConfig("fixed", layers=[2, 5, 9], warm_up_index=WARM_UP)
     with open_cache(tmp_path / "j", "m", "p") as cache:
-        score = Evaluator(llm, cache, WARM_UP, Told()).score(config, [Chunk(TOKENS[0], generated)])
+        score = evaluator_of(llm, cache).score(config, [Chunk(TOKENS[0], generated)])
     rows = [*range(9, 20), *range(29, 39)]  # the last token predicts none
     p = log_softmax(llm.forward(TOKENS[0]))
     llm.skip = config
     q = log_softmax(llm.forward(TOKENS[0], [i in rows or i == 39 for i in range(40)]))
     llm.skip = None
     assert np.allclose(score.kl, (np.exp(p) * (p - q)).sum(axis=1)[rows], atol=1e-5)
-    assert score.left_out.tolist() == [3 / 16] * len(rows) and score.skip_ratio == 3 / 16
+    assert len(score.kl) == len(rows) and score.skip_ratio == pytest.approx(3 / 16)
 
 
 def test_what_is_in_the_cache_is_not_evaluated_again(llm, tmp_path, monkeypatch):
     config, told = SkipConfig("fixed", layers=[2], warm_up_index=WARM_UP), Told()
     with open_cache(tmp_path / "j", "m", "p") as cache:
-        first = Evaluator(llm, cache, WARM_UP, Told())
+        first = evaluator_of(llm, cache)
         score, similarity = first.score(config, CHUNKS), first.similarity(CHUNKS[0])
         monkeypatch.setattr(Llama, "forward", lambda *_, **__: pytest.fail("evaluated again"))
-        again = Evaluator(llm, cache, WARM_UP, told)
+        again = evaluator_of(llm, cache, told)
         for _ in range(2):
             assert (again.score(config, CHUNKS).kl == score.kl).all()
         assert np.array_equal(again.similarity(CHUNKS[0]), similarity, equal_nan=True)
@@ -306,27 +337,6 @@ def test_the_standard_error_of_equal_chunks_is_that_of_their_means():
 
 
 # ---- races ----
-
-
-class MadeUp:
-    """Evaluates nothing: KL divergences by setting, [n_rows], of 10 rows a chunk."""
-
-    def __init__(self, kl_of):
-        self._kl_of = kl_of
-        self.asked = []
-
-    def at_most(self, n_tokens):
-        return contextlib.nullcontext()
-
-    def scores(self, configs, chunks):
-        self.asked.append((len(configs), len(chunks)))
-        return [scored(self._kl_of(config)[: 10 * len(chunks)], config) for config in configs]
-
-
-def scored(kl, config):
-    score = Score(config)
-    score.kl = np.asarray(kl, float)
-    return score
 
 
 def fixed(*layers):
@@ -360,6 +370,13 @@ def test_what_is_clearly_worse_leaves_and_what_is_not_stays():
 # ---- the fixed set ----
 
 
+def model_of(n_layer, skippable, cold_regions, warm_up_index, gains=None):
+    costs = like_ffn(n_layer)
+    if gains is not None:
+        costs.per_block[:, FFN] = gains
+    return Model(n_layer, tuple((il, FFN) for il in skippable), costs.share_per_block, cold_regions, warm_up_index)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_greedy_set_is_that_of_measuring_every_block_each_time(seed):
     rng = np.random.default_rng(seed)
@@ -377,13 +394,15 @@ def test_the_greedy_set_is_that_of_measuring_every_block_each_time(seed):
         chosen.append(min(left, key=lambda il: kl_of(fixed(*sorted([*chosen, il]))).mean()))
     evaluator = MadeUp(kl_of)
     race = Race(evaluator, [Chunk([0] * 10, list(range(10)))] * 16, 1)
-    greedy = GreedySet(Model(14, 14, tuple(range(12)), (1, 12), 0), race, 8)
-    assert greedy.layers(5) == chosen
+    greedy = GreedySet(model_of(14, range(12), (1, 12), 0), race, 8)
+    assert greedy.blocks(5) == [(il, FFN) for il in chosen]
     assert sum(n for n, size in evaluator.asked if size == 1) == 12 + 4 * 8
     assert (greedy.score(3).kl == kl_of(fixed(*sorted(chosen[:3])))).all()
-    assert greedy.alone == pytest.approx({il: float(kl_of(fixed(il))[:10].mean()) for il in range(12)}, rel=0.05)
-    assert sorted([*greedy.left_after(3), *chosen[:3]]) == list(range(12))
-    costs = greedy.costs_beside(chosen)
+    seen_alone = {(il, FFN): float(kl_of(fixed(il))[:10].mean()) for il in range(12)}
+    assert greedy.alone == pytest.approx(seen_alone, rel=0.05)
+    assert sorted([*greedy.left_after(3), *greedy.blocks(3)]) == [(il, FFN) for il in range(12)]
+    assert [greedy.saving(share) for share in (0.01, 1 / 14, 0.2, 0.99)] == [1, 1, 3, 12]
+    costs = greedy.costs_beside([(il, FFN) for il in chosen])
     assert np.isinf(costs[:, 12:]).all() and np.isfinite(costs[:, :12]).all()
 
 
@@ -394,8 +413,8 @@ def test_the_greedy_set_is_that_of_measuring_every_block_each_time(seed):
 @pytest.mark.parametrize("ratio", [0.01, 0.25, 0.6, 0.93])
 def test_every_region_can_skip_what_is_wanted_and_holds_nothing_that_cannot(n_layer, ratio):
     skippable = tuple(il for il in range(n_layer - 1) if il != 5)
-    model = Model(n_layer, n_layer - 1, skippable, (0, n_layer - 1), 0)
-    regions = list(_regions(skippable, ratio * n_layer, model))
+    model = model_of(n_layer, skippable, (0, n_layer - 1), 0)
+    regions = list(_regions(skippable, ratio, model))
     assert bool(regions) == (np.ceil(ratio * n_layer) < len(skippable))
     for region in regions:
         assert set(region.layers) <= set(skippable) and list(region.layers) == sorted(region.layers)
@@ -404,9 +423,9 @@ def test_every_region_can_skip_what_is_wanted_and_holds_nothing_that_cannot(n_la
 
 @pytest.mark.parametrize("effort", ["quick", "thorough"])
 def test_candidates_skip_what_was_asked_for_one_of_each_policy(llm, tmp_path, effort):
-    model, told = Model(16, 16, tuple(range(15)), (1, 14), WARM_UP), Told()
+    model, told = model_of(16, range(15), (1, 14), WARM_UP), Told()
     with open_cache(tmp_path / "j", "m", "p") as cache:
-        evaluator = Evaluator(llm, cache, WARM_UP, told)
+        evaluator = evaluator_of(llm, cache, told)
         similarity = np.concatenate([evaluator.similarity(chunk) for chunk in CHUNKS])
         search = Search(evaluator, model, similarity, Race(evaluator, CHUNKS[:2], 1), EFFORTS[effort])
         expected, told.measured = search.n_evaluations(0.2, 0.01), []
@@ -421,7 +440,7 @@ def test_candidates_skip_what_was_asked_for_one_of_each_policy(llm, tmp_path, ef
         for candidate in candidates[1:]:
             score = evaluator.score(candidate.config, CHUNKS[:2])
             assert score.skip_ratio == pytest.approx(0.2, abs=0.02), candidate.config
-            more = evaluator.score(candidate.skipping_more(0.04, model).config, CHUNKS[:2])
+            more = evaluator.score(candidate.saving_more(0.04, model).config, CHUNKS[:2])
             assert more.skip_ratio > score.skip_ratio
         assert len(search.block_costs) == 15
 
@@ -437,8 +456,8 @@ def test_blocks_of_the_set_are_exchanged_where_that_helps():
     def exchanged(effort):
         evaluator = MadeUp(kl_of)
         race = Race(evaluator, [Chunk([0] * 10, list(range(10)))] * 16, 1)
-        search = Search(evaluator, Model(5, 5, (0, 1, 2, 3), (1, 4), 30), np.empty((0, 5)), race, EFFORTS[effort])
-        return search._exchanged(search.fixed(2), 2).config.layers
+        search = Search(evaluator, model_of(5, range(4), (1, 4), 30), np.empty((0, 5)), race, EFFORTS[effort])
+        return search._exchanged(2, 2 / 5).config.layers
 
     assert exchanged("quick") == (0, 1) and exchanged("normal") == (1, 2) and exchanged("thorough") == (2, 3)
 

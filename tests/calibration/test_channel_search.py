@@ -11,6 +11,7 @@ import pytest
 from ffnskip_cpp import Llama, SkipConfig, _core
 from ffnskip_cpp.calibration.cache import open_cache
 from ffnskip_cpp.calibration.channels import GROWTH, ChannelSearch, groups
+from ffnskip_cpp.calibration.costs import FFN, byte_costs
 from ffnskip_cpp.calibration.effort import EFFORTS
 from ffnskip_cpp.calibration.evaluation import Evaluator, Score
 from ffnskip_cpp.calibration.race import Race
@@ -100,7 +101,9 @@ def made_up(seed=0, n_layer=6, kinds=(2, 3), n_tokens=50):
             values[il, kind] = rng.lognormal(rng.normal(-3, 1), 1.2, n_tokens * n)
             counts[il, kind] = np.histogram(values[il, kind], EDGES)[0]
             n_bytes[il, kind] = (2000, 2000 + 80 * n)
-    return Inputs(n_bytes, counts, n_tokens), n_bytes, values
+    blocks = np.zeros((n_layer, 3))
+    blocks[:, FFN] = n_bytes[:, 2:, 1].sum(axis=1)
+    return Inputs(n_bytes, counts, n_tokens, byte_costs(2 * blocks.sum(), blocks)), n_bytes, values
 
 
 def test_what_thresholds_save_is_what_counting_channels_says():
@@ -173,7 +176,7 @@ class Additive:
         text = np.random.default_rng(0).gamma(2, 0.5, 160)[: 10 * n_chunks]  # the same for all settings
         score = Score(config)
         score.kl = self.kl(config) * text / text.mean()
-        score.left_out = np.full(10 * n_chunks, self._inputs.saved(np.reshape(config.channel_thresholds, (-1, 4))))
+        score.saved = self._inputs.saved(np.reshape(config.channel_thresholds, (-1, 4)))
         score.quality = type("Quality", (), {"kl": float(score.kl.mean())})()
         return score
 
@@ -192,7 +195,7 @@ def test_no_setting_drawn_at_random_that_saves_as_much_costs_less(ratio, effort)
     costs = rng.lognormal(0, 1.5, (3, 4))
     search, evaluator = searching(inputs, costs, effort)
     found = search.candidate(ratio)
-    assert found.score.skip_ratio == pytest.approx(ratio, abs=0.004)
+    assert found.score.saved == pytest.approx(ratio, abs=0.004)
     at_ratio = evaluator.kl(search.saving(found, ratio).config)
     others = [inputs.saving(rng.lognormal(-3, 1, (3, 4)), ratio) for _ in range(300)]
     kl = [evaluator.kl(found.config.replace(channel_thresholds=other.ravel().tolist())) for other in others]
@@ -228,7 +231,7 @@ def test_a_divergence_is_met_where_costs_add_up():
     search, evaluator = searching(inputs, costs, "thorough")
     for limit in (0.5, 2.0):
         ratio = search.expected_ratio(limit)
-        by_cost = inputs.saving(np.sqrt(inputs.channel_bytes / search.costs), ratio)
+        by_cost = inputs.saving(np.sqrt(inputs.saved_per_channel / search.costs), ratio)
         config = SkipConfig("channels", channel_thresholds=by_cost.ravel().tolist())
         assert evaluator.kl(config) - 0.003 == pytest.approx(limit, rel=0.35)
     assert GROWTH > 1
@@ -243,6 +246,10 @@ def test_what_a_score_says_is_left_out_is_what_the_core_counts(llm, tmp_path):
     with open_cache(tmp_path / "j", "m", "p") as cache:
         evaluator = Evaluator(llm, cache, WARM_UP, Told())
         n_bytes = evaluator.inputs("ffn")
+        blocks = np.zeros((N_LAYER, 3))
+        blocks[:, FFN] = n_bytes[:, 2:, 1].sum(axis=1)
+        costs = byte_costs(2 * blocks.sum(), blocks)
+        evaluator.weigh(costs, costs)
         score = evaluator.score(config, CHUNKS)
     assert (n_bytes[:, 2:, 1] > n_bytes[:, 2:, 0]).all() and (n_bytes[:, :2] == 0).all()
     rows = range(WARM_UP, 39)

@@ -175,8 +175,9 @@ public:
     std::optional<std::string> take_notice();
 
     // Records similarity, skipped blocks and channels kept of every generated token from start_trace() to stop_trace(), and,
-    // where asked for, how far the channels reach, which takes longer.
-    void  start_trace(bool reaches = false);
+    // where asked for, how far the channels reach, and the similarity of what goes into a layer and what comes out, which
+    // take longer.
+    void  start_trace(bool reaches = false, bool layers = false);
     Trace stop_trace();
 
 private:

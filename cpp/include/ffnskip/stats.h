@@ -54,6 +54,9 @@ struct Trace {
     // Where asked for, of policy channels: [n_layer, 4, n_bins] channels of the tokens by how far they reach, what
     // channel_thresholds are compared with, in steps of the logarithm that reach_edges() has. Empty else.
     std::vector<uint64_t> reaches;
+    // Where asked for: [n_tokens * n_layer] cosine of what goes into a layer and what comes out of it, where its FFN block
+    // was checked; NaN elsewhere. Empty else.
+    std::vector<float> layer_similarity;
 };
 
 // Where the bins of Trace::reaches begin, and the last one ends: [n_bins + 1].

@@ -36,13 +36,14 @@ from ..progress import progress_bar
 from ..skip_config import TensorsName
 from .cache import open_cache
 from .choice import Row
+from .costs import Costs
 from .evaluation import Evaluator
 from .output import Destination, summary, text_digest
 from .parts import Parts, all_answered, useful_chunks
 from .progress import Bar
 from .report import page
 from .wanted import EFFORT, MAX_TOKENS, Wanted
-from .work import Work, check_reachable
+from .work import Work
 
 __all__ = ["CHAT_N_CTX", "Calibration", "calibrate"]
 
@@ -64,6 +65,11 @@ class Calibration:
     """Of the mean similarity (section 3.2 of the paper); the chosen setting may have others."""
     block_kl: npt.NDArray[np.float64]
     """float64 [n_layer]: KL divergence where the FFN block of the layer is left out alone; NaN where it can't be."""
+    layer_influence: npt.NDArray[np.float64]
+    """float64 [n_layer]: 1 - the mean cosine of what goes into a layer and what comes out of it, where policy short_gpt
+    was tried; else NaN."""
+    costs: Costs | None
+    """The times that were saved, in milliseconds; None where it was bytes."""
     notes: list[str]
     path: Path
     """The profile, or the model that it was embedded in."""
@@ -84,6 +90,8 @@ def calibrate(
     max_kl: float | None = None,
     policies: Sequence[str] | None = None,
     tensors: TensorsName = "ffn",
+    costs: PathLike | None = None,
+    n_depth: int = 0,
     effort: str | float = EFFORT,
     output: PathLike | None = None,
     embed: bool = False,
@@ -107,9 +115,13 @@ def calibrate(
             skip 0.01 less.
         max_kl: In its place, the highest ratio whose KL divergence from the dense model is at most this, nats a token.
             Default: 0.05, unless skip_ratio is given.
-        policies: What is tried, of "blocks", "channels" and "blocks+channels", channels beside a set of FFN blocks.
-            Default: all that the model allows.
-        tensors: Whose input channels are left out: "ffn", or "all", those of attention's matrices too.
+        policies: What is tried, of "blocks", "channels" and "blocks+channels", channels beside a block. Default: all
+            of these that the model allows. With skip_ratio "short_gpt" and "skip_decode" too: whole layers.
+        tensors: What is left out: FFN blocks and input channels of their matrices, "ffn", or "all", attention blocks
+            and channels of their matrices too.
+        costs: What is to be saved is time, and shares are shares of it: "measured" on this machine, or a JSON file, of
+            a table like `Calibration.costs` or of a whole report. Default: bytes.
+        n_depth: Tokens in the context while costs are measured.
         effort: "quick", "normal", "thorough"; or the seconds it may take, about.
         output: The profile. Default: model.ffnskip.gguf beside the model, or in the working directory if it can't be.
         embed: Write the profile into the model's own file instead.
@@ -127,7 +139,8 @@ def calibrate(
         DecodeError: llama.cpp failed to decode.
     """
     chosen = None if policies is None else tuple(policies)
-    wanted = Wanted(skip_ratio, max_kl, chosen, tensors, effort, n_ctx, max_tokens, warm_up_index, seed)
+    table = None if costs is None else os.fspath(costs)
+    wanted = Wanted(skip_ratio, max_kl, chosen, tensors, table, n_depth, effort, n_ctx, max_tokens, warm_up_index, seed)
     check_model(model_path, n_threads, lora)
     destination = Destination.of(Path(model_path), output, embed)
     texts = read_texts(text)
@@ -141,8 +154,6 @@ def calibrate(
 def _calibrated(
     llm: Llama, texts: Sequence[Text], n_ctx: int, wanted: Wanted, destination: Destination, bar: Bar
 ) -> Calibration:
-    if wanted.skip_ratio is not None and wanted.policies == ("blocks",):
-        check_reachable(llm, wanted.skip_ratio)
     adapter = Adapter(llm.lora_path, llm.lora_scale).facts() if llm.lora_path else {}
     with open_cache(destination.cache, _subject(llm, adapter), repr((wanted, text_digest(texts)))) as cache:
         answered = all_answered(llm, texts, wanted.max_tokens, cache)
@@ -158,6 +169,8 @@ def _calibrated(
             np.stack([seen.mean, seen.low, seen.high], axis=1),
             seen.cold_regions,
             work.block_kl(),
+            work.layer_influence(),
+            None if wanted.costs is None else work.costs,
             notes,
             destination.written,
         )
@@ -182,6 +195,9 @@ def _learnt(calibration: Calibration, texts: Sequence[Text], n_tokens: int, seed
     mean, low, high = calibration.similarity.T
     chosen = calibration.chosen
     of_blocks = {} if np.isnan(calibration.block_kl).all() else {"block_kl": calibration.block_kl.tolist()}
+    influence = calibration.layer_influence
+    of_layers = {} if np.isnan(influence).all() else {"layer_influence": influence.tolist()}
+    of_costs = {} if calibration.costs is None else {"costs": json.dumps(calibration.costs.as_dict())}
     of_channels = {"channels_kept": chosen.channels_kept.ravel().tolist()} if chosen.channels_kept.size else {}
     return {
         "skip_ratio": chosen.skip_ratio,
@@ -194,7 +210,9 @@ def _learnt(calibration: Calibration, texts: Sequence[Text], n_tokens: int, seed
         "similarity_high": high.tolist(),
         "block_influence": (1.0 - mean).tolist(),
         **of_blocks,
+        **of_layers,
         **of_channels,
+        **of_costs,
         "similarity_cold_s": calibration.cold_regions[0],
         "similarity_cold_e": calibration.cold_regions[1],
         "text_sha256": text_digest(texts),

@@ -5,8 +5,9 @@ inputs cost adds up. So with a cost for each input
 
     KL = sum over inputs of cost * energy(threshold)
 
-is least, for what it saves, where threshold = factor * sqrt(bytes of a channel / cost), with one factor for all inputs:
-at its threshold a channel of each loses as much for a byte. One number for each input remains to be measured.
+is least, for what it saves, where threshold = factor * sqrt(what a channel saves / cost), with one factor for all
+inputs: at its threshold a channel of each loses as much for what it saves, bytes or time (costs.py). One number for
+each input remains to be measured.
 
 Groups of neighbouring layers leave out a good part of the channels of one kind of input, the first and the last layer
 by themselves, which are unlike all others. Layers of a group are taken to cost the same where they leave out the same
@@ -26,11 +27,12 @@ import numpy.typing as npt
 
 from ..skip_config import SkipConfig
 from ..stats import INPUT_KINDS
+from .costs import PerInput
 from .effort import Effort
 from .evaluation import Evaluator, Score
 from .race import Race
 from .race import cost as race_cost
-from .reaches import Inputs, PerInput
+from .reaches import Inputs
 
 __all__ = ["ChannelCandidate", "ChannelSearch", "groups"]
 
@@ -74,7 +76,7 @@ class ChannelSearch:
         self._shape: PerInput | None = None  # what won
 
     def candidate(self, ratio: float, layers: Sequence[int] = ()) -> ChannelCandidate | None:
-        """The best thresholds found that save `ratio` of the bytes where the FFN blocks of `layers` are skipped
+        """The best thresholds found that save `ratio` where the FFN blocks of `layers` are skipped
         besides; None where that can't be."""
         shapes = self._first_shapes() if self._shape is None else [self._shape]
         racing = [found for shape in shapes if (found := self._solved(shape, ratio, layers)) is not None]
@@ -100,7 +102,7 @@ class ChannelSearch:
     def expected_ratio(self, max_kl: float) -> float:
         """What can be saved at a KL divergence, as far as the costs tell."""
         costs = np.where(self._inputs.usable, self.costs, 0.0)
-        shape = np.sqrt(self._inputs.channel_bytes / self.costs)
+        shape = np.sqrt(self._inputs.saved_per_channel / self.costs)
         factors = np.geomspace(1e-6, 1e6, 400)
         kl = [(costs * self._inputs.energy(factor * shape)).sum() for factor in factors]
         return min(self._inputs.saved(shape * float(np.interp(max_kl, kl, factors))), self._inputs.most())
@@ -151,7 +153,7 @@ class ChannelSearch:
 
     def _first_shapes(self) -> list[PerInput]:
         """What the costs say, and equal shares."""
-        return [np.sqrt(self._inputs.channel_bytes / self.costs), self._inputs.below(EQUAL)]
+        return [np.sqrt(self._inputs.saved_per_channel / self.costs), self._inputs.below(EQUAL)]
 
     # ---- settings ----
 
@@ -172,17 +174,17 @@ class ChannelSearch:
     def _corrected(self, candidate: ChannelCandidate) -> ChannelCandidate:
         """With thresholds that make up for what it saves too much or too little, as what is left out changes how far
         the channels of later layers reach."""
-        lacking = candidate.ratio - candidate.score.skip_ratio
+        lacking = candidate.ratio - candidate.score.saved
         other = self.saving(candidate, candidate.ratio + lacking) if abs(lacking) > RATIO_TOLERANCE else None
         if other is None:
             return candidate
         other = replace(other, score=self._race.score(other.config))
-        return min(candidate, other, key=lambda found: abs(found.score.skip_ratio - candidate.ratio))
+        return min(candidate, other, key=lambda found: abs(found.score.saved - candidate.ratio))
 
 
 def _kl_for_saved(score: Score) -> npt.NDArray[np.float64]:
     """Settings that were meant to save the same save a little more or less on some text."""
-    saved = np.float64(max(score.skip_ratio, 1e-9))
+    saved = np.float64(max(score.saved, 1e-9))
     return score.kl / saved**GROWTH
 
 

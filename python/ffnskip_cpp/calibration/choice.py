@@ -14,7 +14,7 @@ from .evaluation import Score
 
 __all__ = ["TOLERANCE", "Row", "beats", "best", "equal", "most_within", "row_of"]
 
-TOLERANCE = 0.01  # by which a setting may skip less than is wanted
+TOLERANCE = 0.01  # by which a setting may save less than is wanted
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,11 @@ class Row:
     text: str
     """"held out" or "calibration"."""
     skip_ratio: float
-    """Of the weights of FFN blocks, or of what else is calibrated."""
+    """Of the weight bytes of FFN blocks, or of what else is calibrated."""
+    saved: float
+    """Of what these cost: where costs are given, of their time; else the same."""
+    speed_up: float
+    """That the costs foretell."""
     kl: float
     """KL divergence from the dense model, nats per token."""
     kl_error: float
@@ -45,13 +49,14 @@ class Row:
     with policy "channels"."""
 
 
-def row_of(score: Score, policy: str, text: str, part: float = 1.0) -> Row:
-    """`part`: that what the score's ratio is of has of all that is calibrated."""
+def row_of(score: Score, policy: str, text: str) -> Row:
     quality = score.quality
     return Row(
         policy,
         text,
-        part * score.skip_ratio,
+        score.skip_ratio,
+        score.saved,
+        score.speed_up,
         quality.kl,
         quality.kl_error,
         quality.top1_agreement,
@@ -74,18 +79,18 @@ def equal(one: Row, other: Row) -> bool:
 
 
 def beats(one: Row, other: Row) -> bool:
-    """Skips at least as much at a KL divergence that is lower by more than the standard error."""
-    return one.skip_ratio >= other.skip_ratio and one.kl < other.kl and not equal(one, other)
+    """Saves at least as much at a KL divergence that is lower by more than the standard error."""
+    return one.saved >= other.saved and one.kl < other.kl and not equal(one, other)
 
 
-def best(rows: Sequence[Row], skip_ratio: float) -> Row:
-    """The row to choose where `skip_ratio` is wanted: of those that skip so much or more, the one of least KL
-    divergence; of those equal to it the simplest. Where none skips so much, the same of the one that skips most."""
+def best(rows: Sequence[Row], share: float) -> Row:
+    """The row to choose where `share` is to be saved: of those that save so much or more, the one of least KL
+    divergence; of those equal to it the simplest. Where none saves so much, the same of the one that saves most."""
     kept = _kept(rows)
-    enough = [row for row in kept if row.skip_ratio >= skip_ratio - TOLERANCE]
+    enough = [row for row in kept if row.saved >= share - TOLERANCE]
     if not enough:
-        most = max(row.skip_ratio for row in kept)
-        enough = [row for row in kept if row.skip_ratio >= most - TOLERANCE]
+        most = max(row.saved for row in kept)
+        enough = [row for row in kept if row.saved >= most - TOLERANCE]
     least = min(enough, key=lambda row: row.kl)
     as_good = [row for row in enough if row is least or equal(row, least)]
     as_good = [row for row in as_good if not any(beats(other, row) for other in rows)] or [least]
@@ -93,11 +98,12 @@ def best(rows: Sequence[Row], skip_ratio: float) -> Row:
 
 
 def most_within(rows: Sequence[Row], max_kl: float) -> Row | None:
-    """The row that skips most at no higher KL divergence; None where all cost more."""
+    """The row that saves most at no higher KL divergence; None where all cost more."""
     within = [row for row in _kept(rows) if row.kl <= max_kl]
-    return max(within, key=lambda row: (round(row.skip_ratio, 3), -row.kl), default=None)
+    return max(within, key=lambda row: (round(row.saved, 3), -row.kl), default=None)
 
 
 def _kept(rows: Sequence[Row]) -> list[Row]:
-    """Those whose settings are the model's own: no random policy, no channels by thresholds that each text has anew."""
-    return [row for row in rows if row.config.policy == "ffn_skip" or row.config.channel_thresholds is not None]
+    """Those whose settings a profile holds: no random policy, no channels by thresholds that each text has anew."""
+    kept = ("ffn_skip", "skip_decode")
+    return [row for row in rows if row.config.policy in kept or row.config.channel_thresholds is not None]

@@ -7,12 +7,10 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ..blocks import ffn_blocks
 from ..llama import Llama
 from ..measure.policies import all_kept
 from ..measure.quality import Comparison, Quality, Reference, logits_of
@@ -20,13 +18,14 @@ from ..measure.similarity import check_everything
 from ..measure.text import Chunk
 from ..memory import available_memory
 from ..skip_config import SkipConfig, TensorsName
-from ..stats import INPUT_KINDS, Trace
+from ..stats import Trace
 from .cache import Arrays, Cache
+from .costs import ATTENTION, FFN, FFN_INPUTS, KEYS_AND_VALUES, Costs, LeftOut
 from .progress import Bar
+from .timing import measure_costs
 
-__all__ = ["FFN", "Evaluator", "Score"]
+__all__ = ["Evaluator", "Score"]
 
-FFN = [INPUT_KINDS.index("up"), INPUT_KINDS.index("down")]
 KEPT_BYTES = 2**31  # of the dense model's predictions at most, and a quarter of the memory that is free
 
 
@@ -42,27 +41,24 @@ class Score:
     """int64 [n_rows]: the chunk that a row is of."""
     similarity: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     """float32 [n_rows, n_layer]; NaN where unchecked."""
-    left_out: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """float64 [n_rows]: share of the FFN blocks that was skipped; with channels of the weight bytes that may be left
-    out."""
-
     channels_kept: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 4)))
     """float64 [n_layer, 4]: share kept of the channels of each input; NaN where none may be left out. No layers but
     with policy "channels"."""
-
-    @cached_property
-    def skip_ratio(self) -> float:
-        """The mean of what is left out."""
-        return float(self.left_out.mean())
+    saved: float = 0.0
+    """What is left out: a share of the costs of all blocks, which is what the search is about."""
+    skip_ratio: float = 0.0
+    """The same as a share of their bytes."""
+    speed_up: float = 1.0
+    """That the costs foretell."""
 
     @property
     def checks(self) -> float:
         """Similarities computed per token."""
         return float((~np.isnan(self.similarity)).sum(axis=1).mean())
 
-    def kl_per_block(self) -> npt.NDArray[np.float64]:
-        """float64 [n_rows]: settings that were meant to skip the same skip a little more or less on some text."""
-        return self.kl / max(self.skip_ratio, 1e-9)
+    def kl_per_saved(self) -> npt.NDArray[np.float64]:
+        """float64 [n_rows]: settings that were meant to save the same save a little more or less on some text."""
+        return self.kl / max(self.saved, 1e-9)
 
 
 class Evaluator:
@@ -81,7 +77,7 @@ class Evaluator:
         self._kept: dict[str, Reference] = {}
         self._room = min(KEPT_BYTES, available_memory() / 4)
         self._n_measured, self._seconds = 0, 0.0
-        self._bytes = np.empty((0, 4, 2))  # of the inputs whose channels may be left out
+        self._input_bytes = np.empty((0, 4, 2))  # where channels may be left out
         self._n_done = 0  # tokens that were measured, or found in the cache
 
     @property
@@ -96,16 +92,30 @@ class Evaluator:
         yield
         self._progress.found(max(n_tokens - (self._n_done - before), 0))
 
+    def weigh(self, n_bytes: Costs, costs: Costs) -> None:
+        """From here on what settings leave out is measured by these."""
+        self._n_bytes, self._costs = n_bytes, costs
+
+    def costs(self, n_bytes: Costs, channels: TensorsName | None, n_depth: int) -> Costs:
+        """On this machine, as `measure_costs` has them: when a calibration goes on, those that it began with."""
+        key = ("costs", self._llm.n_threads, n_bytes.as_dict(), channels, n_depth)
+        found = self._cache.find(*key)
+        if found is None:
+            measured = measure_costs(self._llm, n_bytes, channels=channels, n_depth=n_depth)
+            self._cache.add({name: np.asarray(value) for name, value in vars(measured).items()}, *key)
+            return measured
+        return Costs(float(found["per_token"]), found["per_block"], found["per_byte"], float(found["per_check"]))
+
     def inputs(self, tensors: TensorsName) -> npt.NDArray[np.float64]:
         """float64 [n_layer, 4, 2]: the bytes that the products of each input read with none of its channels and with
-        all; 0 where none may be left out. What is left out is measured in these from here on.
+        all; 0 where none may be left out.
 
         Raises:
             UnsupportedModelError: No channels can be left out.
         """
         with self._llm.skipping(self._no_channels_left_out(tensors)):
-            self._bytes = self._llm.input_bytes.astype(np.float64)
-        return self._bytes
+            self._input_bytes = self._llm.input_bytes.astype(np.float64)
+        return self._input_bytes
 
     def reaches(self, tensors: TensorsName, chunk: Chunk) -> npt.NDArray[np.uint64]:
         """uint64 [n_layer, 4, n_bins]: of the dense model, how far channels reach, as `Trace.reaches` has it."""
@@ -135,6 +145,18 @@ class Evaluator:
             self._add(found, key, chunk)
         return found["similarity"]
 
+    def layer_similarity(self, chunk: Chunk) -> npt.NDArray[np.float32]:
+        """float32 [n_rows, n_layer]: of the dense model, what goes into a layer and what comes out of it."""
+        config = check_everything(self._llm.n_layer, self._warm_up_index)
+        key = ("layer similarity", config, self._digest(chunk))
+        found = self._find(key, chunk)
+        if found is None:
+            with self._llm.skipping(config), self._llm.trace(layers=True) as trace:
+                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
+            found = {"layer_similarity": trace.layer_similarity[: len(chunk.rows(self._warm_up_index))]}
+            self._add(found, key, chunk)
+        return found["layer_similarity"]
+
     def score(self, config: SkipConfig, chunks: Sequence[Chunk]) -> Score:
         """Raises ValueError where the setting does not fit the model."""
         return self.scores([config], chunks)[0]
@@ -148,14 +170,15 @@ class Evaluator:
         score = Score(config)
         for part in parts:
             score.quality.add(Comparison(part["kl"], part["same_top1"], part["nll_dense"], part["nll"]))
-        score.kl, score.similarity, score.left_out = (
-            np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity", "left_out")
-        )
-        score.left_out /= (
-            self._bytes[..., 1].sum() if config.policy == "channels" else len(ffn_blocks(self._llm.blocks))
-        )
+        score.kl, score.similarity = (np.concatenate([part[name] for part in parts]) for name in ("kl", "similarity"))
         n_rows = [len(part["kl"]) for part in parts]
-        score.channels_kept = np.average([part["channels_kept"] for part in parts], axis=0, weights=n_rows)
+        score.channels_kept, blocks, n_bytes = (
+            np.average([part[name] for part in parts], axis=0, weights=n_rows)
+            for name in ("channels_kept", "blocks_left_out", "bytes_left_out")
+        )
+        left_out = LeftOut(blocks, n_bytes, score.checks)
+        score.saved, score.speed_up = self._costs.share(left_out), self._costs.speed_up(left_out)
+        score.skip_ratio = self._n_bytes.share(left_out)
         score.chunk = np.repeat(np.arange(len(parts)), n_rows)
         return score
 
@@ -195,12 +218,33 @@ class Evaluator:
         self._seconds += time.monotonic() - started
         self._n_measured += len(chunk)
         n = len(chunk.rows(self._warm_up_index))
-        channels = config.policy == "channels"
-        if channels:
-            trace.kept[..., FFN] = np.where(trace.skipped[..., None], 0.0, trace.kept[..., FFN])
-        left_out = _bytes_left_out(trace, self._bytes) if channels else trace.skipped.sum(axis=1, dtype=np.float64)
-        kept = trace.kept[:n].mean(axis=0, dtype=np.float64) if channels else np.empty((0, 4))
-        return {**vars(compared), "similarity": trace.similarity[:n], "left_out": left_out[:n], "channels_kept": kept}
+        skipped = trace.skipped[:n]
+        blocks = np.zeros((self._llm.n_layer, 3))
+        blocks[:, FFN] = skipped.mean(axis=0)
+        blocks[:, ATTENTION] = trace.attention_skipped[:n].mean(axis=0)
+        if config.every_row or config.policy == "skip_decode":
+            blocks[:, KEYS_AND_VALUES] = blocks[:, ATTENTION]
+        kept, n_bytes = np.empty((0, 4)), np.zeros((self._llm.n_layer, 4))
+        if config.policy == "channels":
+            kept, n_bytes = self._channels(trace, skipped)
+        return {
+            **vars(compared),
+            "similarity": trace.similarity[:n],
+            "blocks_left_out": blocks,
+            "bytes_left_out": n_bytes,
+            "channels_kept": kept,
+        }
+
+    def _channels(
+        self, trace: Trace, skipped: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Both [n_layer, 4]: the share kept of the channels of each input, and the bytes of those left out. None is
+        kept of a block that is skipped, and its bytes are the block's."""
+        kept = trace.kept[: len(skipped)].astype(np.float64)
+        left_out = 1.0 - kept
+        for values in (kept, left_out):
+            values[..., FFN_INPUTS] = np.where(skipped[..., None], 0.0, values[..., FFN_INPUTS])
+        return kept.mean(axis=0), np.nan_to_num(left_out.mean(axis=0)) * np.ptp(self._input_bytes, axis=-1)
 
     def _reference(self, chunk: Chunk) -> Reference:
         """Kept while there is room: the first chunks are those that are needed most."""
@@ -216,10 +260,3 @@ class Evaluator:
     def _digest(self, chunk: Chunk) -> str:
         tokens, eligible = np.array(chunk.tokens, np.int32), np.array(chunk.eligible(self._warm_up_index))
         return hashlib.sha256(tokens.tobytes() + eligible.tobytes()).hexdigest()
-
-
-def _bytes_left_out(trace: Trace, n_bytes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[n_rows], of the `n_bytes` that `Evaluator.inputs` has; the FFN blocks that were skipped among them."""
-    left_out = np.nan_to_num(1.0 - trace.kept) * (n_bytes[..., 1] - n_bytes[..., 0])
-    left_out[..., FFN] = np.where(trace.skipped[..., None], n_bytes[:, FFN, 1], left_out[..., FFN])
-    return left_out.sum(axis=(1, 2))  # type: ignore[no-any-return]

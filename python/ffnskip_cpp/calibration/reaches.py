@@ -13,12 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from .evaluation import FFN
+from .costs import FFN, FFN_INPUTS, Costs, LeftOut, PerInput
 
-__all__ = ["MOST", "Inputs", "PerInput"]
-
-PerInput = npt.NDArray[np.float64]
-"""float64 [n_layer, 4], in the order of `SkipConfig.channel_thresholds`."""
+__all__ = ["MOST", "Inputs"]
 
 MOST = 0.95  # share of the channels of an input that is left out at most
 DIGITS = 5  # of a threshold
@@ -31,19 +28,21 @@ class Inputs:
         n_bytes: [n_layer, 4, 2], as `Evaluator.inputs` has them.
         counts: [n_layer, 4, n_bins], as `Trace.reaches` has them.
         n_tokens: That were counted.
+        costs: What leaving channels out is to save.
     """
 
-    def __init__(self, n_bytes: npt.NDArray[np.float64], counts: npt.NDArray[np.uint64], n_tokens: int):
+    def __init__(self, n_bytes: npt.NDArray[np.float64], counts: npt.NDArray[np.uint64], n_tokens: int, costs: Costs):
         self._edges = _core.reach_edges().astype(np.float64)
-        self._bytes = n_bytes
+        self._bytes: PerInput = np.ptp(n_bytes, axis=-1)
+        self._costs = costs
         of_all = counts.sum(axis=-1, keepdims=True)
         self._share = _sums(counts) / np.maximum(of_all, 1)
         self._energy = _sums(counts * self._edges[:-1] * self._edges[1:]) / n_tokens
         n_channels = of_all[..., 0] / n_tokens
-        self.usable: npt.NDArray[np.bool_] = (n_bytes[..., 1] > 0) & (n_channels > 0)
-        """bool [n_layer, 4]: channels of the input may be left out."""
-        self.channel_bytes: PerInput = (n_bytes[..., 1] - n_bytes[..., 0]) / np.maximum(n_channels, 1)
-        """Of weights that one channel less saves."""
+        self.usable: npt.NDArray[np.bool_] = (self._bytes > 0) & (n_channels > 0) & (costs.per_byte > 0)
+        """bool [n_layer, 4]: channels of the input may be left out, and that saves something."""
+        self.saved_per_channel: PerInput = costs.per_byte * self._bytes / np.maximum(n_channels, 1)
+        """What one channel less saves."""
 
     def left_out(self, thresholds: PerInput) -> PerInput:
         """The share of its channels that a threshold leaves out of each input."""
@@ -62,29 +61,26 @@ class Inputs:
         return result
 
     def saved(self, thresholds: PerInput, layers: Sequence[int] = ()) -> float:
-        """The share of all bytes that is not read where the FFN blocks of `layers` are skipped besides."""
-        saved = self.left_out(thresholds) * (self._bytes[..., 1] - self._bytes[..., 0])
-        for il in layers:
-            saved[il, FFN] = self._bytes[il, FFN, 1]
-        return float(saved.sum() / self._bytes[..., 1].sum())
+        """What is saved where the FFN blocks of `layers` are skipped besides, as a share of the costs of all blocks."""
+        left_out = LeftOut.nothing(len(thresholds))
+        left_out.bytes = self.left_out(thresholds) * self._bytes
+        left_out.bytes[np.ix_(layers, FFN_INPUTS)] = 0.0
+        left_out.blocks[list(layers), FFN] = 1.0
+        return self._costs.share(left_out)
 
     def most(self, layers: Sequence[int] = ()) -> float:
         """What can be saved where the FFN blocks of `layers` are skipped besides."""
         thresholds = self.below(MOST)
         for il in layers:
-            thresholds[il, FFN] = 0.0
+            thresholds[il, FFN_INPUTS] = 0.0
         return self.saved(thresholds, layers)
 
-    def ffn_share(self) -> float:
-        """The share of all bytes that is of FFN blocks."""
-        return float(self._bytes[:, FFN, 1].sum() / self._bytes[..., 1].sum())
-
     def saving(self, shape: PerInput, ratio: float, layers: Sequence[int] = ()) -> PerInput | None:
-        """Thresholds in the proportions of `shape`, one factor for all, that save `ratio` of the bytes where the FFN
+        """Thresholds in the proportions of `shape`, one factor for all, that save `ratio` where the FFN
         blocks of `layers` are skipped; None where they can't save so much, or the blocks alone save more."""
         shape = np.where(self.usable, shape, 0.0)
         for il in layers:
-            shape[il, FFN] = 0.0
+            shape[il, FFN_INPUTS] = 0.0
         most = self.below(MOST)
 
         def thresholds(factor: float) -> PerInput:

@@ -20,6 +20,7 @@ __all__ = ["describe", "page"]
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "policy": lambda row: row.policy,
     "skipped": lambda row: f"{row.skip_ratio:.1%}",
+    "speed-up": lambda row: f"x{row.speed_up:.2f}",
     "KL": lambda row: _kl(row),
     "same top token": lambda row: f"{row.top1_agreement:.2%}",
     "perplexity": lambda row: f"x{row.perplexity_ratio:.4f}",
@@ -55,6 +56,8 @@ def describe(row: Row) -> str:
     """The values of a setting that differ from one candidate to the next."""
     config = row.config
     parts = [] if config.layers is None else [f"layers {','.join(map(str, config.layers))}"]
+    if config.attention_layers is not None and config.attention_layers != config.layers:
+        parts.append(f"attention of {','.join(map(str, config.attention_layers))}")
     if config.policy == "channels":
         parts.append(f"kept: {_kept(row)}")
     elif config.max_skip != 0 and config.cold_s is not None:

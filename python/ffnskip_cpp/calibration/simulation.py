@@ -1,4 +1,4 @@
-"""Algorithm 1 on recorded similarities: which FFN blocks a setting skips, and the threshold that skips a given number.
+"""Algorithm 1 on recorded similarities: which FFN blocks a setting skips, and the threshold that saves what is wanted.
 
 Before a token trips nothing of it is skipped, so similarities recorded in the dense model say where it would trip; all
 that is left out is that the tokens before it have skipped too. Nothing here runs a model.
@@ -49,31 +49,36 @@ def skipped(tripped: npt.NDArray[np.int64], region: Region) -> npt.NDArray[np.bo
     return (after > 0) & (after <= region.max_skip)
 
 
-def solve(similarity: Similarity, max_skip: int, wanted: float) -> tuple[float, float]:
-    """The threshold at which a token skips `wanted` FFN blocks on average.
+def solve(similarity: Similarity, max_skip: int, gains: npt.NDArray[np.float64], wanted: float) -> tuple[float, float]:
+    """The threshold at which a token saves `wanted` on average.
 
+    Args:
+        gains: [n_layers], what skipping the FFN block of a layer saves.
     Returns:
-        The threshold, and the number of blocks that it does skip: fewer where the region has not as many, and not
-        exactly as many where similarities are equal.
+        The threshold, and what it does save: less where the region has not as much, and not exactly as much where
+        similarities are equal.
     """
+    before = np.append(0.0, np.cumsum(gains))
+    first = np.minimum(np.arange(1, len(gains) + 2), len(gains))  # that is skipped, by the layer that trips
+    saved_by = before[np.minimum(first + max_skip, len(gains))] - before[first]
 
-    def n_skipped(threshold: float) -> float:
-        left = similarity.shape[1] - 1 - trips(similarity, threshold)
-        return float(np.clip(left, 0, max_skip).mean())
+    def saved(threshold: float) -> float:
+        return float(saved_by[trips(similarity, threshold)].mean())
 
-    most = n_skipped(ALWAYS_TRIPS)
+    most = saved(ALWAYS_TRIPS)
     if most <= wanted:
         return ALWAYS_TRIPS, most
-    # A higher threshold trips later, so it never skips more.
+    # A higher threshold trips later, and so saves no more where all gains are equal. Where they are not, this finds one
+    # of the thresholds between which what is wanted is crossed.
     values = np.append(np.unique(similarity[np.isfinite(similarity)]), NEVER_TRIPS)
-    low, high = 0, len(values) - 1  # values[low] skips too many, values[high] too few
+    low, high = 0, len(values) - 1  # values[low] saves too much, values[high] too little
     while high - low > 1:
         middle = (low + high) // 2
-        if n_skipped(float(values[middle])) > wanted:
+        if saved(float(values[middle])) > wanted:
             low = middle
         else:
             high = middle
-    either = [(float(value), n_skipped(float(value))) for value in values[low : high + 1]]
+    either = [(float(value), saved(float(value))) for value in values[low : high + 1]]
     return min(either, key=lambda found: abs(found[1] - wanted))
 
 

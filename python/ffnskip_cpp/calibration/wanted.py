@@ -9,13 +9,16 @@ from ..errors import ArgumentError
 from ..measure.policies import TENSORS
 from ..skip_config import TensorsName
 from .effort import EFFORTS
+from .layers import WHOLE_LAYERS
 
-__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "POLICIES", "Wanted"]
+__all__ = ["EFFORT", "MAX_KL", "MAX_TOKENS", "MEASURED", "POLICIES", "TRIED", "Wanted"]
 
 MAX_KL = 0.05
-POLICIES = ("blocks", "channels", "blocks+channels")
+TRIED = ("blocks", "channels", "blocks+channels")  # if nothing else is said
+POLICIES = (*TRIED, *WHOLE_LAYERS)
 EFFORT = "normal"
 MAX_TOKENS = 20_000
+MEASURED = "measured"  # in place of a file of costs
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Wanted:
     max_kl: float | None = None
     policies: tuple[str, ...] | None = None
     tensors: TensorsName = "ffn"
+    costs: str | None = None
+    n_depth: int = 0
     effort: str | float = EFFORT
     n_ctx: int | None = None
     max_tokens: int = MAX_TOKENS
@@ -46,10 +51,16 @@ class Wanted:
         for policy in self.policies or ():
             if policy not in POLICIES:
                 raise ArgumentError(f"policy: {policy!r} is none of {', '.join(POLICIES)}")
+            if policy in WHOLE_LAYERS and self.skip_ratio is None:
+                raise ArgumentError(f"policy: {policy} is for a share of the layers: give a skip-ratio")
         if self.policies is not None and not self.policies:
             raise ArgumentError(f"policy: none is named; those that are there: {', '.join(POLICIES)}")
         if self.tensors not in TENSORS:
             raise ArgumentError(f"tensors: {self.tensors!r} is neither of {', '.join(TENSORS)}")
+        if self.n_depth < 0:
+            raise ArgumentError(f"n-depth: {self.n_depth} is negative; it counts tokens in the context, 0 or more")
+        if self.n_depth and self.costs != MEASURED:
+            raise ArgumentError("n-depth: says at how long a context costs are measured, and is for costs measured alone")
         known = self.effort in EFFORTS if isinstance(self.effort, str) else 0 < self.effort < math.inf
         if not known:
             raise ArgumentError(
@@ -71,4 +82,4 @@ class Wanted:
         return None if self.skip_ratio is not None else self.max_kl or MAX_KL
 
     def tries(self, policy: str) -> bool:
-        return self.policies is None or policy in self.policies
+        return policy in (TRIED if self.policies is None else self.policies)

@@ -9,24 +9,28 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..blocks import ffn_blocks
 from ..errors import TargetUnreachableError, UnsupportedModelError
+from ..gguf_file.weights import read_weight_bytes
 from ..llama import Llama
 from ..measure.similarity import LayerSimilarity
 from ..measure.text import Chunk
 from ..skip_config import SkipConfig
 from .channels import GROWTH, ChannelCandidate, ChannelSearch
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
+from .costs import ATTENTION, FFN, FFN_INPUTS, KEYS_AND_VALUES, Costs, byte_costs, read_costs
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
 from .evaluation import Evaluator, Score
+from .layers import short_gpt, skip_decode
 from .parts import Parts
 from .progress import Bar
 from .race import Race
 from .reaches import Inputs
 from .search import Candidate, Model, Search, fixed_set
-from .wanted import Wanted
+from .wanted import MEASURED, Wanted
 
-__all__ = ["Found", "Work", "check_reachable"]
+__all__ = ["Found", "Work"]
+
+KINDS = {"attention": ATTENTION, "ffn": FFN}
 
 RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
 REACHED_TOKENS = 4096  # at most, for how far its channels reach
@@ -36,7 +40,7 @@ RATIOS_COST = 2  # times what one of them takes: they have most of their fixed s
 NEARLY = 0.95  # of a KL divergence that is not to be exceeded: near enough to it
 TYPICAL_RATIO = 0.25
 N_COMPARED = 7  # settings, about: the best of each policy, one corrected, and the references
-BEHIND = 2.0  # times what channels cost: FFN blocks that cost more for less are not worth a search
+BEHIND = 2.0  # times what channels cost: blocks that cost more for less are not worth a search
 
 # What calibration is to be better than.
 REFERENCES = {
@@ -45,20 +49,6 @@ REFERENCES = {
     "random": SkipConfig("random"),
 }
 UNCALIBRATED = "channels, uncalibrated"
-
-
-def check_reachable(llm: Llama, skip_ratio: float) -> None:
-    """Raises TargetUnreachableError where the model has too few FFN blocks that can be skipped."""
-    most = _skippable(llm).size / len(ffn_blocks(llm.blocks))
-    if skip_ratio > most + TOLERANCE:
-        raise TargetUnreachableError(
-            f"skip-ratio: {skip_ratio:g} can't be reached; at most {most:.3f}, which is every FFN block that can be "
-            "skipped"
-        )
-
-
-def _skippable(llm: Llama) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(llm.skippable)
 
 
 @dataclass(frozen=True)
@@ -73,14 +63,22 @@ class Found:
 class Work:
     """Records what the dense model does, then looks for settings; `notes` gets what is to be said about it.
 
-    Skip ratios are shares of the weight bytes of `wanted.tensors`. All FFN blocks count alike.
+    Skip ratios are shares of what the blocks of `wanted.tensors` cost: their weight bytes, where nothing else is given.
 
     Raises:
         ValueError: The effort is in seconds, and these are too few; no channels can be left out, and nothing else is to
             be tried (`UnsupportedModelError`).
     """
 
-    def __init__(self, llm: Llama, evaluator: Evaluator, parts: Parts, wanted: Wanted, progress: Bar, notes: list[str]):
+    def __init__(
+        self,
+        llm: Llama,
+        evaluator: Evaluator,
+        parts: Parts,
+        wanted: Wanted,
+        progress: Bar,
+        notes: list[str],
+    ):
         started = time.monotonic()
         self._llm = llm
         self._evaluator = evaluator
@@ -89,15 +87,24 @@ class Work:
         self._progress = progress
         self.notes = notes
 
+        input_bytes = self._input_bytes() if wanted.tries("channels") or wanted.tries("blocks+channels") else None
+        n_bytes = _byte_costs(llm, input_bytes)
+        self.costs = self._found_costs(n_bytes, input_bytes is not None).of(wanted.tensors)
+        """What is saved."""
+        evaluator.weigh(n_bytes.of(wanted.tensors), self.costs)
+        share = self.costs.share_per_block
+        self._ffn_share = float(share[:, FFN].sum())
+        whole = frozenset((block.layer, KINDS[block.kind]) for block in llm.blocks if block.skippable)
+        skippable = tuple(sorted(block for block in whole if share[block] > 0))
+        self._check_reachable(float(sum(share[block] for block in skippable)))
+
         recorded = parts.recorded(RECORDED_TOKENS)
         progress.expect(sum(map(len, recorded)))
         self._recorded = np.concatenate([evaluator.similarity(chunk) for chunk in recorded])
         self.similarity = LayerSimilarity.of(self._recorded)
-        skippable = tuple(_skippable(llm).tolist())
         cold = self.similarity.cold_regions
-        self._model = Model(llm.n_layer, len(ffn_blocks(llm.blocks)), skippable, cold, wanted.warm_up_index)
-        self._inputs = self._found_inputs() if wanted.tries("channels") or wanted.tries("blocks+channels") else None
-        self._ffn_share = 1.0 if self._inputs is None else self._inputs.ffn_share()
+        self._model = Model(llm.n_layer, skippable, share, cold, wanted.warm_up_index, whole)
+        self._inputs = None if input_bytes is None else self._found_inputs(input_bytes)
 
         effort = wanted.effort
         level = EFFORTS[effort] if isinstance(effort, str) else self._affordable(effort, started)
@@ -114,19 +121,41 @@ class Work:
                 "this text alone: give more of it"
             )
 
-    def _found_inputs(self) -> Inputs | None:
-        """None where no channels can be left out, and FFN blocks are to be tried as well."""
+    def _found_costs(self, n_bytes: Costs, channels: bool) -> Costs:
+        wanted = self._wanted
+        if wanted.costs is None:
+            return n_bytes
+        if wanted.costs != MEASURED:
+            return read_costs(wanted.costs, self._llm)
+        started = time.monotonic()
+        costs = self._evaluator.costs(n_bytes, wanted.tensors if channels else None, wanted.n_depth)
+        self.notes.append(f"costs measured in {time.monotonic() - started:.0f} seconds: {costs}")
+        return costs
+
+    def _check_reachable(self, most: float) -> None:
+        wanted = self._wanted
+        if wanted.policies == ("blocks",) and (wanted.skip_ratio or 0.0) > most + TOLERANCE:
+            raise TargetUnreachableError(
+                f"skip-ratio: {wanted.skip_ratio:g} can't be reached; at most {most:.3f}, which is every block that "
+                "can be skipped"
+            )
+
+    def _input_bytes(self) -> npt.NDArray[np.float64] | None:
+        """As `Evaluator.inputs` has them; None where no channels can be left out, and blocks are to be tried."""
         try:
-            n_bytes = self._evaluator.inputs(self._wanted.tensors)
+            return self._evaluator.inputs(self._wanted.tensors)
         except UnsupportedModelError as error:
             if not self._wanted.tries("blocks"):
                 raise
-            self.notes.append(f"only FFN blocks were tried: {error}")
+            self.notes.append(f"only blocks were tried: {error}")
             return None
+
+    def _found_inputs(self, n_bytes: npt.NDArray[np.float64]) -> Inputs:
         chunks = self._parts.recorded(REACHED_TOKENS)
         self._progress.expect(sum(map(len, chunks)))
         counts = sum(self._evaluator.reaches(self._wanted.tensors, chunk).astype(np.float64) for chunk in chunks)
-        return Inputs(n_bytes, np.asarray(counts), sum(len(c.rows(self._wanted.warm_up_index)) for c in chunks))
+        n_rows = sum(len(chunk.rows(self._wanted.warm_up_index)) for chunk in chunks)
+        return Inputs(n_bytes, np.asarray(counts), n_rows, self.costs)
 
     def _searched(self, n_rows: int) -> list[Chunk]:
         return self._parts.searched(n_rows, self._wanted.warm_up_index)
@@ -168,62 +197,89 @@ class Work:
 
     def tried(self) -> list[Row]:
         """Every setting that was measured in the search, by all the text that it saw."""
-        return [self._row(score, score.config.label, "calibration") for score in self.search.tried]
+        return [row_of(score, score.config.label, "calibration") for score in self.search.tried]
 
     def block_kl(self) -> npt.NDArray[np.float64]:
         """float64 [n_layer]: KL divergence where the FFN block of a layer is left out alone; NaN where it can't be, or
         was not tried."""
         result = np.full(self._model.n_layer, np.nan)
         if self._wanted.tries("blocks"):
-            for il, cost in self.search.block_costs.items():
-                result[il] = cost
+            for (il, kind), cost in self.search.block_costs.items():
+                if kind == FFN:
+                    result[il] = cost
         return result
 
     # ---- at a ratio ----
 
     def _at_ratio(self, skip_ratio: float) -> Found:
-        """The setting that skips so much or more with the least KL divergence."""
+        """The setting that saves so much or more with the least KL divergence."""
         self._progress.expect(self._n_tokens(self._effort, skip_ratio))
         channels = self._channel_candidates(skip_ratio)
         blocks = self._block_candidates(skip_ratio, channels) if self._wanted.tries("blocks") else []
-        if not blocks and not channels:
+        layers = self._layer_candidates(skip_ratio)
+        if not blocks and not channels and not layers:
             raise TargetUnreachableError(f"skip-ratio: {skip_ratio:g} can't be reached by what is to be tried")
-        rows, references = self._compare([*blocks, *channels], skip_ratio)
+        rows, references = self._compare([*blocks, *channels, *layers], skip_ratio)
         chosen = best([*rows, *references], skip_ratio)
-        if chosen.skip_ratio < skip_ratio - TOLERANCE:
-            self.notes.append(f"no setting skips {skip_ratio:.1%} of held-out text; one that skips most was chosen")
+        if chosen.saved < skip_ratio - TOLERANCE:
+            self.notes.append(f"no setting saves {skip_ratio:.1%} of held-out text; one that saves most was chosen")
         self._check_references(chosen, references)
         return Found(chosen, [*rows, *references])
+
+    def _layer_candidates(self, skip_ratio: float) -> list[Candidate]:
+        """Of each policy that leaves out whole layers."""
+        configs: list[SkipConfig | None] = []
+        if self._wanted.tries("short_gpt"):
+            configs.append(short_gpt(self.layer_influence(), skip_ratio - TOLERANCE, self._model))
+        if self._wanted.tries("skip_decode"):
+            configs.append(skip_decode(skip_ratio, self._model))
+        return [Candidate(config, Score(config)) for config in configs if config is not None]
+
+    def layer_influence(self) -> npt.NDArray[np.float64]:
+        """float64 [n_layer]: 1 - the mean cosine of what goes into a layer and what comes out of it; NaN of the last,
+        and of all where policy short_gpt was not tried."""
+        if not self._wanted.tries("short_gpt"):
+            return np.full(self._model.n_layer, np.nan)
+        recorded = self._parts.recorded(RECORDED_TOKENS)
+        similarity = np.concatenate([self._evaluator.layer_similarity(chunk) for chunk in recorded])
+        seen = ~np.isnan(similarity).all(axis=0)
+        influence = np.full(self._model.n_layer, np.nan)
+        influence[seen] = 1.0 - np.nanmean(similarity[:, seen], axis=0, dtype=np.float64)
+        return influence
 
     def _channel_candidates(self, skip_ratio: float) -> list[ChannelCandidate]:
         """Channels alone, and beside the FFN block that costs least."""
         if self._channels is None:
             return []
         sets: list[Sequence[int]] = [()] if self._wanted.tries("channels") else []
-        if self._wanted.tries("blocks+channels") and skip_ratio > self._ffn_share / self._model.n_ffn:
-            sets.append(self.search.fixed(1).config.layers or ())
+        if self._wanted.tries("blocks+channels") and skip_ratio > self._model.typical:
+            sets.append(self.search.ffn_alone.config.layers or ())
         found = [self._channels.candidate(skip_ratio, layers) for layers in sets]
         return [candidate for candidate in found if candidate is not None]
 
     def _block_candidates(self, skip_ratio: float, channels: Sequence[ChannelCandidate]) -> list[Candidate]:
-        """Of each policy that skips FFN blocks; the fixed set alone where it costs far more before it skips as much."""
-        ratio = skip_ratio / self._ffn_share
-        if ratio > len(self._model.skippable) / self._model.n_ffn + TOLERANCE:
-            self.notes.append(f"all FFN blocks together have less than {skip_ratio:.1%} of the weights")
+        """Of each policy that leaves out blocks; the fixed set alone where it costs far more before that."""
+        if skip_ratio > self._model.saved(self._model.skippable) + TOLERANCE:
+            self.notes.append(f"all {self._blocks} together have less than {skip_ratio:.1%} of the cost")
             return []
-        n_wanted = self.search.n_fixed(ratio, TOLERANCE)
         limit = BEHIND * min((candidate.score.quality.kl for candidate in channels), default=np.inf)
-        for n in range(1, 1 if self._effort.wide else n_wanted):
+        n = 1
+        while not self._effort.wide and self.search.saved(n) < skip_ratio - TOLERANCE:
             if self.search.fixed(n).quality.kl > limit:
                 self._give_up_blocks(
-                    f"{n} of the {n_wanted} FFN blocks that would be needed cost more than {BEHIND:g} times what "
-                    "channels do; more were not tried"
+                    f"{n} of the {self.search.n_expected(skip_ratio - TOLERANCE)} {self._blocks} that would be needed "
+                    f"cost more than {BEHIND:g} times what channels do; more were not tried"
                 )
                 return [self._fixed(n)]
-        candidates = self.search.candidates(ratio, TOLERANCE)
+            n += 1
+        candidates = self.search.candidates(skip_ratio, TOLERANCE)
         if not any(candidate.config.label == "ffn_skip" for candidate in candidates):
             self.notes.append("Algorithm 1 can't skip that much")
         return candidates
+
+    @property
+    def _blocks(self) -> str:
+        return "FFN blocks" if self._wanted.tensors == "ffn" else "blocks"
 
     def _fixed(self, n: int) -> Candidate:
         score = self.search.fixed(n)
@@ -238,7 +294,7 @@ class Work:
     # ---- within a KL divergence ----
 
     def _within_kl(self, max_kl: float) -> Found:
-        """The setting that skips most at no higher KL divergence."""
+        """The setting that saves most at no higher KL divergence."""
         self._progress.expect(RATIOS_COST * self._n_tokens(self._effort, TYPICAL_RATIO))
         rows = self._channels_within(max_kl)
         if self._wanted.tries("blocks"):
@@ -247,7 +303,7 @@ class Work:
         if found is None:
             rows = rows or self._compare([self._fixed(1)], 0.0, references=False)[0]
             raise TargetUnreachableError(_out_of_reach(max_kl, min(rows, key=lambda row: row.kl)))
-        _, references = self._compare([], found.skip_ratio)
+        _, references = self._compare([], found.saved)
         chosen = most_within([*rows, *references], max_kl) or found
         self._check_references(chosen, references)
         return Found(chosen, [*rows, *references])
@@ -261,9 +317,9 @@ class Work:
         ratio = channels.expected_ratio(max_kl)
         if self._wanted.tries("channels"):
             rows += self._saving_most(channels, max_kl, ratio, ())
-            ratio = max((row.skip_ratio for row in rows if row.kl <= max_kl), default=ratio)
-        if self._wanted.tries("blocks+channels") and self.search.fixed(1).quality.kl < max_kl:
-            rows += self._saving_most(channels, max_kl, ratio, self.search.fixed(1).config.layers or ())
+            ratio = max((row.saved for row in rows if row.kl <= max_kl), default=ratio)
+        if self._wanted.tries("blocks+channels") and self.search.ffn_alone.quality.kl < max_kl:
+            rows += self._saving_most(channels, max_kl, ratio, self.search.ffn_alone.config.layers or ())
         return rows
 
     def _saving_most(self, channels: ChannelSearch, max_kl: float, ratio: float, layers: Sequence[int]) -> list[Row]:
@@ -273,40 +329,40 @@ class Work:
         rows: list[Row] = []
         while candidate is not None and len(rows) < RATIOS_COMPARED:
             score = self._evaluator.score(candidate.config, self._compared)
-            rows.append(row := self._row(score, score.config.label, "held out"))
+            rows.append(row := row_of(score, score.config.label, "held out"))
             if NEARLY * max_kl <= row.kl <= max_kl:
                 break
             towards = (1 + NEARLY) / 2 * max_kl
             factor = float(np.clip((towards / max(row.kl, TINY)) ** (1 / GROWTH), 0.5, 2.0))
-            candidate = channels.saving(candidate, candidate.ratio + row.skip_ratio * (factor - 1))
+            candidate = channels.saving(candidate, candidate.ratio + row.saved * (factor - 1))
         best_of_all = most_within(rows, max_kl) or min(rows, key=lambda row: row.kl, default=None)
         return [] if best_of_all is None else [best_of_all]
 
     def _blocks_within(self, max_kl: float, channels: Row | None) -> list[Row]:
-        """FFN blocks: where so many skip less than half of what channels do, the fixed set alone.
+        """Blocks: where so many save less than half of what channels do, the fixed set alone.
 
-        KL divergence grows with the ratio. Where the two meet is foretold by the fixed sets, and corrected by what is
-        seen on held-out text.
+        KL divergence grows with what is saved. Where the two meet is foretold by the fixed sets, and corrected by what
+        is seen on held-out text.
         """
-        expected = self._ratio_at(max_kl)
-        if channels is not None and BEHIND * expected * self._ffn_share < channels.skip_ratio and not self._effort.wide:
-            n = max(1, int(expected * self._model.n_ffn + 1e-9))
+        n, expected = self._set_at(max_kl)
+        if channels is not None and BEHIND * expected < channels.saved and not self._effort.wide:
             none = self.search.fixed(1).quality.kl > max_kl
-            which = "one FFN block alone costs more" if none else f"about {expected:.0%} of the FFN blocks cost as much"
+            one = self._blocks.removesuffix("s")
+            which = (
+                f"one {one} alone costs more" if none else f"about {expected:.0%} of the {self._blocks} cost as much"
+            )
             self._give_up_blocks(f"{which}; other policies that skip blocks were not tried")
             return self._compare([self._fixed(n)], 0.0, references=False)[0]
-        low, high = 0, int(100 * len(self._model.skippable) / self._model.n_ffn) + 1  # percent: within, and not
+        low, high = 0, int(100 * self._model.saved(self._model.skippable)) + 1  # percent: within, and not
         percent = min(max(round(100 * expected), low + 1), high - 1)
         compared: list[Row] = []
         n_compared = 0
         while high - low > 1 and (n_compared < RATIOS_COMPARED or most_within(compared, max_kl) is None):
             candidates = self.search.candidates(percent / 100, TOLERANCE)
-            rows, _ = self._compare(candidates, percent / 100 * self._ffn_share, references=False)
+            rows, _ = self._compare(candidates, percent / 100, references=False)
             n_compared += 1
             compared += rows
-            met = any(
-                row.kl <= max_kl and row.skip_ratio >= (percent / 100 - TOLERANCE) * self._ffn_share for row in rows
-            )
+            met = any(row.kl <= max_kl and row.saved >= percent / 100 - TOLERANCE for row in rows)
             low, high = (percent, high) if met else (low, percent)
             percent += self._percent_to_go(max_kl, percent, rows, met)
             if not low < percent < high or n_compared >= RATIOS_COMPARED:
@@ -314,21 +370,22 @@ class Work:
         return compared
 
     def _percent_to_go(self, max_kl: float, percent: int, rows: Sequence[Row], met: bool) -> int:
-        """By what the ratio changes between their KL divergence and the one that is wanted; at least one block down,
+        """By what the share changes between their KL divergence and the one that is wanted; at least one block down,
         as held-out text tends to cost more than the text that the sets were made for."""
-        wanted = percent / 100 * self._ffn_share
-        near = [row.kl for row in rows if abs(row.skip_ratio - wanted) <= 2 * TOLERANCE]
-        step = round(100 * (self._ratio_at(max_kl) - self._ratio_at(min(near)))) if near else 0
-        return max(step, 1) if met else min(step, -round(100 / self._model.n_ffn), -1)
+        near = [row.kl for row in rows if abs(row.saved - percent / 100) <= 2 * TOLERANCE]
+        step = round(100 * (self._set_at(max_kl)[1] - self._set_at(min(near))[1])) if near else 0
+        return max(step, 1) if met else min(step, -round(100 * self._model.typical), -1)
 
-    def _ratio_at(self, kl: float) -> float:
-        """The share of FFN blocks that fixed sets skip at some KL divergence on the calibration text, between two of
-        them by interpolation."""
+    def _set_at(self, kl: float) -> tuple[int, float]:
+        """The blocks of the largest fixed set within some KL divergence on the calibration text, one at least; and the
+        share that is saved at it, between two sets by interpolation."""
         n = 1
         while n < len(self._model.skippable) and self.search.fixed(n).quality.kl <= kl:
             n += 1
-        known = np.maximum.accumulate([max(self.search.fixed(i).quality.kl, TINY) for i in range(1, n + 1)])
-        return float(np.interp(np.log(max(kl, TINY)), np.log(known), np.arange(1, n + 1))) / self._model.n_ffn
+        sets = range(1, n + 1)
+        known = np.maximum.accumulate([max(self.search.fixed(i).quality.kl, TINY) for i in sets])
+        share = float(np.interp(np.log(max(kl, TINY)), np.log(known), [self.search.saved(i) for i in sets]))
+        return max(1, n if self.search.fixed(n).quality.kl <= kl else n - 1), share
 
     # ---- on held-out text ----
 
@@ -342,17 +399,16 @@ class Work:
         scores = self._evaluator.scores(configs, self._compared)
         own, others = scores[: len(candidates)], scores[len(candidates) :]
         for i, (candidate, score) in enumerate(zip(candidates, own)):
-            wanted = skip_ratio if score.config.policy == "channels" else skip_ratio / self._ffn_share
-            corrected = self._skipping_more(candidate, wanted - score.skip_ratio)
+            corrected = self._saving_more(candidate, skip_ratio - score.saved)
             if corrected is not None:
                 again = self._evaluator.score(corrected, self._compared)
-                own[i] = min(score, again, key=lambda s: abs(s.skip_ratio - wanted))
+                own[i] = min(score, again, key=lambda s: abs(s.saved - skip_ratio))
         return (
-            [self._row(score, score.config.label, "held out") for score in own],
-            [self._row(score, name, "held out") for name, score in zip(named, others)],
+            [row_of(score, score.config.label, "held out") for score in own],
+            [row_of(score, name, "held out") for name, score in zip(named, others)],
         )
 
-    def _skipping_more(self, candidate: Candidate | ChannelCandidate, lacking: float) -> SkipConfig | None:
+    def _saving_more(self, candidate: Candidate | ChannelCandidate, lacking: float) -> SkipConfig | None:
         """The candidate with what it lacks of a ratio; None where it is to stay as it is."""
         if isinstance(candidate, ChannelCandidate):
             if self._channels is None or abs(lacking) <= TOLERANCE / 4:
@@ -361,7 +417,7 @@ class Work:
             return None if other is None else other.config
         if candidate.adaptive is None or abs(lacking) <= TOLERANCE / 2:
             return None
-        return candidate.skipping_more(lacking, self._model).config
+        return candidate.saving_more(lacking, self._model).config
 
     def _references(self, skip_ratio: float) -> dict[str, SkipConfig]:
         """Those that can skip so much of this model, by name."""
@@ -382,9 +438,6 @@ class Work:
                     self.notes.append(note)
         return found
 
-    def _row(self, score: Score, policy: str, text: str) -> Row:
-        return row_of(score, policy, text, 1.0 if score.config.policy == "channels" else self._ffn_share)
-
     def _check_references(self, chosen: Row, references: Sequence[Row]) -> None:
         for row in references:
             if beats(row, chosen):
@@ -404,12 +457,23 @@ class Work:
         mean = sum(map(len, race.chunks)) / len(race.chunks)
         n = 0
         if self._wanted.tries("blocks"):
-            n += search.n_evaluations(min(skip_ratio / self._ffn_share, 1.0), TOLERANCE)
+            n += search.n_evaluations(skip_ratio, TOLERANCE)
         if channels is not None:
             n += 2 * channels.n_evaluations()
         return round(mean * n) + (N_COMPARED + 1) * sum(map(len, self._parts.compared(level.compared_tokens)))
 
 
 def _out_of_reach(max_kl: float, least: Row) -> str:
-    what = "weights" if least.config.policy == "channels" else "FFN blocks"
-    return f"max-kl: {max_kl:g} can't be reached; skipping {least.skip_ratio:.1%} of the {what} costs {least.kl:.3g}"
+    return f"max-kl: {max_kl:g} can't be reached; skipping {least.skip_ratio:.1%} of the weights costs {least.kl:.3g}"
+
+
+def _byte_costs(llm: Llama, input_bytes: npt.NDArray[np.float64] | None) -> Costs:
+    """Of blocks whose channels may be left out, the bytes that are read where they are stored by channel."""
+    blocks = np.zeros((llm.n_layer, 3))
+    for block in llm.blocks:
+        blocks[block.layer, KINDS[block.kind]] = block.bytes_per_token - block.bytes_of_cache
+        blocks[block.layer, KEYS_AND_VALUES] += block.bytes_of_cache
+    if input_bytes is not None:
+        stored = input_bytes[:, FFN_INPUTS, 1].sum(axis=1)
+        blocks[:, FFN] = np.where(stored > 0, stored, blocks[:, FFN])
+    return byte_costs(read_weight_bytes(llm.model_path).total, blocks)

@@ -8,7 +8,7 @@ import json
 from ..calibration.calibration import CHAT_N_CTX, calibrate
 from ..calibration.choice import TOLERANCE
 from ..calibration.effort import EFFORTS
-from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, POLICIES
+from ..calibration.wanted import EFFORT, MAX_KL, MAX_TOKENS, MEASURED, POLICIES, TRIED
 from ..lora import LORA_HELP
 from ..measure.policies import TENSORS
 from ..measure.text import N_CTX
@@ -22,8 +22,11 @@ HELP = """\
 KL: divergence from the dense model, nats per token, ± its standard error over chunks of text; same top token: share of
 tokens with the same most likely next one; perplexity: times the dense model's; checks: similarities computed per token.
 All of them, and the share skipped, are of tokens past the warm-up, teacher-forced. That share is of the weight bytes of
-FFN blocks, with --tensors all of attention's too. What is tried: blocks, which leaves out whole FFN blocks, fixed ones
-or by Algorithm 1; channels, which leaves out of all blocks the input channels that reach least; and blocks+channels.
+FFN blocks, with --tensors all of attention's too; with --costs it is time that --skip-ratio is a share of. speed-up:
+foretold by bytes, or by --costs. What is tried: blocks, which leaves out whole FFN blocks, fixed ones or by Algorithm
+1, with --tensors all attention blocks too; channels, which leaves out of all blocks the input channels that reach
+least; and blocks+channels. For comparison, where they are named: short_gpt, the same whole layers for all tokens, and
+skip_decode, more whole layers the later a token comes.
 
 --text takes plain text in UTF-8, a text per file, and .jsonl with one of these a line:
   {"text": "..."}
@@ -37,6 +40,8 @@ An interrupted calibration goes on where it was when the same command is given a
 examples:
   ffnskip calibrate model.gguf --text text.txt                     # as much as costs no more than 0.05
   ffnskip calibrate model.gguf --text chats.jsonl --skip-ratio 0.33 --policy channels
+  ffnskip calibrate model.gguf --text text.txt --policy short_gpt --skip-ratio 0.1
+  ffnskip calibrate model.gguf --text text.txt --costs measured --n-depth 2048
   ffnskip calibrate model.gguf --text a.txt --text b.txt --effort 600 --embed"""
 
 
@@ -61,13 +66,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         type=list_of(str),
         metavar="LIST",
-        help=f"what to try: {', '.join(POLICIES)} (default: all that the model allows)",
+        help=f"what to try: {', '.join(POLICIES)} (default: {', '.join(TRIED)}, as far as the model allows)",
     )
     parser.add_argument(
         "--tensors",
         choices=TENSORS,
         default=TENSORS[0],
-        help="whose input channels are left out, the FFN's or attention's too (default: %(default)s)",
+        help="what is left out, of FFN blocks or of attention too (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--costs",
+        metavar="FILE",
+        help=f"time to be saved in place of bytes: {MEASURED} on this machine, or FILE, JSON with such a table",
+    )
+    parser.add_argument(
+        "-d",
+        "--n-depth",
+        type=int,
+        default=0,
+        metavar="N",
+        help="tokens in the context while costs are measured (default: %(default)s)",
     )
     parser.add_argument(
         "--effort",
@@ -117,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         max_kl=args.max_kl,
         policies=args.policy,
         tensors=args.tensors,
+        costs=args.costs,
+        n_depth=args.n_depth,
         effort=args.effort,
         lora=args.lora,
         output=args.output,
