@@ -137,8 +137,8 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
 
 
 def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
-    """The same where channels or attention may be left out. With channels, what is read has another size than in the file: groups of outputs are
-    filled up."""
+    """The same where channels or attention may be left out. With channels, what is read has another size than in the
+    file: groups of outputs are filled up."""
     stats = controller.stats
     flops, stored = 0.0, 0.0
     for found in controller.channel_inputs:
@@ -160,8 +160,8 @@ def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
 
 
 def _flops_of_blocks(controller: Controller) -> float:
-    """Of the blocks that a token skipped, attention by its weights alone: without those of keys and values where these are
-    written."""
+    """Of the blocks that a token skipped, attention by its weights alone, without those of keys and values where these
+    are written."""
     stats, flops = controller.stats, 0.0
     for block in controller.blocks:
         of_attention = block.kind == "attention"
