@@ -201,9 +201,9 @@ def test_memory_is_what_the_copies_take(model_file, kind, capsys):
     assert cli.main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     of_all = f"{2 * report.n_layer} of {2 * report.n_layer} inputs of"
-    assert lines[5] == f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices"
+    assert lines[6] == f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices"
     mib = {tensors: f"{size / 2**20:,.1f} MiB" for tensors, size in report.memory_bytes.items()}
-    assert lines[6].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
+    assert lines[7].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
 
 
 def test_the_file_of_copies_that_is_found_is_named(model_file, tmp_path, capsys):
