@@ -215,8 +215,8 @@ def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
 
 
 def _flops_of_blocks(controller: Controller) -> float:
-    """Of the blocks that a token skipped, attention by its weights alone: without those of keys and values where these are
-    written."""
+    """Of the blocks that a token skipped, attention by its weights alone, without those of keys and values where these
+    are written."""
     stats, flops = controller.stats, 0.0
     for block in controller.blocks:
         of_attention = block.kind == "attention"
