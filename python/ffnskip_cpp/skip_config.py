@@ -34,11 +34,11 @@ class SkipConfig:
             is the paper's baselines, max_skip FFN blocks chosen anew for each token; "channels" leaves out, of the
             blocks not among `layers`, the input channels that reach least; "skip_decode" (Del Corro et al. 2023) whole
             layers, attention too, of generated tokens, more and more of [cold_s, cold_e) the further a text has come:
-            no warm-up, and none again that were left out, in prompts that follow either; "dense" skips nothing. Other
-            names stand for one of these and fields, and are turned into them: "short_gpt" (Men et al. 2024: whole layers of every
-            row; `layers`, max_skip 0, `attention_layers` the same, every_row), and of older versions "fixed" (`layers`
-            and max_skip 0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer" (`layer_thresholds`),
-            "random_adaptive_region" (region "adaptive").
+            no warm-up, and prompts that follow leave out what was left out before them; "dense" skips nothing. Other
+            names stand for one of these and fields, and are turned into them: "short_gpt" (Men et al. 2024: whole
+            layers of every row; `layers`, max_skip 0, `attention_layers` the same, every_row), and of older versions
+            "fixed" (`layers` and max_skip 0), "fixed_plus_ffn_skip" (`layers`), "ffn_skip_per_layer"
+            (`layer_thresholds`), "random_adaptive_region" (region "adaptive").
         sim_threshold: Cosine similarity of the residual before and after an FFN block at which a token trips.
             Above 1: never.
         cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip; [cold_s, cold_e) is the adaptive region.
@@ -72,8 +72,8 @@ class SkipConfig:
             those of attention's matrices too.
         min_layers: For "skip_decode": layers that tokens from position `budget_decay` on run, 1 or more, in place of
             `skip_ratio`. Default: n_layer - round(2 * skip_ratio * n_layer).
-        budget_decay: For "skip_decode": positions over which the layers that run fall, linearly, from all to the fewest;
-            1 or more.
+        budget_decay: For "skip_decode": positions over which the layers that run fall, linearly, from all to the
+            fewest; 1 or more.
     Raises:
         TypeError: A value of the wrong type.
         ValueError: A value is wrong for any model. What does not fit a given model is refused by that `Llama`.

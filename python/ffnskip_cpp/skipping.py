@@ -155,8 +155,8 @@ def _values(config: SkipConfig, resolved: ResolvedConfig) -> str:
         return f"{config.label} ({how}, warm_up_index={config.warm_up_index})"
     if config.policy == "skip_decode":
         return (
-            f"{config.label} (min_layers={resolved['min_layers']}, layers [{resolved['cold_s']}, {resolved['cold_e']}), "
-            f"budget_decay={config.budget_decay})"
+            f"{config.label} (min_layers={resolved['min_layers']}, layers [{resolved['cold_s']}, "
+            f"{resolved['cold_e']}), budget_decay={config.budget_decay})"
         )
     return (
         f"{resolved['policy']} (sim_threshold={resolved['sim_threshold']:g}, layers [{resolved['cold_s']}, "

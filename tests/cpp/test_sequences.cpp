@@ -443,6 +443,15 @@ std::vector<float> with_layers_left_out(const Model & model, bool poisoned) {
     feed(2, 21, { 5, 6, 7 });
     expect(left_out(2, 24) == n_most && left_out(0, 21) == n_most, "a copy, and a prompt behind it");
 
+    llama_memory_seq_rm(s.memory(), 2, 6, -1);
+    feed(2, 6, { 5 });
+    expect(left_out(2, 7) == s.controller.settings().n_left_out(7) && n_most > left_out(2, 8),
+           "cut to where fewer were left out");
+    llama_memory_seq_rm(s.memory(), 2, -1, -1);
+    feed(2, 0, { 5, 6 });
+    expect(left_out(2, 2) == s.controller.settings().n_left_out(2), "emptied");
+
+    // By itself again: llama.cpp moves a cell for all sequences that it belongs to.
     llama_memory_seq_rm(s.memory(), 0, 1, 15);
     llama_memory_seq_add(s.memory(), 0, 15, -1, -14);
     s.controller.shifted(0, 15, -1, -14);
@@ -459,20 +468,12 @@ std::vector<float> with_layers_left_out(const Model & model, bool poisoned) {
     s.controller.replaced(3);
     feed(3, 12, { 5, 6 });
     expect(left_out(3, 14) == n_most, "one of which nothing is known");
-
-    llama_memory_seq_rm(s.memory(), 2, 6, -1);
-    feed(2, 6, { 5 });
-    expect(left_out(2, 7) == s.controller.settings().n_left_out(7) && n_most > left_out(2, 8),
-           "cut to where fewer were left out");
-    llama_memory_seq_rm(s.memory(), 2, -1, -1);
-    feed(2, 0, { 5, 6 });
-    expect(left_out(2, 2) == s.controller.settings().n_left_out(2), "emptied");
     return out;
 }
 
 void layers_left_out(const Model & model) {
     expect(with_layers_left_out(model, false) == with_layers_left_out(model, true), "what cells held does not matter");
-    LayerBudget budget({});
+    LayerBudget budget{ std::vector<LayerBudget::Step>() };
     budget.add(3, 2, 8);
     budget.add(4, 2, 8);
     budget.add(5, 4, 8);

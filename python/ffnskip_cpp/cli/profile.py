@@ -232,8 +232,8 @@ def _check_fits(config: SkipConfig, n_layer: int) -> None:
         least = n_layer - (config.cold_e - config.cold_s)
         if not least <= config.min_layers <= n_layer:
             raise ValueError(
-                f"min_layers: {config.min_layers} is outside [{least}, {n_layer}]; of {n_layer} layers at most those of "
-                f"[{config.cold_s}, {config.cold_e}) can be left out"
+                f"min_layers: {config.min_layers} is outside [{least}, {n_layer}]; of {n_layer} layers at most those "
+                f"of [{config.cold_s}, {config.cold_e}) can be left out"
             )
         return
     # Algorithm 1 computes the FFN of the layer that trips.
