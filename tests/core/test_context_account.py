@@ -187,7 +187,7 @@ def test_a_context_made_dense_keeps_its_text_when_skip_is_set(open_model):
     for model in (llm, other):
         model.eval(prompt)
     llm.skip = ALWAYS
-    assert callback_of(llm) is not None
+    assert callback_of(llm) is None and llm._controller.hooked
     assert llm.n_tokens == len(prompt)
     goes_on = [*prompt, 5, 6]
     counts = [evaluated(model, lambda m=model: next(m.generate(goes_on, **GREEDY))) for model in (llm, other)]
