@@ -66,7 +66,9 @@ def ours(path: Path | str, skip: Any, *, callback: bool = False, **options: Any)
 @contextlib.contextmanager
 def context_of(path: Path | str, config: Any, **options: Any) -> Iterator[tuple[Any, Session, Controller | None]]:
     """A context of its own, with several sequences or one; and its controller. `config` None: without."""
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.n_gpu_layers = N_GPU_LAYERS
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
     params = llama_cpp.llama_context_default_params()
     params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED  # as Llama has it
     given = {"n_ctx": 1024, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1, **F32_CACHE, **options}
