@@ -60,7 +60,9 @@ class Wanted:
         if self.n_depth < 0:
             raise ArgumentError(f"n-depth: {self.n_depth} is negative; it counts tokens in the context, 0 or more")
         if self.n_depth and self.costs != MEASURED:
-            raise ArgumentError("n-depth: says at how long a context costs are measured, and is for costs measured alone")
+            raise ArgumentError(
+                "n-depth: says at how long a context costs are measured, and is for costs measured alone"
+            )
         known = self.effort in EFFORTS if isinstance(self.effort, str) else 0 < self.effort < math.inf
         if not known:
             raise ArgumentError(
