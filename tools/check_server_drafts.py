@@ -82,9 +82,10 @@ def main() -> None:
     exact = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
     server = [args.server, "-m", args.model, *map(str, options), *exact, "-fit", "off", "--no-ui"]
     run = [sys.executable, "-m", "ffnskip_cpp", "run", "--draft-only", *skip, "--"]
+    drafting = [*server, "-md", args.draft, "--spec-type", "draft-simple"]
     alone = answers(server, "server-alone.log", args.slots, args.n)
-    answers([*server, "-md", args.draft], "server-dense-drafts.log", args.slots, args.n)
-    drafted = answers([*run, *server, "-md", args.draft], "server-skipping-drafts.log", args.slots, args.n)
+    answers(drafting, "server-dense-drafts.log", args.slots, args.n)
+    drafted = answers([*run, *drafting], "server-skipping-drafts.log", args.slots, args.n)
     with open("server-skipping-drafts.log", encoding="utf-8") as log:
         print("".join(line for line in log if line.startswith("ffnskip: ")), end="")
     for slot, (one, other) in enumerate(zip(alone, drafted)):

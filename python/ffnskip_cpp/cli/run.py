@@ -32,7 +32,7 @@ embedding, encoder and recurrent contexts are left alone. The statistics go to s
 examples:
   ffnskip run -- llama-cli -m model.gguf                 # as the model's profile says
   ffnskip run --skip-ratio 0.3 --stats-file stats.json -- llama-server -m model.gguf --port 8080
-  ffnskip run --draft-only -- llama-server -m model.gguf -md draft.gguf   # as the draft's profile says
+  ffnskip run --draft-only -- llama-server -m model.gguf -md draft.gguf --spec-type draft-simple
 """
 
 
