@@ -36,8 +36,9 @@ with Llama(model, skip=None, n_ctx=512, verbose=False) as llm:
             quality.add(compare(dense, llm.forward(tokens), tokens[1:])[WARM_UP:])
         return quality
 
-    n_ffn = len(llm.ffn_map)
-    skippable = [block.layer for block in llm.ffn_map if block.skippable and block.layer < n_ffn - 1]
+    ffns = [block for block in llm.blocks if block.kind == "ffn"]
+    n_ffn = len(ffns)
+    skippable = [block.layer for block in ffns if block.skippable and block.layer < n_ffn - 1]
     measured, _ = grow(
         skippable, lambda layers: cost(SkipConfig(layers=sorted(layers), max_skip=0)).kl, round(RATIO * n_ffn)
     )

@@ -90,13 +90,14 @@ def test_the_text_has_the_answer_first_and_one_line_for_layers_that_are_alike(mo
     assert err == ""
     assert lines[0].startswith(f"{path.name}: llama, 16 layers, ")
     assert lines[1] == "can skip  15 of 16 FFN blocks; not layer 15: it is of the last layer, which always runs"
+    assert lines[2].strip() == "15 of 16 attention blocks; not layer 15: it is of the last layer, which always runs"
     report = inspect(path)
     x = report.ideal_speed_up
-    assert lines[3].startswith(f"speed-up  x{x[0.1]:.2f} with 10 %, x{x[0.25]:.2f} with 25 %, x{x[0.5]:.2f}")
-    assert lines[4].startswith("profile   none, so nothing is skipped; ffnskip calibrate ")
+    assert lines[4].startswith(f"speed-up  x{x[0.1]:.2f} with 10 %, x{x[0.25]:.2f} with 25 %, x{x[0.5]:.2f}")
+    assert lines[5].startswith("profile   none, so nothing is skipped; ffnskip calibrate ")
     groups = [line for line in lines if " gated " in line]
     assert len(groups) == 1 and groups[0].startswith("0-15 ")
-    assert f"{report.layers[0].bytes_per_token:,}" in groups[0] and len(lines) < 20
+    assert f"{report.layers[0].bytes_per_token:,}" in groups[0] and len(lines) < 21
 
 
 def test_layers_that_differ_have_a_line_each(tmp_path, capsys):
@@ -200,9 +201,9 @@ def test_memory_is_what_the_copies_take(model_file, kind, capsys):
     assert cli.main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     of_all = f"{2 * report.n_layer} of {2 * report.n_layer} inputs of"
-    assert lines[5] == f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices"
+    assert lines[6] == f"channels  {of_all} the FFN's matrices, {of_all} attention's matrices"
     mib = {tensors: f"{size / 2**20:,.1f} MiB" for tensors, size in report.memory_bytes.items()}
-    assert lines[6].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
+    assert lines[7].strip() == f"copies of these matrices take {mib['ffn']} of memory, with attention's {mib['all']}"
 
 
 def test_the_file_of_copies_that_is_found_is_named(model_file, tmp_path, capsys):

@@ -69,10 +69,10 @@ def test_documented_table_is_what_was_found(outcomes):
     assert sorted(rows[1:]) == sorted(architectures.table_row(outcome) for outcome in outcomes.values())
 
 
-def test_ffn_maps_are_those_expected(outcomes, request):
+def test_block_maps_are_those_expected(outcomes, request):
     maps = {
         architectures.name_of(outcome): ({"refused": outcome.message} if outcome.status == "refused" else {})
-        | {"n_layer": outcome.n_layer, "layers": outcome.layers}
+        | {"n_layer": outcome.n_layer, "layers": outcome.layers, "attention": outcome.attention}
         for outcome in outcomes.values()
     }
-    expected.compare("ffn_maps", maps, request.config.getoption("--update-expected"))
+    expected.compare("block_maps", maps, request.config.getoption("--update-expected"))

@@ -46,7 +46,8 @@ PARALLEL = ["falcon", "gptneox"]
 
 
 def every_row(attention=LEFT_OUT, **options):
-    return SkipConfig(**{"max_skip": 0, "attention_layers": attention, "every_row": True, "warm_up_index": 0, **options})
+    given = {"max_skip": 0, "attention_layers": attention, "every_row": True, "warm_up_index": 0}
+    return SkipConfig(**{**given, **options})
 
 
 def per_token(attention=LEFT_OUT, **options):
@@ -159,8 +160,8 @@ def test_embeddings_leave_it_out(model_file, without):
 
 
 def test_cells_that_were_not_written_are_never_attended_to(model_file, without, tmp_path):
-    """The weights of keys and values are no numbers: a prompt in full fills the cache with NaN, and what comes later over
-    it, without these layers' attention, neither computes nor reads any of it."""
+    """The weights of keys and values are no numbers: a prompt in full fills the cache with NaN, and what comes later
+    over it, without these layers' attention, neither computes nor reads any of it."""
     stems = tuple(f"blk.{il}.attn_{name}." for il in LEFT_OUT for name in "kv")
     poisoned = with_changed_tensors(
         model_file("llama"),
@@ -197,7 +198,7 @@ def test_what_was_not_written_is_computed_again_before_others_attend_to_it(model
 def test_rows_whose_kinds_are_named_are_not_put_on_a_cache_with_gaps(model_file):
     with ours(model_file("llama"), every_row()) as llm:
         feed(llm, PROMPT, 0)
-        with llm.dense(), pytest.raises(ValueError, match="positions 0 to 7 of sequence 0 .* decode them again first"):
+        with llm.dense(), pytest.raises(ValueError, match=r"positions 0 to 7 of sequence 0 .* decode them again first"):
             feed(llm, TOKENS[8:9], 8, SKIPPABLE_ROW)
         feed(llm, TOKENS[8:9], 8, SKIPPABLE_ROW)  # the same settings go on
 
@@ -323,7 +324,7 @@ def test_parallel_attention_is_refused_by_name_and_the_ffn_is_not(model_file, ki
         assert why == {"attention and FFN are parallel: they are added to the residual together"}
         assert llm.skippable[:-1].all()
         with pytest.raises(
-            ValueError, match="attention_layers: layer 1 has no attention that can be left out: .* parallel"
+            ValueError, match=r"attention_layers: layer 1 has no attention that can be left out: .* parallel"
         ):
             llm.skip = per_token()
 

@@ -533,8 +533,21 @@ def table_row(outcome: Outcome) -> str:
     name = name_of(outcome)
     if outcome.status == "refused":
         reason = outcome.message.removeprefix(f"architecture '{outcome.arch}'").lstrip(" ,")
-        return f"| {name} | {', '.join(outcome.kinds) or '-'} | - | refused: {reason} |"
-    return f"| {name} | {', '.join(outcome.kinds)} | {', '.join(outcome.residuals)} | {outcome.status} |"
+        return f"| {name} | {', '.join(outcome.kinds) or '-'} | - | refused: {reason} | - |"
+    return (
+        f"| {name} | {', '.join(outcome.kinds)} | {', '.join(outcome.residuals)} | {outcome.status} | "
+        f"{attention_cell(outcome)} |"
+    )
+
+
+def attention_cell(outcome: Outcome) -> str:
+    """Of how many layers attention can be left out, the last one aside, and the first reason why not of others."""
+    reasons = [text.split(": ", 1)[1] for text in outcome.attention.values() if ": " in text]
+    others = [why for why in reasons if "last layer" not in why]
+    n = len(outcome.without_attention)
+    if not others:
+        return "every layer" if n == outcome.n_layer - 1 else f"{n} layers" if n else "-"
+    return f"{n} layers; not others: {others[0]}" if n else f"none: {others[0]}"
 
 
 def main(arguments: list[str]) -> None:

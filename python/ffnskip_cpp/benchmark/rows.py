@@ -137,10 +137,10 @@ def _skipping(runner: Runner, weights: WeightBytes) -> dict[str, Any]:
 
 
 def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
-    """The same where channels may be left out. What is read has another size than in the file: groups of outputs are
-    filled up."""
+    """The same where channels or attention may be left out. With channels, what is read has another size than in the
+    file: groups of outputs are filled up."""
     stats = controller.stats
-    flops, stored = 0.0, 0
+    flops, stored = 0.0, 0.0
     for found in controller.channel_inputs:
         of_input = found.layer, INPUT_KINDS.index(found.kind)
         total, kept = int(stats.channels_total[of_input]), int(stats.channels_kept[of_input])
@@ -148,6 +148,8 @@ def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
             of_a_token = found.bytes_per_token / sum(weight.bytes for weight in found.weights)
             stored += found.bytes_per_token
             flops += 2 * (1 - kept / total) * of_a_token * sum(weight.n_elements for weight in found.weights)
+    if not stats.channels_total.any():
+        stored, flops = stats.bytes_total / stats.tokens, _flops_of_blocks(controller)
     read = (stats.bytes_total - stats.bytes_left_out) / stats.tokens
     return {
         "skip_ratio": stats.skip_ratio,
@@ -155,6 +157,18 @@ def _left_out(controller: Controller, weights: WeightBytes) -> dict[str, Any]:
         "ideal_speed_up": weights.ideal_speed_up_by(read, stored),
         "weights_bytes": controller.weights_bytes,
     }
+
+
+def _flops_of_blocks(controller: Controller) -> float:
+    """Of the blocks that a token skipped, attention by its weights alone, without those of keys and values where these
+    are written."""
+    stats, flops = controller.stats, 0.0
+    for block in controller.blocks:
+        of_attention = block.kind == "attention"
+        skipped = stats.attention_skipped_per_layer if of_attention else stats.skipped_per_layer
+        read = 0.0 if controller.config.every_row else block.bytes_of_cache / block.bytes_per_token
+        flops += skipped[block.layer] / stats.tokens * ffn_flops(block) * (1 - read)
+    return flops
 
 
 def _speeds(n_tokens: int, dense: npt.NDArray[np.float64], seconds: npt.NDArray[np.float64]) -> dict[str, Any]:

@@ -168,6 +168,8 @@ def _changed(old: SkipConfig, changes: Mapping[str, str], n_layer: int | None) -
     Args:
         n_layer: Of the model, if it is at hand: cold regions that nobody gave are an eighth of it at either end then.
     """
+    changes = dict(changes)
+    every_row = changes.pop("every_row", None)
     keys = {_option(key): key for key in changes}
     options = [name for name, _, _ in _core.options() if name in keys]
     try:
@@ -175,6 +177,10 @@ def _changed(old: SkipConfig, changes: Mapping[str, str], n_layer: int | None) -
     except ValueError as error:
         option, colon, why = str(error).partition(":")
         raise ValueError(keys.get(option, option) + colon + why) from error
+    if every_row is not None:
+        if every_row not in ("true", "false"):
+            raise ValueError(f"every_row: {every_row!r} is neither true nor false")
+        new = new.replace(every_row=every_row == "true")
     wanted = settings_of(new)
     if n_layer is not None and new.policy in ("ffn_skip", "skip_decode") and "cold_s" in wanted:
         cold_s, cold_e = _default_cold_regions(n_layer)
@@ -204,12 +210,13 @@ def _default_cold_regions(n_layer: int) -> tuple[int, int]:
 
 def _check_fits(config: SkipConfig, n_layer: int) -> None:
     """Raises ValueError for what no model of so many layers takes."""
-    for il in config.layers or ():
-        if il >= n_layer - 1:
-            raise ValueError(
-                f"layers: {il} is out of range; a model of {n_layer} layers can skip [0, {n_layer - 2}] (the last "
-                "layer always runs)"
-            )
+    for name in ("layers", "attention_layers"):
+        for il in getattr(config, name) or ():
+            if il >= n_layer - 1:
+                raise ValueError(
+                    f"{name}: {il} is out of range; a model of {n_layer} layers can skip [0, {n_layer - 2}] (the last "
+                    "layer always runs)"
+                )
     if config.layer_thresholds is not None and len(config.layer_thresholds) != n_layer:
         raise ValueError(
             f"layer_thresholds: {len(config.layer_thresholds)} for a model of {n_layer} layers; one for each is needed"

@@ -36,7 +36,7 @@ class WeightBytes:
         unread = sum(share * self.ffn_per_layer.get(layer, 0) for layer, share in skipped_per_layer.items())
         return self.total / (self.total - unread)
 
-    def ideal_speed_up_by(self, read: float, stored: int) -> float:
+    def ideal_speed_up_by(self, read: float, stored: float) -> float:
         """The same where weights of which the file stores so many bytes take `read` bytes to read."""
         return self.total / (self.total - stored + read)
 

@@ -114,7 +114,7 @@ class Inspection:
 def _answer(inspection: Inspection) -> list[str]:
     refused = inspection.refused
     lines = [
-        f"can't skip: {refused}" if refused else _can_skip(inspection.layers),
+        *([f"can't skip: {refused}"] if refused else _can_skip(inspection.layers, inspection.attention)),
         f"bytes     {inspection.bytes_per_token / 2**20:,.1f} MiB of weights read for a token, "
         f"{100 * inspection.ffn_share_of_bytes:.1f} % of them in FFN blocks",
     ]
@@ -162,13 +162,19 @@ def _kinds(by_layer: Mapping[int, Sequence[str]]) -> str:
     return ", ".join(f"{kinds} of layer {ranges(layers)}" for kinds, layers in groups.items())
 
 
-def _can_skip(layers: Sequence[Layer]) -> str:
-    kept: dict[str, list[int]] = {}
-    for layer in layers:
-        if not layer.skippable:
-            kept.setdefault(layer.why_not, []).append(layer.layer)
-    notes = "".join(f"; not layer {ranges(which)}: {why}" for why, which in kept.items())
-    return f"can skip  {sum(layer.skippable for layer in layers)} of {len(layers)} FFN blocks{notes}"
+def _can_skip(ffns: Sequence[Layer], attention: Sequence[Layer]) -> list[str]:
+    """A line for each kind of block."""
+
+    def line(layers: Sequence[Layer], name: str) -> str:
+        kept: dict[str, list[int]] = {}
+        for layer in layers:
+            if not layer.skippable:
+                kept.setdefault(layer.why_not, []).append(layer.layer)
+        notes = "".join(f"; not layer {ranges(which)}: {why}" for why, which in kept.items())
+        return f"{sum(layer.skippable for layer in layers)} of {len(layers)} {name} blocks{notes}"
+
+    lines = [f"can skip  {line(ffns, 'FFN')}"]
+    return [*lines, f"          {line(attention, 'attention')}"] if attention else lines
 
 
 def _profile_line(inspection: Inspection) -> str:
