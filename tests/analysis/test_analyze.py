@@ -107,7 +107,7 @@ def skipping_logits(model, chunks, config):
     """The warm-up as a prompt. In one batch: tests of the core show that token by token gives the same, and here a
     rounding can turn a trip, which random weights answer with another text altogether."""
     logits = []
-    with ours(model, config) as llm:
+    with ours(model, config, callback=True) as llm:
         for tokens in chunks:
             kinds = [PROMPT_ROW if i < config.warm_up_index else SKIPPABLE_ROW for i in range(len(tokens))]
             logits.append(feed(llm, tokens, 0, kinds))

@@ -308,7 +308,7 @@ def test_options_that_do_not_go_with_the_profile_are_refused_before_the_program_
     """They were checked without it, and the program ran dense."""
     command = [sys.executable, "-m", "ffnskip_cpp", "run", "--profile", profiles["beside"], "--cold-e", "2", "--"]
     result = subprocess.run([*command, client("greedy"), tiny, "3"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "ffnskip run: cold_s: 3 must be below cold_e = 2\n"
     with pytest.raises(ValueError, match="cold_s: 3 must be below cold_e = 2"):
         environment({"cold-e": "2"}, profiles["beside"])
