@@ -238,8 +238,9 @@ def test_a_calibration_goes_on_with_the_costs_that_it_began_with(text, tmp_path,
         ({"per_check": -1}, "costs: per_check of .*costs.json holds a value that is no time: -1"),
         (
             {"per_token": 1.0},
-            "costs: per_token of .*costs.json is 1, and all FFN blocks together 88; a token takes more",
+            "costs: per_token of .*costs.json is 1, and all FFN blocks together 88; these take time, and",
         ),
+        ({"per_block": [[0, 0, 0]] * 16}, "and all FFN blocks together 0; these take time"),
         ({"per_byte": "x"}, "costs: .*costs.json is no JSON table of per_token, per_block, per_byte, per_check"),
     ],
 )

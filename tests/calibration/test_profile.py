@@ -100,7 +100,7 @@ def test_what_was_learnt_comes_back_with_its_type(tmp_path):
     config = KEPT["fixed"]
     write_profile(tmp_path / "a.gguf", "m", config, {"cold_s": 0, "cold_e": 1, "max_skip": 1}, learnt)
     keys = profile_keys(tmp_path / "a.gguf")
-    as_json = {"flag": "true", "nothing": "[]", "none": "null", "rows": '[{"kl": 0.5, "layers": [1, 2]}]',
+    as_json = {"nothing": "[]", "none": "null", "rows": '[{"kl": 0.5, "layers": [1, 2]}]',
                "odd": '[1, "a"]'}  # fmt: skip
     assert {key: keys[key] for key in learnt} == {**learnt, **as_json}
     assert list(keys) == ["model", *ALL_KEYS["fixed"], *learnt]

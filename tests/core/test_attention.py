@@ -42,7 +42,6 @@ LEFT_OUT = (1, 2, 5)
 TIMES_PLAIN = 4.0  # see test_oracles.py
 
 KINDS = ["llama", "moe", "exp_probs", "phi3", "post_norm", "biased", "gptneox_sequential", "demo"]
-PARALLEL = ["falcon", "gptneox"]
 
 
 def every_row(attention=LEFT_OUT, **options):
@@ -341,7 +340,7 @@ def test_bytes_not_read(model_file):
         assert llm.stats.attention_bytes_not_read == 4 * len(LEFT_OUT) * 49408
 
 
-@pytest.mark.parametrize("kind", PARALLEL)
+@pytest.mark.parametrize("kind", tiny_models.PARALLEL)
 def test_parallel_attention_is_refused_by_name_and_the_ffn_is_not(model_file, kind):
     with ours(model_file(kind), None) as llm:
         why = {block.why_not for block in attention_blocks(llm.blocks)[:-1]}

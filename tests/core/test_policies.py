@@ -293,6 +293,7 @@ def test_defaults_are_those_of_the_paper_scaled_to_the_model(llm):
     llm.skip = SkipConfig()
     resolved = dict(llm.resolved)
     assert resolved.pop("sim_threshold") == pytest.approx(0.9)
+    assert resolved.pop("min_layers") == 9
     assert resolved == {"policy": "ffn_skip", "cold_s": 1, "cold_e": 8, "warm_up_index": 30, "max_skip": 2}
 
 

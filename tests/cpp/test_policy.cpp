@@ -343,9 +343,9 @@ void refusals() {
 void channels() {
     Config config;
     config.policy = Policy::channels;
-    expect(resolve(config, k_sixteen).leaves_channels_out(), "a third, where nothing is said");
+    expect(resolve(config, k_sixteen, k_attends).leaves_channels_out(), "a third, where nothing is said");
     config.skip_ratio = 0.0;
-    expect(!resolve(config, k_sixteen).skips_anything(), "nothing is to be left out");
+    expect(!resolve(config, k_sixteen, k_attends).skips_anything(), "nothing is to be left out");
     config.check_stride = 2;
     expect_refused([&] { config.validate(); }, "check_stride: policy 'channels' has no use for it");
     config               = Config();

@@ -20,11 +20,12 @@ std::vector<llama_token> generate(const Model & model, int seq, int max_skip) {
     const Context ctx = make_context(model, params);
     controller.probe(ctx.get());
     Config config;
-    config.sim_threshold = -1.0f;
     config.warm_up_index = 0;
     config.max_skip      = max_skip;
     if (max_skip == 0) {
         config.policy = Policy::channels;
+    } else {
+        config.sim_threshold = -1.0f;
     }
     controller.set_config(config);
 

@@ -170,10 +170,23 @@ def test_blocks_are_left_out_on_either_side(model_file, n_gpu_layers):
         kinds = [PROMPT_ROW if i % 3 == 0 else SKIPPABLE_ROW for i in range(len(TOKENS))]
         traces, logits = [], []
         for n in (0, n_gpu_layers):
-            with ours(path, config, n_gpu_layers=n) as llm:
+            with ours(path, config, callback=True, n_gpu_layers=n) as llm:
                 for way in (feed_one_by_one, lambda llm, tokens, kinds: feed(llm, tokens, 0, kinds)):
                     with llm.trace() as trace:
                         logits.append(way(llm, TOKENS, kinds))
                     traces.append(trace.skipped)
         assert differences(logits[2], logits[0]).max() < AT_MOST and differences(logits[3], logits[1]).max() < AT_MOST
         assert traces[0].any() and all((trace == traces[0]).all() for trace in traces)
+
+
+@pytest.mark.parametrize("n_gpu_layers", [SOME, ALL])
+def test_blocks_are_left_out_on_either_side_without_the_callback(model_file, n_gpu_layers):
+    path = model_file("llama", n_layer=8)
+    config = SkipConfig(policy="fixed", layers=[1, 3, 6], warm_up_index=0)
+    kinds = [PROMPT_ROW if i % 3 == 0 else SKIPPABLE_ROW for i in range(len(TOKENS))]
+    logits = []
+    for n in (0, n_gpu_layers):
+        with ours(path, config, n_gpu_layers=n) as llm:
+            assert llm._controller.hooked
+            logits.append(feed_one_by_one(llm, TOKENS, kinds))
+    assert differences(logits[1], logits[0]).max() < AT_MOST

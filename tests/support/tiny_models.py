@@ -496,6 +496,9 @@ SKIPPABLE = {
     "biased": write_biased,
 }
 
+# Of these, whose attention and FFN are added to the residual together.
+PARALLEL = ["falcon", "gptneox"]
+
 # Every kind of model the tests ask for by name.
 WRITERS = {
     **SKIPPABLE,

@@ -8,7 +8,6 @@ else differs between the two.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -136,9 +135,9 @@ def read_costs(path: PathLike, llm: Llama) -> Costs:
             raise ValueError(f"costs: {name} of {path} is of shape {values.shape}; {expected} for this model")
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError(f"costs: {name} of {path} holds a value that is no time: {values.min():g}")
-    if not table["per_block"][:, FFN].sum() < float(table["per_token"]) < math.inf:
+    if not 0 < table["per_block"][:, FFN].sum() < float(table["per_token"]):
         raise ValueError(
             f"costs: per_token of {path} is {float(table['per_token']):g}, and all FFN blocks together "
-            f"{table['per_block'][:, FFN].sum():g}; a token takes more than these"
+            f"{table['per_block'][:, FFN].sum():g}; these take time, and a token more than these"
         )
     return Costs(float(table["per_token"]), table["per_block"], table["per_byte"], float(table["per_check"]))

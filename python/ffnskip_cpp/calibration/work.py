@@ -263,15 +263,15 @@ class Work:
             self.notes.append(f"all {self._blocks} together have less than {skip_ratio:.1%} of the cost")
             return []
         limit = BEHIND * min((candidate.score.quality.kl for candidate in channels), default=np.inf)
-        n = 1
-        while not self._effort.wide and self.search.saved(n) < skip_ratio - TOLERANCE:
+        for n in range(1, 1 if self._effort.wide else len(self._model.skippable)):
+            if self.search.saved(n) >= skip_ratio - TOLERANCE:
+                break
             if self.search.fixed(n).quality.kl > limit:
                 self._give_up_blocks(
                     f"{n} of the {self.search.n_expected(skip_ratio - TOLERANCE)} {self._blocks} that would be needed "
                     f"cost more than {BEHIND:g} times what channels do; more were not tried"
                 )
                 return [self._fixed(n)]
-            n += 1
         candidates = self.search.candidates(skip_ratio, TOLERANCE)
         if not any(candidate.config.label == "ffn_skip" for candidate in candidates):
             self.notes.append("Algorithm 1 can't skip that much")
