@@ -243,11 +243,6 @@ void set_policy(Config & config, const std::string & name) {
         }
     };
     if (name == "short_gpt") {
-        if (config.attention_layers && config.attention_layers != config.layers) {
-            refuse(
-                "attention_layers: policy 'short_gpt' leaves out attention of the same layers as FFN blocks, those of "
-                "`layers`");
-        }
         config.policy   = Policy::ffn_skip;
         config.max_skip = 0;
         need(config.layers);

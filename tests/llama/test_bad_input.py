@@ -173,7 +173,6 @@ WRONG_FOR_ANY_MODEL = [
     ({"policy": "fixed"}, "layers: the list is empty"),
     ({"policy": "nothing"}, "known are .*, short_gpt"),
     ({"policy": "short_gpt"}, "layers: policy 'short_gpt' leaves out these, and none are named"),
-    ({"policy": "short_gpt", "layers": [1], "attention_layers": [2]}, "attention_layers: policy 'short_gpt' leaves"),
     ({"policy": "channels", "check_interval": 2}, "check_interval: policy 'channels' has no use for it"),
     ({"budget_decay": 64}, "budget_decay: only policy 'skip_decode' takes it, not 'ffn_skip'"),
     ({"policy": "random", "layers": [1]}, "layers: only policies 'ffn_skip' and 'channels' take layers, not 'random'"),
