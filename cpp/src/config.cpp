@@ -11,11 +11,11 @@
 namespace ffnskip {
 namespace {
 
-constexpr const char * k_policies[] = { "dense", "ffn_skip", "random", "channels",  // by Policy
-                                        "skip_decode" };
-constexpr const char * k_regions[]  = { "any", "adaptive" };  // by Region
-constexpr const char * k_tensors[]  = { "ffn", "all" };       // by Tensors
-constexpr const char * k_reuses[]   = { "all", "full" };      // by Reuse
+constexpr const char * k_policies[] = { "dense",    "ffn_skip",    "random",       // by Policy
+                                        "channels", "skip_decode", "short_gpt" };  // which stands for ffn_skip
+constexpr const char * k_regions[]  = { "any", "adaptive" };                       // by Region
+constexpr const char * k_tensors[]  = { "ffn", "all" };                            // by Tensors
+constexpr const char * k_reuses[]   = { "all", "full" };                           // by Reuse
 
 constexpr double k_block_ratio   = 0.25;
 constexpr double k_channel_ratio = 1.0 / 3.0;
@@ -307,6 +307,9 @@ void Config::validate() const {
     if (policy != Policy::skip_decode && min_layers) {
         refuse("min_layers: only policy 'skip_decode' takes it, not '" + std::string(policy_name(policy)) + "'");
     }
+    if (policy != Policy::skip_decode && budget_decay != Config().budget_decay) {
+        refuse("budget_decay: only policy 'skip_decode' takes it, not '" + std::string(policy_name(policy)) + "'");
+    }
     if (policy == Policy::skip_decode && max_skip) {
         refuse("max_skip: " + std::to_string(*max_skip) +
                " blocks; policy 'skip_decode' leaves out whole layers, as min_layers and skip_ratio say");
@@ -324,6 +327,7 @@ void Config::validate() const {
         const Config usual;
         no_use("sim_threshold", sim_threshold != usual.sim_threshold, "ffn_skip");
         no_use("check_stride", check_stride != usual.check_stride, "ffn_skip");
+        no_use("check_interval", check_interval != usual.check_interval, "ffn_skip");
         no_use("region", region != usual.region, "random");
         no_use("seed", seed != usual.seed, "random");
     }
@@ -334,7 +338,8 @@ void Config::validate() const {
         }
     }
     if (layers && layers->empty()) {
-        refuse("layers: the list is empty; name some, or leave it out");
+        refuse(is_short_gpt(*this) ? "layers: policy 'short_gpt' leaves out these, and none are named"
+                                   : "layers: the list is empty; name some, or leave it out");
     }
     for (const int il : layers.value_or(std::vector<int>())) {
         at_least(0, "layers", il, " is negative; the first layer is 0");

@@ -240,13 +240,16 @@ struct Controller::Impl {
         throw Unsupported("the graph of this model changes from one evaluation to the next");
     }
 
-    bool full() const { return reuse == Reuse::full && !settings.every_row; }  // what no row runs is in no memory
+    llama_pos first_to_repeat(llama_seq_id seq, llama_pos end) const {
+        return settings.every_row ? sequences.first_of_others(seq, end, key)
+                                  : sequences.first_to_repeat(seq, end, reuse == Reuse::full, key);
+    }
 
     // Computes again what the running batch must not build on: its prompts, of what skipped; all of it, of what is not there.
     void repeat_skipped(llama_context * ctx) {
         for (const Sequences::Part & part : sequences.parts()) {
-            const llama_pos from = part.generated ? sequences.first_gap(part.seq, part.next, key)
-                                                  : sequences.first_to_repeat(part.seq, part.next, full(), key);
+            const llama_pos from =
+                part.generated ? sequences.first_gap(part.seq, part.next, key) : first_to_repeat(part.seq, part.next);
             if (from < part.next) {
                 repeat(ctx, part.seq, from, part.next);
                 sequences.repeated(part.seq, from, evaluation.left_of_prompts(), key);
@@ -394,7 +397,7 @@ void Controller::restore(llama_seq_id seq, const std::string & account) {
 }
 
 llama_pos Controller::first_to_repeat(llama_seq_id seq, llama_pos end) const {
-    return impl_->sequences.first_to_repeat(seq, end, impl_->full(), impl_->key);
+    return impl_->first_to_repeat(seq, end);
 }
 
 // ---- handed on ----

@@ -113,15 +113,17 @@ void name_policy(Config & config, Text name) {
         config.max_skip.reset();
         config.cold_s.reset();
         config.cold_e.reset();
-        config.sim_threshold = usual.sim_threshold;
-        config.check_stride  = usual.check_stride;
-        config.region        = usual.region;
-        config.seed          = usual.seed;
+        config.sim_threshold  = usual.sim_threshold;
+        config.check_stride   = usual.check_stride;
+        config.check_interval = usual.check_interval;
+        config.region         = usual.region;
+        config.seed           = usual.seed;
     }
     if (config.policy == Policy::skip_decode) {
         config.max_skip.reset();
     } else {
         config.min_layers.reset();
+        config.budget_decay = Config().budget_decay;
     }
     if (config.layers && before.layers) {
         set_layers(config, *before.layers);

@@ -316,6 +316,14 @@ llama_pos Sequences::first_to_repeat(llama_seq_id seq, llama_pos end, bool full,
     return builds_on_it ? end : std::min(sequence->first_skipped, end);
 }
 
+llama_pos Sequences::first_of_others(llama_seq_id seq, llama_pos end, uint64_t key) const {
+    const Sequence * sequence = known(seq);
+    if (sequence != nullptr && sequence->key == key && sequence->first_skipped == 0) {
+        return end;
+    }
+    return tokens(seq, 0, end) != nullptr ? 0 : first_to_repeat(seq, end, false, key);
+}
+
 llama_pos Sequences::first_gap(llama_seq_id seq, llama_pos end, uint64_t key) const {
     const Sequence * sequence = known(seq);
     return sequence == nullptr || sequence->gap_key == key ? end : std::min(sequence->first_gap, end);

@@ -98,6 +98,9 @@ public:
     // The first of the positions below `end` that a skipping token filled, and that a prompt may not build on: all such
     // if `full`, else those of settings with another key. `end` where there is none.
     llama_pos first_to_repeat(llama_seq_id seq, llama_pos end, bool full, uint64_t key) const;
+    // The same for settings that leave something out of every row, prompts too: what ran in full was not theirs either, and
+    // is decoded again where its tokens are known.
+    llama_pos first_of_others(llama_seq_id seq, llama_pos end, uint64_t key) const;
     // The first of the positions below `end` that settings with another key left keys and values out of, which no row may
     // attend to. `end` where there is none.
     llama_pos first_gap(llama_seq_id seq, llama_pos end, uint64_t key) const;

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
-from ._core import Block, BlockWeight, Profile, __version__
+from ._core import Block, BlockWeight, Profile, RowKind, __version__
 from .cmake import cmake_prefix
 from .demo import demo_model
 from .drafts import DraftStats, SkippingDraft
@@ -59,6 +59,7 @@ __all__ = [
     "Profile",
     "ProfileMismatchError",
     "ResolvedConfig",
+    "RowKind",
     "Score",
     "SkipConfig",
     "SkipStats",

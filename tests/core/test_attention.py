@@ -215,6 +215,28 @@ def test_nothing_is_in_full_to_go_back_to(model_file, reuse):
         assert list(llm.generate([*PROMPT, *text, *TOKENS[:4]], max_tokens=6, **GREEDY)) == more
 
 
+@pytest.mark.parametrize("callback", [False, True])
+def test_a_text_does_not_depend_on_what_ran_in_full_before_it(model_file, callback):
+    """The same prompt, dense and then with attention left out of every row: none of the rows in full stay."""
+    with ours(model_file("llama"), every_row(), callback=callback) as llm:
+        alone = list(llm.generate(PROMPT, max_tokens=6, **GREEDY))
+        with llm.dense():
+            in_full = list(llm.generate(PROMPT, max_tokens=6, **GREEDY))
+        assert list(llm.generate(PROMPT, max_tokens=6, **GREEDY)) == alone != in_full
+
+
+def test_rows_in_full_whose_tokens_are_not_known_are_built_on(model_file):
+    """A state without its account, as other programs keep them."""
+    with ours(model_file("llama"), None) as llm:
+        llm.eval(PROMPT)
+        state = llm.save_state()
+        del state.account
+        llm.skip = every_row()
+        llm.load_state(state)
+        llm.eval(TOKENS[8:10])
+        assert llm._controller.first_to_repeat(llm.n_tokens) == llm.n_tokens
+
+
 def test_channels_beside_a_set_of_every_row(model_file, without, tmp_path):
     """Channels are each token's own choice: where all are kept, what is left is the set."""
     zeroed = without_ffn(without("llama"), (3,), tmp_path / "both.gguf")

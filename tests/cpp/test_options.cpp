@@ -112,10 +112,16 @@ void sequences() {
 
     const Config channels = after({ { "sim-threshold", "0.8" },
                                     { "check-stride", "2" },
+                                    { "check-interval", "2" },
                                     { "tensors", "all" },
                                     { "skip-ratio", "0.2" },
                                     { "policy", "channels" } });
-    expect(channels.sim_threshold == Config().sim_threshold && channels.check_stride == 1, "what is said of blocks");
+    expect(channels.sim_threshold == Config().sim_threshold && channels.check_stride == 1 &&
+               channels.check_interval == 1,
+           "what is said of blocks");
+    expect(after({ { "policy", "skip_decode" }, { "budget-decay", "64" }, { "policy", "random" } }).budget_decay ==
+               Config().budget_decay,
+           "what is said of skip_decode");
     expect(channels.tensors == Tensors::all && channels.skip_ratio == 0.2, "what is said of channels");
 }
 

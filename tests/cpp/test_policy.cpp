@@ -240,7 +240,7 @@ void attention() {
 void short_gpt() {
     Config config;
     set_policy(config, "short_gpt");
-    expect_refused([&] { config.validate(); }, "layers: the list is empty");
+    expect_refused([&] { config.validate(); }, "layers: policy 'short_gpt' leaves out these, and none are named");
     config.layers = std::vector<int>{ 3, 4 };
     set_policy(config, "short_gpt");
     config.validate();

@@ -171,6 +171,10 @@ WRONG_FOR_ANY_MODEL = [
     ({"max_skip": 2**40}, "max_skip: 1099511627776 is not a whole number below"),
     ({"policy": "nothing"}, "policy: 'nothing' is unknown; known are dense, ffn_skip"),
     ({"policy": "fixed"}, "layers: the list is empty"),
+    ({"policy": "nothing"}, "known are .*, short_gpt"),
+    ({"policy": "short_gpt"}, "layers: policy 'short_gpt' leaves out these, and none are named"),
+    ({"policy": "channels", "check_interval": 2}, "check_interval: policy 'channels' has no use for it"),
+    ({"budget_decay": 64}, "budget_decay: only policy 'skip_decode' takes it, not 'ffn_skip'"),
     ({"policy": "random", "layers": [1]}, "layers: only policies 'ffn_skip' and 'channels' take layers, not 'random'"),
 ]
 
