@@ -70,9 +70,12 @@ void say_once(const std::string & message) {
     }
 }
 
-// Does not come back where the program is not to run dense; writes what it has written so far.
+// Does not come back where the program is not to run dense; writes what it has written so far. Of several threads one says
+// why.
 void stop_if_strict(const std::string & why) {
     if (std::getenv("FFNSKIP_STRICT") != nullptr) {
+        static std::mutex & ends = *new std::mutex;
+        ends.lock();
         say(why + "; stopped (--strict)");
         std::fflush(nullptr);
         std::_Exit(2);
