@@ -585,7 +585,10 @@ OF_MODEL_OR_TEXT = {"--warm-up", "--warm-ups", "0.25,0.9", "--cold-s", "--cold-e
         (["--skip-ratio", "0.25,1.5"], "skip-ratio: 1.5 is outside (0, 1]"),
         (["--skip-ratio", "nan"], "skip-ratio: nan is outside (0, 1]"),
         (["--skip-ratio", "0.25,0.9"], "can skip at most 11 of 16"),
-        (["--policy", "fixed"], "policy: 'fixed' takes no skip ratio; those that take a skip ratio: ffn_skip, random"),
+        (
+            ["--policy", "fixed"],
+            "policy: 'fixed' is measured as a profile; those measured by skip ratio: ffn_skip, random",
+        ),
         (["--policy", "ffn_skip", "--region", "any"], "region: any is for policy random"),
         (["--region", "cold"], "region: 'cold' is not known; known are any, adaptive"),
         (["--figures", "figure2"], "figures: 'figure2' is not known; known are similarity, "),

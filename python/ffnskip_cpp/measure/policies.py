@@ -22,12 +22,12 @@ def policy_settings(policies: Sequence[str], regions: Sequence[str] | None) -> l
     """For each policy, and of "random" for each region (default: any), the fields of a SkipConfig.
 
     Raises:
-        ArgumentError: A policy that takes no skip ratio, a region that is not known, or regions without "random".
+        ArgumentError: A policy that is not measured by skip ratio, a region that is not known, or regions without "random".
     """
     for policy in policies:
         if policy not in (*RATIO_POLICIES, _OLD):
-            why = "takes no skip ratio" if policy in POLICIES else "is not known"
-            raise ArgumentError(f"policy: {policy!r} {why}; those that take a skip ratio: {', '.join(RATIO_POLICIES)}")
+            why = "is measured as a profile" if policy in POLICIES else "is not known"
+            raise ArgumentError(f"policy: {policy!r} {why}; those measured by skip ratio: {', '.join(RATIO_POLICIES)}")
     for region in regions or ():
         if region not in REGIONS:
             raise ArgumentError(f"region: {region!r} is not known; known are {', '.join(REGIONS)}")
