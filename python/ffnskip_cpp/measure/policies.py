@@ -22,7 +22,7 @@ def policy_settings(policies: Sequence[str], regions: Sequence[str] | None) -> l
     """For each policy, and of "random" for each region (default: any), the fields of a SkipConfig.
 
     Raises:
-        ArgumentError: A policy that is not measured by skip ratio, a region that is not known, or regions without "random".
+        ArgumentError: A policy that is not measured by skip ratio, an unknown region, or regions without "random".
     """
     for policy in policies:
         if policy not in (*RATIO_POLICIES, _OLD):
