@@ -446,7 +446,7 @@ bool Sequences::load(llama_seq_id seq, const std::string & account) {
             return false;
         }
         to.resize(n);
-        std::memcpy(to.data(), from, n * size);
+        std::copy_n(from, n * size, reinterpret_cast<char *>(to.data()));
         from += n * size;
         left -= n * size;
         return true;

@@ -176,10 +176,10 @@ def test_an_automatic_llama_uses_the_profile(model, text):
 def test_most_is_skipped_within_a_divergence(text, tmp_path):
     at = {
         limit: calibrate(demo_model(), [text], max_kl=limit, output=tmp_path / "p.gguf", **BLOCKS).chosen
-        for limit in (0.005, 0.05)
+        for limit in (0.005, 0.02)
     }
-    assert at[0.005].kl <= 0.005 and at[0.05].kl <= 0.05
-    assert 0.01 < at[0.005].skip_ratio < at[0.05].skip_ratio
+    assert at[0.005].kl <= 0.005 and at[0.02].kl <= 0.02
+    assert 0.01 < at[0.005].skip_ratio < at[0.02].skip_ratio
 
 
 def test_embedding_leaves_one_file(model, text, tmp_path):
@@ -230,7 +230,7 @@ def test_it_is_deterministic_and_goes_on_after_an_interruption(text, tmp_path, m
 
 def test_another_seed_holds_out_other_text_and_finds_as_good_a_setting(text, tmp_path):
     one, other = (
-        calibrate(demo_model(), [text], skip_ratio=0.5, seed=seed, output=tmp_path / "p.gguf", **BLOCKS).chosen
+        calibrate(demo_model(), [text], skip_ratio=0.25, seed=seed, output=tmp_path / "p.gguf", **BLOCKS).chosen
         for seed in (1, 2)
     )
     assert one.kl != other.kl
