@@ -1,0 +1,1 @@
+"""What skipping costs on tasks: the paper's, and others, from their official files."""
