@@ -195,6 +195,29 @@ llama_token step(Session & session, uintptr_t sampler_address, llama_token token
     return session.step(sampler, token);
 }
 
+// Tokens after what a sequence holds: a prompt up to token n_prompt, and generated from there.
+void prompt(Session & session, const Tokens & tokens, size_t n_prompt, int32_t seq) {
+    n_prompt = std::min(n_prompt, tokens.size());
+    py::gil_scoped_release unlocked;
+    session.prompt(tokens.data(), n_prompt, seq);
+    session.prompt(tokens.data() + n_prompt, tokens.size() - n_prompt, seq, Fed::generated);
+}
+
+llama_token sample(Session & session, uintptr_t sampler) {
+    return llama_sampler_sample(pointer<llama_sampler>(sampler, "sample"), session.context(), -1);
+}
+
+Tokens step_all(Session & session, const std::vector<std::tuple<int32_t, llama_token, uintptr_t>> & turns) {
+    std::vector<Session::Turn> each;
+    for (const auto & [seq, token, sampler] : turns) {
+        each.push_back({ seq, token, pointer<llama_sampler>(sampler, "step_all") });
+    }
+    Tokens                 next(each.size());
+    py::gil_scoped_release unlocked;
+    session.step(each, next.data());
+    return next;
+}
+
 // A llama_batch made elsewhere.
 void decode_batch(Session & session, uintptr_t address, std::optional<bool> generated) {
     const llama_batch      batch = *pointer<llama_batch>(address, "decode_batch");
@@ -203,10 +226,11 @@ void decode_batch(Session & session, uintptr_t address, std::optional<bool> gene
     session.decode(batch, fed);
 }
 
-py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations) {
+py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations,
+                       std::optional<size_t> n_prompt) {
     const Scores scores = [&] {
         py::gil_scoped_release unlocked;
-        return score(session, prefix, continuations);
+        return score(session, prefix, continuations, n_prompt);
     }();
     py::array_t<double> likelihood(py::ssize_t(scores.log_likelihood.size()), scores.log_likelihood.data());
     return py::make_tuple(likelihood, bools(scores.greedy), scores.n_evaluated);
@@ -430,6 +454,16 @@ void add_controller(py::module_ & m) {
         .def(
             "first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); },
             py::arg("end"))
+        .def(
+            "n_may_skip",
+            [](const Controller & c, int32_t begin, int32_t end, int32_t n_prompt) {
+                int64_t n = 0;
+                for (int32_t position = begin; position < end; ++position) {
+                    n += c.settings().may_skip(position, n_prompt);
+                }
+                return n;
+            },
+            py::arg("begin"), py::arg("end"), py::arg("n_prompt"))
         .def("count_from_here", [](Controller & c) { c.count_from_here(0); })
         .def("replaced", [](Controller & c) { c.replaced(0); })
         .def("account", [](const Controller & c) { return py::bytes(c.account(0)); })
@@ -480,7 +514,15 @@ void add_session(py::module_ & m) {
              py::arg("ctx"), py::arg("controller"), py::keep_alive<1, 3>())
         .def("decode", &decode, py::arg("tokens"), py::arg("position"), py::arg("kinds") = py::none())
         .def("forward", &forward_rows, py::arg("tokens"), py::arg("position"), py::arg("kinds"), py::arg("rows"))
-        .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"))
+        .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"), py::arg("n_prompt") = py::none())
+        .def_property_readonly("n_sequences", &Session::n_sequences)
+        .def("n_used", &Session::n_used, py::arg("seq"))
+        .def("prompt", &prompt, py::arg("tokens"), py::arg("n_prompt"), py::arg("seq"))
+        .def("sample", &sample, py::arg("sampler"))
+        .def("step_all", &step_all, py::arg("turns"))
+        .def("copy", &Session::copy, py::arg("source"), py::arg("to"))
+        .def("cut", &Session::cut, py::arg("position"), py::arg("seq"))
+        .def("clear", &Session::clear)
         .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
         .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
 }

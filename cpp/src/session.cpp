@@ -28,11 +28,13 @@ bool Session::has_room(size_t n_tokens, llama_seq_id seq) const {
     return n_tokens <= size_t(std::max(0, n_ctx() - n_used(seq)));
 }
 
-void Session::prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq) {
+void Session::prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq, Fed fed) {
+    const bool   observed   = fed == Fed::generated && controller_ != nullptr;
+    const size_t n_observed = observed ? size_t(controller_->settings().n_observed()) : 0;
     for (size_t i = 0; i < n_tokens; ++i) {
-        add(tokens[i], seq, i + 1 == n_tokens);
+        add(tokens[i], seq, i < n_observed || i + 1 == n_tokens);
         if (n_rows() == n_batch() || i + 1 == n_tokens) {
-            decode(Fed::prompt);
+            decode(fed);
         }
     }
 }
@@ -45,6 +47,16 @@ void Session::generated(llama_token token, llama_seq_id seq) {
 llama_token Session::step(llama_sampler * sampler, llama_token token, llama_seq_id seq) {
     generated(token, seq);
     return llama_sampler_sample(sampler, ctx_, -1);
+}
+
+void Session::step(const std::vector<Turn> & turns, llama_token * next) {
+    for (const Turn & turn : turns) {
+        add(turn.token, turn.seq, true);
+    }
+    decode(Fed::generated);
+    for (size_t i = 0; i < turns.size(); ++i) {
+        next[i] = llama_sampler_sample(turns[i].sampler, ctx_, int32_t(i));
+    }
 }
 
 void Session::add(llama_token token, llama_seq_id seq, bool output) {

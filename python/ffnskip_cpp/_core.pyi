@@ -248,6 +248,8 @@ class Controller(metaclass=_Native):
     def set_reuse(self, full: bool) -> None: ...
     def first_to_repeat(self, end: int) -> int:
         """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
+    def n_may_skip(self, begin: int, end: int, n_prompt: int) -> int:
+        """How many rows of positions [begin, end) may skip, of a text whose tokens from `n_prompt` on are generated."""
     def count_from_here(self) -> None:
         """All that the memory holds of sequence 0 is a prompt."""
     def replaced(self) -> None:
@@ -301,14 +303,37 @@ class Session(metaclass=_Native):
             token has an output in the context besides.
         """
     def score(
-        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]
+        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]], n_prompt: int | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], int]:
-        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated.
+        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated; so
+        are tokens of the prefix from `n_prompt` on.
 
         Returns:
             float64 [n]: log-likelihood of each continuation, bool [n]: whether it is the greedy one, and the number of
             tokens that were evaluated.
         """
+    @property
+    def n_sequences(self) -> int:
+        """That the context has room for."""
+    def n_used(self, seq: int) -> int:
+        """Position after the last token of a sequence."""
+    def prompt(self, tokens: Sequence[int], n_prompt: int, seq: int) -> None:
+        """Decodes any number of tokens after what a sequence holds: as a prompt, and from token `n_prompt` on as
+        generated ones. The last one has an output."""
+    def sample(self, sampler: int) -> int:
+        """From the output of the row decoded last."""
+    def step_all(self, turns: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Decodes one generated token of each of several sequences in one batch, and samples the next ones.
+
+        Args:
+            turns: Sequence, token, and address of the sampler.
+        """
+    def copy(self, source: int, to: int) -> None:
+        """Sequence `to` becomes what `source` is."""
+    def cut(self, position: int, seq: int) -> None:
+        """Takes this position of a sequence and what follows it out of the memory."""
+    def clear(self) -> None:
+        """Empties the memory."""
     def step(self, sampler: int, token: int, position: int) -> int:
         """Decodes a generated token of sequence 0 and samples the next one."""
     def decode_batch(self, batch: int, generated: bool | None = None) -> None:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from . import llama_cpp_internals as internals
 from ._core import RowKind
-from .checked import CheckedLlama, token_ids
+from .checked import CheckedLlama, token_ids, whole
 from .decoding import Decoder
 from .generation import prompt_tokens
 from .plain import plain
 
-__all__ = ["Eligible", "Rows", "Score", "Text", "divided", "forward", "score"]
+__all__ = ["Eligible", "Rows", "Score", "Text", "check_ids", "divided", "forward", "prompt_length", "score"]
 
 Eligible = Union[Sequence[bool], Sequence[RowKind], None]
 Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
@@ -72,12 +72,12 @@ def _kinds(decoder: Decoder, n_tokens: int, eligible: Eligible) -> list[RowKind]
 def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Eligible) -> None:
     if not 1 <= len(ids) <= internals.n_context(llm):
         raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={internals.n_context(llm)} can be evaluated")
-    _check_ids(llm, "tokens", ids)
+    check_ids(llm, "tokens", ids)
     if eligible is not None and len(eligible) != len(ids):
         raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
 
 
-def _check_ids(llm: CheckedLlama, name: str, ids: list[int]) -> None:
+def check_ids(llm: CheckedLlama, name: str, ids: list[int]) -> None:
     if ids and (min(ids) < 0 or max(ids) >= llm.n_vocab()):
         raise ValueError(f"{name}: ids must be in [0, {llm.n_vocab()}); got {min(ids)} to {max(ids)}")
 
@@ -120,9 +120,11 @@ class Score:
     """bool [n]: every token of it is the one that the model finds most likely."""
     n_tokens: npt.NDArray[np.int64]
     """int64 [n]: its length."""
+    n_may_skip: npt.NDArray[np.int64]
+    """int64 [n]: of its tokens, those predicted by a row that may skip."""
 
     def __post_init__(self) -> None:
-        for values in (self.log_likelihood, self.is_greedy, self.n_tokens):
+        for values in (self.log_likelihood, self.is_greedy, self.n_tokens, self.n_may_skip):
             values.setflags(write=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,14 +132,28 @@ class Score:
         return plain(self)  # type: ignore[no-any-return]
 
 
-def score(llm: CheckedLlama, decoder: Decoder, prefix: list[int], continuations: list[list[int]]) -> Score:
-    """`Llama.score` of what `divided` gave."""
+def score(
+    llm: CheckedLlama, decoder: Decoder, prefix: list[int], continuations: list[list[int]], n_prompt: int
+) -> Score:
+    """`Llama.score` of what `divided` gave; tokens of the prefix from `n_prompt` on count as generated."""
     decoder.generation = None
     try:
-        log_likelihood, is_greedy, _ = decoder.session.score(prefix, continuations)
+        log_likelihood, is_greedy, _ = decoder.session.score(prefix, continuations, n_prompt)
     finally:
         llm.reset()
-    return Score(log_likelihood, is_greedy, np.array([len(tokens) for tokens in continuations], np.int64))
+    first = len(prefix) - 1  # the row that predicts the first token of each
+    n_may_skip = [decoder.controller.n_may_skip(first, first + len(tokens), n_prompt) for tokens in continuations]
+    n_tokens = [len(tokens) for tokens in continuations]
+    return Score(log_likelihood, is_greedy, np.array(n_tokens, np.int64), np.array(n_may_skip, np.int64))
+
+
+def prompt_length(n_tokens: int, skip_prompts: int | None) -> int:
+    """Of a prefix of `n_tokens`, those that run as a prompt. Raises ValueError where it has fewer."""
+    if skip_prompts is None:
+        return n_tokens
+    if not 0 <= whole("skip_prompts", skip_prompts) <= n_tokens:
+        raise ValueError(f"skip_prompts: {skip_prompts} is outside [0, {n_tokens}], the tokens of the prefix")
+    return skip_prompts
 
 
 def divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> tuple[list[int], list[list[int]]]:
@@ -145,9 +161,9 @@ def divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> t
     ids, following = _tokenised(llm, prefix, continuations)
     if not ids:
         raise ValueError("prefix: it has no tokens; one at least predicts the first token of a continuation")
-    _check_ids(llm, "prefix", ids)
+    check_ids(llm, "prefix", ids)
     for tokens in following:
-        _check_ids(llm, "continuations", tokens)
+        check_ids(llm, "continuations", tokens)
     longest = max(map(len, following), default=0)
     needed, n_ctx = len(ids) + max(longest - 1, 0), internals.n_context(llm)
     if needed > n_ctx:
