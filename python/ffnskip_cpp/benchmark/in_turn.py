@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._core import CHANNEL_TOKENS
-from ..benchmark.options import Options, Setting, Test
-from ..benchmark.runners import Runner, open_runners, quiet
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
 from ..skip_config import SkipConfig
+from .options import Options, Setting, Test
+from .runners import Runner, open_runners, quiet
 
 __all__ = ["Speed", "measure_speed"]
 
