@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, Union
 import numpy as np
 
 from ...batches import Completion
+from ...measure.quality import Comparison
 from ...scoring import Score
 from ..methods import Method
 
@@ -28,6 +29,11 @@ class Item:
     """Subject, category, length: what figures are given for beside the whole; "" where there is no such thing."""
     where: str
     """file:line, for messages."""
+
+    @property
+    def turn(self) -> str:
+        """What a choice of some items takes turns through."""
+        return self.group
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,9 @@ class Subject(Protocol):
     def n_ctx(self) -> int:
         """Tokens that prompt and answer may have together."""
 
-    def compare(self, tokens: Sequence[int]) -> Any:
-        """`measure.quality.Comparison` of the rows of a text that may skip, with the dense model's, and how many there
-        are besides."""
+    def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
+        """The rows of a text behind the warm-up, next to the dense model's: the same for all methods. And how many of
+        them may skip."""
 
 
 ItemT = TypeVar("ItemT", bound=Item)
