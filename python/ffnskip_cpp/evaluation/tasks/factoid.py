@@ -14,7 +14,7 @@ from .base import Item, Metric, Record, Settings, Subject
 from .generated import COLLAPSE, check_fits, record
 from .ids import content_id, distinct, numbered
 
-__all__ = ["Factoid", "Fact"]
+__all__ = ["Fact", "Factoid"]
 
 PROMPT = "Please give answer to this question: {question} The answer is"
 MAX_TOKENS = 32
