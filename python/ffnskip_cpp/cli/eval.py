@@ -38,8 +38,8 @@ DIR gets a file of figures and one of items for each run; `ffnskip report DIR` m
 that are finished are not run again, and an interrupted command goes on when it is given again. With another --warm-up,
 --skip-prompts or --scoring runs have other names, and lie beside the first.
 
-What is scored right behind a prompt comes from a row of the prompt, which runs in full: "could skip" says how much of it
-that is. --skip-prompts N lets prompts skip from their N-th token on, --warm-up N begins to skip earlier.
+The first token behind a prompt is predicted by the prompt's last row, which runs in full; "could skip" says how much of
+what is scored does not. --skip-prompts N lets prompts skip behind their first N tokens, a lower --warm-up skips earlier.
 
 examples:
   ffnskip eval model.gguf --task choice --data arc_easy.jsonl --data piqa.jsonl -o results

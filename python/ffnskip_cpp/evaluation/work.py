@@ -60,7 +60,7 @@ class Work:
         self._llm, self._store, self._wanted, self._texts = llm, store, wanted, texts
         self._opening, self._bar = opening, bar
         self._options = Options(wanted.skip_prompts, wanted.warm_up_index, wanted.n_parallel)
-        self._maker = FactsMaker(llm, wanted)
+        self._maker = FactsMaker(llm, wanted, opening["n_gpu_layers"])
         data_sets = [*data_sets, *([OF_SPEED] if SPEED in wanted.tasks else [])]
         making = SettingsMaker(llm, texts, wanted.warm_up_index, wanted.seed)
         self._planned: list[tuple[Method, list[tuple[DataSet, Facts]]]] = []
