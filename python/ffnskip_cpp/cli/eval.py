@@ -39,7 +39,7 @@ that are finished are not run again, and an interrupted command goes on when it 
 --skip-prompts or --scoring runs have other names, and lie beside the first.
 
 The first token behind a prompt is predicted by the prompt's last row, which runs in full; "could skip" says how much of
-what is scored does not. --skip-prompts N lets prompts skip behind their first N tokens, a lower --warm-up skips earlier.
+what is scored does not. --skip-prompts N lets prompts skip behind N tokens, a lower --warm-up lets texts skip earlier.
 
 examples:
   ffnskip eval model.gguf --task choice --data arc_easy.jsonl --data piqa.jsonl -o results
