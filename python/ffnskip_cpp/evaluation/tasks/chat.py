@@ -35,7 +35,7 @@ class Dialogue(Item):
     turns: tuple[str, ...]
     """What the user says."""
     reference: tuple[str, ...]
-    """Right answers, of questions that have one."""
+    """A right answer to each turn, blank where there is none, of questions that have any."""
 
 
 class Chat:
@@ -107,7 +107,7 @@ def _messages(turns: Sequence[str], answers: Sequence[str]) -> list[dict[str, st
 
 def _dialogue(entry: Entry) -> Dialogue:
     name = entry.id("question_id")
-    reference = entry.texts("reference") if entry.fields.get("reference") else ()
+    reference = entry.any_texts("reference") if "reference" in entry.fields else ()
     return Dialogue(
         name, entry.text("category"), entry.where, entry.get("question_id"), entry.texts("turns"), reference
     )

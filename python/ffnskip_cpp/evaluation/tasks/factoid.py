@@ -85,7 +85,7 @@ def _of_prompt(entry: Entry) -> Fact:
     question = question[: -len(BEHIND)] if question.endswith(BEHIND) else question
     if not question.strip():
         raise ValueError(f"{entry.where}: no question in 'context'; `{BEFORE} ...\\n{BEHIND}` is right")
-    return _fact(question, (entry.text("answer"), *entry.texts("aliases")), entry.where)
+    return _fact(question, (entry.text("answer"), *entry.any_texts("aliases")), entry.where)
 
 
 def _of_freebase(entry: Entry) -> Fact:
@@ -93,13 +93,16 @@ def _of_freebase(entry: Entry) -> Fact:
         name
         for parse in entry.entries("Parses")
         for answer in parse.entries("Answers")
-        for name in answer.texts("AnswersName")
+        for name in answer.any_texts("AnswersName")
+        if name.strip()
     ]
+    if not answers:
+        raise ValueError(f"{entry.where}: no name in any of the 'AnswersName'; one at least is right")
     return _fact(entry.text("RawQuestion"), answers, entry.where, entry.id("Question-ID"))
 
 
 def _of_trivia(entry: Entry) -> Fact:
     """Its normalised aliases are what our own normalisation makes of the others."""
     answer = entry.entry("Answer")
-    answers = (answer.text("Value"), *answer.texts("Aliases"))
+    answers = (answer.text("Value"), *answer.any_texts("Aliases"))
     return _fact(entry.text("Question"), answers, entry.where, entry.id("QuestionId"))
