@@ -21,6 +21,7 @@ from .store import Store
 from .subject import ModelSubject, Options
 from .tasks import TASKS
 from .tasks.base import Record, Settings
+from .tasks.chat import write_answers
 from .wanted import Wanted
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class Work:
                 size_ratio=self._maker.size_ratio(subject.method.model),
                 seconds=journal.seconds,
             )
+            if run.task == "chat":
+                write_answers(self._store.folder, run, journal.records)
         self._store.finish(run)
         return run
 
