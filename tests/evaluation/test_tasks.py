@@ -263,7 +263,11 @@ def test_perplexity_counts_rows_behind_the_warm_up(tmp_path):
     assert figure("perplexity", "perplexity", records) == pytest.approx(math.exp(1 - ids.mean() / 10))
     assert figure("perplexity", "perplexity_ratio", records) == pytest.approx(math.exp(-ids.mean() / 10))
     assert figure("perplexity", "same_top", records) == pytest.approx((ids % 2 == 0).mean())
-    assert (records[0].n_scored, records[0].n_may_skip, records[0].shown["tokens_cut"]) == (29 - WARM_UP, 28 - WARM_UP, 10)
+    assert (records[0].n_scored, records[0].n_may_skip, records[0].shown["tokens_cut"]) == (
+        29 - WARM_UP,
+        28 - WARM_UP,
+        10,
+    )
 
 
 # ---- mmlu ----

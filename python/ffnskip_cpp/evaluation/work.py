@@ -66,6 +66,7 @@ class Work:
         making = SettingsMaker(llm, texts, wanted.warm_up_index, wanted.seed)
         self._planned: list[tuple[Method, list[tuple[DataSet, Facts]]]] = []
         for each in asked:
+            bar.set_description_str(f"finding what {each.label} leaves out")
             there = filter(None, (store.facts(self._maker.name(each, data)) for data in data_sets))
             method = making.method(each, self._maker.found_before(each, list(there)))
             self._planned.append((method, [(data, self._maker.of(each, method, data)) for data in data_sets]))
