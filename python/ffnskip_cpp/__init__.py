@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .channels import ChannelsFile, write_channels
     from .conversion import convert
+    from .evaluation import Evaluation, evaluate
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -54,6 +55,7 @@ __all__ = [
     "Completion",
     "DecodeError",
     "DraftStats",
+    "Evaluation",
     "FfnSkipError",
     "Inspection",
     "Llama",
@@ -79,6 +81,7 @@ __all__ = [
     "cmake_prefix",
     "convert",
     "demo_model",
+    "evaluate",
     "inspect",
     "quantize",
     "read_profile",
@@ -93,6 +96,7 @@ _LAZY = {
     "BenchmarkRow": "benchmark",
     "Calibration": "calibration",
     "ChannelsFile": "channels",
+    "Evaluation": "evaluation",
     "Inspection": "inspection",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial",
@@ -101,6 +105,7 @@ _LAZY = {
     "bench": "benchmark",
     "calibrate": "calibration",
     "convert": "conversion",
+    "evaluate": "evaluation",
     "inspect": "inspection",
     "quantize": "gguf_file.quantization",
     "try_model": "trial",

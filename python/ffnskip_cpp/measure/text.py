@@ -21,7 +21,18 @@ from .chat import PROMPT, Chat, tokens_of_chat
 if TYPE_CHECKING:
     import llama_cpp
 
-__all__ = ["MIN_TOKENS", "N_CTX", "Chunk", "Text", "as_paths", "chunks_of_text", "chunks_of_tokens", "read_texts"]
+__all__ = [
+    "MIN_TOKENS",
+    "N_CTX",
+    "Chunk",
+    "Text",
+    "as_paths",
+    "chunks_of_text",
+    "chunks_of_tokens",
+    "decoded",
+    "encodable",
+    "read_texts",
+]
 
 N_CTX = 512
 """Tokens of a chunk, if nothing else is said and the model was trained on as many."""
@@ -103,7 +114,7 @@ def read_texts(paths: PathLike | Iterable[PathLike]) -> list[Text]:
 
 
 def _texts_of(path: Path) -> list[Text]:
-    content = _decode(path, path.read_bytes())
+    content = decoded(path, path.read_bytes())
     if path.suffix.lower() != ".jsonl":
         return [content]
     # Not splitlines(): a JSON string may hold other line separators, such as U+2028, as they are.
@@ -111,7 +122,8 @@ def _texts_of(path: Path) -> list[Text]:
     return [_text_of(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
-def _decode(path: Path, data: bytes) -> str:
+def decoded(path: Path, data: bytes) -> str:
+    """The text that a file holds, line ends as "\\n". ValueError, which names the line, where it is not in UTF-8."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{path}: in UTF-16; save it in UTF-8")
     if b"\0" in data:
@@ -135,11 +147,11 @@ def _text_of(line: str, where: str) -> Text:
     if "messages" in entry:
         return Chat(tuple(_message(message, where) for message in _some(entry, "messages", where)), where)
     if "turns" in entry:
-        turns = [_encodable(turn, '"turns"', where) for turn in _some(entry, "turns", where)]
+        turns = [encodable(turn, '"turns"', where) for turn in _some(entry, "turns", where)]
         return Chat(tuple({"role": "user", "content": turn} for turn in turns), where)
     if not isinstance(entry.get("text"), str):
         raise ValueError(f"{where}: not an object with {KINDS}")
-    return _encodable(entry["text"], '"text"', where)
+    return encodable(entry["text"], '"text"', where)
 
 
 def _some(entry: dict[str, Any], key: str, where: str) -> list[Any]:
@@ -153,12 +165,13 @@ def _message(message: Any, where: str) -> dict[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f'{where}: a message without a "role", such as "user" or "assistant"')
     return {
-        "role": _encodable(message["role"], '"role"', where),
-        "content": _encodable(message.get("content"), '"content"', where),
+        "role": encodable(message["role"], '"role"', where),
+        "content": encodable(message.get("content"), '"content"', where),
     }
 
 
-def _encodable(text: Any, name: str, where: str) -> str:
+def encodable(text: Any, name: str, where: str) -> str:
+    """`text`, if it is one that has a form in UTF-8; `name` says in the ValueError what it is."""
     if not isinstance(text, str):
         raise ValueError(f"{where}: {name} holds what is no string")
     try:
