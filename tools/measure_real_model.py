@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ffnskip_cpp import Llama, SkipConfig, inspect, quantize, read_profile
 from ffnskip_cpp.analysis import style
+from ffnskip_cpp.benchmark.in_turn import TURN, Speed, measure_speed
 from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp.files import whole_file
 from ffnskip_cpp.gguf_file.weights import read_weight_bytes
@@ -34,7 +35,6 @@ from ffnskip_cpp.measure.model import open_model
 from ffnskip_cpp.measure.text import Chunk, chunks_of_text, read_texts
 from ffnskip_cpp.table import markdown
 from ffnskip_cpp.trial.quality import Measured, measure_quality
-from ffnskip_cpp.trial.speed import TURN, Speed, measure_speed
 from ffnskip_cpp.trial.texts import chat_prompt, is_end
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
 from ._core import Block, BlockWeight, Profile, RowKind, __version__
+from .batches import Completion
 from .cmake import cmake_prefix
 from .demo import demo_model
 from .drafts import DraftStats, SkippingDraft
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .channels import ChannelsFile, write_channels
     from .conversion import convert
+    from .evaluation import Evaluation, evaluate
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -50,8 +52,10 @@ __all__ = [
     "BlockWeight",
     "Calibration",
     "ChannelsFile",
+    "Completion",
     "DecodeError",
     "DraftStats",
+    "Evaluation",
     "FfnSkipError",
     "Inspection",
     "Llama",
@@ -77,6 +81,7 @@ __all__ = [
     "cmake_prefix",
     "convert",
     "demo_model",
+    "evaluate",
     "inspect",
     "quantize",
     "read_profile",
@@ -91,6 +96,7 @@ _LAZY = {
     "BenchmarkRow": "benchmark",
     "Calibration": "calibration",
     "ChannelsFile": "channels",
+    "Evaluation": "evaluation",
     "Inspection": "inspection",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial",
@@ -99,6 +105,7 @@ _LAZY = {
     "bench": "benchmark",
     "calibrate": "calibration",
     "convert": "conversion",
+    "evaluate": "evaluation",
     "inspect": "inspection",
     "quantize": "gguf_file.quantization",
     "try_model": "trial",

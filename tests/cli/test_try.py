@@ -14,11 +14,11 @@ import pytest
 
 import demo_world
 from ffnskip_cpp import Llama, SkipConfig, UnsupportedModelError, cli, demo_model, try_model
+from ffnskip_cpp.benchmark.in_turn import _speed
 from ffnskip_cpp.measure.quality import Comparison, Quality
 from ffnskip_cpp.trial import smaller, subjects, work
 from ffnskip_cpp.trial.rows import Row
 from ffnskip_cpp.trial.search import grow
-from ffnskip_cpp.trial.speed import _speed
 from ffnskip_cpp.trial.texts import USERS_LENGTH
 from ffnskip_cpp.trial.verdict import better_quantisation, judge, verdict
 from support.channel_bytes import NO_CHANNELS, ffn_bytes

@@ -137,7 +137,7 @@ def test_answers_in_fastchats_format(tmp_path):
     settings = {name: {} for name in ("settings", "versions", "metrics", "groups")}
     made = Run(
         **settings,
-        name="chat-mt-file-other",
+        name="chat-mt-file-other/x",
         task="chat",
         data="mt",
         data_hash="0",
@@ -153,7 +153,7 @@ def test_answers_in_fastchats_format(tmp_path):
         seconds=1.0,
     )
     path = write_answers(tmp_path, made, records)
-    assert path == tmp_path / "model_answer" / "SmolLM2-135M.Q4_1__file-other-x-0.25.jsonl"
+    assert path == tmp_path / "model_answer" / "SmolLM2-135M.Q4_1__mt-file-other-x.jsonl"
     written = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["question_id"] for line in written] == [81, 101]
     assert written[0]["choices"] == [{"index": 0, "turns": ["é", "é"]}]
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(tmp_path, task):
     assert subject.prompts == []
 
 
-def test_perplexity_counts_rows_that_may_skip(tmp_path):
+def test_perplexity_counts_rows_behind_the_warm_up(tmp_path):
     """Of `Scripted` a row has a KL divergence of id / 100 nats and is surer by id / 10."""
     words = [f"word{i}" for i in range(40)]
     subject = Scripted(n_ctx=30)
@@ -269,7 +269,11 @@ def test_perplexity_counts_rows_that_may_skip(tmp_path):
     assert figure("perplexity", "perplexity", records) == pytest.approx(math.exp(1 - ids.mean() / 10))
     assert figure("perplexity", "perplexity_ratio", records) == pytest.approx(math.exp(-ids.mean() / 10))
     assert figure("perplexity", "same_top", records) == pytest.approx((ids % 2 == 0).mean())
-    assert (records[0].n_scored, records[0].n_may_skip, records[0].shown["tokens_cut"]) == (29, 29 - WARM_UP, 10)
+    assert (records[0].n_scored, records[0].n_may_skip, records[0].shown["tokens_cut"]) == (
+        29 - WARM_UP,
+        28 - WARM_UP,
+        10,
+    )
 
 
 # ---- mmlu ----

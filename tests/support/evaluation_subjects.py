@@ -80,9 +80,10 @@ class Scripted:
         return Score(likely, likely > -1, n_tokens, np.maximum(n_tokens - WARM_UP, 0))
 
     def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
-        """Token by token: the model is surer of the token than the dense one by a tenth of its id."""
+        """Token by token: the model is surer of the token than the dense one by a tenth of its id. The last one may not
+        skip."""
         ids = np.array(tokens[WARM_UP + 1 :], np.float64)
-        return Comparison(ids / 100, ids % 2 == 0, np.ones(len(ids)), 1 - ids / 10), len(tokens) - 1 - len(ids)
+        return Comparison(ids / 100, ids % 2 == 0, np.ones(len(ids)), 1 - ids / 10), len(ids) - 1
 
 
 class Opened:
@@ -125,4 +126,4 @@ class Opened:
         """All rows but the last may skip."""
         with self.llm.dense():
             dense = self.llm.forward(tokens)[:-1]
-        return compare(dense, self.llm.forward(tokens)[:-1], tokens[1:]), 0
+        return compare(dense, self.llm.forward(tokens)[:-1], tokens[1:]), len(tokens) - 1

@@ -16,13 +16,28 @@ from typing import Any, Union
 import numpy as np
 import numpy.typing as npt
 
+from ..gguf_file.weights import read_weight_bytes
 from ..llama import Llama
 from ..skip_config import TensorsName
 
-__all__ = ["ATTENTION", "FFN", "FFN_INPUTS", "Costs", "LeftOut", "PerBlock", "PerInput", "byte_costs", "read_costs"]
+__all__ = [
+    "ATTENTION",
+    "BLOCK_KINDS",
+    "FFN",
+    "FFN_INPUTS",
+    "KEYS_AND_VALUES",
+    "Costs",
+    "LeftOut",
+    "PerBlock",
+    "PerInput",
+    "byte_costs",
+    "byte_costs_of",
+    "read_costs",
+]
 
 KEYS_AND_VALUES, ATTENTION, FFN = 0, 1, 2
 FFN_INPUTS = [2, 3]  # of stats.INPUT_KINDS
+BLOCK_KINDS = {"attention": ATTENTION, "ffn": FFN}  # of Block.kind
 
 PerBlock = npt.NDArray[np.float64]
 """float64 [n_layer, 3]: of each layer the keys and values, which other tokens need, the rest of the attention block,
@@ -111,6 +126,23 @@ def byte_costs(per_token: float, blocks: PerBlock) -> Costs:
         blocks: Those of each block.
     """
     return Costs(per_token, blocks, np.ones((len(blocks), 4)), 0.0)
+
+
+def byte_costs_of(llm: Llama, input_bytes: npt.NDArray[np.float64] | None) -> Costs:
+    """Of an open model.
+
+    Args:
+        input_bytes: `Llama.input_bytes`, where channels may be left out. Of blocks of which they may, the bytes count
+            that are read where these are stored by channel.
+    """
+    blocks = np.zeros((llm.n_layer, 3))
+    for block in llm.blocks:
+        blocks[block.layer, BLOCK_KINDS[block.kind]] = block.bytes_per_token - block.bytes_of_cache
+        blocks[block.layer, KEYS_AND_VALUES] += block.bytes_of_cache
+    if input_bytes is not None:
+        stored = input_bytes[:, FFN_INPUTS, 1].sum(axis=1)
+        blocks[:, FFN] = np.where(stored > 0, stored, blocks[:, FFN])
+    return byte_costs(read_weight_bytes(llm.model_path).total, blocks)
 
 
 def read_costs(path: PathLike, llm: Llama) -> Costs:

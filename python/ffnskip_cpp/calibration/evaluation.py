@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..llama import Llama
 from ..measure.policies import all_kept
 from ..measure.quality import Comparison, Quality, Reference, logits_of
-from ..measure.similarity import check_everything
+from ..measure.similarity import check_everything, layer_similarity
 from ..measure.text import Chunk
 from ..memory import available_memory
 from ..skip_config import SkipConfig, TensorsName
@@ -151,9 +151,7 @@ class Evaluator:
         key = ("layer similarity", config, self._digest(chunk))
         found = self._find(key, chunk)
         if found is None:
-            with self._llm.skipping(config), self._llm.trace(layers=True) as trace:
-                self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
-            found = {"layer_similarity": trace.layer_similarity[: len(chunk.rows(self._warm_up_index))]}
+            found = {"layer_similarity": layer_similarity(self._llm, chunk, self._warm_up_index)}
             self._add(found, key, chunk)
         return found["layer_similarity"]
 

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import TargetUnreachableError, UnsupportedModelError
-from ..gguf_file.weights import read_weight_bytes
 from ..llama import Llama
-from ..measure.similarity import LayerSimilarity
+from ..measure.similarity import LayerSimilarity, block_influence
 from ..measure.text import Chunk
 from ..skip_config import SkipConfig
 from .channels import GROWTH, ChannelCandidate, ChannelSearch
 from .choice import TOLERANCE, Row, beats, best, most_within, row_of
-from .costs import ATTENTION, FFN, FFN_INPUTS, KEYS_AND_VALUES, Costs, byte_costs, read_costs
+from .costs import BLOCK_KINDS, FFN, Costs, byte_costs_of, read_costs
 from .effort import EFFORTS, SEARCHED_ROWS, Effort
 from .evaluation import Evaluator, Score
 from .layers import short_gpt, skip_decode
@@ -29,8 +28,6 @@ from .search import Candidate, Model, Search, fixed_set
 from .wanted import MEASURED, Wanted
 
 __all__ = ["Found", "Work"]
-
-KINDS = {"attention": ATTENTION, "ffn": FFN}
 
 RECORDED_TOKENS = 8192  # at most, for the similarities of the dense model
 REACHED_TOKENS = 4096  # at most, for how far its channels reach
@@ -88,13 +85,13 @@ class Work:
         self.notes = notes
 
         input_bytes = self._input_bytes() if wanted.tries("channels") or wanted.tries("blocks+channels") else None
-        n_bytes = _byte_costs(llm, input_bytes)
+        n_bytes = byte_costs_of(llm, input_bytes)
         self.costs = self._found_costs(n_bytes, input_bytes is not None).of(wanted.tensors)
         """What is saved."""
         evaluator.weigh(n_bytes.of(wanted.tensors), self.costs)
         share = self.costs.share_per_block
         self._ffn_share = float(share[:, FFN].sum())
-        whole = frozenset((block.layer, KINDS[block.kind]) for block in llm.blocks if block.skippable)
+        whole = frozenset((block.layer, BLOCK_KINDS[block.kind]) for block in llm.blocks if block.skippable)
         skippable = tuple(sorted(block for block in whole if share[block] > 0))
         self._check_reachable(float(sum(share[block] for block in skippable)))
 
@@ -241,11 +238,7 @@ class Work:
         if not self._wanted.tries("short_gpt"):
             return np.full(self._model.n_layer, np.nan)
         recorded = self._parts.recorded(RECORDED_TOKENS)
-        similarity = np.concatenate([self._evaluator.layer_similarity(chunk) for chunk in recorded])
-        seen = ~np.isnan(similarity).all(axis=0)
-        influence = np.full(self._model.n_layer, np.nan)
-        influence[seen] = 1.0 - np.nanmean(similarity[:, seen], axis=0, dtype=np.float64)
-        return influence
+        return block_influence(np.concatenate([self._evaluator.layer_similarity(chunk) for chunk in recorded]))
 
     def _channel_candidates(self, skip_ratio: float) -> list[ChannelCandidate]:
         """Channels alone, and beside the FFN block that costs least."""
@@ -465,15 +458,3 @@ class Work:
 
 def _out_of_reach(max_kl: float, least: Row) -> str:
     return f"max-kl: {max_kl:g} can't be reached; skipping {least.skip_ratio:.1%} of the weights costs {least.kl:.3g}"
-
-
-def _byte_costs(llm: Llama, input_bytes: npt.NDArray[np.float64] | None) -> Costs:
-    """Of blocks whose channels may be left out, the bytes that are read where they are stored by channel."""
-    blocks = np.zeros((llm.n_layer, 3))
-    for block in llm.blocks:
-        blocks[block.layer, KINDS[block.kind]] = block.bytes_per_token - block.bytes_of_cache
-        blocks[block.layer, KEYS_AND_VALUES] += block.bytes_of_cache
-    if input_bytes is not None:
-        stored = input_bytes[:, FFN_INPUTS, 1].sum(axis=1)
-        blocks[:, FFN] = np.where(stored > 0, stored, blocks[:, FFN])
-    return byte_costs(read_weight_bytes(llm.model_path).total, blocks)

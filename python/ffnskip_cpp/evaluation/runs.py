@@ -6,10 +6,21 @@ DIR/RUN.items.jsonl   a record for each item, in the order of the run; what an i
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Figure", "Run"]
+from ..plain import plain
+from .tasks.base import Record
+
+__all__ = ["Figure", "Run", "dense_of", "read_records", "read_runs", "record_line", "records_of"]
+
+RUN, ITEMS = ".json", ".items.jsonl"
+OF_ITEMS = ("limit", "seed", "scoring", "max_tokens", "n_ctx")  # settings that decide what is asked
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,9 @@ class Run:
     config: dict[str, Any] | None
     """`SkipConfig.asdict()`, what differs from the defaults; None: nothing is skipped."""
     settings: dict[str, Any]
-    """limit, seed, scoring, skip_prompts, warm_up_index, max_tokens, n_ctx, threads."""
+    """limit, seed, scoring, skip_prompts, warm_up_index, max_tokens, n_ctx, threads and others; model_sha256 of the
+    user's file, file_sha256 of another model file, text_sha256 of what a method was found on. None where it means
+    nothing to the run."""
     versions: dict[str, str]
     metrics: dict[str, Figure]
     groups: dict[str, dict[str, Figure]]
@@ -57,3 +70,94 @@ class Run:
     size_ratio: float
     """Of the file, over the user's: 1 but for other files."""
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of plain values; None for NaN."""
+        return plain(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Run:
+        """Of what `as_dict` gave, and perhaps more. Raises KeyError, TypeError or AttributeError where it is no run."""
+        values = {field.name: given[field.name] for field in dataclasses.fields(cls)}
+        values["metrics"] = _figures(values["metrics"])
+        values["groups"] = {name: _figures(figures) for name, figures in values["groups"].items()}
+        return cls(**values)
+
+
+def _figures(given: dict[str, Any]) -> dict[str, Figure]:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return {
+        name: Figure(number(figure["value"]), number(figure["low"]), number(figure["high"]), int(figure["n"]))
+        for name, figure in given.items()
+    }
+
+
+# ---- a folder of results ----
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The finished runs in a folder, in order of their names.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: A file is damaged, or no run.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    return [read_run(path) for path in sorted(folder.glob(f"*{RUN}"))]
+
+
+def read_run(path: Path) -> Run:
+    """Raises as `read_runs`."""
+    try:
+        return Run.of(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no run of an evaluation, or damaged ({error!r})") from error
+
+
+def read_records(folder: Path, run: Run) -> list[Record]:
+    """What each item of a run came to, in its order. None of `speed`, which has no items.
+
+    Raises:
+        ValueError: The file is missing, or a line of it damaged; names the line.
+    """
+    path = folder / f"{run.name}{ITEMS}"
+    if run.task == "speed":
+        return []
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; it has the items of {run.name}{RUN}")
+    return records_of(path, path.read_bytes())
+
+
+def records_of(path: Path, content: bytes) -> list[Record]:
+    """Raises ValueError, with file and line."""
+    return [_record(line, f"{path}:{number}") for number, line in enumerate(content.splitlines(), start=1)]
+
+
+def _record(line: bytes, where: str) -> Record:
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: no record of an item, or damaged: {error}") from error
+
+
+def record_line(record: Record) -> bytes:
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+# ---- what a run is compared with ----
+
+
+def dense_of(run: Run, runs: Iterable[Run]) -> Run | None:
+    """Of some runs the dense one on the same items, with the same settings, as far as they mean anything to it; None
+    where it is not among them."""
+    return next((other for other in runs if other.method == "dense" and _same_items(other, run)), None)
+
+
+def _same_items(dense: Run, run: Run) -> bool:
+    same = (dense.task, dense.data, dense.data_hash, dense.model) == (run.task, run.data, run.data_hash, run.model)
+    wanted = ((dense.settings.get(name), run.settings.get(name)) for name in OF_ITEMS)
+    warm_up = dense.settings.get("warm_up_index")  # decides what is scored of a perplexity, and else nothing
+    return same and all(a == b for a, b in wanted) and warm_up in (None, run.settings.get("warm_up_index"))

@@ -18,8 +18,17 @@ from ..llama import Llama
 from ..progress import Told, nobody
 from ..skip_config import SkipConfig
 from .cold_regions import cold_regions
+from .text import Chunk
 
-__all__ = ["ALWAYS_TRIPS", "NEVER_TRIPS", "LayerSimilarity", "check_everything", "measure_similarity"]
+__all__ = [
+    "ALWAYS_TRIPS",
+    "NEVER_TRIPS",
+    "LayerSimilarity",
+    "block_influence",
+    "check_everything",
+    "layer_similarity",
+    "measure_similarity",
+]
 
 # Thresholds; a cosine is neither below -1 nor above 1.
 ALWAYS_TRIPS = -2.0
@@ -83,3 +92,26 @@ def measure_similarity(llm: Llama, chunks: Sequence[Sequence[int]], progress: To
             values.append(trace.similarity)
             progress(len(chunk))
     return LayerSimilarity.of(np.concatenate(values))
+
+
+# ---- whole layers ----
+
+
+def layer_similarity(llm: Llama, chunk: Chunk, warm_up_index: int) -> npt.NDArray[np.float32]:
+    """Of the dense model: cosine of what goes into a layer and what comes out of it.
+
+    Returns:
+        float32 [n_rows, n_layer], of the tokens of the chunk that may skip; NaN where there is no FFN block to check.
+    """
+    with llm.skipping(check_everything(llm.n_layer, warm_up_index)), llm.trace(layers=True) as trace:
+        llm.forward(chunk.tokens, chunk.eligible(warm_up_index), rows=())
+    return trace.layer_similarity[: len(chunk.rows(warm_up_index))]
+
+
+def block_influence(similarity: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """float64 [n_layer]: 1 - the mean of `layer_similarity`, [n_rows, n_layer] (Men et al. 2024); NaN where there is
+    none."""
+    seen = ~np.isnan(similarity).all(axis=0)
+    influence = np.full(similarity.shape[1], np.nan)
+    influence[seen] = 1.0 - np.nanmean(similarity[:, seen], axis=0, dtype=np.float64)
+    return influence

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from .._core import CHANNEL_TOKENS, find_profile
+from ..benchmark.in_turn import Speed, measure_speed
 from ..errors import ArgumentError
 from ..gguf_file.file_type import file_type
 from ..gguf_file.header import Header, read_headers
@@ -31,7 +32,6 @@ from ..skip_config import SkipConfig
 from .course import Course
 from .quality import Measured, measure_quality
 from .rows import Row
-from .speed import Speed, measure_speed
 from .subjects import of_channels, of_profile, of_quantisations, of_search, sizes_of
 from .texts import BEGINNINGS, QUESTIONS, chat_prompt, is_end, own_text, users_text
 from .trial import Trial

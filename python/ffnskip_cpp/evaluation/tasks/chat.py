@@ -118,10 +118,9 @@ def _dialogue(entry: Entry) -> Dialogue:
 
 
 def write_answers(folder: Path, run: Run, records: Sequence[Record]) -> Path:
-    """The answers of a finished run as FastChat has them, in model_answer/MODEL.jsonl of a folder; that file. The name
-    of a model there has the method and the ratio in it."""
-    ratio = "" if run.skip_ratio_target is None else f"-{run.skip_ratio_target:g}"
-    model = re.sub(r"[^\w.-]", "-", f"{run.model}__{run.method}{ratio}")
+    """The answers of a run as FastChat has them, in model_answer/MODEL.jsonl of a folder; that file. The name of a
+    model there has data, method and settings in it, as the run's has."""
+    model = re.sub(r"[^\w.-]", "-", f"{run.model}__{run.name.removeprefix('chat-')}")
     path = folder / "model_answer" / f"{model}.jsonl"
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as part:
