@@ -41,8 +41,12 @@ class Entry:
         return self.text(key)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """At least one."""
+        """In a list, at least one, and none of them blank."""
         return self._list(key, "texts", lambda given: _text(given, repr(key), self.where))
+
+    def any_texts(self, key: str) -> tuple[str, ...]:
+        """In a list, which may be empty, as may they."""
+        return self._list(key, "texts", lambda given: encodable(given, repr(key), self.where), least=0)
 
     def entries(self, key: str) -> tuple[Entry, ...]:
         """Objects in a list, at least one."""
@@ -52,10 +56,10 @@ class Entry:
         """An object."""
         return self._inner(self.get(key), key)
 
-    def _list(self, key: str, of: str, read: Callable[[Any], Element]) -> tuple[Element, ...]:
+    def _list(self, key: str, of: str, read: Callable[[Any], Element], least: int = 1) -> tuple[Element, ...]:
         given = self.get(key)
-        if not isinstance(given, list) or not given:
-            raise ValueError(f"{self.where}: {key!r} is {reprlib.repr(given)}; a list of {of}, one at least, is right")
+        if not isinstance(given, list) or len(given) < least:
+            raise ValueError(f"{self.where}: {key!r} is {reprlib.repr(given)}; a list of {of} is right")
         return tuple(map(read, given))
 
     def _inner(self, given: Any, key: str) -> Entry:

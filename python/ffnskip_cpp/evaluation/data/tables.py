@@ -90,8 +90,6 @@ def pairs(path: Path) -> list[tuple[str, str, str]]:
 def _divided(line: str, where: str) -> tuple[str, str]:
     left, bar, right = line.rpartition("|")
     question, answer = left.strip(), right.strip()
-    if len(question) > 1 and question[0] == question[-1] == '"' and '"' not in question[1:-1].replace('""', ""):
-        question = question[1:-1].replace('""', '"')  # as in CSV
     if not bar or not question or not answer:
         raise ValueError(f"{where}: no question, bar and answer; `question | answer` is right")
     return question, answer

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, Union
 
 import numpy as np
+import numpy.typing as npt
 
 from ...batches import Completion
 from ...measure.quality import Comparison
@@ -26,14 +27,9 @@ class Item:
     id: str
     """Of this item alone among those of its file, and the same whatever is left out of the file."""
     group: str
-    """Subject, category, length: what figures are given for beside the whole; "" where there is no such thing."""
+    """Subject, category, length: where some items are chosen, as many of each; "" where there is no such thing."""
     where: str
     """file:line, for messages."""
-
-    @property
-    def turn(self) -> str:
-        """What a choice of some items takes turns through."""
-        return self.group
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Record:
 
     id: str
     group: str
+    """What figures are given for beside the whole: the item's, or a wider one."""
     values: dict[str, float]
     """By name, what the task's metrics are made from."""
     n_scored: int
@@ -49,7 +46,8 @@ class Record:
     n_may_skip: int
     """Of these, those that come from a row that may skip."""
     shown: dict[str, Any] = field(default_factory=dict)
-    """What a reader wants to see: the answer, the choice. "text" and "tokens" of what was generated."""
+    """What a reader wants to see. Where the model wrote: "question", "text" ("turns" where there are several),
+    "tokens", and "reference", what is right, where the file has it."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ class Metric:
     percent: bool = False
     """A share, shown in percent."""
 
-    def of(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def of(self, values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Over the last axis."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            quotient = values.sum(axis=-1) / weights.sum(axis=-1)
+            quotient: npt.NDArray[np.float64] = values.sum(axis=-1) / weights.sum(axis=-1)
         return np.exp(quotient) if self.exponential else quotient
 
 
@@ -105,8 +103,8 @@ class Subject(Protocol):
         """Tokens that prompt and answer may have together."""
 
     def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
-        """The rows of a text behind the warm-up, next to the dense model's: the same for all methods. And how many of
-        them may skip."""
+        """Of a text, with the dense model's: its rows that may skip and predict a token of it, and how many predict one
+        besides."""
 
 
 ItemT = TypeVar("ItemT", bound=Item)

@@ -42,7 +42,7 @@ class Choice:
     """Lines of JSON with query, choices and gold. Accuracies are defined as in lm-evaluation-harness."""
 
     name = "choice"
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("acc_norm", "acc_norm", percent=True),  # by likelihood per character
         Metric("acc", "acc", percent=True),
     )

@@ -14,7 +14,7 @@ from .base import Item, Metric, Record, Settings, Subject
 from .generated import COLLAPSE, check_fits, record
 from .ids import content_id, distinct, numbered
 
-__all__ = ["Factoid", "Fact"]
+__all__ = ["Fact", "Factoid"]
 
 PROMPT = "Please give answer to this question: {question} The answer is"
 MAX_TOKENS = 32
@@ -33,7 +33,7 @@ class Factoid:
     """FreebaseQA's JSON and text, TriviaQA's JSON, and lines of JSON with context, answer and aliases."""
 
     name = "factoid"
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         Metric("match", "match", percent=True),
         Metric("exact_match", "exact_match", percent=True),
         Metric("f1", "f1", percent=True),
@@ -62,8 +62,21 @@ class Factoid:
             yield record(item, [answer], values, shown)
 
 
-def _fact(question: str, answers: Sequence[str], where: str) -> Fact:
-    return Fact(content_id(question, *answers), "", where, question, tuple(dict.fromkeys(answers)))
+def _fact(question: str, answers: Sequence[str], where: str, official_id: str | None = None) -> Fact:
+    return Fact(
+        id=official_id or content_id(question, *answers),
+        group="",
+        where=where,
+        question=_unquoted(question.strip()),
+        answers=tuple(dict.fromkeys(answers)),
+    )
+
+
+def _unquoted(question: str) -> str:
+    """Trivia were collected from CSV files, whose quotes are still there: "Which ""Duke"" ...?"."""
+    inner = question[1:-1]
+    quoted = len(question) > 2 and question[0] == question[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else question
 
 
 def _of_prompt(entry: Entry) -> Fact:
@@ -72,7 +85,7 @@ def _of_prompt(entry: Entry) -> Fact:
     question = question[: -len(BEHIND)] if question.endswith(BEHIND) else question
     if not question.strip():
         raise ValueError(f"{entry.where}: no question in 'context'; `{BEFORE} ...\\n{BEHIND}` is right")
-    return _fact(question.strip(), (entry.text("answer"), *entry.texts("aliases")), entry.where)
+    return _fact(question, (entry.text("answer"), *entry.any_texts("aliases")), entry.where)
 
 
 def _of_freebase(entry: Entry) -> Fact:
@@ -80,13 +93,16 @@ def _of_freebase(entry: Entry) -> Fact:
         name
         for parse in entry.entries("Parses")
         for answer in parse.entries("Answers")
-        for name in answer.texts("AnswersName")
+        for name in answer.any_texts("AnswersName")
+        if name.strip()
     ]
-    return Fact(entry.id("Question-ID"), "", entry.where, entry.text("RawQuestion"), tuple(dict.fromkeys(answers)))
+    if not answers:
+        raise ValueError(f"{entry.where}: no name in any of the 'AnswersName'; one at least is right")
+    return _fact(entry.text("RawQuestion"), answers, entry.where, entry.id("Question-ID"))
 
 
 def _of_trivia(entry: Entry) -> Fact:
     """Its normalised aliases are what our own normalisation makes of the others."""
     answer = entry.entry("Answer")
-    answers = (answer.text("Value"), *answer.texts("Aliases"))
-    return Fact(entry.id("QuestionId"), "", entry.where, entry.text("Question"), tuple(dict.fromkeys(answers)))
+    answers = (answer.text("Value"), *answer.any_texts("Aliases"))
+    return _fact(entry.text("Question"), answers, entry.where, entry.id("QuestionId"))
