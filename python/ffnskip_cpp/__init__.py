@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .calibration import Calibration, calibrate
     from .channels import ChannelsFile, write_channels
     from .conversion import convert
+    from .evaluation import Evaluation, evaluate
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -52,6 +53,7 @@ __all__ = [
     "ChannelsFile",
     "DecodeError",
     "DraftStats",
+    "Evaluation",
     "FfnSkipError",
     "Inspection",
     "Llama",
@@ -77,6 +79,7 @@ __all__ = [
     "cmake_prefix",
     "convert",
     "demo_model",
+    "evaluate",
     "inspect",
     "quantize",
     "read_profile",
@@ -91,6 +94,7 @@ _LAZY = {
     "BenchmarkRow": "benchmark",
     "Calibration": "calibration",
     "ChannelsFile": "channels",
+    "Evaluation": "evaluation",
     "Inspection": "inspection",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial",
@@ -99,6 +103,7 @@ _LAZY = {
     "bench": "benchmark",
     "calibrate": "calibration",
     "convert": "conversion",
+    "evaluate": "evaluation",
     "inspect": "inspection",
     "quantize": "gguf_file.quantization",
     "try_model": "trial",

@@ -57,6 +57,7 @@ def test_help_of_each_command_has_worked_examples_that_parse(command, capsys):
 def test_every_command_takes_its_model_by_place_or_by_option(command):
     parser = cli._parser(command)
     needed = {"calibrate": ["--text", "t"], "analyze": ["--text", "t", "-o", "d"], "convert": ["-o", "m.gguf"]}
+    needed["eval"] = ["--task", "choice", "-o", "d"]
     for words in (["a.gguf"], ["-m", "a.gguf"], ["--model", "a.gguf"]):
         args = parser.parse_args([command, *words, *needed.get(command, [])])
         take_model(args)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .._core import CHANNEL_TOKENS
+from ..files import PathLike
 from ..llama import Llama
 from ..llama_cpp_internals import model_address
 from ..skip_config import SkipConfig
@@ -37,6 +38,8 @@ class Speed:
     first_token_seconds: float
     first_token: float
     """The dense model's time to the first token of a prompt over this one's; of a few evaluations the fastest."""
+    skip_ratio: float = 0.0
+    """Of these tokens, as `SkipStats` has it."""
 
 
 def measure_speed(
@@ -46,6 +49,7 @@ def measure_speed(
     tokens: Sequence[int],
     n_threads: int,
     is_over: Callable[[], bool] = lambda: False,
+    lora: PathLike | None = None,
 ) -> Iterator[list[Speed]]:
     """What is known of each subject after each turn. The first is None, the dense model: plain llama.cpp, without our
     callback.
@@ -56,25 +60,34 @@ def measure_speed(
 
     Args:
         tokens: At least a turn of them; those behind the last whole turn are left out.
+        lora: An adapter that all have: FILE or FILE:SCALE.
     """
     test = Test(n_prompt=len(prompt), n_gen=len(tokens))
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet(False))
-        runners = _open(stack, llm, subjects, test, n_threads)
+        runners = _open(stack, llm, subjects, test, n_threads, lora)
         prompts = _first_tokens(runners, list(prompt), is_over)
         _find_thresholds(runners, list(prompt))
         for generated in _in_turn(runners, tokens, len(prompt), is_over):
-            yield [_speed(generated[0], generated[i], prompts[0], prompts[i]) for i in range(len(subjects))]
+            yield [
+                replace(_speed(generated[0], generated[i], prompts[0], prompts[i]), skip_ratio=runner.skip_ratio)
+                for i, runner in enumerate(runners)
+            ]
 
 
 def _open(
-    stack: contextlib.ExitStack, llm: Llama, subjects: Sequence[SkipConfig | Llama | None], test: Test, n_threads: int
+    stack: contextlib.ExitStack,
+    llm: Llama,
+    subjects: Sequence[SkipConfig | Llama | None],
+    test: Test,
+    n_threads: int,
+    lora: PathLike | None,
 ) -> list[Runner]:
     """In the order of the subjects; those of one model share its weights."""
     runners: list[Runner] = []
     for subject in subjects:
         model = subject if isinstance(subject, Llama) else llm
-        options = Options(model_path=model.model_path)
+        options = Options(model_path=model.model_path, lora=lora)
         setting = Setting("", subject if isinstance(subject, SkipConfig) else None)
         opened = open_runners(model_address(model), [setting], test, n_threads, options)
         runners += stack.enter_context(opened)
@@ -95,7 +108,8 @@ def _first_tokens(runners: Sequence[Runner], prompt: list[int], is_over: Callabl
 
 
 def _find_thresholds(runners: Sequence[Runner], prompt: list[int]) -> None:
-    """Settings that find thresholds in generated tokens take the last ones of the prompt for such."""
+    """Settings that find thresholds in generated tokens take the last ones of the prompt for such. What comes then
+    counts."""
     for runner in runners:
         if runner.finds_thresholds:
             runner.reset(None)
@@ -103,6 +117,7 @@ def _find_thresholds(runners: Sequence[Runner], prompt: list[int]) -> None:
             runner.prompt(prompt[:n], 0)
             for i, token in enumerate(prompt[n:]):
                 runner.generated([token], n + i)
+        runner.reset_stats()
 
 
 def _in_turn(

@@ -64,6 +64,14 @@ class Runner:
     def close(self) -> None:
         llama_cpp.llama_free(self.ctx)
 
+    @property
+    def skip_ratio(self) -> float:
+        """Of the generated tokens, as `SkipStats` has it."""
+        return 0.0
+
+    def reset_stats(self) -> None:
+        pass
+
     def state(self) -> Any:
         """What the context holds, for `reset` of any runner over the same model."""
         size = llama_cpp.llama_state_seq_get_size(self.ctx, 0)
@@ -132,6 +140,13 @@ class SkippingRunner(Runner):
         except UnsupportedModelError:
             self.close()
         return self.controller.hooked
+
+    @property
+    def skip_ratio(self) -> float:
+        return self.controller.stats.skip_ratio
+
+    def reset_stats(self) -> None:
+        self.controller.reset_stats()
 
     def prompt(self, tokens: Sequence[int], position: int) -> None:
         self._session.decode(tokens, position)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..progress import progress_bar
 from .options import Options, Test
-from .runners import Runner, SkippingRunner
+from .runners import Runner
 
 __all__ = ["time_test"]
 
@@ -36,8 +36,7 @@ def time_test(
     if options.warm_up:  # touches all memory, learns graphs
         _repeat(runners, test, pieces[:2], state, position, 0, lambda: None)
     for runner in runners:
-        if isinstance(runner, SkippingRunner):
-            runner.controller.reset_stats()
+        runner.reset_stats()
     show = False if options.verbose else options.progress  # a bar would get lost between the lines of the log
     unit = "prompts" if test.n_prompt else "tokens"
     with progress_bar(test.name, options.repetitions * len(pieces), unit=unit, show=show) as bar:

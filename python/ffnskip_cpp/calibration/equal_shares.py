@@ -57,9 +57,7 @@ class EqualShares:
             raise TargetUnreachableError(
                 f"skip-ratio: channels can't leave out {ratio:g} of the FFN's bytes; at most {self._inputs.most():.3g}"
             )
-        return SkipConfig(
-            "channels", channel_thresholds=thresholds.ravel().tolist(), warm_up_index=self._warm_up_index
-        )
+        return SkipConfig("channels", channel_thresholds=thresholds.ravel().tolist(), warm_up_index=self._warm_up_index)
 
     def _saved(self, config: SkipConfig) -> float:
         """Of the bytes of the FFN's channels, by the tokens of the text that may skip."""

@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate": ("calibrate", "find out what to skip in a model, and write its profile"),
     "run": ("run", "run a llama.cpp program with skipping"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
+    "eval": ("eval", "measure what skipping costs on tasks, the paper's and others"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
     "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
     "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),

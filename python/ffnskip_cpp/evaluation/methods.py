@@ -21,6 +21,9 @@ DENSE = "dense"
 RATIO_METHODS = ("ffn_skip", "random", "random_adaptive_region", "short_gpt", "skip_decode", "channels")
 """Each is crossed with the skip ratios."""
 
+WHOLE_LAYERS = ("short_gpt", "skip_decode")
+"""Those that have no warm-up."""
+
 PROFILE_ENDINGS = (".ffnskip.gguf", ".gguf")
 VOCABULARY = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens")
 
@@ -43,7 +46,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Asked:
-    """A method as it was asked for; what it skips depends on the model, and perhaps on a text (settings.py)."""
+    """A method as it was asked for; what it skips depends on the model, and perhaps on a text (making.py)."""
 
     name: str
     ratio: float | None = None
@@ -54,7 +57,9 @@ class Asked:
 
     @property
     def label(self) -> str:
-        return self.name.partition(":")[2] or self.name if self.ratio is None else f"{self.name} {100 * self.ratio:.3g} %"
+        if self.ratio is not None:
+            return f"{self.name} {100 * self.ratio:.3g} %"
+        return self.name.replace(":", " ") if self.skips else self.name.rpartition(":")[2]
 
     @property
     def has_ratio(self) -> bool:
@@ -64,6 +69,16 @@ class Asked:
     def is_file(self) -> bool:
         """Another model file."""
         return self.path is not None and self.skip is None
+
+    @property
+    def skips(self) -> bool:
+        return self.name != DENSE and not self.is_file
+
+    @property
+    def has_warm_up(self) -> bool:
+        if self.skip is not None:
+            return self.skip.policy != "skip_decode" and not self.skip.every_row
+        return self.skips and self.name not in WHOLE_LAYERS
 
 
 def asked_methods(names: Sequence[PathLike], ratios: Sequence[float] | None, model: Path) -> list[Asked]:
@@ -123,11 +138,13 @@ def _of_file(name: PathLike, model: Path) -> Asked:
 
 def _stem(path: Path) -> str:
     ending = next((ending for ending in PROFILE_ENDINGS if path.name.endswith(ending)), "")
-    return path.name[: len(path.name) - len(ending)]
+    return path.name.removesuffix(ending)
 
 
 def _check_vocabulary(header: Header, model: Header) -> None:
     """The same tokens, or no text is the same to both."""
     own, others = ({e.key: e.raw for e in h.entries if e.key in VOCABULARY} for h in (model, header))
     if own != others:
-        raise ValueError(f"method: {header.path} has another vocabulary than {model.path.name}; give a file of its model")
+        raise ValueError(
+            f"method: {header.path} has another vocabulary than {model.path.name}; give a file of its model"
+        )

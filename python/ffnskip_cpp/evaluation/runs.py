@@ -56,9 +56,9 @@ class Run:
     config: dict[str, Any] | None
     """`SkipConfig.asdict()`, what differs from the defaults; None: nothing is skipped."""
     settings: dict[str, Any]
-    """limit, seed, scoring, skip_prompts, warm_up_index, max_tokens, n_ctx, threads, and others that decide the outcome:
-    model_sha256, and file_sha256 and text_sha256 of another model file and of the text that a method was found on.
-    None, where it means nothing to the run."""
+    """limit, seed, scoring, skip_prompts, warm_up_index, max_tokens, n_ctx, threads and others; model_sha256 of the
+    user's file, file_sha256 of another model file, text_sha256 of what a method was found on. None where it means
+    nothing to the run."""
     versions: dict[str, str]
     metrics: dict[str, Figure]
     groups: dict[str, dict[str, Figure]]

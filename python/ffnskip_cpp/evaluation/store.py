@@ -4,8 +4,8 @@ Beside the files of a finished run (runs.py) there is, as long as it is not fini
 
     DIR/RUN.begun         what the run is of, and how far it is known to be right
 
-Records are appended as they come. From time to time a run says that all of them count (`Journal.keep`); what an interrupted
-run has behind that, a torn line perhaps, is dropped when it goes on, and measured again.
+Records are appended as they come. From time to time a run says that all of them count (`Journal.keep`); what an
+interrupted run has behind that, a torn line perhaps, is dropped when it goes on, and measured again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import whole_file
 from ..plain import plain
+from .facts import Facts
 from .runs import ITEMS, RUN, Run, read_records, read_run, record_line, records_of
 from .subject import Counts
 from .tasks.base import Record
@@ -29,14 +30,12 @@ from .tasks.base import Record
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Facts", "Journal", "Store", "open_store"]
-
-Facts = Mapping[str, Any]
-"""Of a run, the fields of `Run` that are known before it begins; plain values."""
+__all__ = ["Journal", "Store", "open_store"]
 
 BEGUN = ".begun"
+STATE = ("n_items", "n_bytes", "seconds", "counts")
 DECIDES_NOTHING = ("label", "threads")
-"""Of facts and of settings: records with others of these go together. But the speed of a run with other threads is another."""
+"""Of facts and of settings: records with others of these go together. But with other threads the speed is another."""
 
 
 @contextlib.contextmanager
@@ -84,6 +83,13 @@ class Store:
                 f"{self.folder}: {facts['name']} is there already and differs: {'; '.join(differing)}. Give another "
                 "folder, or remove the files of that run"
             )
+
+    def n_done(self, name: str, n_items: int) -> int:
+        """Items of a run of so many that need not be asked again."""
+        if self._path(name, RUN).exists():
+            return n_items
+        path = self._path(name, BEGUN)
+        return int(_begun(path)["n_items"]) if path.exists() else 0
 
     def finished(self, name: str) -> Run | None:
         path = self._path(name, RUN)
@@ -148,6 +154,7 @@ class Journal:
     def _write_state(self) -> None:
         state = {
             "facts": self._facts,
+            "n_items": len(self.records),
             "n_bytes": self._file.tell(),
             "seconds": self.seconds,
             "counts": vars(self.counts),
@@ -160,7 +167,7 @@ def _begun(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         Counts(**state["counts"])
-        return {"facts": dict(state["facts"]), **{name: state[name] for name in ("n_bytes", "seconds", "counts")}}
+        return {"facts": dict(state["facts"]), **{name: state[name] for name in STATE}}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error!r}); remove it to begin that run anew") from error
 

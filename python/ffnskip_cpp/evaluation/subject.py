@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..batches import Completion
 from ..generation import prompt_tokens
 from ..llama import Llama
@@ -18,8 +16,8 @@ from ..measure.quality import Comparison, compare
 from ..scoring import Score, divided
 from ..skip_config import SkipConfig
 from ..stats import SkipStats
+from .making import WARM_UP
 from .methods import Method
-from .settings import WARM_UP
 from .tasks.base import Prompt
 
 __all__ = ["Counts", "ModelSubject", "Options"]
@@ -130,14 +128,15 @@ class ModelSubject:
             The rows, which may be none, and how many of them may skip.
         """
         warm_up = WARM_UP if self._options.warm_up_index is None else self._options.warm_up_index
-        rows = np.arange(warm_up, max(len(tokens) - 1, warm_up))
+        rows = list(range(warm_up, len(tokens) - 1))
         with self._dense.dense():
             dense = other = self._dense.forward(tokens, rows=rows)
         if self.method.skip is not None or self.method.model is not None:
             with self._counted():
                 other = self._llm.forward(tokens, rows=rows)
+        n_full = len(tokens) if self.method.skip is None else _n_full(self.method.skip)
         compared = compare(dense, other, [tokens[i + 1] for i in rows])
-        return compared, int((rows >= _n_full(self.method.skip)).sum()) if self.method.skip is not None else 0
+        return compared, sum(i >= n_full for i in rows)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:

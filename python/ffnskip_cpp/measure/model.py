@@ -38,6 +38,7 @@ def open_model(
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     lora: PathLike | None = None,
+    must_skip: bool = True,
 ) -> Llama:
     """
     Args:
@@ -45,6 +46,7 @@ def open_model(
         n_threads: None: all processors.
         n_gpu_layers: Layers on the GPU; -1: all.
         lora: FILE or FILE:SCALE.
+        must_skip: Refuse a model that can't.
     Raises:
         ValueError: The model can't be loaded or can't skip (`UnsupportedModelError`).
     """
@@ -61,7 +63,7 @@ def open_model(
         verbose=False,
         **adapter,
     )
-    if llm.why_dense is not None:
+    if must_skip and llm.why_dense is not None:
         llm.close()
         raise UnsupportedModelError(llm.why_dense)
     return llm

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.equal_shares import EqualShares
-from ..errors import ArgumentError, TargetUnreachableError, UnsupportedModelError
+from ..errors import ArgumentError, TargetUnreachableError
 from ..llama import Llama
 from ..measure.similarity import block_influence, layer_similarity
 from ..measure.text import MIN_TOKENS, N_CTX, Chunk, Text, chunks_of_text
 from ..skip_config import SkipConfig
 from .methods import Asked, Method
 
-__all__ = ["WARM_UP", "SettingsMaker", "finds_on_text", "ignores_warm_up"]
+__all__ = ["WARM_UP", "SettingsMaker", "finds_on_text"]
 
 WARM_UP = SkipConfig().warm_up_index
 TEXT_TOKENS = 4096  # at most, that settings are found on
@@ -30,10 +30,6 @@ def finds_on_text(asked: Asked, *, has_text: bool) -> bool:
     return asked.name in ("short_gpt", "channels") and has_text
 
 
-def ignores_warm_up(config: SkipConfig | None) -> bool:
-    return config is None or config.policy == "skip_decode" or config.every_row
-
-
 class SettingsMaker:
     """
     Args:
@@ -44,8 +40,9 @@ class SettingsMaker:
 
     def __init__(self, llm: Llama, texts: Sequence[Text], warm_up_index: int | None, seed: int):
         self._llm, self._texts = llm, texts
-        self._warm_up = {} if warm_up_index is None else {"warm_up_index": warm_up_index}
-        self._warm_up_index = WARM_UP if warm_up_index is None else warm_up_index
+        self._given = {} if warm_up_index is None else {"warm_up_index": warm_up_index}
+        self._usual = SkipConfig().replace(**self._given)
+        self._warm_up_index = self._usual.warm_up_index
         self._seed = seed
 
     def method(self, asked: Asked, known: SkipConfig | None = None) -> Method:
@@ -66,15 +63,15 @@ class SettingsMaker:
 
     def _config(self, asked: Asked) -> SkipConfig:
         if asked.skip is not None:
-            return asked.skip if ignores_warm_up(asked.skip) else asked.skip.replace(**self._warm_up)
+            return asked.skip.replace(**self._given) if asked.has_warm_up else asked.skip
         ratio = asked.ratio
         if ratio is None:
             raise TypeError(f"{asked.name} takes a ratio")
         make: dict[str, Callable[[], SkipConfig]] = {
-            "ffn_skip": lambda: SkipConfig(skip_ratio=ratio, **self._warm_up),
-            "random": lambda: SkipConfig("random", skip_ratio=ratio, seed=self._seed, **self._warm_up),
-            "random_adaptive_region": lambda: SkipConfig(
-                "random", region="adaptive", skip_ratio=ratio, seed=self._seed, **self._warm_up
+            "ffn_skip": lambda: self._usual.replace(skip_ratio=ratio),
+            "random": lambda: self._usual.replace(policy="random", skip_ratio=ratio, seed=self._seed),
+            "random_adaptive_region": lambda: self._usual.replace(
+                policy="random", region="adaptive", skip_ratio=ratio, seed=self._seed
             ),
             "skip_decode": lambda: SkipConfig("skip_decode", skip_ratio=ratio),
             "short_gpt": lambda: self._short_gpt(ratio),
@@ -115,7 +112,8 @@ class SettingsMaker:
 
     def _short_gpt(self, ratio: float) -> SkipConfig:
         """The share of the layers, whole ones, that have the lowest influence."""
-        whole = set.intersection(*({b.layer for b in self._llm.blocks if b.kind == kind and b.skippable} for kind in KINDS))
+        skippable = [(block.kind, block.layer) for block in self._llm.blocks if block.skippable]
+        whole = {il for il in range(self._llm.n_layer) if {("attention", il), ("ffn", il)} <= set(skippable)}
         order = [il for il in np.argsort(self._influence, kind="stable").tolist() if il in whole]
         usable = [il for il in order if np.isfinite(self._influence[il])]
         n = math.floor(ratio * self._llm.n_layer + 0.5)
@@ -127,7 +125,4 @@ class SettingsMaker:
 
     def _channels(self, ratio: float) -> SkipConfig:
         """Without a text each text's first tokens tell the thresholds."""
-        return self._shares.saving(ratio) if self._texts else SkipConfig("channels", skip_ratio=ratio, **self._warm_up)
-
-
-KINDS = ("attention", "ffn")
+        return self._shares.saving(ratio) if self._texts else self._usual.replace(policy="channels", skip_ratio=ratio)
