@@ -71,9 +71,9 @@ class JudgedRun:
     """By criterion and OVERALL; empty where each answer was graded by itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Judgement:
-    """What DIR/judge/NAME.json holds."""
+    """What DIR/judge/NAME.json holds. Its repr is the table to read."""
 
     name: str
     judge: str
@@ -94,12 +94,19 @@ class Judgement:
     tokens_in: int
     tokens_out: int
     """Of these replies, as the server counted them."""
+    errors: tuple[str, ...]
+    """Of the requests that failed, each once."""
     versions: dict[str, str]
     runs: tuple[JudgedRun, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Of plain values; None for NaN."""
         return plain(self)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        from .page import page
+
+        return page(self)
 
 
 def read_judgements(directory: PathLike) -> tuple[Judgement, ...]:
@@ -124,7 +131,8 @@ def _read(path: Path) -> Judgement:
     try:
         fields = json.loads(path.read_bytes())
         runs = tuple(_run(run) for run in fields["runs"])
-        return Judgement(**{**fields, "runs": runs, "answered_by": tuple(fields["answered_by"])})
+        texts = {name: tuple(fields[name]) for name in ("answered_by", "errors")}
+        return Judgement(**{**fields, **texts, "runs": runs})
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever else lies there
         raise ValueError(f"{path}: is no judgement ({error}); ffnskip judge writes it anew") from error
 
