@@ -118,22 +118,21 @@ class Asker:
         """The conversation until there are grades, or no more retries. LookupError where it would have to ask."""
         messages: list[Message] = [{"role": "user", "content": prompt.text}]
         replies: list[Reply] = []
-        for _ in range(self._max_retries + 1):
-            replies.append(self._reply(messages, ask))
+        while True:
+            key = key_of(self._endpoint.model, messages, PARAMETERS)
+            reply = self._replies.get(key)
+            if reply is None and len(replies) > self._max_retries:
+                return Verdict(None, tuple(replies))
+            if reply is None and not ask:
+                raise LookupError(key)
+            replies.append(reply or self._ask(key, messages))
             try:
                 return Verdict(_grades(replies[-1], prompt), tuple(replies))
             except InvalidReplyError as error:
                 messages.append({"role": "assistant", "content": replies[-1].text[-KEPT:]})
                 messages.append({"role": "user", "content": self._templates.invalid(prompt, str(error))})
-        return Verdict(None, tuple(replies))
 
-    def _reply(self, messages: Sequence[Message], ask: bool) -> Reply:
-        key = key_of(self._endpoint.model, messages, PARAMETERS)
-        reply = self._replies.get(key)
-        if reply is not None:
-            return reply
-        if not ask:
-            raise LookupError(key)
+    def _ask(self, key: str, messages: Sequence[Message]) -> Reply:
         if self._ended is not None:
             raise FailedRequestError(f"not asked: {self._ended}")
         try:
@@ -141,9 +140,9 @@ class Asker:
         except FailedRequestError as error:
             self._count_failure(error)
             raise
-        self._replies.add(key, reply)
         with self._lock:
             self._failed_in_a_row = 0
+        self._replies.add(key, reply)
         return reply
 
     def _count_failure(self, error: FailedRequestError) -> None:

@@ -58,11 +58,15 @@ class Endpoint:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise ArgumentError(f"url: {shown_url(url)!r} is no address; one like http://127.0.0.1:8000/v1 is right")
         self.model = model
+        self._url = shown_url(url)
         self._secrets = [secret for secret in (api_key, urlsplit(url).password) if secret and len(secret) >= SECRET]
         self._openai = openai
         self._client = openai.OpenAI(base_url=url, api_key=api_key or NO_KEY, max_retries=max_retries, timeout=timeout)
         self._parameters: dict[str, Any] = dict(PARAMETERS)
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._client.close()
 
     def reply(self, messages: Sequence[Message]) -> Reply:
         """What the judge says.
@@ -83,7 +87,9 @@ class Endpoint:
                 self._openai.PermissionDeniedError,
                 self._openai.NotFoundError,
             ) as error:
-                raise FailedRequestError(self._worded(error), final=True) from error
+                hint = "; the address of most servers ends in /v1" if error.status_code == 404 else ""
+                message = f"{self._url} refuses to judge: {self._worded(error)}{hint}"
+                raise FailedRequestError(message, final=True) from error
             except (self._openai.OpenAIError, json.JSONDecodeError) as error:
                 raise FailedRequestError(self._worded(error)) from error
 

@@ -31,7 +31,9 @@ def grades_of(reply: str, prompt: Prompt) -> Grades:
         raise InvalidReplyError("it is empty")
     try:
         given = json.loads(line, object_pairs_hook=_object)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except InvalidReplyError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise InvalidReplyError(f"its last line, {_short(line)}, is no JSON object") from error
     if not isinstance(given, dict):
         raise InvalidReplyError(f"its last line, {_short(line)}, is no JSON object")

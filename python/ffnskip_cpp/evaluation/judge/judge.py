@@ -9,6 +9,7 @@ asks for what is missing alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,13 +88,12 @@ def judge(
 
 def _judged(wanted: Wanted) -> Judgement:
     templates = read_templates(wanted.prompts, wanted.criteria)
+    runs = judged_runs(wanted.directory, wanted.reference, wanted.limit)
+    graded = {judged.run.name: list(_graded(judged, templates)) for judged in runs}
     endpoint = Endpoint(
         wanted.url, wanted.model, wanted.api_key, max_retries=wanted.max_retries, timeout=wanted.timeout
     )
-    runs = judged_runs(wanted.directory, wanted.reference, wanted.limit)
-    graded = {judged.run.name: list(_graded(judged, templates)) for judged in runs}
-    wanted.folder.mkdir(exist_ok=True)
-    with open_replies(wanted.folder / REPLIES) as replies:
+    with contextlib.closing(endpoint), open_replies(wanted.folder / REPLIES) as replies:
         asker = Asker(endpoint, templates, replies, max_retries=wanted.max_retries)
         verdicts = _verdicts(wanted, asker, [each.prompt for of_run in graded.values() for each in of_run])
         judgement = Judgement(
@@ -101,7 +101,7 @@ def _judged(wanted: Wanted) -> Judgement:
             judge=wanted.model,
             url=shown_url(wanted.url),
             mode=wanted.mode,
-            against=wanted.reference,
+            against=wanted.reference_name,
             prompts_hash=templates.hash,
             limit=wanted.limit,
             versions={"ffnskip_cpp": __version__, "openai": openai_version()},

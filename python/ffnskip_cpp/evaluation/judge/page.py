@@ -29,11 +29,9 @@ def page(judgement: Judgement) -> str:
 
 
 def _heading(judgement: Judgement) -> str:
-    how = (
-        "each answer by itself" if judgement.against is None else f"beside those of {judgement.against}, in both orders"
-    )
-    cost = f"{judgement.replies:,} replies; {judgement.tokens_in:,} tokens in, {judgement.tokens_out:,} out"
-    return textwrap.fill(f"graded by {judgement.judge}, {how}; {cost}", WIDTH)
+    how = "by itself" if judgement.against is None else f"beside that of {judgement.against}, in both orders"
+    cost = f"{judgement.replies:,} replies, {judgement.tokens_in:,} tokens in and {judgement.tokens_out:,} out"
+    return textwrap.fill(f"{judgement.judge} grades each answer {how}; {cost}", WIDTH)
 
 
 def _grades(runs: Sequence[JudgedRun]) -> tuple[list[str], list[list[str]]]:
@@ -74,7 +72,10 @@ def _counts(run: JudgedRun) -> list[str]:
 
 
 def _criteria(runs: Sequence[JudgedRun]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.figures if name != OVERALL))
+    """Those that all items were graded by; questions of several kinds have others each, too many for a table."""
+    n = [run.figures[OVERALL].n if run.figures else 0 for run in runs]
+    names = dict.fromkeys(name for run in runs for name in run.figures if name != OVERALL)
+    return [name for name in names if [run.figures[name].n if name in run.figures else 0 for run in runs] == n]
 
 
 def _interval(figure: Figure | None) -> str:
@@ -104,3 +105,4 @@ def _notes(judgement: Judgement) -> Iterator[str]:
     if failed:
         why = "; ".join(judgement.errors)
         yield f"{failed} items do not count yet, since requests failed ({why}). Judge again to ask for them."
+    yield f"By criterion and item: judge/{judgement.name}.json; what was said: judge/{judgement.name}.verdicts.jsonl."

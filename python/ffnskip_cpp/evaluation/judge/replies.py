@@ -81,12 +81,13 @@ def _append(file: io.FileIO, line: bytes) -> None:
 
 @contextlib.contextmanager
 def open_replies(path: Path) -> Iterator[Replies]:
-    """The file is made if it is missing; a last line that a killed process left torn is taken off.
+    """The file and its folder are made if they are missing; a last line that a killed process left torn is taken off.
 
     Raises:
         ValueError: Another process has it open; a line is no reply, the message names it.
         OSError: It can't be read or written.
     """
+    path.parent.mkdir(exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

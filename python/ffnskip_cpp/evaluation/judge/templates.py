@@ -42,7 +42,7 @@ NAMES = {
 }
 FILES = (*NAMES, "criteria")
 
-PLACE = re.compile(r"\{(\w+)\}")
+PLACE = re.compile(r"\{(\w+)\}(\n*)")
 CRITERION = re.compile(r"(\w+):\s*(\S.*)")
 HEAD = re.compile(r"criteria:\s*(\w+(?:\s*,\s*\w+)*)\s*")
 
@@ -174,7 +174,7 @@ def _paths(folder: PathLike | None) -> dict[str, Path]:
 def _check_names(path: Path, text: str, allowed: Sequence[str]) -> None:
     names = [name.lstrip("!") for name in allowed]
     for number, line in enumerate(text.split("\n"), start=1):
-        for name in PLACE.findall(line):
+        for name, _ in PLACE.findall(line):
             if name not in names:
                 there = ", ".join(f"{{{name}}}" for name in names) or "none"
                 raise ValueError(f"{path}:{number}: {{{name}}} stands for nothing here; there are {there}")
@@ -226,5 +226,5 @@ def _turns(texts: Sequence[str]) -> str:
 
 
 def _filled(template: str, values: dict[str, str]) -> str:
-    """In one go: braces in what is put in are not looked at."""
-    return PLACE.sub(lambda found: values[found[1]], template)
+    """In one go, so that braces in what is put in are not looked at. Line ends behind an empty one go with it."""
+    return PLACE.sub(lambda found: values[found[1]] and values[found[1]] + found[2], template)

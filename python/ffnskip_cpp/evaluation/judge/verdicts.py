@@ -121,7 +121,6 @@ def read_judgements(directory: PathLike) -> tuple[Judgement, ...]:
 def write_judgement(directory: PathLike, judgement: Judgement) -> Path:
     """Writes it into the folder's judge/, in place of one of the same name. Returns its path."""
     path = Path(directory, FOLDER, f"{judgement.name}.json")
-    path.parent.mkdir(exist_ok=True)
     with whole_file(path) as part:
         part.write_text(json.dumps(judgement.as_dict(), indent=1) + "\n", encoding="utf-8")
     return path

@@ -68,6 +68,10 @@ class Wanted:
         return None if self.mode == "single" else self.against or DENSE
 
     @property
+    def reference_name(self) -> str | None:
+        return None if self.reference is None else Path(self.reference).name
+
+    @property
     def api_key(self) -> str | None:
         """Raises ArgumentError where a variable was named that is not set."""
         key = os.environ.get(self.api_key_env or API_KEY)
@@ -83,7 +87,7 @@ class Wanted:
     def name(self) -> str:
         """Of the files: what tells this judgement from others of the folder."""
         parts = [self.model, self.mode]
-        parts += [] if self.reference is None else [Path(self.reference).name]
+        parts += [] if self.reference_name is None else [self.reference_name]
         parts += [] if self.criteria is None else ["+".join(self.criteria)]
         parts += [] if self.prompts is None else [Path(self.prompts).resolve().name]
         return "-".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts)
