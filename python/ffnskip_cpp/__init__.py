@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .channels import ChannelsFile, write_channels
     from .conversion import convert
     from .evaluation import Evaluation, evaluate
+    from .evaluation.judge.judge import judge
+    from .evaluation.judge.verdicts import Judgement
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -56,6 +58,7 @@ __all__ = [
     "Evaluation",
     "FfnSkipError",
     "Inspection",
+    "Judgement",
     "Llama",
     "ModelFile",
     "Profile",
@@ -81,6 +84,7 @@ __all__ = [
     "demo_model",
     "evaluate",
     "inspect",
+    "judge",
     "quantize",
     "read_profile",
     "try_model",
@@ -96,6 +100,7 @@ _LAZY = {
     "ChannelsFile": "channels",
     "Evaluation": "evaluation",
     "Inspection": "inspection",
+    "Judgement": "evaluation.judge.verdicts",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial",
     "TrialInterrupted": "trial",
@@ -105,6 +110,7 @@ _LAZY = {
     "convert": "conversion",
     "evaluate": "evaluation",
     "inspect": "inspection",
+    "judge": "evaluation.judge.judge",
     "quantize": "gguf_file.quantization",
     "try_model": "trial",
     "write_channels": "channels",

@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "eval": ("eval", "measure what skipping costs on tasks, the paper's and others"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
+    "judge": ("judge", "have the texts of evaluated runs graded by another model"),
     "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
     "profile": ("profile", "show or change the skip profile of a model, or put it into the model file"),
     "convert": ("convert", "convert a Hugging Face checkpoint to GGUF"),
