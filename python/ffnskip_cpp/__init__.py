@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .evaluation.judge.judge import judge
     from .evaluation.judge.verdicts import Judgement
+    from .evaluation.report import EvaluationReport, report_evaluation
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -56,6 +57,7 @@ __all__ = [
     "DecodeError",
     "DraftStats",
     "Evaluation",
+    "EvaluationReport",
     "FfnSkipError",
     "Inspection",
     "Judgement",
@@ -87,6 +89,7 @@ __all__ = [
     "judge",
     "quantize",
     "read_profile",
+    "report_evaluation",
     "try_model",
     "write_channels",
 ]
@@ -99,6 +102,7 @@ _LAZY = {
     "Calibration": "calibration",
     "ChannelsFile": "channels",
     "Evaluation": "evaluation",
+    "EvaluationReport": "evaluation.report",
     "Inspection": "inspection",
     "Judgement": "evaluation.judge.verdicts",
     "ModelFile": "gguf_file.model_file",
@@ -112,6 +116,7 @@ _LAZY = {
     "inspect": "inspection",
     "judge": "evaluation.judge.judge",
     "quantize": "gguf_file.quantization",
+    "report_evaluation": "evaluation.report",
     "try_model": "trial",
     "write_channels": "channels",
 }
