@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .channels import ChannelsFile, write_channels
     from .conversion import convert
     from .evaluation import Evaluation, evaluate
+    from .evaluation.judge.judge import judge
+    from .evaluation.judge.verdicts import Judgement
+    from .evaluation.report import EvaluationReport, report_evaluation
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -56,8 +59,10 @@ __all__ = [
     "DecodeError",
     "DraftStats",
     "Evaluation",
+    "EvaluationReport",
     "FfnSkipError",
     "Inspection",
+    "Judgement",
     "Llama",
     "ModelFile",
     "Profile",
@@ -83,8 +88,10 @@ __all__ = [
     "demo_model",
     "evaluate",
     "inspect",
+    "judge",
     "quantize",
     "read_profile",
+    "report_evaluation",
     "try_model",
     "write_channels",
 ]
@@ -97,7 +104,9 @@ _LAZY = {
     "Calibration": "calibration",
     "ChannelsFile": "channels",
     "Evaluation": "evaluation",
+    "EvaluationReport": "evaluation.report",
     "Inspection": "inspection",
+    "Judgement": "evaluation.judge.verdicts",
     "ModelFile": "gguf_file.model_file",
     "Trial": "trial",
     "TrialInterrupted": "trial",
@@ -107,7 +116,9 @@ _LAZY = {
     "convert": "conversion",
     "evaluate": "evaluation",
     "inspect": "inspection",
+    "judge": "evaluation.judge.judge",
     "quantize": "gguf_file.quantization",
+    "report_evaluation": "evaluation.report",
     "try_model": "trial",
     "write_channels": "channels",
 }
