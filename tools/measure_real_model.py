@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ffnskip_cpp import Llama, SkipConfig, inspect, quantize, read_profile
-from ffnskip_cpp.analysis import style
+from ffnskip_cpp import Llama, SkipConfig, inspect, quantize, read_profile, style
 from ffnskip_cpp.benchmark.in_turn import TURN, Speed, measure_speed
 from ffnskip_cpp.blocks import ffn_blocks
 from ffnskip_cpp.files import whole_file

@@ -203,10 +203,11 @@ void decode_batch(Session & session, uintptr_t address, std::optional<bool> gene
     session.decode(batch, fed);
 }
 
-py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations) {
+py::tuple score_arrays(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations,
+                       std::optional<size_t> n_prompt) {
     const Scores scores = [&] {
         py::gil_scoped_release unlocked;
-        return score(session, prefix, continuations);
+        return score(session, prefix, continuations, n_prompt);
     }();
     py::array_t<double> likelihood(py::ssize_t(scores.log_likelihood.size()), scores.log_likelihood.data());
     return py::make_tuple(likelihood, bools(scores.greedy), scores.n_evaluated);
@@ -430,6 +431,16 @@ void add_controller(py::module_ & m) {
         .def(
             "first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); },
             py::arg("end"))
+        .def(
+            "n_may_skip",
+            [](const Controller & c, int32_t begin, int32_t end, int32_t n_prompt) {
+                int64_t n = 0;
+                for (int32_t position = begin; position < end; ++position) {
+                    n += c.settings().may_skip(position, n_prompt);
+                }
+                return n;
+            },
+            py::arg("begin"), py::arg("end"), py::arg("n_prompt"))
         .def("count_from_here", [](Controller & c) { c.count_from_here(0); })
         .def("replaced", [](Controller & c) { c.replaced(0); })
         .def("account", [](const Controller & c) { return py::bytes(c.account(0)); })
@@ -480,7 +491,7 @@ void add_session(py::module_ & m) {
              py::arg("ctx"), py::arg("controller"), py::keep_alive<1, 3>())
         .def("decode", &decode, py::arg("tokens"), py::arg("position"), py::arg("kinds") = py::none())
         .def("forward", &forward_rows, py::arg("tokens"), py::arg("position"), py::arg("kinds"), py::arg("rows"))
-        .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"))
+        .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"), py::arg("n_prompt") = py::none())
         .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
         .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
 }

@@ -212,6 +212,13 @@ int Settings::n_left_out(int32_t position) const {
     return int(std::lround(fallen * max_left_out));
 }
 
+bool Settings::may_skip(int32_t position, int32_t n_prompt) const {
+    if (policy == Policy::skip_decode) {
+        return position >= n_prompt && n_left_out(position) > 0;
+    }
+    return skips_anything() && (every_row || position - n_prompt >= warm_up_index);
+}
+
 const char * policy_name(Policy policy) {
     return k_policies[size_t(policy)];
 }

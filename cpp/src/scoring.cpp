@@ -21,8 +21,9 @@ struct Running {
 
 class Scorer {
 public:
-    Scorer(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations)
-        : session_(session), prefix_(prefix), continuations_(continuations), n_vocab_(session.n_vocab()) {
+    Scorer(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations, size_t n_prompt)
+        : session_(session), prefix_(prefix), continuations_(continuations), n_prompt_(n_prompt),
+          n_vocab_(session.n_vocab()) {
         out_.log_likelihood.assign(continuations.size(), 0.0);
         out_.greedy.assign(continuations.size(), 1);
     }
@@ -64,6 +65,10 @@ private:
             throw std::invalid_argument(
                 "prefix: it has no tokens; one at least predicts the first token of a continuation");
         }
+        if (n_prompt_ > prefix_.size()) {
+            throw std::invalid_argument("n_prompt: " + std::to_string(n_prompt_) + " is outside [0, " +
+                                        std::to_string(prefix_.size()) + "], the tokens of the prefix");
+        }
         require_tokens("prefix", prefix_);
         for (const Tokens & continuation : continuations_) {
             require_tokens("continuations", continuation);
@@ -78,7 +83,8 @@ private:
     }
 
     void read_prefix() {
-        session_.prompt(prefix_.data(), prefix_.size());
+        session_.prompt(prefix_.data(), n_prompt_);
+        session_.prompt(prefix_.data() + n_prompt_, prefix_.size() - n_prompt_, 0, Fed::generated);
         out_.n_evaluated += int64_t(prefix_.size());
     }
 
@@ -120,15 +126,22 @@ private:
 
     // Sequence `seq` is the prefix.
     void begin(llama_seq_id seq) {
+        const bool counts_on = n_prompt_ < prefix_.size();
         if (seq != 0) {
             session_.copy(0, seq);
-        } else if (!session_.go_back(llama_pos(prefix_.size()))) {
+        } else if (!is_there(counts_on)) {
             session_.clear();
             read_prefix();
         }
-        if (session_.controller() != nullptr) {
+        if (session_.controller() != nullptr && !counts_on) {
             session_.controller()->count_from_here(seq);
         }
+    }
+
+    // Sequence 0 is the prefix. What its first generated tokens told of channels does not go back with it.
+    bool is_there(bool counts_on) {
+        const llama_pos end = llama_pos(prefix_.size());
+        return counts_on ? session_.n_used() == end : session_.go_back(end);
     }
 
     void decode_some() {
@@ -160,6 +173,7 @@ private:
     Session &                   session_;
     const Tokens &              prefix_;
     const std::vector<Tokens> & continuations_;
+    const size_t                n_prompt_;
     const int32_t               n_vocab_;
 
     Scores                                 out_;
@@ -177,14 +191,18 @@ void forward(Session & session, const Tokens & tokens, const RowKind * kinds, co
     if (kinds == nullptr && session.controller() != nullptr) {
         session.controller()->count_from_here(0);
     }
-    auto row = rows.begin();
+    const int n_observed  = session.controller() == nullptr ? 0 : session.controller()->settings().n_observed();
+    int       n_generated = 0;  // since the last row of a prompt
+    auto      row         = rows.begin();
     for (size_t begin = 0; begin < tokens.size();) {
         const size_t end   = std::min(tokens.size(), begin + size_t(session.n_batch()));
         auto         asked = row;
         for (size_t i = begin; i < end; ++i) {
             const bool wanted = asked != rows.end() && size_t(*asked) == i;
             asked += wanted;
-            session.add(tokens[i], 0, wanted || i + 1 == tokens.size());
+            n_generated = kinds != nullptr && kinds[i] == RowKind::prompt ? 0 : n_generated + 1;
+            session.add(tokens[i], 0,
+                        wanted || i + 1 == tokens.size() || (n_generated > 0 && n_generated <= n_observed));
         }
         if (kinds == nullptr) {
             session.decode(Fed::generated);
@@ -199,8 +217,9 @@ void forward(Session & session, const Tokens & tokens, const RowKind * kinds, co
     }
 }
 
-Scores score(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations) {
-    return Scorer(session, prefix, continuations).run();
+Scores score(Session & session, const Tokens & prefix, const std::vector<Tokens> & continuations,
+             std::optional<size_t> n_prompt) {
+    return Scorer(session, prefix, continuations, n_prompt.value_or(prefix.size())).run();
 }
 
 }  // namespace ffnskip

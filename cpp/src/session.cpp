@@ -28,11 +28,13 @@ bool Session::has_room(size_t n_tokens, llama_seq_id seq) const {
     return n_tokens <= size_t(std::max(0, n_ctx() - n_used(seq)));
 }
 
-void Session::prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq) {
+void Session::prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq, Fed fed) {
+    const bool   observed   = fed == Fed::generated && controller_ != nullptr;
+    const size_t n_observed = observed ? size_t(controller_->settings().n_observed()) : 0;
     for (size_t i = 0; i < n_tokens; ++i) {
-        add(tokens[i], seq, i + 1 == n_tokens);
+        add(tokens[i], seq, i < n_observed || i + 1 == n_tokens);
         if (n_rows() == n_batch() || i + 1 == n_tokens) {
-            decode(Fed::prompt);
+            decode(fed);
         }
     }
 }

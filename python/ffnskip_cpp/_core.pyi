@@ -248,6 +248,8 @@ class Controller(metaclass=_Native):
     def set_reuse(self, full: bool) -> None: ...
     def first_to_repeat(self, end: int) -> int:
         """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
+    def n_may_skip(self, begin: int, end: int, n_prompt: int) -> int:
+        """How many rows of positions [begin, end) may skip, of a text whose tokens from `n_prompt` on are generated."""
     def count_from_here(self) -> None:
         """All that the memory holds of sequence 0 is a prompt."""
     def replaced(self) -> None:
@@ -301,9 +303,10 @@ class Session(metaclass=_Native):
             token has an output in the context besides.
         """
     def score(
-        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]]
+        self, prefix: Sequence[int], continuations: Sequence[Sequence[int]], n_prompt: int | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], int]:
-        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated.
+        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated; so
+        are tokens of the prefix from `n_prompt` on.
 
         Returns:
             float64 [n]: log-likelihood of each continuation, bool [n]: whether it is the greedy one, and the number of

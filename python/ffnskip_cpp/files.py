@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Union
 
-__all__ = ["check_output", "check_text_output", "whole_file"]
+__all__ = ["check_output", "check_text_output", "made_folder", "whole_file"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -98,6 +98,21 @@ def whole_file(path: PathLike, inputs: Iterable[PathLike] = (), *, size: int | N
             raise OSError(f"{path}: {FULL[error.errno]}{takes}; nothing was written") from error
         if str(error.filename).endswith(PART):  # a name that the user does not know
             raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """It and those above are made where they are missing; if the block fails they are removed, unless something is in
+    them."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
         raise
 
 

@@ -292,7 +292,9 @@ class Llama(DecodingLlama):
             self._mix_rows()
             return scoring.forward(self, self._decoder, tokens, eligible, rows, keep)
 
-    def score(self, prefix: scoring.Text, continuations: Sequence[scoring.Text]) -> scoring.Score:
+    def score(
+        self, prefix: scoring.Text, continuations: Sequence[scoring.Text], *, skip_prompts: int | None = None
+    ) -> scoring.Score:
         """How likely the model is to go on with each of several texts. The context is empty afterwards.
 
         A continuation counts as generated from its first token on: token i may skip if i >= warm_up_index. The prefix
@@ -304,17 +306,20 @@ class Llama(DecodingLlama):
             continuations: Text or token ids of each; with the prefix they fit the context. Texts are tokenised as
                 evaluation harnesses do: together with the prefix, whose spaces at its end count to the continuation;
                 where no token ends between the two, or the prefix is token ids, alone.
+            skip_prompts: Tokens of the prefix from this one on count as generated, too, and continuations go on from
+                there: 0 to the number of tokens. None: all of the prefix is a prompt, and runs in full.
         Raises:
-            ValueError: The prefix has no tokens, a token id is out of range, or a continuation does not fit the context
-                behind the prefix. The context is as it was then.
+            ValueError: The prefix has no tokens, or fewer than `skip_prompts`, a token id is out of range, or a
+                continuation does not fit the context behind the prefix. The context is as it was then.
         """
         with self._at_work():
             self._check_open()
             ids, following = scoring.divided(self, prefix, continuations)
+            n_prompt = scoring.prompt_length(len(ids), skip_prompts)
             self._mix_rows(sequences=True)
             if self._context.share(self):
                 self._skipping.restore(self)
-            return scoring.score(self, self._decoder, ids, following)
+            return scoring.score(self, self._decoder, ids, following, n_prompt)
 
     # ---- generation ----
 

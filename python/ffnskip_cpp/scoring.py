@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from . import llama_cpp_internals as internals
 from ._core import RowKind
-from .checked import CheckedLlama, token_ids
+from .checked import CheckedLlama, token_ids, whole
 from .decoding import Decoder
 from .generation import prompt_tokens
 from .plain import plain
 
-__all__ = ["Eligible", "Rows", "Score", "Text", "divided", "forward", "score"]
+__all__ = ["Eligible", "Rows", "Score", "Text", "divided", "forward", "prompt_length", "score"]
 
 Eligible = Union[Sequence[bool], Sequence[RowKind], None]
 Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
@@ -120,9 +120,11 @@ class Score:
     """bool [n]: every token of it is the one that the model finds most likely."""
     n_tokens: npt.NDArray[np.int64]
     """int64 [n]: its length."""
+    n_may_skip: npt.NDArray[np.int64]
+    """int64 [n]: of its tokens, those predicted by a row that may skip."""
 
     def __post_init__(self) -> None:
-        for values in (self.log_likelihood, self.is_greedy, self.n_tokens):
+        for values in (self.log_likelihood, self.is_greedy, self.n_tokens, self.n_may_skip):
             values.setflags(write=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,14 +132,28 @@ class Score:
         return plain(self)  # type: ignore[no-any-return]
 
 
-def score(llm: CheckedLlama, decoder: Decoder, prefix: list[int], continuations: list[list[int]]) -> Score:
-    """`Llama.score` of what `divided` gave."""
+def score(
+    llm: CheckedLlama, decoder: Decoder, prefix: list[int], continuations: list[list[int]], n_prompt: int
+) -> Score:
+    """`Llama.score` of what `divided` gave; tokens of the prefix from `n_prompt` on count as generated."""
     decoder.generation = None
     try:
-        log_likelihood, is_greedy, _ = decoder.session.score(prefix, continuations)
+        log_likelihood, is_greedy, _ = decoder.session.score(prefix, continuations, n_prompt)
     finally:
         llm.reset()
-    return Score(log_likelihood, is_greedy, np.array([len(tokens) for tokens in continuations], np.int64))
+    first = len(prefix) - 1  # the row that predicts the first token of each
+    n_may_skip = [decoder.controller.n_may_skip(first, first + len(tokens), n_prompt) for tokens in continuations]
+    n_tokens = [len(tokens) for tokens in continuations]
+    return Score(log_likelihood, is_greedy, np.array(n_tokens, np.int64), np.array(n_may_skip, np.int64))
+
+
+def prompt_length(n_tokens: int, skip_prompts: int | None, name: str = "prefix") -> int:
+    """Tokens of a text of `n_tokens` that run as a prompt. Raises ValueError where it has fewer."""
+    if skip_prompts is None:
+        return n_tokens
+    if not 0 <= whole("skip_prompts", skip_prompts) <= n_tokens:
+        raise ValueError(f"skip_prompts: {skip_prompts} is outside [0, {n_tokens}], the tokens of the {name}")
+    return skip_prompts
 
 
 def divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> tuple[list[int], list[list[int]]]:

@@ -1,15 +1,20 @@
-"""Tables as text: in Markdown, or aligned with blanks.
+"""Tables as text: in Markdown, or aligned with blanks; and as files of CSV.
 
     print(markdown(("policy", "KL"), [("ffn_skip", "0.31"), ("random", "1.68")], left=("policy",)))
+    write_csv(Path("numbers.csv"), [{"policy": "ffn_skip", "kl": 0.3125}])
 
-Cells are strings. Columns are aligned to the right, as numbers are, but for those whose names are in `left`.
+As text, cells are strings. Columns are aligned to the right, as numbers are, but for those whose names are in `left`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import csv
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ["aligned", "markdown"]
+__all__ = ["aligned", "is_missing", "markdown", "write_csv"]
 
 LEAST_WIDTH = 3  # of a rule that every reader of Markdown takes for one
 
@@ -34,3 +39,16 @@ def _padded(names: Sequence[str], rows: Sequence[Sequence[str]], left: Collectio
         [cell.ljust(width) if name in left else cell.rjust(width) for name, cell, width in zip(names, row, widths)]
         for row in (names, *rows)
     ]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line per row, a column per key of the first; every digit of a float, NaN and None empty."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if is_missing(value) else value for key, value in row.items()} for row in rows)
+
+
+def is_missing(value: Any) -> bool:
+    """None or NaN: an empty cell."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -19,13 +19,13 @@ import pytest
 from ffnskip_cpp import SkipConfig, UnsupportedModelError, __version__, analyze, cli
 from ffnskip_cpp.analysis import analysis as analysis_module
 from ffnskip_cpp.analysis.pictures import similarity
-from ffnskip_cpp.analysis.style import svg_text
 from ffnskip_cpp.analysis.wanted import FIGURES
 from ffnskip_cpp.measure import quality
 from ffnskip_cpp.measure.cold_regions import cold_regions
 from ffnskip_cpp.measure.generation import measure_never_tripped
 from ffnskip_cpp.measure.points import measure_quality
 from ffnskip_cpp.measure.similarity import measure_similarity
+from ffnskip_cpp.style import svg_text
 from support.channel_bytes import NO_CHANNELS
 from support.logits import log_softmax
 from support.running import GREEDY, PROMPT_ROW, SKIPPABLE_ROW, feed, ours, plain

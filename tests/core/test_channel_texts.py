@@ -39,6 +39,16 @@ def test_a_text_finds_its_own_thresholds_whatever_came_before(path):
     assert not np.array_equal(one_after_another[0][CHANNEL_TOKENS:], one_after_another[1][CHANNEL_TOKENS:])
 
 
+def test_rows_that_nobody_asks_for_tell_thresholds_as_well(path):
+    """What follows the last attention is computed of rows with an output alone, and the first tokens tell of it too."""
+    with ours(path, CHANNELS, type_k=0, type_v=0) as llm:
+        for text in TEXTS:
+            whole, named = llm.forward(text), llm.forward(text, [True] * len(text))
+            np.testing.assert_allclose(llm.forward(text, rows=[-1]), whole[-1:], atol=1e-4 * np.abs(whole).max())
+            got = llm.forward(text, [True] * len(text), rows=[-1])
+            np.testing.assert_allclose(got, named[-1:], atol=1e-4 * np.abs(whole).max())
+
+
 def test_tokens_without_positions_are_told_apart(path):
     """llama_batch_get_one names no positions, and every program that generates token by token uses it."""
     with plain(path) as model:

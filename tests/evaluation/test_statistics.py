@@ -59,6 +59,7 @@ def test_of_many_items_the_interval_is_that_of_the_normal_distribution():
 
 def test_more_items_than_fit_into_a_block_are_drawn_all_the_same(monkeypatch):
     monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(statistics, "KEPT_ELEMENTS", 0)
     right = np.random.default_rng(1).random(300) < 0.3
     low, high = bootstrap(MEAN, right.astype(float), np.ones(300))
     half = 1.96 * right.std() / math.sqrt(300)
@@ -69,6 +70,14 @@ def test_equal_seeds_draw_alike_and_others_do_not():
     values, weights = np.random.default_rng(2).random(50), np.ones(50)
     assert bootstrap(MEAN, values, weights, seed=3) == bootstrap(MEAN, values, weights, seed=3)
     assert bootstrap(MEAN, values, weights, seed=3) != bootstrap(MEAN, values, weights, seed=4)
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch):
+    a, b = np.random.default_rng(2).random((2, 40))
+    kept = [paired(MEAN, records_of(a), records_of(b)) for _ in range(2)]
+    monkeypatch.setattr(statistics, "KEPT_ELEMENTS", 0)
+    assert kept == [paired(MEAN, records_of(a), records_of(b))] * 2
+    assert paired(MEAN, records_of(a), records_of(b), seed=1) != kept[0]
 
 
 def test_one_item_has_an_interval_of_itself_and_none_is_refused():

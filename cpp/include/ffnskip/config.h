@@ -127,6 +127,12 @@ struct Settings {
 
     // skip_decode: layers that a generated token at this position leaves out, or more where one before it did.
     int n_left_out(int32_t position) const;
+    // Whether the row at `position` may skip, of a text whose tokens from `n_prompt` on are generated.
+    bool may_skip(int32_t position, int32_t n_prompt) const;
+
+    // Policy channels: generated tokens that tell each sequence its thresholds. All of them need an output, or what they are
+    // like in the last layer is not seen.
+    int n_observed() const { return leaves_channels_out() && channel_threshold.empty() ? warm_up_index : 0; }
 
     int  n_layer() const { return int(candidate.size()); }
     bool leaves_channels_out() const { return std::find(channels.begin(), channels.end(), 1) != channels.end(); }

@@ -41,8 +41,8 @@ public:
     llama_pos n_used(llama_seq_id seq = 0) const;
     bool      has_room(size_t n_tokens, llama_seq_id seq = 0) const;
 
-    // Tokens of a prompt, in full; the output of the last one can be sampled from.
-    void prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq = 0);
+    // Tokens of a prompt, in full, or `fed` otherwise; the output of the last one can be sampled from.
+    void prompt(const llama_token * tokens, size_t n_tokens, llama_seq_id seq = 0, Fed fed = Fed::prompt);
     // A generated token, likewise.
     void generated(llama_token token, llama_seq_id seq = 0);
     // A turn of the generation loop: that, and the token sampled after it.

@@ -8,23 +8,22 @@ is measured by `bench`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import check_output, whole_file
+from ..files import check_output, made_folder, whole_file
 from ..measure.text import read_texts
 from ..plain import plain
 from ..profile import PathLike
 from ..skip_config import TensorsName
+from ..style import matplotlib_version
 from .facts import facts_of
 from .pictures import PICTURES
 from .pictures import skip_ratio as skip_ratio_picture
 from .report import Section, page
-from .style import matplotlib_version
 from .subject import open_subject
 from .wanted import FIGURES, Wanted
 
@@ -119,7 +118,7 @@ def _analyzed(wanted: Wanted) -> Analysis:
     matplotlib_version()
     texts = read_texts(wanted.text)
     sections: list[Section] = []
-    with _made_folder(wanted.folder):
+    with made_folder(wanted.folder):
         report = _empty_report(wanted)
         with open_subject(wanted, texts) as subject:
             report.unlink(missing_ok=True)  # of an earlier analysis: its pictures are replaced from here on
@@ -137,21 +136,6 @@ def _analyzed(wanted: Wanted) -> Analysis:
             part.write_text(page(title, facts, sections), encoding="utf-8")
     numbers = {stem: rows for section in sections for stem, rows in section.numbers.items()}
     return Analysis(report, facts, {section.name: section.summary for section in sections}, numbers)
-
-
-@contextlib.contextmanager
-def _made_folder(folder: Path) -> Iterator[None]:
-    """It and those above are made where they are missing; if the block fails they are removed, unless something is in
-    them."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
-        raise
 
 
 def _empty_report(wanted: Wanted) -> Path:

@@ -18,7 +18,7 @@ from ..gguf_file.file_type import file_type
 from ..llama import Llama
 from ..measure.text import as_paths
 from ..profile import PathLike
-from .style import matplotlib_version
+from ..style import matplotlib_version
 from .subject import Subject
 
 __all__ = ["facts_of"]

@@ -1,14 +1,11 @@
 """Files of an analysis: CSV, and one HTML page that needs no other file and no network.
 
-write_csv(Path("numbers.csv"), rows)
 html = page("Analysis of model.gguf", {"model": "model.gguf"}, [section])
 """
 
 from __future__ import annotations
 
-import csv
 import html
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,26 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import PathLike, whole_file
-from .style import png_bytes, svg_text
+from ..style import png_bytes, svg_text
+from ..table import is_missing, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Column", "Section", "Table", "decimals", "page", "percent", "write_csv"]
+__all__ = ["Column", "Section", "Table", "decimals", "page", "percent"]
 
 Row = dict[str, Any]
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line per row, a column per key of the first; every digit of a float, NaN and None empty."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: "" if _missing(value) else value for key, value in row.items()} for row in rows)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 # ---- the page ----
@@ -169,7 +155,7 @@ def _table(table: Table) -> str:
 
 
 def _written(value: Any, column: Column) -> str:
-    return "" if _missing(value) else column.write(value)
+    return "" if is_missing(value) else column.write(value)
 
 
 def _text(text: str) -> str:

@@ -17,6 +17,8 @@ from .reaches import Inputs
 
 __all__ = ["EqualShares"]
 
+CORRECTED_ON = 2  # chunks
+
 
 class EqualShares:
     """How far the channels of an open model reach on some text, and with that thresholds for any ratio.
@@ -33,7 +35,7 @@ class EqualShares:
         with llm.skipping(all_kept(llm.n_layer, "ffn", warm_up_index)):
             n_bytes = llm.input_bytes.astype(np.float64)
             with llm.trace(reaches=True) as trace:
-                self._read()
+                self._read(chunks)
         n_rows = sum(len(chunk.rows(warm_up_index)) for chunk in chunks)
         self._inputs = Inputs(n_bytes, trace.reaches, n_rows, byte_costs_of(llm, n_bytes).of("ffn"))
 
@@ -46,10 +48,7 @@ class EqualShares:
         """
         config = self._solved(ratio)
         lacking = ratio - self._saved(config)
-        if abs(lacking) <= RATIO_TOLERANCE:
-            return config
-        other = self._solved(min(ratio + lacking, self._inputs.most()))
-        return min(config, other, key=lambda found: abs(ratio - self._saved(found)))
+        return config if abs(lacking) <= RATIO_TOLERANCE else self._solved(min(ratio + lacking, self._inputs.most()))
 
     def _solved(self, ratio: float) -> SkipConfig:
         thresholds = self._inputs.saving(self._inputs.below(EQUAL), ratio)
@@ -60,12 +59,12 @@ class EqualShares:
         return SkipConfig("channels", channel_thresholds=thresholds.ravel().tolist(), warm_up_index=self._warm_up_index)
 
     def _saved(self, config: SkipConfig) -> float:
-        """Of the bytes of the FFN's channels, by the tokens of the text that may skip."""
+        """Of the bytes of the FFN's channels, by tokens of the text that may skip."""
         with self._llm.skipping(config):
             self._llm.reset_stats()
-            self._read()
+            self._read(self._chunks[:CORRECTED_ON])
             return self._llm.stats.skip_ratio
 
-    def _read(self) -> None:
-        for chunk in self._chunks:
+    def _read(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
             self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())

@@ -38,15 +38,15 @@ DIR gets a file of figures and one of items for each run; `ffnskip report DIR` m
 that are finished are not run again, and an interrupted command goes on when it is given again. With another --warm-up,
 --skip-prompts or --scoring runs have other names, and lie beside the first.
 
-What is scored right behind a prompt comes from a row of the prompt, which runs in full: "could skip" says how much of it
-that is. --skip-prompts N lets prompts skip from their N-th token on, --warm-up N begins to skip earlier.
+The first token behind a prompt is predicted by the prompt's last row, which runs in full; "could skip" says how much of
+what is scored does not. --skip-prompts N lets prompts skip behind N tokens, a lower --warm-up lets texts skip earlier.
 
 examples:
-  ffnskip eval model.gguf --task choice --data arc_easy.jsonl --data piqa.jsonl -o results
-  ffnskip eval model.gguf --task factoid,speed --data freebaseqa-eval.txt --method ffn_skip,channels,short_gpt \\
-      --skip-ratio 0.1,0.2,0.3 --text text.txt --limit 500 -o results
-  ffnskip eval model.gguf --task mmlu,perplexity --data mmlu=mmlu --data perplexity=text.txt --skip-prompts 32 \\
-      --method model.ffnskip.gguf,model-q3_k_m.gguf -o results"""
+  ffnskip eval model.gguf --task choice --data arc_easy.jsonl --data piqa.jsonl --limit 500 -o results
+  ffnskip eval model.gguf --task factoid,speed --data freebaseqa-eval.txt --skip-ratio 0.1,0.2,0.3 -o results
+  ffnskip eval model.gguf --task mmlu --data mmlu/ --method short_gpt,channels --text text.txt -o results
+  ffnskip eval model.gguf --task cloze,mmlu --data cloze=lambada.jsonl --data mmlu=mmlu --skip-prompts 8 -o results
+  ffnskip eval model.gguf --task chat --data mt_bench.jsonl --method model.ffnskip.gguf,model-q3_k_m.gguf -o results"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

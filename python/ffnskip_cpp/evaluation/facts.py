@@ -34,8 +34,8 @@ class FactsMaker:
         llm: The user's model.
     """
 
-    def __init__(self, llm: Llama, wanted: Wanted):
-        self._llm, self._wanted = llm, wanted
+    def __init__(self, llm: Llama, wanted: Wanted, n_gpu_layers: int):
+        self._llm, self._wanted, self._n_gpu_layers = llm, wanted, n_gpu_layers
         self._model = Path(llm.model_path)
         self._files: dict[Path, tuple[str, int]] = {}
         self._text_sha256 = sha256_of(*wanted.texts) if wanted.text else None
@@ -98,7 +98,7 @@ class FactsMaker:
             "n_ctx": None if is_speed else wanted.n_ctx,
             "parallel": None if is_speed else wanted.n_parallel,
             "threads": self._llm.n_threads,
-            "n_gpu_layers": self._llm.model_params.n_gpu_layers,
+            "n_gpu_layers": self._n_gpu_layers,
             "lora": self._lora,
             "model_sha256": self._file(self._model)[0],
             "file_sha256": None if method.model is None else self._file(method.model)[0],

@@ -108,15 +108,15 @@ def sha256_of(*paths: Path) -> str:
 
 
 def chosen(items: Sequence[ItemT], limit: int | None, seed: int) -> list[ItemT]:
-    """Some of the items, in the order they have: as many of each kind (`Item.turn`), as far as there are. Those of a
+    """Some of the items, in the order they have: as many of each group, as far as there are. Those of a
     smaller limit are among those of a larger one."""
     if limit is None or limit >= len(items):
         return list(items)
-    kinds: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for i, item in enumerate(items):
-        kinds.setdefault(item.turn, []).append(i)
+        groups.setdefault(item.group, []).append(i)
     ranked: list[tuple[int, int, int]] = []
-    for k, name in enumerate(sorted(kinds)):
+    for k, name in enumerate(sorted(groups)):
         random = np.random.default_rng([seed, zlib.crc32(name.encode("utf-8"))])
-        ranked += [(rank, k, kinds[name][i]) for rank, i in enumerate(random.permutation(len(kinds[name])).tolist())]
+        ranked += [(rank, k, groups[name][i]) for rank, i in enumerate(random.permutation(len(groups[name])).tolist())]
     return [items[i] for i in sorted(i for _, _, i in sorted(ranked)[:limit])]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,8 @@ Array = npt.NDArray[np.float64]
 N_RESAMPLES = 2000
 TAILS = (0.025, 0.975)  # of what 95 % lie between
 N_PERMUTATIONS = 10_000
-BLOCK_ELEMENTS = 2**20  # drawn at once: 8 MiB of each array
+BLOCK_ELEMENTS = 2**20  # drawn at once
+KEPT_ELEMENTS = 2**23  # of draws that are kept for the next run on as many items: 16 MiB and 8 MiB
 ROUNDING = 1e-9  # of a difference: as large as another that is the same but for rounding
 
 
@@ -95,17 +97,34 @@ def bootstrap(metric: Metric, values: Array, weights: Array, seed: int = 0) -> t
         Its ends. NaN where no resample has a weight.
     """
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
-    drawn = [metric.of(values[rows], weights[rows]) for rows in _resamples(len(values), seed)]
+    drawn = [_of_sums(metric, times @ values, times @ weights) for times in _resamples(len(values), seed)]
     return _interval(np.concatenate(drawn))
 
 
-def _resamples(n: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """int64 [a block of resamples, n]: the items of each."""
+def _of_sums(metric: Metric, values: Array, weights: Array) -> Array:
+    """A figure for each pair of sums."""
+    return metric.of(values[:, None], weights[:, None])
+
+
+def _resamples(n: int, seed: int) -> Iterator[Array]:
+    """float64 [a block of resamples, n]: how many times each item is in it."""
     if n == 0:
         raise ValueError("there are no items to draw from")
+    kept = N_RESAMPLES * n <= KEPT_ELEMENTS
+    for times in _kept_resamples(n, N_RESAMPLES, seed) if kept else _drawn_resamples(n, N_RESAMPLES, seed):
+        yield times.astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kept_resamples(n: int, total: int, seed: int) -> tuple[npt.NDArray[np.uint16], ...]:
+    return tuple(times.astype(np.uint16) for times in _drawn_resamples(n, total, seed))
+
+
+def _drawn_resamples(n: int, total: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     random = np.random.default_rng(seed)
-    for size in _blocks(N_RESAMPLES, n):
-        yield random.integers(0, n, (size, n))
+    for size in _blocks(total, n):
+        items = random.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        yield np.bincount(items.ravel(), minlength=size * n).reshape(size, n)
 
 
 def _blocks(total: int, n: int) -> Iterator[int]:
@@ -138,20 +157,14 @@ def paired(metric: Metric, a_records: Sequence[Record], b_records: Sequence[Reco
     b = _sums([others[record.id] for record in common], metric)
     if a[1].sum() == 0 or b[1].sum() == 0:
         raise ValueError(f"the two runs have no item in common that counts for {metric.name}")
-    drawn = [_difference(metric, a, b, rows) for rows in _resamples(len(common), seed)]
+    drawn = [
+        _of_sums(metric, times @ a[0], times @ a[1]) - _of_sums(metric, times @ b[0], times @ b[1])
+        for times in _resamples(len(common), seed)
+    ]
     low, high = _interval(np.concatenate(drawn))
     right_or_wrong = metric.weight is None and not metric.exponential and all(np.isin(x, (0, 1)).all() for x in (a, b))
     p = _mcnemar(a[0], b[0]) if right_or_wrong else _permutation(metric, a, b, seed)
-    return Paired(float(_difference(metric, a, b)), low, high, p, len(common))
-
-
-def _difference(
-    metric: Metric, a: tuple[Array, Array], b: tuple[Array, Array], rows: npt.NDArray[np.int64] | None = None
-) -> Array:
-    """Of all items, or for each resample."""
-    of = [metric.of(*(x if rows is None else x[rows] for x in run)) for run in (a, b)]
-    difference: Array = of[0] - of[1]
-    return difference
+    return Paired(float(metric.of(*a) - metric.of(*b)), low, high, p, len(common))
 
 
 def _mcnemar(a: Array, b: Array) -> float:
@@ -169,17 +182,16 @@ def _mcnemar(a: Array, b: Array) -> float:
 def _permutation(metric: Metric, a: tuple[Array, Array], b: tuple[Array, Array], seed: int) -> float:
     """Share of the ways to exchange the runs' values that part them as far as they are: of all ways where these are
     few, else of 10,000, themselves among them."""
-    seen = abs(float(_difference(metric, a, b)))
+    seen = abs(float(metric.of(*a) - metric.of(*b)))
     differs = (a[0] != b[0]) | (a[1] != b[1])
-    moved = [(other - own)[differs] for own, other in zip(a, b)]
-    sums = [(own.sum(), other.sum()) for own, other in zip(a, b)]
     n = int(differs.sum())
     all_ways = 2**n <= N_PERMUTATIONS
+    moved = [(other - own)[differs] if all_ways else other - own for own, other in zip(a, b)]
     as_far = 0
-    for exchanged in _every_way(n) if all_ways else _some_ways(n, seed):
+    for exchanged in _every_way(n) if all_ways else _some_ways(len(differs), seed):
         shift = [exchanged @ of_item for of_item in moved]
-        of_a = metric.of(*((own + by)[:, None] for (own, _), by in zip(sums, shift)))
-        of_b = metric.of(*((other - by)[:, None] for (_, other), by in zip(sums, shift)))
+        of_a = _of_sums(metric, *(own.sum() + by for own, by in zip(a, shift)))
+        of_b = _of_sums(metric, *(other.sum() - by for other, by in zip(b, shift)))
         as_far += int((np.abs(of_a - of_b) >= seen * (1 - ROUNDING)).sum())
     return as_far / 2**n if all_ways else (1 + as_far) / (1 + N_PERMUTATIONS)
 
@@ -190,9 +202,21 @@ def _every_way(n: int) -> Iterator[Array]:
 
 
 def _some_ways(n: int, seed: int) -> Iterator[Array]:
+    """float64 [a block of ways, n]."""
+    kept = N_PERMUTATIONS * n <= KEPT_ELEMENTS
+    for exchanged in _kept_ways(n, N_PERMUTATIONS, seed) if kept else _drawn_ways(n, N_PERMUTATIONS, seed):
+        yield exchanged.astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kept_ways(n: int, total: int, seed: int) -> tuple[npt.NDArray[np.int8], ...]:
+    return tuple(_drawn_ways(n, total, seed))
+
+
+def _drawn_ways(n: int, total: int, seed: int) -> Iterator[npt.NDArray[np.int8]]:
     random = np.random.default_rng(seed)
-    for size in _blocks(N_PERMUTATIONS, n):
-        yield random.integers(0, 2, (size, n)).astype(np.float64)
+    for size in _blocks(total, n):
+        yield random.integers(0, 2, (size, n), np.int8)
 
 
 def holm(p: Sequence[float]) -> list[float]:

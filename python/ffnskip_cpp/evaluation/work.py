@@ -21,6 +21,7 @@ from .store import Store
 from .subject import ModelSubject, Options
 from .tasks import TASKS
 from .tasks.base import Record, Settings
+from .tasks.chat import write_answers
 from .wanted import Wanted
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ class Work:
         self._llm, self._store, self._wanted, self._texts = llm, store, wanted, texts
         self._opening, self._bar = opening, bar
         self._options = Options(wanted.skip_prompts, wanted.warm_up_index, wanted.n_parallel)
-        self._maker = FactsMaker(llm, wanted)
+        self._maker = FactsMaker(llm, wanted, opening["n_gpu_layers"])
         data_sets = [*data_sets, *([OF_SPEED] if SPEED in wanted.tasks else [])]
         making = SettingsMaker(llm, texts, wanted.warm_up_index, wanted.seed)
         self._planned: list[tuple[Method, list[tuple[DataSet, Facts]]]] = []
         for each in asked:
+            bar.set_description_str(f"finding what {each.label} leaves out")
             there = filter(None, (store.facts(self._maker.name(each, data)) for data in data_sets))
             method = making.method(each, self._maker.found_before(each, list(there)))
             self._planned.append((method, [(data, self._maker.of(each, method, data)) for data in data_sets]))
@@ -124,6 +126,8 @@ class Work:
                 size_ratio=self._maker.size_ratio(subject.method.model),
                 seconds=journal.seconds,
             )
+            if run.task == "chat":
+                write_answers(self._store.folder, run, journal.records)
         self._store.finish(run)
         return run
 

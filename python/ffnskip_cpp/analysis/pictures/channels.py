@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ... import style
 from ...measure.generation import ChannelGeneration, measure_channels
-from .. import style
 from ..report import Column, Section, Table, percent
 from ..subject import Subject
 from .heat_map import N_TOKENS, label_tokens, mark_warm_up, range_of

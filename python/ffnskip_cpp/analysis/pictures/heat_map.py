@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ... import style
 from ...measure.generation import Generation, measure_generation
-from .. import style
 from ..report import Column, Section, Table
 from ..subject import Subject
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ... import style
 from ...measure.generation import NeverTripped, measure_never_tripped
-from .. import style
 from ..report import Column, Section, Table, decimals, percent
 from ..subject import Subject
 

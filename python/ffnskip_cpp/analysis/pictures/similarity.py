@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ... import style
 from ...measure.similarity import LayerSimilarity, measure_similarity
-from .. import style
 from ..report import Column, Section, Table, decimals
 from ..subject import Subject
 

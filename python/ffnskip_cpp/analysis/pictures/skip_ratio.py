@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ... import style
 from ...benchmark.benchmark import bench
 from ...measure.points import QualityPoint, measure_quality
-from .. import style
 from ..report import Column, Section, Table, decimals, percent
 from ..subject import Subject
 from .measures import MEASURES, Measure, quality_columns

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ... import style
 from ...measure.points import QualityPoint, measure_quality
-from .. import style
 from ..report import Column, Section, Table, decimals
 from ..subject import Subject
 from .measures import MEASURES, quality_columns

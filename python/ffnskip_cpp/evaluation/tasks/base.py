@@ -103,8 +103,8 @@ class Subject(Protocol):
         """Tokens that prompt and answer may have together."""
 
     def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
-        """Of a text, with the dense model's: its rows that may skip and predict a token of it, and how many predict one
-        besides."""
+        """The rows of a text behind the warm-up, next to the dense model's: the same for all methods. And how many of
+        them may skip."""
 
 
 ItemT = TypeVar("ItemT", bound=Item)

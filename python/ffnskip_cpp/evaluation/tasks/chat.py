@@ -17,7 +17,8 @@ from ..data.entry import Entry
 from ..data.json_text import entries_of_lines
 from .base import Item, Metric, Prompt, Record, Settings, Subject
 from .conversation import conversation, shortened, stops
-from .generated import COLLAPSE, check_fits, n_tokens, record, room
+from .fitting import check_prompts, n_tokens, room
+from .generated import COLLAPSE, record
 from .ids import distinct
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Chat:
     def run(self, subject: Subject, items: Sequence[Dialogue], settings: Settings) -> Iterator[Record]:
         max_tokens = settings.max_tokens or MAX_TOKENS
         silent = [conversation(subject, _messages(item.turns, [""] * (len(item.turns) - 1))) for item in items]
-        check_fits(subject, items, silent)
+        check_prompts(subject, items, silent)
         for first in range(0, len(items), AT_ONCE):
             going = [_Going(item) for item in items[first : first + AT_ONCE]]
             while asked := [one for one in going if len(one.answers) < len(one.item.turns)]:
@@ -117,10 +118,9 @@ def _dialogue(entry: Entry) -> Dialogue:
 
 
 def write_answers(folder: Path, run: Run, records: Sequence[Record]) -> Path:
-    """The answers of a finished run as FastChat has them, in model_answer/MODEL.jsonl of a folder; that file. The name
-    of a model there has the method and the ratio in it."""
-    ratio = "" if run.skip_ratio_target is None else f"-{run.skip_ratio_target:g}"
-    model = re.sub(r"[^\w.-]", "-", f"{run.model}__{run.method}{ratio}")
+    """The answers of a run as FastChat has them, in model_answer/MODEL.jsonl of a folder; that file. The name of a
+    model there has data, method and settings in it, as the run's has."""
+    model = re.sub(r"[^\w.-]", "-", f"{run.model}__{run.name.removeprefix('chat-')}")
     path = folder / "model_answer" / f"{model}.jsonl"
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as part:

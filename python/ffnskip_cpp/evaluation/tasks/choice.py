@@ -11,8 +11,9 @@ import numpy as np
 from ..data.entry import Entry
 from ..data.json_text import entries_of_lines
 from .base import Item, Metric, Record, Settings, Subject
+from .fitting import check_texts
 from .ids import content_id, numbered
-from .scored import check_scores, record
+from .scored import record
 
 __all__ = ["Choice", "Question"]
 
@@ -51,7 +52,7 @@ class Choice:
         return numbered(map(_question, entries_of_lines(path)))
 
     def run(self, subject: Subject, items: Sequence[Question], settings: Settings) -> Iterator[Record]:
-        check_scores(subject, items, [(item.prompt, item.continuations) for item in items])
+        check_texts(subject, items, [(item.prompt, item.continuations) for item in items])
         for item in items:
             score = subject.score(item.prompt, item.continuations)
             likely = score.log_likelihood

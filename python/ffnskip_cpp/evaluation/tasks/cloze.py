@@ -9,8 +9,9 @@ from pathlib import Path
 from ..data.entry import Entry
 from ..data.json_text import entries_of_lines
 from .base import Item, Metric, Record, Settings, Subject
+from .fitting import check_texts
 from .ids import content_id, numbered
-from .scored import check_scores, record
+from .scored import record
 
 __all__ = ["Cloze", "Passage"]
 
@@ -35,7 +36,7 @@ class Cloze:
         return numbered(map(_passage, entries_of_lines(path)))
 
     def run(self, subject: Subject, items: Sequence[Passage], settings: Settings) -> Iterator[Record]:
-        check_scores(subject, items, [(item.context, [item.continuation]) for item in items])
+        check_texts(subject, items, [(item.context, [item.continuation]) for item in items])
         for item in items:
             score = subject.score(item.context, [item.continuation])
             values = {"acc": float(score.is_greedy[0]), "nll": float(-score.log_likelihood[0])}

@@ -9,8 +9,9 @@ from pathlib import Path
 from ..data.entry import Entry
 from ..data.json_text import entries_of_lines
 from .base import Item, Metric, Record, Settings, Subject
+from .fitting import check_texts
 from .ids import content_id, numbered
-from .scored import check_scores, record
+from .scored import record
 
 __all__ = ["Demo", "DemoQuestion"]
 
@@ -40,7 +41,7 @@ class Demo:
 
     def run(self, subject: Subject, items: Sequence[DemoQuestion], settings: Settings) -> Iterator[Record]:
         """A fact is known where every token of it is the likeliest one: where greedy decoding would come to it."""
-        check_scores(subject, items, [(item.prompt, [item.continuation]) for item in items])
+        check_texts(subject, items, [(item.prompt, [item.continuation]) for item in items])
         for item in items:
             score = subject.score(item.prompt, [item.continuation])
             shown = {"question": item.question, "reference": item.answer}

@@ -11,7 +11,8 @@ from ..data.entry import Entry
 from ..data.json_text import entries_in, entries_of_lines
 from ..data.tables import pairs
 from .base import Item, Metric, Record, Settings, Subject
-from .generated import COLLAPSE, check_fits, record
+from .fitting import check_prompts
+from .generated import COLLAPSE, record
 from .ids import content_id, distinct, numbered
 
 __all__ = ["Fact", "Factoid"]
@@ -50,7 +51,7 @@ class Factoid:
 
     def run(self, subject: Subject, items: Sequence[Fact], settings: Settings) -> Iterator[Record]:
         prompts = [PROMPT.format(question=item.question) for item in items]
-        check_fits(subject, items, prompts)
+        check_prompts(subject, items, prompts)
         answers = subject.generate(prompts, max_tokens=settings.max_tokens or MAX_TOKENS, stop=("\n",))
         for item, answer in zip(items, answers):
             values = {

@@ -7,9 +7,9 @@ from typing import Any
 
 from ...batches import Completion
 from ..collapse import collapse
-from .base import Item, Metric, Prompt, Record, Subject
+from .base import Item, Metric, Record
 
-__all__ = ["COLLAPSE", "check_fits", "n_tokens", "record", "room"]
+__all__ = ["COLLAPSE", "record"]
 
 COLLAPSE = (
     Metric("repeated_4grams", "repeated_4grams", higher_is_better=False, percent=True),
@@ -33,23 +33,3 @@ def record(item: Item, completions: Sequence[Completion], values: dict[str, floa
         n_may_skip=sum(completion.n_may_skip for completion in completions),
         shown={**shown, "tokens": [token for completion in completions for token in completion.tokens]},
     )
-
-
-def room(subject: Subject, max_tokens: int) -> int:
-    """Tokens that a prompt may have which can be shortened: the answer gets all it may have, or at least a quarter of
-    the context."""
-    return subject.n_ctx() - min(max_tokens, subject.n_ctx() // 4)
-
-
-def n_tokens(subject: Subject, prompt: Prompt) -> int:
-    return len(subject.tokenize(prompt) if isinstance(prompt, str) else prompt)
-
-
-def check_fits(subject: Subject, items: Sequence[Item], prompts: Sequence[Prompt]) -> None:
-    """Before anything is computed: ValueError for the first prompt that leaves no room for an answer."""
-    for item, prompt in zip(items, prompts):
-        n, n_ctx = n_tokens(subject, prompt), subject.n_ctx()
-        if n >= n_ctx:
-            raise ValueError(
-                f"{item.where}: a prompt of {n} tokens, and the context has {n_ctx}; a larger one is right"
-            )

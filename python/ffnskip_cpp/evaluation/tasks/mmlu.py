@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data.tables import rows
 from .base import Item, Metric, Record, Settings, Subject
-from .generated import n_tokens
+from .fitting import n_tokens, no_room
 from .generated import record as record_of_text
 from .ids import content_id, numbered
 from .mmlu_subjects import GROUPS
@@ -90,9 +90,7 @@ def _n_shots(subject: Subject, item: Exam, n_answer: int) -> int:
     n = len(item.shots)
     while (needed := n_tokens(subject, item.prompt(n))) > room:
         if n == 0:
-            raise ValueError(
-                f"{item.where}: a prompt of {needed} tokens, the context has {subject.n_ctx()}; a larger one is right"
-            )
+            raise no_room(subject, item, needed)
         n -= 1
     return n
 

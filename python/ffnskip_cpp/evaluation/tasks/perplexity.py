@@ -29,7 +29,7 @@ class Piece(Item):
 
 
 class Perplexity:
-    """Plain text, or lines of JSON with text. Only rows that may skip count, of all methods alike."""
+    """Plain text, or lines of JSON with text. The rows behind the warm-up count, of all methods alike."""
 
     name = "perplexity"
     metrics: tuple[Metric, ...] = (
@@ -56,7 +56,7 @@ class Perplexity:
     def run(self, subject: Subject, items: Sequence[Piece], settings: Settings) -> Iterator[Record]:
         for item in items:
             tokens = subject.tokenize(item.text)
-            rows, n_besides = subject.compare(tokens[: subject.n_ctx()])
+            rows, n_may_skip = subject.compare(tokens[: subject.n_ctx()])
             values = {
                 "kl": float(rows.kl.sum()),
                 "same_top": float(rows.same_top1.sum()),
@@ -65,7 +65,7 @@ class Perplexity:
                 "rows": float(len(rows)),
             }
             shown = {"tokens_cut": max(0, len(tokens) - subject.n_ctx())}
-            yield Record(item.id, item.group, values, len(rows) + n_besides, len(rows), shown)
+            yield Record(item.id, item.group, values, len(rows), n_may_skip, shown)
 
 
 def _cut(text: str) -> list[re.Match[str]]:

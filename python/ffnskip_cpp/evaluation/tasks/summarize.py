@@ -12,7 +12,8 @@ from ..data.json_text import entries_of_lines
 from ..data.tables import entries_of_csv, entries_of_parquet
 from .base import Item, Metric, Prompt, Record, Settings, Subject
 from .conversation import conversation, shortened, stops
-from .generated import COLLAPSE, check_fits, n_tokens, record, room
+from .fitting import check_prompts, n_tokens, room
+from .generated import COLLAPSE, record
 from .ids import content_id, distinct
 
 __all__ = ["Story", "Summarize"]
@@ -55,7 +56,7 @@ class Summarize:
         max_tokens = settings.max_tokens or MAX_TOKENS
         asked = [_asked(subject, item, room(subject, max_tokens)) for item in items]
         prompts = [_prompt(subject, text) for text, _ in asked]
-        check_fits(subject, items, prompts)
+        check_prompts(subject, items, prompts)
         answers = subject.generate(prompts, max_tokens=max_tokens, stop=stops(prompts[0]) if prompts else ())
         for item, (question, cut), answer in zip(items, asked, answers):
             text = answer.text.strip()
