@@ -66,5 +66,7 @@ class EqualShares:
             return self._llm.stats.skip_ratio
 
     def _read(self, chunks: Sequence[Chunk]) -> None:
+        """With logits, as the last layer is evaluated for no rows but those that have some."""
         for chunk in chunks:
-            self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=())
+            rows = chunk.rows(self._warm_up_index)
+            self._llm.forward(chunk.tokens, chunk.eligible(self._warm_up_index), rows=rows)

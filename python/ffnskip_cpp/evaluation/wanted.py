@@ -12,7 +12,7 @@ from .items import PathLike
 
 __all__ = ["N_CTX", "N_PARALLEL", "SCORING", "Wanted"]
 
-N_CTX = 4096
+N_CTX = 8192
 N_PARALLEL = 8
 MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
 SCORING = ("loglikelihood", "generate")
