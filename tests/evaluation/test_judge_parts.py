@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 
 from ffnskip_cpp.errors import ArgumentError
 from ffnskip_cpp.evaluation.judge.estimate import estimate
 from ffnskip_cpp.evaluation.judge.grades import InvalidReplyError, grades_of
+from ffnskip_cpp.evaluation.judge.replies import Reply, key_of, open_replies
 from ffnskip_cpp.evaluation.judge.templates import FILES, KINDS, Prompt, read_templates, write_templates
 
 ONE = Prompt("", ("fluency", "relevance"), 1, "")
@@ -168,3 +170,36 @@ def test_the_estimate_is_of_bytes_and_prices():
     free = estimate(prompts, 0, None, None)
     assert free.price is None and "price" not in repr(free)
     assert estimate(prompts, 0, 1.0, None).price == pytest.approx(known.tokens_in / 1e6)
+
+
+# ---- replies that are kept ----
+
+
+def test_a_full_disk_tears_no_line_that_others_follow(tmp_path):
+    path = tmp_path / "judge" / "replies.jsonl"
+    reply = Reply("x" * 1000, "stop", "m", 1, 2)
+    with open_replies(path) as replies:
+        replies.add("first", reply)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 500, before[1]))
+        try:
+            with pytest.raises(OSError):
+                replies.add("second", reply)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        replies.add("third", reply)
+    with open_replies(path) as replies:
+        assert [replies.get(key) for key in ("first", "second", "third")] == [reply, None, reply]
+
+
+def test_a_reply_hangs_on_all_that_was_asked():
+    asked = ("m", [{"role": "user", "content": "a"}], {"temperature": 0})
+    keys = {
+        key_of(*asked),
+        key_of("n", *asked[1:]),
+        key_of("m", [{"role": "user", "content": "b"}], asked[2]),
+        key_of("m", [{"role": "assistant", "content": "a"}], asked[2]),
+        key_of("m", asked[1] * 2, asked[2]),
+        key_of(*asked[:2], {"temperature": 1}),
+    }
+    assert len(keys) == 6 and key_of(*asked) in keys

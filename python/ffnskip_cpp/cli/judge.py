@@ -9,16 +9,16 @@ import sys
 from ..evaluation.judge.estimate import Estimate
 from ..evaluation.judge.judge import judge
 from ..evaluation.judge.templates import write_templates
-from ..evaluation.judge.wanted import API_KEY, MODES
+from ..evaluation.judge.wanted import MODES
 from .arguments import UsageError, add_progress, explain, list_of
 
 __all__ = ["INTERRUPTED", "add_arguments", "run"]
 
 INTERRUPTED = "all replies are kept; the same command goes on from there"
 
-HELP = f"""\
+HELP = """\
 Any server will do that speaks OpenAI's protocol: OpenAI's own, llama-server, python -m llama_cpp.server, vLLM. The key
-is taken from {API_KEY}, if that is set, and neither printed nor stored.
+is taken from OPENAI_API_KEY, if that is set, and neither printed nor stored.
 
 Prints what it is going to cost and asks, before it sends anything. Every reply is kept in DIR/judge as soon as it is
 there: the same command after an interruption, or with more runs in DIR, asks for what is missing alone.
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", metavar="URL", help="address of the server, with /v1 for most")
     parser.add_argument("--model", dest="judge", metavar="NAME", help="model that judges, as the server calls it")
     parser.add_argument(
-        "--api-key-env", metavar="NAME", help=f"environment variable with the key (default: {API_KEY}, if it is set)"
+        "--api-key-env", metavar="NAME", help="environment variable with the key (default: OPENAI_API_KEY, if set)"
     )
     _add_what(parser)
     _add_sending(parser)

@@ -103,7 +103,8 @@ class Asker:
                 return
             try:
                 done.put((prompt, self._verdict(prompt)))
-            except BaseException as error:  # is raised where the verdicts are waited for
+            except BaseException as error:  # is raised where the verdicts are waited for; nothing more is paid for
+                self._ended = self._ended or "it ended with an error"
                 done.put((prompt, error))
 
     def _verdict(self, prompt: Prompt) -> Verdict:

@@ -14,12 +14,11 @@ from ...errors import ArgumentError
 from .estimate import Estimate
 from .verdicts import FOLDER
 
-__all__ = ["API_KEY", "MODES", "Wanted"]
+__all__ = ["MODES", "Wanted"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 MODES = ("single", "pairwise")
-API_KEY = "OPENAI_API_KEY"
 DENSE = "dense"
 
 
@@ -74,10 +73,12 @@ class Wanted:
     @property
     def api_key(self) -> str | None:
         """Raises ArgumentError where a variable was named that is not set."""
-        key = os.environ.get(self.api_key_env or API_KEY)
-        if self.api_key_env is not None and not key:
+        if self.api_key_env is None:
+            return os.environ.get("OPENAI_API_KEY") or None
+        key = os.environ.get(self.api_key_env)
+        if not key:
             raise ArgumentError(f"api-key-env: the environment variable {self.api_key_env} is not set")
-        return key or None
+        return key
 
     @property
     def folder(self) -> Path:
