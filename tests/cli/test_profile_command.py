@@ -241,7 +241,8 @@ def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
 
 def test_layers_left_behind_take_with_them_that_no_other_is_skipped(command, refusal, write):
     path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
-    assert "policy: 'ffn_skip' needs sim_threshold, max_skip as well" in refusal("set", path, "policy=ffn_skip", status=2)
+    message = refusal("set", path, "policy=ffn_skip", status=2)
+    assert "policy: 'ffn_skip' needs sim_threshold, max_skip as well" in message
     command("set", path, "policy=ffn_skip", "sim_threshold=0.9", "cold_s=1", "cold_e=7", "max_skip=2")
     assert read_profile(path).config == TRIPPING
 
@@ -264,7 +265,8 @@ def test_cold_regions_nobody_gave_are_those_of_the_core(command, model, write, p
 def test_cold_regions_of_a_model_that_is_not_there_are_asked_for(refusal, model, write):
     path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
     model.unlink()
-    assert "policy: 'ffn_skip' needs cold_s, cold_e as well" in refusal("set", path, "sim_threshold=0.95", "max_skip=2", status=2)
+    message = refusal("set", path, "sim_threshold=0.95", "max_skip=2", status=2)
+    assert "policy: 'ffn_skip' needs cold_s, cold_e as well" in message
 
 
 TOO_MUCH = {
