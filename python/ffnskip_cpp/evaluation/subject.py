@@ -143,7 +143,7 @@ class ModelSubject:
         self._llm.reset_stats()
         try:
             yield
-        finally:  # whoever has the last answer need not ask for another
+        finally:  # a task has all its answers, and does not ask whether there is another
             self.counts += Counts.of(self._llm.stats)
 
 
