@@ -257,6 +257,24 @@ def test_an_interrupted_run_keeps_what_it_has_asked_for(summaries):
         assert run.figures["overall"].n == len(server.asked) == 8 and nothing_paid_twice(server)
 
 
+def test_ctrl_c_pressed_twice_does_not_wait_for_a_silent_server(summaries):
+    reached, go_on = threading.Event(), threading.Event()
+
+    def silent(asked):
+        reached.set()
+        go_on.wait(300)
+        return honest(asked)
+
+    with judging(silent) as server:
+        child = started(summaries, server, 2)
+        assert reached.wait(60)
+        for _ in range(2):
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        assert "KeyboardInterrupt" in child.communicate(timeout=25)[1]  # its requests would wait for 30 seconds
+        go_on.set()
+
+
 @pytest.mark.parametrize("torn", [1, 40, -1])
 def test_a_torn_last_line_is_repaired(summaries, torn):
     """A line without its end alone is whole; what is behind a torn one is not lost to it."""
