@@ -195,6 +195,29 @@ llama_token step(Session & session, uintptr_t sampler_address, llama_token token
     return session.step(sampler, token);
 }
 
+// Tokens after what a sequence holds: a prompt up to token n_prompt, and generated from there.
+void prompt(Session & session, const Tokens & tokens, size_t n_prompt, int32_t seq) {
+    n_prompt = std::min(n_prompt, tokens.size());
+    py::gil_scoped_release unlocked;
+    session.prompt(tokens.data(), n_prompt, seq);
+    session.prompt(tokens.data() + n_prompt, tokens.size() - n_prompt, seq, Fed::generated);
+}
+
+llama_token sample(Session & session, uintptr_t sampler) {
+    return llama_sampler_sample(pointer<llama_sampler>(sampler, "sample"), session.context(), -1);
+}
+
+Tokens step_all(Session & session, const std::vector<std::tuple<int32_t, llama_token, uintptr_t>> & turns) {
+    std::vector<Session::Turn> each;
+    for (const auto & [seq, token, sampler] : turns) {
+        each.push_back({ seq, token, pointer<llama_sampler>(sampler, "step_all") });
+    }
+    Tokens                 next(each.size());
+    py::gil_scoped_release unlocked;
+    session.step(each, next.data());
+    return next;
+}
+
 // A llama_batch made elsewhere.
 void decode_batch(Session & session, uintptr_t address, std::optional<bool> generated) {
     const llama_batch      batch = *pointer<llama_batch>(address, "decode_batch");
@@ -492,6 +515,14 @@ void add_session(py::module_ & m) {
         .def("decode", &decode, py::arg("tokens"), py::arg("position"), py::arg("kinds") = py::none())
         .def("forward", &forward_rows, py::arg("tokens"), py::arg("position"), py::arg("kinds"), py::arg("rows"))
         .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"), py::arg("n_prompt") = py::none())
+        .def_property_readonly("n_sequences", &Session::n_sequences)
+        .def("n_used", &Session::n_used, py::arg("seq"))
+        .def("prompt", &prompt, py::arg("tokens"), py::arg("n_prompt"), py::arg("seq"))
+        .def("sample", &sample, py::arg("sampler"))
+        .def("step_all", &step_all, py::arg("turns"))
+        .def("copy", &Session::copy, py::arg("source"), py::arg("to"))
+        .def("cut", &Session::cut, py::arg("position"), py::arg("seq"))
+        .def("clear", &Session::clear)
         .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
         .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
 }

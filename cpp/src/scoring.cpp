@@ -37,7 +37,7 @@ public:
                 add(i, 0, -1);
             }
         }
-        const int32_t n_seq = int32_t(llama_n_seq_max(session_.context()));
+        const int32_t n_seq = session_.n_sequences();
         for (llama_seq_id seq = n_seq == 1 ? 0 : 1; seq < n_seq; ++seq) {
             free_.push_back(seq);
         }

@@ -49,6 +49,16 @@ llama_token Session::step(llama_sampler * sampler, llama_token token, llama_seq_
     return llama_sampler_sample(sampler, ctx_, -1);
 }
 
+void Session::step(const std::vector<Turn> & turns, llama_token * next) {
+    for (const Turn & turn : turns) {
+        add(turn.token, turn.seq, true);
+    }
+    decode(Fed::generated);
+    for (size_t i = 0; i < turns.size(); ++i) {
+        next[i] = llama_sampler_sample(turns[i].sampler, ctx_, int32_t(i));
+    }
+}
+
 void Session::add(llama_token token, llama_seq_id seq, bool output) {
     if (seq < 0 || size_t(seq) >= next_.size()) {
         throw std::invalid_argument("sequence " + std::to_string(seq) + ": the context has " +

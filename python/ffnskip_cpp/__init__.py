@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _loading  # noqa: F401  before anything that needs the extension
 from ._core import Block, BlockWeight, Profile, RowKind, __version__
+from .batches import Completion
 from .cmake import cmake_prefix
 from .demo import demo_model
 from .drafts import DraftStats, SkippingDraft
@@ -53,6 +54,7 @@ __all__ = [
     "BlockWeight",
     "Calibration",
     "ChannelsFile",
+    "Completion",
     "DecodeError",
     "DraftStats",
     "Evaluation",

@@ -312,6 +312,28 @@ class Session(metaclass=_Native):
             float64 [n]: log-likelihood of each continuation, bool [n]: whether it is the greedy one, and the number of
             tokens that were evaluated.
         """
+    @property
+    def n_sequences(self) -> int:
+        """That the context has room for."""
+    def n_used(self, seq: int) -> int:
+        """Position after the last token of a sequence."""
+    def prompt(self, tokens: Sequence[int], n_prompt: int, seq: int) -> None:
+        """Decodes any number of tokens after what a sequence holds: as a prompt, and from token `n_prompt` on as
+        generated ones. The last one has an output."""
+    def sample(self, sampler: int) -> int:
+        """From the output of the row decoded last."""
+    def step_all(self, turns: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Decodes one generated token of each of several sequences in one batch, and samples the next ones.
+
+        Args:
+            turns: Sequence, token, and address of the sampler.
+        """
+    def copy(self, source: int, to: int) -> None:
+        """Sequence `to` becomes what `source` is."""
+    def cut(self, position: int, seq: int) -> None:
+        """Takes this position of a sequence and what follows it out of the memory."""
+    def clear(self) -> None:
+        """Empties the memory."""
     def step(self, sampler: int, token: int, position: int) -> int:
         """Decodes a generated token of sequence 0 and samples the next one."""
     def decode_batch(self, batch: int, generated: bool | None = None) -> None:

@@ -13,7 +13,7 @@ from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import BaseLlamaTokenizer
 
-__all__ = ["LlamaArguments", "SamplingOptions"]
+__all__ = ["BatchSamplingOptions", "LlamaArguments", "SamplingOptions"]
 
 
 class LlamaArguments(TypedDict, total=False):
@@ -65,8 +65,8 @@ class LlamaArguments(TypedDict, total=False):
     verbose: bool
 
 
-class SamplingOptions(TypedDict, total=False):
-    """Of `llama_cpp.Llama.generate`."""
+class BatchSamplingOptions(TypedDict, total=False):
+    """Of `llama_cpp.Llama.generate`, and of several texts at once."""
 
     top_k: int
     top_p: float
@@ -74,7 +74,6 @@ class SamplingOptions(TypedDict, total=False):
     typical_p: float
     temp: float
     repeat_penalty: float
-    reset: bool
     frequency_penalty: float
     presence_penalty: float
     tfs_z: float
@@ -82,6 +81,12 @@ class SamplingOptions(TypedDict, total=False):
     mirostat_tau: float
     mirostat_eta: float
     penalize_nl: bool
+    grammar: LlamaGrammar | None
+
+
+class SamplingOptions(BatchSamplingOptions, total=False):
+    """Of `llama_cpp.Llama.generate`."""
+
+    reset: bool
     logits_processor: LogitsProcessorList | None
     stopping_criteria: StoppingCriteriaList | None
-    grammar: LlamaGrammar | None

@@ -17,7 +17,7 @@ from .skip_argument import DENSE
 
 __all__ = ["Context"]
 
-SEQUENCES = 9  # a text, and as many that go on from it at once; see share()
+SEQUENCES = 9  # a text, and as many that go on from it at once
 NO_GENERATION = "an embedding context does not generate; its FFN blocks always run"
 
 
@@ -121,10 +121,11 @@ class Context:
         self.probe(address)
         return True
 
-    def share(self, llm: llama_cpp.Llama) -> bool:
-        """Makes the context anew, and empty, for several sequences at once; those of llama_cpp have one.
+    def share(self, llm: llama_cpp.Llama, n_sequences: int) -> bool:
+        """Makes the context anew, and empty, for so many sequences at once; those of llama_cpp have one.
 
-        False where it stays as it is: it was made so before, or the memory of the model is none that sequences share.
+        False where it stays as it is: it was made for as many before, or the memory of the model is none that sequences
+        share.
         """
         if not self.generates:
             raise UnsupportedModelError(NO_GENERATION)
@@ -134,7 +135,9 @@ class Context:
             or (llama_cpp.llama_model_n_swa(llm.model) > 0 and not self.params.swa_full)  # shared cells are not reused
         )
         params = self._copied_params()
-        params.n_seq_max = 1 if one_by_one else min(SEQUENCES, params.n_batch, params.n_ubatch)  # as llama.cpp asserts
+        params.n_seq_max = (
+            1 if one_by_one else min(n_sequences, params.n_batch, params.n_ubatch)
+        )  # as llama.cpp asserts
         params.kv_unified = True
         if params.n_seq_max <= self.params.n_seq_max:
             return False

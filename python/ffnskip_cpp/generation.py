@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import ctypes
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 import llama_cpp
 
@@ -43,6 +42,8 @@ _INSTEAD = {
     "n_predict": "max_tokens",
 }
 
+Yielded = TypeVar("Yielded")
+Sent = TypeVar("Sent")
 Steps = Generator[int, Optional[Sequence[int]], None]
 """Token ids; what is sent is evaluated after the token before."""
 
@@ -124,7 +125,7 @@ def _natively(llm: DecodingLlama, decoder: Decoder, steps: Steps) -> Steps:
     token = next(steps)
     steps.close()
     sampler = internals.sampler(llm)
-    sampler_address = ctypes.cast(sampler.sampler, ctypes.c_void_p).value or 0
+    sampler_address = internals.sampler_address(sampler)
     while True:
         sent = yield token
         if sent is not None or decoder.sampled != token:  # the caller added tokens, or used this object meanwhile
@@ -174,16 +175,18 @@ def first(generation: Steps, n: int) -> Steps:
         generation.close()
 
 
-def exclusively(steps: Steps, at_work: Callable[[], AbstractContextManager[None]]) -> Steps:
+def exclusively(
+    steps: Generator[Yielded, Sent, None], at_work: Callable[[], AbstractContextManager[None]]
+) -> Generator[Yielded, Sent, None]:
     """Every step within `at_work()`, which may refuse it."""
-    sent = None
+    sent: Any = None
     try:
         while True:
             with at_work():
                 try:
-                    token = steps.send(sent)
+                    made = steps.send(sent)
                 except StopIteration:
                     return
-            sent = yield token
+            sent = yield made
     finally:
         steps.close()

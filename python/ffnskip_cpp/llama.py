@@ -2,7 +2,8 @@
 
 llama_cpp does everything but decode: each batch goes through the core, which keeps account of what is in the context.
 Where nothing is to be skipped the context has no callback, and is llama.cpp's own in everything. What is skipped is
-decided in skipping.py, decoded in decoding.py; texts are generated in generation.py and scored in scoring.py.
+decided in skipping.py, decoded in decoding.py, and what is known of it is in observed.py; texts are generated in
+generation.py, several at once in batches.py, and scored in scoring.py.
 """
 
 from __future__ import annotations
@@ -15,29 +16,28 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from . import batches, scoring
 from . import llama_cpp_internals as internals
-from . import scoring
-from ._core import Block, Controller, Profile
+from ._core import Controller, Profile
 from .checked import token_ids, whole
-from .context import Context
-from .decoding import Decoder, DecodingLlama
+from .context import SEQUENCES, Context
+from .decoding import Decoder
 from .drafts import SkippingDraft, dense_where_drafts_skip
 from .generation import check_prompt, exclusively, first, prompt_tokens, sampling_options, text, token_steps
-from .profile import write_profile
+from .observed import ObservedLlama
 from .skip_argument import Skip, check_keywords, is_dense
-from .skip_config import ResolvedConfig, SkipConfig
+from .skip_config import SkipConfig
 from .skipping import Skipping
-from .stats import SkipStats, Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from .arguments import LlamaArguments, SamplingOptions
+    from .arguments import BatchSamplingOptions, LlamaArguments, SamplingOptions
 
 __all__ = ["Llama"]
 
 
-class Llama(DecodingLlama):
+class Llama(ObservedLlama):
     """A `llama_cpp.Llama` that skips feed-forward blocks while it generates. All its arguments and methods work.
 
     One thread at a time: a second one gets a RuntimeError. Tokens of a loop of your own may skip where they come from
@@ -80,7 +80,6 @@ class Llama(DecodingLlama):
         decoder = Decoder(self._controller)
         self._context = Context(decoder, generates=not kwargs.get("embedding", False))
         self._skipping = Skipping(skip, self._controller, self._context)
-        self._tracing = False
         super().__init__(model_path, decoder, **kwargs)
         try:
             self._skipping.begin(self)
@@ -169,94 +168,15 @@ class Llama(DecodingLlama):
                 with self._lock:  # once another thread's step is over
                     block.close()
 
-    @property
-    def resolved(self) -> ResolvedConfig:
-        """What `skip` means for this model: every value it left open, such as "an eighth of the layers"."""
-        return self._learnt().resolved
-
-    @property
-    def blocks(self) -> list[Block]:
-        """The attention and FFN blocks of the layers, as found in the model's graph and in the order they run in: kind,
-        form, residual, weights, bytes, and why a block can't be skipped where that is so."""
-        return self._learnt().blocks
-
-    @property
-    def input_bytes(self) -> npt.NDArray[np.uint64]:
-        """uint64 [n_layer, 4, 2]: of the inputs of each layer, in the order of `channel_thresholds`, the bytes of
-        weights that are read with none of its channels kept and with all, as `skip` is now; 0 where none may be left
-        out. No layers unless channels are."""
-        return self._learnt().input_bytes
-
-    @property
-    def skippable(self) -> npt.NDArray[np.bool_]:
-        """bool [n_layer]: the layer has an FFN block that can be skipped."""
-        return self._learnt().skippable
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells this model from others, whatever its quantisation."""
-        return self._learnt().fingerprint
-
-    @property
-    def why_dense(self) -> str | None:
-        """Why this model or context can't skip; None if it can."""
-        self._learnt()
-        return self._context.why_dense
-
-    @property
-    def weights_bytes(self) -> int:
-        """Memory that the weights by channel take, for policy "channels"; all contexts of the model share it."""
-        return self._controller.weights_bytes
-
     def _mix_rows(self, *, sequences: bool = False) -> None:
         if self._context.mix_rows(self, sequences=sequences):
             self._skipping.restore(self)
 
-    def _learnt(self) -> Controller:
-        if not self._context.is_learnt:
-            with self._at_work():
-                self._context.learn(self)
-        return self._controller
-
-    def save_profile(self, path: str | os.PathLike[str]) -> None:
-        """Writes what `skip` is now as a skip profile of this model.
-
-        Raises:
-            ValueError: Nothing is skipped, or the policy is a random one, which no profile holds.
-        """
-        write_profile(path, self.fingerprint, self._controller.config, self._controller.resolved)
-
-    @property
-    def stats(self) -> SkipStats:
-        """Counts over the tokens generated since construction or `reset_stats()`. From any thread."""
-        return self._controller.stats
-
-    def reset_stats(self) -> None:
-        self._controller.reset_stats()
-
-    @contextlib.contextmanager
-    def trace(self, *, reaches: bool = False, layers: bool = False) -> Iterator[Trace]:
-        """Records similarity, skipped blocks and channels kept of every token generated within the block, one row per
-        token.
-
-        Args:
-            reaches: Count how far channels reach, too, which takes longer.
-            layers: Compare what goes into each layer and what comes out, too, which takes longer.
-        Raises:
-            RuntimeError: A trace is being recorded already.
-        """
-        if self._tracing:
-            raise RuntimeError("a trace is being recorded already")
-        controller, trace = self._learnt(), Trace()
-        self._tracing = True
-        controller.start_trace(reaches, layers)
-        try:
-            yield trace
-        finally:
-            found = controller.stop_trace()
-            trace.similarity, trace.skipped, trace.attention_skipped, trace.kept, trace.reaches = found[:-1]
-            trace.layer_similarity = found[-1]
-            self._tracing = False
+    def _share(self, n_sequences: int) -> None:
+        """The context is made for several sequences, whose rows may skip each for itself."""
+        self._mix_rows(sequences=True)
+        if self._context.share(self, n_sequences):
+            self._skipping.restore(self)
 
     # ---- texts that are there already ----
 
@@ -316,9 +236,7 @@ class Llama(DecodingLlama):
             self._check_open()
             ids, following = scoring.divided(self, prefix, continuations)
             n_prompt = scoring.prompt_length(len(ids), skip_prompts)
-            self._mix_rows(sequences=True)
-            if self._context.share(self):
-                self._skipping.restore(self)
+            self._share(SEQUENCES)
             return scoring.score(self, self._decoder, ids, following, n_prompt)
 
     # ---- generation ----
@@ -375,6 +293,47 @@ class Llama(DecodingLlama):
             room = internals.n_context(self) - kept - len(ids) + 1  # the last token generated need not fit
             return text(self, first(steps, room if max_tokens is None else min(max_tokens, room)), ids[-1:])
         return steps if max_tokens is None else first(steps, max_tokens)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[scoring.Text],
+        *,
+        max_tokens: int | None = 128,
+        stop: Sequence[str] = (),
+        skip_prompts: int | None = None,
+        n_parallel: int = 8,
+        seed: int | None = None,
+        **sampling: Unpack[BatchSamplingOptions],
+    ) -> Iterator[batches.Completion]:
+        """Generates from several prompts at once, which share batches; each is continued as it would be alone.
+
+        A prompt begins when the cells that it may come to need, with `max_tokens` for its text, are free: a context of
+        `n_ctx` cells is shared by those that run. What all prompts begin with is evaluated once. Where the memory
+        forgets (recurrent models, swa_full=False) they come one by one. The first call makes the context anew, for
+        several sequences in the memory of one; it is empty afterwards.
+
+        Args:
+            prompts: Text or token ids of each, 1 to n_ctx tokens.
+            max_tokens: Tokens to generate for each at most, 0 or more. None: to the end of the context.
+            stop: Strings that end a text, and are no part of it.
+            skip_prompts: Tokens of each prompt from this one on count as generated, too; shorter prompts run in full,
+                as all do if None.
+            n_parallel: Texts at once, 1 to 255; not more than n_batch and n_ubatch take rows.
+            seed: Of each text, 0 to 2**32 - 1. None: that of the `Llama`.
+            **sampling: Options of `generate()`, but for `reset` and those that call Python for every token.
+        Returns:
+            In the order of the prompts, each when it and those before it are complete. It may be left at any time.
+        Raises:
+            ValueError: A prompt is empty, too long, or has a token id out of range: the message has its number. Nothing
+                has been evaluated then. Or another argument is out of range.
+            RuntimeError: From the iterator: this `Llama` was used for something else since.
+        """
+        with self._at_work():
+            self._check_open()
+            self._require_vocabulary()
+            wanted = batches.Wanted(max_tokens, stop, skip_prompts, n_parallel, seed, dict(sampling))
+            ids = batches.prompts_of(self, prompts)
+        return exclusively(batches.completions(self, self._decoder, ids, wanted, self._share), self._at_work)
 
     # ---- lifetime ----
 

@@ -30,6 +30,7 @@ __all__ = [
     "libggml",
     "lora_is_missing",
     "make_context",
+    "make_sampler",
     "makes_context",
     "mark_closed",
     "model_address",
@@ -43,12 +44,23 @@ __all__ = [
     "redirect_decode",
     "require_eval",
     "sampler",
+    "sampler_address",
     "set_sampler",
     "vocab",
     "wants_all_logits",
 ]
 
-BASE_ATTRIBUTES = ("_batch", "_ctx", "_logits_all", "_lora_adapter", "_model", "_n_ctx", "_n_vocab", "_requires_eval")
+BASE_ATTRIBUTES = (
+    "_batch",
+    "_ctx",
+    "_logits_all",
+    "_lora_adapter",
+    "_model",
+    "_n_ctx",
+    "_n_vocab",
+    "_requires_eval",
+    "_seed",
+)
 """Attributes that `llama_cpp.Llama.__init__` makes, besides its public ones."""
 
 _METHODS = {
@@ -220,6 +232,21 @@ def sampler(llm: llama_cpp.Llama) -> Any:
 
 def set_sampler(llm: llama_cpp.Llama, sampler: Any) -> None:
     llm._sampler = sampler
+
+
+def make_sampler(llm: llama_cpp.Llama, options: dict[str, Any], seed: int | None) -> Any:
+    """A LlamaSampler of its own, which a generation with these options would have; None: with the seed of `llm`."""
+    own = llm._seed
+    try:
+        llm._seed = own if seed is None else seed
+        return llm._init_sampler(**options)
+    finally:
+        llm._seed = own
+
+
+def sampler_address(sampler: Any) -> int:
+    """Of the llama_sampler of a LlamaSampler."""
+    return ctypes.cast(sampler.sampler, ctypes.c_void_p).value or 0
 
 
 def n_ctx_train(llm: llama_cpp.Llama) -> int:

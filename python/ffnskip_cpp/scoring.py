@@ -16,7 +16,7 @@ from .decoding import Decoder
 from .generation import prompt_tokens
 from .plain import plain
 
-__all__ = ["Eligible", "Rows", "Score", "Text", "divided", "forward", "prompt_length", "score"]
+__all__ = ["Eligible", "Rows", "Score", "Text", "check_ids", "divided", "forward", "prompt_length", "score"]
 
 Eligible = Union[Sequence[bool], Sequence[RowKind], None]
 Rows = Union[slice, Sequence[int], "npt.NDArray[np.integer]", None]
@@ -72,12 +72,12 @@ def _kinds(decoder: Decoder, n_tokens: int, eligible: Eligible) -> list[RowKind]
 def _check_tokens(llm: CheckedLlama, ids: list[int], eligible: Eligible) -> None:
     if not 1 <= len(ids) <= internals.n_context(llm):
         raise ValueError(f"tokens: {len(ids)} given; 1 to n_ctx={internals.n_context(llm)} can be evaluated")
-    _check_ids(llm, "tokens", ids)
+    check_ids(llm, "tokens", ids)
     if eligible is not None and len(eligible) != len(ids):
         raise ValueError(f"eligible: {len(eligible)} entries for {len(ids)} tokens")
 
 
-def _check_ids(llm: CheckedLlama, name: str, ids: list[int]) -> None:
+def check_ids(llm: CheckedLlama, name: str, ids: list[int]) -> None:
     if ids and (min(ids) < 0 or max(ids) >= llm.n_vocab()):
         raise ValueError(f"{name}: ids must be in [0, {llm.n_vocab()}); got {min(ids)} to {max(ids)}")
 
@@ -147,12 +147,12 @@ def score(
     return Score(log_likelihood, is_greedy, np.array(n_tokens, np.int64), np.array(n_may_skip, np.int64))
 
 
-def prompt_length(n_tokens: int, skip_prompts: int | None, name: str = "prefix") -> int:
-    """Tokens of a text of `n_tokens` that run as a prompt. Raises ValueError where it has fewer."""
+def prompt_length(n_tokens: int, skip_prompts: int | None) -> int:
+    """Of a prefix of `n_tokens`, those that run as a prompt. Raises ValueError where it has fewer."""
     if skip_prompts is None:
         return n_tokens
     if not 0 <= whole("skip_prompts", skip_prompts) <= n_tokens:
-        raise ValueError(f"skip_prompts: {skip_prompts} is outside [0, {n_tokens}], the tokens of the {name}")
+        raise ValueError(f"skip_prompts: {skip_prompts} is outside [0, {n_tokens}], the tokens of the prefix")
     return skip_prompts
 
 
@@ -161,9 +161,9 @@ def divided(llm: CheckedLlama, prefix: Text, continuations: Sequence[Text]) -> t
     ids, following = _tokenised(llm, prefix, continuations)
     if not ids:
         raise ValueError("prefix: it has no tokens; one at least predicts the first token of a continuation")
-    _check_ids(llm, "prefix", ids)
+    check_ids(llm, "prefix", ids)
     for tokens in following:
-        _check_ids(llm, "continuations", tokens)
+        check_ids(llm, "continuations", tokens)
     longest = max(map(len, following), default=0)
     needed, n_ctx = len(ids) + max(longest - 1, 0), internals.n_context(llm)
     if needed > n_ctx:

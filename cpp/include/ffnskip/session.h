@@ -32,6 +32,8 @@ public:
     llama_context * context() const { return ctx_; }
     Controller *    controller() const { return controller_; }
 
+    // Sequences that the context has room for.
+    int32_t n_sequences() const { return int32_t(next_.size()); }
     // Tokens that a batch takes, and a sequence.
     int32_t n_batch() const { return int32_t(llama_n_batch(ctx_)); }
     int32_t n_ctx() const { return int32_t(llama_n_ctx_seq(ctx_)); }
@@ -47,6 +49,16 @@ public:
     void generated(llama_token token, llama_seq_id seq = 0);
     // A turn of the generation loop: that, and the token sampled after it.
     llama_token step(llama_sampler * sampler, llama_token token, llama_seq_id seq = 0);
+
+    // A sequence that is being generated.
+    struct Turn {
+        llama_seq_id    seq;
+        llama_token     token;  // sampled last, and not decoded yet
+        llama_sampler * sampler;
+    };
+    // A turn of each of several, n_batch at most, in one batch. next: [n_turns] the token sampled after it. Sequences may
+    // begin and end between two calls.
+    void step(const std::vector<Turn> & turns, llama_token * next);
 
     // Batches of the caller's own making, for several sequences at once. add() takes a token after what the sequence holds
     // and what was added of it; decode() decodes what was added, n_batch at most, which gives row i the output i of the
