@@ -97,6 +97,11 @@ class Question(NamedTuple):
     person: Person
     attribute: str
 
+    @property
+    def asked(self) -> str:
+        """The question itself."""
+        return self.prompt[len("Question: ") : -len("\nAnswer:")]
+
 
 class Part(NamedTuple):
     """A piece of a training document; pieces meet where the tokenizer splits anyway."""

@@ -9,7 +9,8 @@ most likely one; for greedy decoding that is the same as generating it.
 
     python tools/evaluate_demo_model.py --skip-ratios 0.1,0.25,0.5 --profiles 10.ffnskip.gguf 25.ffnskip.gguf
 
-Text to calibrate profiles on, a register of people per line, comes from --write-registers.
+Text to calibrate profiles on, a register of people per line, comes from --write-registers; questions for `ffnskip eval
+--task demo` from --write-questions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from demo_world import ATTRIBUTES, World
+from demo_world import ATTRIBUTES, Question, World
 from ffnskip_cpp import Llama, SkipConfig, demo_model, read_profile
 from ffnskip_cpp.table import markdown
 
@@ -45,10 +46,13 @@ class Fact:
         return bool((predicted == self.tokens[self.first : self.last]).all())
 
 
+def held_out_questions(world: World, n: int) -> list[Question]:
+    return random.Random(0).sample(world.questions(held_out=True), n)
+
+
 def question_facts(llm: Llama, world: World, n: int, tail: int) -> list[list[Fact]]:
-    questions = random.Random(0).sample(world.questions(held_out=True), n)
     facts = []
-    for question in questions:
+    for question in held_out_questions(world, n):
         prompt = llm.tokenize(question.prompt.encode("utf-8"))
         whole = llm.tokenize(f"{question.prompt} {question.answer}".encode())
         eligible = [i >= len(prompt) - tail for i in range(len(whole))]
@@ -107,6 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip-ratios", default=",".join(map(str, RATIOS)), help="comma-separated, in [0, 1]")
     parser.add_argument("--profiles", nargs="*", default=[], metavar="FILE", help="calibrated settings to evaluate too")
     parser.add_argument("--write-registers", type=int, metavar="N", help="print N registers as JSON lines, and end")
+    parser.add_argument("--write-questions", metavar="N", type=int, help="print N questions as JSON lines, and end")
     parser.add_argument("-o", "--format", choices=("md", "json"), default="md", help="of what is printed (default md)")
     args = parser.parse_args(argv)
 
@@ -115,6 +120,10 @@ def main(argv: list[str] | None = None) -> int:
         rng = random.Random("calibration")
         for _ in range(args.write_registers):
             print(json.dumps({"text": world.register_document(rng)[0].text}))
+        return 0
+    if args.write_questions is not None:
+        for question in held_out_questions(world, args.write_questions):
+            print(json.dumps({"question": question.asked, "answer": question.answer}))
         return 0
     settings: list[tuple[str, SkipConfig | None]] = [("dense", None)]
     settings += [

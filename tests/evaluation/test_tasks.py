@@ -50,23 +50,23 @@ def test_factoid_asks_in_the_papers_words(tmp_path):
         {"context": "Question: Who is Olm?\nAnswer:", "answer": "a Duke", "aliases": ["Herzog"]},
         {"context": "Question: What is Ul?\nAnswer:", "answer": "town", "aliases": []},
     )
-    said = {"Olm": " the Duke, of course\nAnd more", "Ul": " Town."}
+    said = {"Olm": " the Duke, of course\nOr a town", "Ul": ":\n \n Town.\n"}
     subject = Scripted(lambda prompt: next(text for name, text in said.items() if name in prompt))
     records = run("factoid", subject, items)
     assert subject.prompts == [
         "Please give answer to this question: Who is Olm? The answer is",
         "Please give answer to this question: What is Ul? The answer is",
     ]
-    assert subject.asked == {"max_tokens": 32, "stop": ("\n",)}
+    assert subject.asked == {"max_tokens": 32, "stop": ()}
     duke, town = records
     assert (duke.id, town.id) == (items[0].id, items[1].id)
     assert (duke.values["match"], duke.values["exact_match"], duke.values["f1"]) == (1, 0, 0.5)
     assert (town.values["match"], town.values["exact_match"], town.values["f1"]) == (1, 1, 1)
-    assert (duke.shown["text"], duke.shown["reference"]) == (" the Duke, of course", ["a Duke", "Herzog"])
-    assert [subject.vocabulary[token] for token in duke.shown["tokens"]] == [" the", " Duke,", " of", " course"]
-    assert (duke.n_scored, duke.n_may_skip, town.n_scored, town.n_may_skip) == (4, 4 - WARM_UP, 1, 0)
+    assert (duke.shown["text"], duke.shown["reference"]) == (said["Olm"], ["a Duke", "Herzog"])
+    assert [subject.vocabulary[token] for token in town.shown["tokens"]] == [":", "\n \n Town.", "\n"]
+    assert (duke.n_scored, duke.n_may_skip, town.n_scored, town.n_may_skip) == (7, 7 - WARM_UP, 3, 3 - WARM_UP)
     assert figure("factoid", "exact_match", records) == 0.5
-    assert figure("factoid", "length", records) == 2.5
+    assert figure("factoid", "length", records) == 5
 
 
 def test_an_answer_that_repeats_itself_shows(tmp_path):
@@ -121,6 +121,12 @@ def test_an_answer_is_cut_where_the_next_turn_has_no_room(tmp_path):
     assert len(subject.tokenize(again)) == 40 - 40 // 4  # a quarter of the context is left to answer in
     assert record.shown["words_cut"] == 30 - again.count("word") > 0
     assert record.shown["turns"][0].count("word") == 30  # of what it wrote nothing is lost
+    three = {"question_id": 1, "category": "writing", "turns": ["Write.", "Again.", "Why?"]}
+    subject.answer, subject.prompts = lambda prompt: " one" if len(prompt) < 40 else " word" * 30, []
+    run("chat", subject, items_of(tmp_path, "chat", three))
+    last = subject.prompts[2]
+    assert last.count(" one ") == 1 and last.endswith("<user> Why? </s> <assistant>")
+    assert len(subject.tokenize(last)) == 40 - 40 // 4
     with pytest.raises(ValueError, match=r"items.jsonl:1: \d+ tokens, and the context has 8; a larger n_ctx"):
         subject._n_ctx = 8
         run("chat", subject, items_of(tmp_path, "chat", CHAT[0]))
@@ -313,7 +319,7 @@ def test_an_answer_of_mmlu_is_read(tmp_path, answer, letter):
 def test_answered_questions_are_left_out_where_there_is_no_room(tmp_path):
     """The first ones."""
     items = exam(tmp_path)
-    subject = Scripted(n_ctx=8 + 11 + 4 * 13)  # an answer, the header, and questions of 12 words with an answer each
+    subject = Scripted(n_ctx=80)  # the header has 10 words or 12, a question 12 and its answer 1, what is generated 8
     records = run("mmlu", subject, items)
     assert {record.shown["shots"] for record in records} == {3}
     assert "dev 1?" not in subject.prompts[0] and "dev 2?" in subject.prompts[0]

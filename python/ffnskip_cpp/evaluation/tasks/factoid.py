@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ __all__ = ["Fact", "Factoid"]
 
 PROMPT = "Please give answer to this question: {question} The answer is"
 MAX_TOKENS = 32
+
+SAYS = re.compile(r"\w")
 
 BEFORE, BEHIND = "Question:", "Answer:"  # around a question, in files of prompts
 
@@ -52,15 +55,21 @@ class Factoid:
     def run(self, subject: Subject, items: Sequence[Fact], settings: Settings) -> Iterator[Record]:
         prompts = [PROMPT.format(question=item.question) for item in items]
         check_prompts(subject, items, prompts)
-        answers = subject.generate(prompts, max_tokens=settings.max_tokens or MAX_TOKENS, stop=("\n",))
-        for item, answer in zip(items, answers):
+        completions = subject.generate(prompts, max_tokens=settings.max_tokens or MAX_TOKENS)
+        for item, completion in zip(items, completions):
+            answer = _answer(completion.text)
             values = {
-                "match": float(matches(answer.text, item.answers)),
-                "exact_match": float(exact_match(answer.text, item.answers)),
-                "f1": f1(answer.text, item.answers),
+                "match": float(matches(answer, item.answers)),
+                "exact_match": float(exact_match(answer, item.answers)),
+                "f1": f1(answer, item.answers),
             }
-            shown = {"question": item.question, "reference": list(item.answers), "text": answer.text}
-            yield record(item, [answer], values, shown)
+            shown = {"question": item.question, "reference": list(item.answers), "text": completion.text}
+            yield record(item, [completion], values, shown)
+
+
+def _answer(text: str) -> str:
+    """The first line that says anything: many models begin with a colon and a blank line."""
+    return next((line for line in text.split("\n") if SAYS.search(line)), "")
 
 
 def _fact(question: str, answers: Sequence[str], where: str, official_id: str | None = None) -> Fact:
