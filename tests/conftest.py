@@ -42,6 +42,7 @@ SLOW = {
     "test_quantize",
     "test_readme",
     "test_reference",
+    "test_report_pictures",
     "test_run",
     "test_split_files",
     "test_try",

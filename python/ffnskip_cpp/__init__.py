@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .evaluation.judge.judge import judge
     from .evaluation.judge.verdicts import Judgement
+    from .evaluation.report import EvaluationReport, report_evaluation
     from .gguf_file.model_file import ModelFile
     from .gguf_file.quantization import quantize
     from .inspection import Inspection, inspect
@@ -58,6 +59,7 @@ __all__ = [
     "DecodeError",
     "DraftStats",
     "Evaluation",
+    "EvaluationReport",
     "FfnSkipError",
     "Inspection",
     "Judgement",
@@ -89,6 +91,7 @@ __all__ = [
     "judge",
     "quantize",
     "read_profile",
+    "report_evaluation",
     "try_model",
     "write_channels",
 ]
@@ -101,6 +104,7 @@ _LAZY = {
     "Calibration": "calibration",
     "ChannelsFile": "channels",
     "Evaluation": "evaluation",
+    "EvaluationReport": "evaluation.report",
     "Inspection": "inspection",
     "Judgement": "evaluation.judge.verdicts",
     "ModelFile": "gguf_file.model_file",
@@ -114,6 +118,7 @@ _LAZY = {
     "inspect": "inspection",
     "judge": "evaluation.judge.judge",
     "quantize": "gguf_file.quantization",
+    "report_evaluation": "evaluation.report",
     "try_model": "trial",
     "write_channels": "channels",
 }

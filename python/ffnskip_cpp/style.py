@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#767676"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
 DARK_RED = "#a84700"  # vermilion for text
 PROFILE_STYLE: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 9, "linestyle": "none"}
 STYLE = {

@@ -27,6 +27,7 @@ COMMANDS = {
     "run": ("run", "run a llama.cpp program with skipping"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "eval": ("eval", "measure what skipping costs on tasks, the paper's and others"),
+    "report": ("report", "write the paper's tables and figures, and more, from what eval measured"),
     "analyze": ("analyze", "draw what skipping finds, costs and saves in a model"),
     "judge": ("judge", "have the texts of evaluated runs graded by another model"),
     "inspect": ("inspect", "show the FFN blocks of a model and what skipping them saves"),
