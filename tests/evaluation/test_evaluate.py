@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -48,11 +49,16 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def profile(model, tmp_path_factory):
-    """Layers 2 and 5 of every token that may skip."""
     path = tmp_path_factory.mktemp("profile") / "two.ffnskip.gguf"
-    with Llama(str(model), skip=SkipConfig(layers=LAYERS, max_skip=0, warm_up_index=0), verbose=False) as llm:
-        llm.save_profile(path)
+    save_profile(model, path, LAYERS)
     return path
+
+
+def save_profile(model, path, layers):
+    """Of every token that may skip, these layers."""
+    with Llama(str(model), skip=None, verbose=False) as llm:
+        with llm.skipping(SkipConfig(layers=layers, max_skip=0, warm_up_index=0)):
+            llm.save_profile(path)
 
 
 def kept(run):
@@ -147,6 +153,39 @@ def test_another_file_is_compared_with_the_users(model, text, tmp_path):
     assert dense.metrics["kl"].value == 0 and dense.metrics["same_top"].value == 1
     assert skipping.could_skip == 1 and skipping.metrics["kl"].value > 0
     assert small.settings["file_sha256"] and dense.settings["file_sha256"] is None
+
+
+def test_answers_are_what_plain_llama_cpp_writes(model, tmp_path):
+    """Several at once, some of them longer than others."""
+    facts = [
+        {"context": f"Question: {each['query']}\nAnswer:", "answer": "a", "aliases": ["b"]} for each in QUESTIONS[:6]
+    ]
+    data = write_lines(tmp_path / "facts.jsonl", facts)
+    found = evaluate(
+        model, "factoid", data, tmp_path / "out", methods="random", skip_prompts=0, warm_up_index=0, **OPTIONS
+    )
+    dense, random = (read_records(tmp_path / "out", run) for run in found.runs)
+    with plain(model) as llm:
+        for record in dense:
+            prompt = f"Please give answer to this question: {record.shown['question']} The answer is"
+            greedy = llm.generate(llm.tokenize(prompt.encode()), temp=0.0, repeat_penalty=1.0)
+            expected = list(itertools.islice(greedy, 32))
+            assert record.shown["tokens"] == expected[: expected.index(10) + 1 if 10 in expected else 32]  # "\n"
+    assert [record.shown["text"] for record in random] != [record.shown["text"] for record in dense]
+    assert found.runs[1].could_skip == 1 and found.runs[1].skip_ratio == 0.25
+
+
+def test_dialogues_are_written_in_fastchats_format_too(model, tmp_path):
+    turns = [{"question_id": i, "category": "writing", "turns": ["Hello.", "Again."]} for i in (81, 82)]
+    data = write_lines(tmp_path / "bench.jsonl", turns)
+    options = {"methods": "random", "warm_up_index": 1, "max_tokens": 5, **OPTIONS}
+    found = evaluate(model, "chat", data, tmp_path / "out", **options)
+    files = sorted(path.name for path in (tmp_path / "out" / "model_answer").iterdir())
+    assert files == [f"{model.stem}__bench-{name}.jsonl" for name in ("dense", "random-0.25-warm_up-1")]
+    lines = (tmp_path / "out" / "model_answer" / files[0]).read_text(encoding="utf-8").splitlines()
+    records = read_records(tmp_path / "out", found.runs[0])
+    assert [json.loads(line)["choices"][0]["turns"] for line in lines] == [record.shown["turns"] for record in records]
+    assert found.runs[0].metrics["repeated_4grams"].n == 2 and set(found.runs[0].groups) == {"writing"}
 
 
 # ---- methods ----
@@ -373,8 +412,7 @@ def test_results_of_other_settings_are_not_mixed(model, model_file, questions, p
     refused("model_sha256 was '.*' and is '", model=other)
     changed = write_lines(tmp_path / "made.jsonl", choices(24, seed=9))
     refused("data_hash was '.*' and is '", questions=changed)
-    with Llama(str(model), skip=SkipConfig(layers=[1], max_skip=0), verbose=False) as llm:
-        llm.save_profile(tmp_path / "two.ffnskip.gguf")
+    save_profile(model, tmp_path / "two.ffnskip.gguf", [1])
     refused(r"calibrated-two .*: layers was \[2, 5\] and is \[1\]", methods=[tmp_path / "two.ffnskip.gguf"])
     run = out / "choice-made-dense.json"
     facts = json.loads(run.read_text())

@@ -141,8 +141,10 @@ class ModelSubject:
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         self._llm.reset_stats()
-        yield
-        self.counts += Counts.of(self._llm.stats)
+        try:
+            yield
+        finally:  # a task has all its answers, and does not ask whether there is another
+            self.counts += Counts.of(self._llm.stats)
 
 
 def _n_full(config: SkipConfig) -> int:
