@@ -15,12 +15,6 @@ from support import judged_results as made_up
 from support.judge_server import honest, judging
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
 @pytest.fixture
 def results(tmp_path):
     made_up.write_run(tmp_path, "summarize", "dense", made_up.summaries([2, 4]))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 MODEL = "judge-of-today"
 
@@ -123,11 +125,12 @@ def _error(status, given):
 
 @contextlib.contextmanager
 def judging(answer, port=0):
-    server = JudgeServer(answer, port)
-    try:
-        yield server
-    finally:
-        server.close()
+    with mock.patch.dict(os.environ, {"NO_PROXY": "127.0.0.1"}):
+        server = JudgeServer(answer, port)
+        try:
+            yield server
+        finally:
+            server.close()
 
 
 # ---- a judge that reads what answers are worth from their own words: "worth 7" ----

@@ -21,7 +21,8 @@ Any server will do that speaks OpenAI's protocol: OpenAI's own, llama-server, py
 is taken from OPENAI_API_KEY, if that is set, and neither printed nor stored.
 
 Prints what it is going to cost and asks, before it sends anything. Every reply is kept in DIR/judge as soon as it is
-there: the same command after an interruption, or with more runs in DIR, asks for what is missing alone.
+there: the same command after an interruption, or with more runs in DIR, asks for what is missing alone. Ctrl-C waits
+for the replies that are under way, which will be charged; pressed twice, it does not.
 
 Ends with status 1 where requests failed; the same command asks for these again.
 

@@ -14,7 +14,7 @@ from .comparison import cells
 from .pictures import Panel, drawn, picture
 from .results import ModelResults, Result, Sheet
 from .sections import Section, absent, eval_command, skipped
-from .tables import SIZE, Cell, Column, Table, Value, heading
+from .tables import METHOD, SIZE, Cell, Column, Table, Value, heading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -34,7 +34,7 @@ def quality(model: ModelResults) -> list[Section]:
     rows = sorted({row for _, by_row in of_row for row in by_row}, key=lambda row: _rank(row, of_row))
     values: list[dict[str, Value]] = [{"method": label} for _, _, label in rows]
     columns = [
-        Column("method", "Method"),
+        METHOD,
         Column("skipped", "skipped (%)"),
         SIZE,
     ]
@@ -82,7 +82,7 @@ def speed(model: ModelResults) -> list[Section]:
         return [absent("speed", "Quality against speed", command)]
     rows = [_speed_row(run) for run in model.speeds]
     columns = [
-        Column("method", "Method"),
+        METHOD,
         Column("skipped", "skipped (%)", 1),
         SIZE,
         Column("speed_up", "speed-up"),

@@ -11,7 +11,7 @@ from .comparison import cells
 from .pictures import Drawn, Panel, drawn, picture
 from .results import ModelResults, Result, Sheet, judge_metric
 from .sections import Section, absent, eval_command, unmeasured
-from .tables import Column, Table, Value, heading
+from .tables import METHOD, Column, Table, Value, heading
 
 __all__ = ["figure_3", "figure_4", "figure_5"]
 
@@ -69,7 +69,7 @@ def _by_group(
     """A column, and a panel, for each metric and group."""
     results = [result for line in sheet.lines for result in line.results.values()]
     rows: list[dict[str, Value]] = [{"method": result.label, "skipped": _skipped(result)} for result in results]
-    columns = [Column("method", "Method"), Column("skipped", "skipped (%)", 1)]
+    columns = [METHOD, Column("skipped", "skipped (%)", 1)]
     for metric, group in wanted:
         columns.append(Column(f"{group} {metric.name}", f"{group}: {heading(metric)}"))
     for metric in dict.fromkeys(metric for metric, _ in wanted):
@@ -138,7 +138,7 @@ def _warm_up(model: ModelResults, sheet: Sheet, lines: Sequence[Drawn], title: s
     rows: list[dict[str, Value]] = [
         {"method": line.label, "warm_up": result.warm_up, "skipped": _skipped(result)} for line, result in flat
     ]
-    columns = [Column("method", "Method"), Column("warm_up", "warm-up"), Column("skipped", "skipped (%)", 1)]
+    columns = [METHOD, Column("warm_up", "warm-up"), Column("skipped", "skipped (%)", 1)]
     for metric in sheet.main_metrics:
         columns.append(Column(metric.name, heading(metric)))
         for row, cell in zip(rows, cells(metric, [(result, None) for _, result in flat])):

@@ -10,7 +10,7 @@ from . import paper
 from .comparison import cells
 from .results import Line, ModelResults, Result, Sheet
 from .sections import Section, absent, eval_command, skipped, unmeasured
-from .tables import Column, Table, Value, heading
+from .tables import METHOD, Column, Table, Value, heading
 
 __all__ = ["table_2", "table_3", "table_5"]
 
@@ -35,7 +35,7 @@ def table_2(model: ModelResults) -> list[Section]:
     """All three tasks at about a fifth."""
     methods = _of_table_2(model)
     rows: list[dict[str, Value]] = [{"method": named(method, label)} for label, method in methods.items()]
-    columns, notes = [Column("method", "Method"), Column("skipped", "skipped (%)")], []
+    columns, notes = [METHOD, Column("skipped", "skipped (%)")], []
     shares: list[list[float]] = [[] for _ in rows]
     for task, title in TASKS_OF_TABLE_2.items():
         for sheet in model.of(task):
@@ -154,7 +154,7 @@ def _by_ratio(sheet: Sheet, lines: Sequence[tuple[Line, str | None, dict[Ratio, 
     ]
     measured = {ratio for line, _, _ in lines for ratio in line.results}
     ratios = sorted({*ratios, *measured}, key=lambda ratio: -1.0 if ratio is None else ratio)
-    columns = [Column("method", "Method"), Column("group", "Group", optional=True)]
+    columns = [METHOD, Column("group", "Group", is_text=True, optional=True)]
     wanted = [(line.results.get(ratio), group) for ratio in ratios for line, group, _ in lines]
     found = iter(cells(sheet.metrics[0], wanted))
     for ratio in ratios:

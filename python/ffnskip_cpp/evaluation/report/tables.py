@@ -11,7 +11,7 @@ from ...table import markdown
 from ..runs import Figure
 from ..tasks.base import Metric
 
-__all__ = ["SIGNIFICANT", "SIZE", "Cell", "Column", "Table", "Value", "heading"]
+__all__ = ["METHOD", "SIGNIFICANT", "SIZE", "Cell", "Column", "Table", "Value", "heading"]
 
 SIGNIFICANT = 0.05  # the largest p that has a star
 
@@ -55,6 +55,8 @@ class Column:
     heading: str
     decimals: int = 0
     """Of numbers that are no figures."""
+    is_text: bool = False
+    """Aligned to the left."""
     optional: bool = False
     """Left out where it is empty."""
 
@@ -64,13 +66,12 @@ class Table:
     """One table. Rows may lack keys: their cells are empty."""
 
     columns: Sequence[Column]
-    """The first has the names of the rows."""
     rows: Sequence[Mapping[str, Value]]
 
     def as_markdown(self) -> str:
         columns = self._columns()
         lines = [[_written(row.get(column.key), column) for column in columns] for row in self.rows]
-        return markdown([column.heading for column in columns], lines, left=(columns[0].heading,))
+        return markdown([column.heading for column in columns], lines, left=[c.heading for c in columns if c.is_text])
 
     def as_rows(self) -> list[dict[str, Any]]:
         """For CSV: of a figure also KEY_low, KEY_high, KEY_n and, where it was tested, KEY_p."""
@@ -89,6 +90,7 @@ class Table:
         return [c for c in self.columns if not c.optional or any(row.get(c.key) is not None for row in self.rows)]
 
 
+METHOD = Column("method", "Method", is_text=True)
 SIZE = Column("size", "file size", 2, optional=True)
 """Of another model file, over the user's."""
 

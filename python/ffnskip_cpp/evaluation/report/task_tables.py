@@ -12,7 +12,7 @@ from ..tasks.generated import COLLAPSE
 from .comparison import cells
 from .results import AGREEMENT, ModelResults, Result, Sheet, judge_metric
 from .sections import Section
-from .tables import SIZE, Cell, Column, Table, Value, heading
+from .tables import METHOD, SIZE, Cell, Column, Table, Value, heading
 
 __all__ = ["collapse", "every_figure", "judged", "subjects"]
 
@@ -67,7 +67,7 @@ def _with_metrics(results: Sequence[Result], metrics: Sequence[Metric]) -> tuple
     for metric in metrics:
         for row, cell in zip(rows, cells(metric, [(result, None) for result in results])):
             row[metric.name] = cell
-    return [Column("method", "Method"), *(Column(metric.name, heading(metric)) for metric in metrics)], rows
+    return [METHOD, *(Column(metric.name, heading(metric)) for metric in metrics)], rows
 
 
 def collapse(model: ModelResults) -> list[Section]:
@@ -96,7 +96,7 @@ def subjects(model: ModelResults) -> list[Section]:
         by_subject = [_by_subject(result) for result in sheet.results]
         metric = sheet.metrics[0]
         rows: list[dict[str, Value]] = [{"subject": name} for name in names]
-        columns = [Column("subject", "Subject")]
+        columns = [Column("subject", "Subject", is_text=True)]
         for result, split in zip(sheet.results, by_subject):
             columns.append(Column(result.label, result.label))
             for row, cell in zip(rows, cells(metric, [(split, name) for name in names])):
