@@ -14,11 +14,14 @@ import time
 import numpy as np
 import pytest
 
+import demo_world
 from ffnskip_cpp import Llama, ProfileMismatchError, SkipConfig, TargetUnreachableError, cli, evaluate
 from ffnskip_cpp.errors import ArgumentError
 from ffnskip_cpp.evaluation import items
+from ffnskip_cpp.evaluation.methods import Method
 from ffnskip_cpp.evaluation.runs import dense_of, read_records, read_runs
 from ffnskip_cpp.evaluation.store import open_store
+from ffnskip_cpp.evaluation.subject import ModelSubject, Options
 from ffnskip_cpp.evaluation.tasks import TASKS
 from support.evaluation_files import accuracies, choices, likelihoods, words, write_lines
 from support.logits import log_softmax
@@ -425,6 +428,25 @@ def test_results_of_other_settings_are_not_mixed(model, model_file, questions, p
     refused(r"choice-made-dense.json: no run of an evaluation, or damaged")
 
 
+def test_what_an_interrupted_run_left_may_be_damaged(model, questions, tmp_path):
+    evaluate(model, "choice", questions, tmp_path, methods="dense", **OPTIONS)
+    name = "choice-made-dense"
+    facts = json.loads((tmp_path / f"{name}.json").read_text())
+    (tmp_path / f"{name}.json").unlink()
+    begun, items_file = tmp_path / f"{name}.begun", tmp_path / f"{name}.items.jsonl"
+    counts = {"skipped": 0, "total": 0, "bytes_left_out": 0, "bytes_total": 0}
+    state = {"facts": facts, "n_items": 24, "n_bytes": items_file.stat().st_size + 1, "seconds": 0.0, "counts": counts}
+    shorter = rf"{name}.items.jsonl: shorter than it was; remove {name}.begun"
+    torn = rf"{name}.begun: damaged .*; remove it to begin that run anew"
+    for content, said in ((json.dumps(state), shorter), (json.dumps(state)[:-9], torn)):
+        begun.write_text(content)
+        with pytest.raises(ValueError, match=said):
+            evaluate(model, "choice", questions, tmp_path, methods="dense", **OPTIONS)
+    begun.unlink()
+    found = evaluate(model, "choice", questions, tmp_path, methods="dense", **OPTIONS)
+    assert len(read_records(tmp_path, found.runs[0])) == 24
+
+
 def test_one_evaluation_at_a_time_has_the_folder(model, questions, tmp_path, capsys):
     with open_store(tmp_path / "out"):
         arguments = command(model, questions, tmp_path / "out", "--method", "dense")
@@ -494,6 +516,22 @@ def test_a_broken_file_is_named_with_its_line(model, tmp_path, capsys):
 
 
 # ---- subject ----
+
+
+def test_a_chat_is_rendered_by_the_models_own_template(model, model_file):
+    """As the demo model was trained on; a model without a template says so."""
+    messages = [
+        {"role": "user", "content": "Who is Olm?"},
+        {"role": "assistant", "content": "A boat builder."},
+        {"role": "user", "content": "Where?"},
+    ]
+    with ours(model_file("demo"), None, n_ctx=2048) as llm:
+        subject = ModelSubject(llm, Method("dense", "dense", None, None), llm, Options())
+        expected = llm.tokenize(demo_world.chat_prompt(messages).encode(), special=True)
+        assert subject.chat_prompt(messages) == expected
+        assert subject.n_ctx() == llm.n_ctx_train < llm.n_ctx()
+    with ours(model, None) as llm:
+        assert ModelSubject(llm, Method("dense", "dense", None, None), llm, Options()).chat_prompt(messages) is None
 
 
 def test_rows_compared_are_those_behind_the_warm_up_for_every_method(model, text, tmp_path):

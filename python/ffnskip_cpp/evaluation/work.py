@@ -12,7 +12,7 @@ from ..measure.model import open_model
 from ..measure.text import Text
 from .facts import Facts, FactsMaker
 from .items import SPEED, DataSet
-from .making import SettingsMaker
+from .making import SettingsMaker, finds_on_text
 from .methods import Asked, Method
 from .runs import Run, dense_of
 from .speed import measure_speeds
@@ -63,19 +63,27 @@ class Work:
         self._options = Options(wanted.skip_prompts, wanted.warm_up_index, wanted.n_parallel)
         self._maker = FactsMaker(llm, wanted, opening["n_gpu_layers"])
         data_sets = [*data_sets, *([OF_SPEED] if SPEED in wanted.tasks else [])]
-        making = SettingsMaker(llm, texts, wanted.warm_up_index, wanted.seed)
-        self._planned: list[tuple[Method, list[tuple[DataSet, Facts]]]] = []
-        for each in asked:
-            bar.set_description_str(f"finding what {each.label} leaves out")
-            there = filter(None, (store.facts(self._maker.name(each, data)) for data in data_sets))
-            method = making.method(each, self._maker.found_before(each, list(there)))
-            self._planned.append((method, [(data, self._maker.of(each, method, data)) for data in data_sets]))
-        n_left = 0
-        for _, runs in self._planned:
-            for data, facts in runs:
-                store.check(facts)
-                n_left += len(data.items) - store.n_done(facts["name"], len(data.items))
-        bar.total = n_left
+        self._making = SettingsMaker(llm, texts, wanted.warm_up_index, wanted.seed)
+        # Those that are found on text, which takes a while, last: what is wrong is refused before.
+        in_order = sorted(asked, key=lambda each: finds_on_text(each, has_text=bool(texts)))
+        planned = {each: self._plan(each, data_sets) for each in in_order}
+        self._planned = [planned[each] for each in asked]
+        bar.total = sum(
+            len(data.items) - store.n_done(facts["name"], len(data.items))
+            for _, runs in self._planned
+            for data, facts in runs
+        )
+
+    def _plan(self, asked: Asked, data_sets: Sequence[DataSet]) -> tuple[Method, list[tuple[DataSet, Facts]]]:
+        """A method, and the run of each data set."""
+        self._bar.set_description_str(f"finding what {asked.label} leaves out")
+        there = [self._store.facts(self._maker.name(asked, data)) for data in data_sets]
+        known = self._maker.found_before(asked, [facts for facts in there if facts is not None])
+        method = self._making.method(asked, known)
+        runs = [(data, self._maker.of(asked, method, data)) for data in data_sets]
+        for _, facts in runs:
+            self._store.check(facts)
+        return method, runs
 
     def run(self) -> list[Run]:
         """All of it, method by method, so that each model file is opened once. Data set by data set they are returned,
