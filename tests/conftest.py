@@ -37,6 +37,8 @@ SLOW = {
     "test_convert_families",
     "test_demo_world",
     "test_gpu_check",
+    "test_harness",
+    "test_harness_skipping",
     "test_main",
     "test_profile_use",
     "test_quantize",

@@ -1,4 +1,4 @@
-"""Stop strings as the class `hf` has them: it looks for them in the text with special tokens, which the answer lacks."""
+"""Stop strings as the class `hf` has them: it looks for them in the text with special tokens, which no answer has."""
 
 from __future__ import annotations
 
