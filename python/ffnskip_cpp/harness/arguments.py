@@ -8,6 +8,7 @@ import inspect
 import numbers
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -76,7 +77,7 @@ def skip_of(skip: Skip, profile: str | os.PathLike[str] | None, fields: Mapping[
         others = [*([] if skip == AUTO else ["skip"]), *fields]
         if others:
             raise ArgumentError(f"profile: {profile} says what is skipped, and so does {others[0]}; leave one out")
-        return os.fspath(profile)
+        return Path(profile)
     if not fields:
         return skip
     values = dict(fields)
