@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -218,7 +219,7 @@ class FfnSkipLM(TemplateLM):  # type: ignore[misc]
     def _scored(
         self, context: tuple[int, ...], continuations: Iterable[tuple[int, ...]]
     ) -> Iterator[tuple[tuple[int, ...], _Answer]]:
-        generated_from = self._generated_from(context)
+        generated_from = None if self._skip_prompts is None else min(self._skip_prompts, len(context))
         for part in _portions(continuations, self.max_length):
             score = self.llm.score(context, part, skip_prompts=generated_from)
             columns = (score.log_likelihood, score.is_greedy, score.n_tokens, score.n_may_skip)
@@ -236,13 +237,16 @@ class FfnSkipLM(TemplateLM):  # type: ignore[misc]
         end = self._text_of(self.eot_token_id)
         ways = [generation_of(request.args[1], self.max_gen_toks, end) for request in requests]
         prompts = [self._prompt(request.args[0], way) for request, way in zip(requests, ways)]
-        groups: dict[tuple[str, int | None], list[int]] = {}
+        groups: dict[tuple[str, int], list[int]] = {}
+        times: Counter[tuple[str, tuple[int, ...]]] = Counter()
         for index, (way, prompt) in enumerate(zip(ways, prompts)):
-            groups.setdefault((repr(way), self._generated_from(prompt)), []).append(index)
+            how = repr(way)
+            groups.setdefault((how, times[how, tuple(prompt)]), []).append(index)
+            times[how, tuple(prompt)] += 1  # again in another group, with another seed: for a vote, say
         texts = [""] * len(requests)
         with progress_bar("generate_until", len(requests), show=False if disable_tqdm else None) as bar:
-            for (_, generated_from), indices in groups.items():
-                completions = self._completions([prompts[i] for i in indices], ways[indices[0]], generated_from)
+            for indices in groups.values():
+                completions = self._completions([prompts[index] for index in indices], ways[indices[0]])
                 for completion, index in zip(completions, indices):
                     texts[index] = stopped(self.llm, completion, ways[index].stop, prompts[index][-1:])
                     self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
@@ -266,22 +270,16 @@ class FfnSkipLM(TemplateLM):  # type: ignore[misc]
             _logger, f"contexts that are too long for max_length={self.max_length} are cut from their left"
         )
 
-    def _completions(
-        self, prompts: Sequence[list[int]], way: Generation, generated_from: int | None
-    ) -> Iterator[Completion]:
+    def _completions(self, prompts: Sequence[list[int]], way: Generation) -> Iterator[Completion]:
         return self.llm.generate_batch(
             prompts,
             max_tokens=way.max_tokens,
             stop=way.stop,
-            skip_prompts=generated_from,
+            skip_prompts=self._skip_prompts,
             n_parallel=self.batch_size,
             seed=random.getrandbits(31),  # of the generator that the harness's --seed sets
             **way.sampling,
         )
-
-    def _generated_from(self, prompt: Sequence[int]) -> int | None:
-        """The first token of a prompt that counts as generated; None: none of it does."""
-        return None if self._skip_prompts is None else min(self._skip_prompts, len(prompt))
 
     # ---- chats ----
 

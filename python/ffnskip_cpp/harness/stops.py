@@ -22,6 +22,6 @@ def stopped(llm: llama_cpp.Llama, completion: Completion, stop: Sequence[str], b
     for n, token in enumerate(completion.tokens, start=1):
         seen += llm.detokenize([token], special=True)
         if any(end in seen for end in ends):
-            text = llm.detokenize(list(completion.tokens[:n]), prev_tokens=before).decode("utf-8", "replace")
+            text = llm.detokenize(list(completion.tokens[:n]), prev_tokens=before).decode("utf-8", "ignore")
             return min((text.partition(end)[0] for end in stop), key=len)
     return completion.text
