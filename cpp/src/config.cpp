@@ -253,6 +253,9 @@ void set_policy(Config & config, const std::string & name) {
         config.policy   = Policy::ffn_skip;
         config.max_skip = 0;
         need(config.layers);
+        if (config.attention_layers && config.attention_layers != config.layers) {
+            refuse("attention_layers: policy 'short_gpt' leaves out whole layers, those of `layers`; leave it out");
+        }
         config.attention_layers = config.layers;
         config.every_row        = true;
     } else if (name == "fixed" || name == "fixed_plus_ffn_skip") {

@@ -76,8 +76,8 @@ def command(capsys):
 def refusal(capsys):
     """refusal(*words): the one line with which it refuses."""
 
-    def run(*words):
-        assert cli.main(["profile", *map(str, words)]) == 1
+    def run(*words, status=1):
+        assert cli.main(["profile", *map(str, words)]) == status
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("ffnskip profile: ") and err.count("\n") == 1
         return err
@@ -241,7 +241,7 @@ def test_a_fixed_set_can_be_set_again_by_its_old_name(command, write):
 
 def test_layers_left_behind_take_with_them_that_no_other_is_skipped(command, refusal, write):
     path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
-    assert "policy: 'ffn_skip' needs sim_threshold, max_skip as well" in refusal("set", path, "policy=ffn_skip")
+    assert "policy: 'ffn_skip' needs sim_threshold, max_skip as well" in refusal("set", path, "policy=ffn_skip", status=2)
     command("set", path, "policy=ffn_skip", "sim_threshold=0.9", "cold_s=1", "cold_e=7", "max_skip=2")
     assert read_profile(path).config == TRIPPING
 
@@ -264,7 +264,7 @@ def test_cold_regions_nobody_gave_are_those_of_the_core(command, model, write, p
 def test_cold_regions_of_a_model_that_is_not_there_are_asked_for(refusal, model, write):
     path = write(SkipConfig(policy="fixed", layers=[3]), learnt=None)
     model.unlink()
-    assert "policy: 'ffn_skip' needs cold_s, cold_e as well" in refusal("set", path, "sim_threshold=0.95", "max_skip=2")
+    assert "policy: 'ffn_skip' needs cold_s, cold_e as well" in refusal("set", path, "sim_threshold=0.95", "max_skip=2", status=2)
 
 
 TOO_MUCH = {
@@ -286,7 +286,7 @@ def test_what_the_core_would_refuse_is_not_written(refusal, model, write, place,
         path.unlink()
         path = model
     before = path.read_bytes()
-    message = refusal("set", path, *changes.split())
+    message = refusal("set", path, *changes.split(), status=2)
     assert path.read_bytes() == before
     with pytest.raises(ValueError) as error, ours(model, TOO_MUCH[changes]):
         pass
@@ -363,7 +363,7 @@ def test_a_profile_of_blocks_becomes_one_of_channels_and_goes_back(write, model,
 def test_a_bad_change_is_refused_and_nothing_is_written(refusal, write, change, why):
     path = write(TRIPPING)
     before = path.read_bytes()
-    assert why in refusal("set", path, "warm_up_index=3", *change)
+    assert why in refusal("set", path, "warm_up_index=3", *change, status=2)
     assert path.read_bytes() == before
 
 

@@ -172,6 +172,10 @@ WRONG_FOR_ANY_MODEL = [
     ({"policy": "nothing"}, "policy: 'nothing' is unknown; known are dense, ffn_skip"),
     ({"policy": "fixed"}, "layers: the list is empty"),
     ({"policy": "nothing"}, "known are .*, short_gpt"),
+    (
+        {"policy": "short_gpt", "layers": [5], "attention_layers": [6]},
+        "attention_layers: policy 'short_gpt' leaves out whole layers",
+    ),
     ({"policy": "short_gpt"}, "layers: policy 'short_gpt' leaves out these, and none are named"),
     ({"policy": "channels", "check_interval": 2}, "check_interval: policy 'channels' has no use for it"),
     ({"budget_decay": 64}, "budget_decay: only policy 'skip_decode' takes it, not 'ffn_skip'"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import _core
+from ..errors import ArgumentError
 from ..profile import (
     SETTINGS,
     change_settings,
@@ -139,9 +140,12 @@ def _set(args: argparse.Namespace) -> None:
     path = locate_profile(args.model)
     old = read_profile(path).config
     n_layer = layers_of_model(args.model)
-    new = _changed(old, changes, n_layer)
-    if n_layer is not None:
-        _check_fits(new, n_layer)
+    try:
+        new = _changed(old, changes, n_layer)
+        if n_layer is not None:
+            _check_fits(new, n_layer)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
     if new == old:
         print(f"{path}: these are its settings already")
         return
@@ -156,9 +160,9 @@ def _split(change: str) -> tuple[str, str]:
     """Key and value of KEY=VALUE."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise ValueError(f"{change!r} is no KEY=VALUE")
+        raise ArgumentError(f"{change!r} is no KEY=VALUE")
     if key not in SETTINGS:
-        raise ValueError(f"{key!r} is no setting; those that are: {', '.join(SETTINGS)}")
+        raise ArgumentError(f"{key!r} is no setting; those that are: {', '.join(SETTINGS)}")
     return key, text
 
 
