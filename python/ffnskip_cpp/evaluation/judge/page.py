@@ -25,7 +25,8 @@ def page(judgement: Judgement) -> str:
         runs = [run for run in judgement.runs if run.task == task]
         names, rows = (_pairs if judgement.mode == "pairwise" else _grades)(runs)
         tables.append(f"{task}\n\n{markdown(names, rows, left=LEFT)}")
-    return "\n\n".join([_heading(judgement), *tables, *(textwrap.fill(note, WIDTH) for note in _notes(judgement))])
+    notes = [textwrap.fill(note, WIDTH, break_on_hyphens=False) for note in _notes(judgement)]
+    return "\n\n".join([_heading(judgement), *tables, *notes])
 
 
 def _heading(judgement: Judgement) -> str:
