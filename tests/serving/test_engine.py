@@ -58,10 +58,11 @@ async def read(stream):
 
 
 def answers(engine, *requests):
-    """Items of each, all read at once."""
+    """Items of each, which all begin in the same turn and are read at once."""
 
     async def all_of_them():
-        streams = [engine.submit(request) for request in requests]
+        with engine._state:
+            streams = [engine.submit(request) for request in requests]
         return await asyncio.gather(*map(read, streams))
 
     return asyncio.run(asyncio.wait_for(all_of_them(), 60))
