@@ -408,7 +408,7 @@ def test_a_failure_is_that_of_its_request(tiny, engine, monkeypatch):
 
     failing = 1
     monkeypatch.setattr(_core.Session, "choose", fails)
-    requests = [Request(tokens_of(c), 8, GREEDY, skip=skip) for c, skip in zip("abc", (None, CONFIGS[2], CONFIGS[3]))]
+    requests = [Request(tokens_of(c * 9), 8, GREEDY, skip=skip) for c, skip in zip("abc", (None, *CONFIGS[2:4]))]
     found = answers(engine, *requests)
     assert [items[-1].reason for items in found] == ["length", "error", "length"]
     assert found[1][-1].message == "no more" and engine.counts().failed == 1

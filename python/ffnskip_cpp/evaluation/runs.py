@@ -1,7 +1,7 @@
 """One run: a task's items of one data set, put to one model under one method; as it lies in a folder of results.
 
-DIR/RUN.json          what was measured, with what, and the figures
-DIR/RUN.items.jsonl   a record for each item, in the order of the run; what an interrupted run goes on from
+    DIR/RUN.json          what was measured, with what, and the figures
+    DIR/RUN.items.jsonl   a record for each item, in the order of the run; what an interrupted run goes on from
 """
 
 from __future__ import annotations
