@@ -128,6 +128,10 @@ py::object to_python(const Config & config) {
     return made;
 }
 
+struct PreparedConfig {
+    std::shared_ptr<const Controller::Prepared> settings;
+};
+
 // Addresses for llama_context_params, as attach() sets them.
 llama_context_params attached(Controller & controller) {
     llama_context_params params = llama_context_default_params();
@@ -216,6 +220,34 @@ Tokens step_all(Session & session, const std::vector<std::tuple<int32_t, llama_t
     py::gil_scoped_release unlocked;
     session.step(each, next.data());
     return next;
+}
+
+// Rows are (token, sequence, address of its sampler or 0, n_likeliest or None). A choice is (token, log-likelihood, likeliest,
+// what the row left out), or the message of a sampler that failed.
+py::list choose_tokens(Session & session,
+                       const std::vector<std::tuple<llama_token, llama_seq_id, uintptr_t, std::optional<int>>> & rows,
+                       bool generated) {
+    std::vector<Row> wanted;
+    for (const auto & [token, seq, sampler, n_likeliest] : rows) {
+        wanted.push_back({ token, seq, reinterpret_cast<llama_sampler *>(sampler), n_likeliest });
+    }
+    const std::vector<Choice> choices = [&] {
+        py::gil_scoped_release unlocked;
+        return choose(session, wanted, generated ? Fed::generated : Fed::prompt);
+    }();
+    py::list out;
+    for (const Choice & choice : choices) {
+        if (!choice.error.empty()) {
+            out.append(choice.error);
+            continue;
+        }
+        const RowStats & left_out = choice.left_out;
+        out.append(py::make_tuple(choice.token, choice.log_likelihood, choice.likeliest,
+                                  py::make_tuple(left_out.may_skip, py::tuple(py::cast(left_out.ffn)),
+                                                 py::tuple(py::cast(left_out.attention)), left_out.kept,
+                                                 left_out.skip_ratio)));
+    }
+    return out;
 }
 
 // A llama_batch made elsewhere.
@@ -405,6 +437,8 @@ void add_layer_inputs(py::module_ & m) {
 void add_controller(py::module_ & m) {
     m.attr("CHANNEL_TOKENS") = k_channel_tokens;
 
+    py::class_<PreparedConfig>(m, "PreparedConfig", "Settings for one model, to be used in turns.");
+
     py::class_<Controller>(m, "Controller", "Skips FFN blocks in one llama.cpp context; see ffnskip/controller.h.")
         .def(py::init<>())
         .def_property_readonly("callback", [](Controller & c) { return uintptr_t(attached(c).cb_eval); })
@@ -439,6 +473,12 @@ void add_controller(py::module_ & m) {
                 py::gil_scoped_release unlocked;
                 c.set_config(config);
             })
+        .def(
+            "prepare", [](const Controller & c, const Config & config) { return PreparedConfig{ c.prepare(config) }; },
+            py::arg("config"))
+        .def(
+            "use", [](Controller & c, const PreparedConfig & prepared) { c.use(*prepared.settings); },
+            py::arg("settings"))
         .def_property_readonly(
             "resolved",
             [](const Controller & c) {
@@ -452,8 +492,9 @@ void add_controller(py::module_ & m) {
             "set_reuse", [](Controller & c, bool full) { c.set_reuse(full ? Reuse::full : Reuse::all); },
             py::arg("full"))
         .def(
-            "first_to_repeat", [](const Controller & c, int32_t end) { return c.first_to_repeat(0, end); },
-            py::arg("end"))
+            "first_to_repeat",
+            [](const Controller & c, int32_t end, llama_seq_id seq) { return c.first_to_repeat(seq, end); },
+            py::arg("end"), py::arg("seq") = 0)
         .def(
             "n_may_skip",
             [](const Controller & c, int32_t begin, int32_t end, int32_t n_prompt) {
@@ -464,7 +505,8 @@ void add_controller(py::module_ & m) {
                 return n;
             },
             py::arg("begin"), py::arg("end"), py::arg("n_prompt"))
-        .def("count_from_here", [](Controller & c) { c.count_from_here(0); })
+        .def(
+            "count_from_here", [](Controller & c, llama_seq_id seq) { c.count_from_here(seq); }, py::arg("seq") = 0)
         .def("replaced", [](Controller & c) { c.replaced(0); })
         .def("account", [](const Controller & c) { return py::bytes(c.account(0)); })
         .def(
@@ -524,6 +566,8 @@ void add_session(py::module_ & m) {
         .def("cut", &Session::cut, py::arg("position"), py::arg("seq"))
         .def("clear", &Session::clear)
         .def("step", &step, py::arg("sampler"), py::arg("token"), py::arg("position"))
+        .def("choose", &choose_tokens, py::arg("rows"), py::arg("generated"))
+        .def("go_back", &Session::go_back, py::arg("position"), py::arg("seq"))
         .def("decode_batch", &decode_batch, py::arg("batch"), py::arg("generated") = py::none());
 }
 

@@ -45,28 +45,51 @@ void ChannelEvaluation::set_model(const GraphMap & map, const std::vector<uint8_
         }
     }
     edited_.reserve(product_of_.size());
+    any_ = false;
+}
 
-    std::vector<Recorder::Channels> channels(map.inputs.size());
-    for (int i = 0; i < products_.n_inputs(); ++i) {
-        if (products_.active(i)) {
-            channels[size_t(i)] = { products_.n_channels(i), uint64_t(products_.bytes_read(i, 0)),
-                                    uint64_t(products_.bytes_read(i, products_.n_in(i))) };
+bool ChannelEvaluation::has(const GraphMap & map, const std::vector<uint8_t> & wanted) const {
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        if (wanted[i] && map.inputs[i].sparse() && (int(i) >= products_.n_inputs() || !products_.active(int(i)))) {
+            return false;
         }
     }
-    const bool found = settings_.channel_threshold.empty();  // for each sequence
-    sequences_.configure(found ? shares_left_out(channels, settings_.channel_ratio) : std::vector<double>());
-    count_the_others(map, channels);
-    recorder_.set_channels(channels);
+    return true;
+}
+
+ChannelEvaluation::Inputs ChannelEvaluation::inputs_of(const GraphMap & map, const Settings & settings) const {
+    Inputs inputs;
+    inputs.channels.resize(map.inputs.size());
+    if (!settings.leaves_channels_out()) {
+        return inputs;
+    }
+    for (int i = 0; i < products_.n_inputs(); ++i) {
+        if (is_active(settings, i)) {
+            inputs.channels[size_t(i)] = { products_.n_channels(i), uint64_t(products_.bytes_read(i, 0)),
+                                           uint64_t(products_.bytes_read(i, products_.n_in(i))) };
+        }
+    }
+    if (settings.channel_threshold.empty()) {  // found for each sequence
+        inputs.left_out = shares_left_out(inputs.channels, settings.channel_ratio);
+    }
+    count_the_others(map, settings, inputs);
+    return inputs;
+}
+
+void ChannelEvaluation::use(const Inputs & inputs, bool forget) {
+    any_ = settings_.leaves_channels_out() && products_.any();
+    sequences_.configure(inputs.left_out, forget);
+    recorder_.set_channels(inputs.channels);
 }
 
 // Weights of the FFN, and of attention where its channels are left out anywhere, are read where all channels are kept.
-void ChannelEvaluation::count_the_others(const GraphMap & map, std::vector<Recorder::Channels> & channels) const {
-    bool attention = settings_.leaves_attention_out();
+void ChannelEvaluation::count_the_others(const GraphMap & map, const Settings & settings, Inputs & inputs) const {
+    bool attention = settings.leaves_attention_out();
     for (int i = 0; i < products_.n_inputs(); ++i) {
-        attention = attention || (products_.active(i) && !is_of_ffn(i));
+        attention = attention || (is_active(settings, i) && !is_of_ffn(i));
     }
-    for (int i = 0; products_.any() && i < products_.n_inputs(); ++i) {
-        if (products_.active(i) || !(is_of_ffn(i) || attention)) {
+    for (int i = 0; i < products_.n_inputs(); ++i) {
+        if (is_active(settings, i) || !(is_of_ffn(i) || attention)) {
             continue;
         }
         const Input & input = map.inputs[size_t(i)];
@@ -75,7 +98,7 @@ void ChannelEvaluation::count_the_others(const GraphMap & map, std::vector<Recor
             bytes +=
                 ggml_nbytes(weight) / uint64_t(weight->ne[2]) * uint64_t(std::max<int64_t>(1, input.n_experts_used));
         }
-        channels[size_t(i)] = { 0, bytes, bytes };
+        inputs.channels[size_t(i)] = { 0, bytes, bytes };
     }
 }
 

@@ -31,10 +31,24 @@ public:
     ChannelEvaluation(const Settings & settings, Recorder & recorder, Buffers & buffers)
         : settings_(settings), recorder_(recorder), buffers_(buffers) {}
 
-    // As the settings have it, for a model with this graph. `wanted`: [n_inputs] 1 where channels may be left out.
+    // Settings may leave out channels of the inputs for which `wanted`, [n_inputs], is 1, in a model with this graph; none
+    // do before use().
     void set_model(const GraphMap & map, const std::vector<uint8_t> & wanted, std::shared_ptr<ChannelStore> store);
-    bool any() const { return products_.any(); }
-    bool active(int input) const { return products_.any() && products_.active(input); }
+    // Whether set_model() was told so of all inputs that are wanted here and can leave any out.
+    bool has(const GraphMap & map, const std::vector<uint8_t> & wanted) const;
+
+    // What settings mean for the inputs, [n_inputs], of that model. has() is true of what they want.
+    struct Inputs {
+        std::vector<Recorder::Channels> channels;
+        std::vector<double>             left_out;  // what ChannelSequences is told
+    };
+    Inputs inputs_of(const GraphMap & map, const Settings & settings) const;
+    // The settings are now those that this came from. `forget`: whatever was found for sequences; else each goes on
+    // with it, under the settings that it was found under.
+    void use(const Inputs & inputs, bool forget);
+
+    bool any() const { return any_; }
+    bool active(int input) const { return any_ && is_active(settings_, input); }
     void reserve(int n_threads) { products_.reserve(n_threads); }
 
     ChannelSequences & sequences() { return sequences_; }
@@ -66,7 +80,10 @@ private:
         int64_t         n_rows;
     };
 
-    void            count_the_others(const GraphMap & map, std::vector<Recorder::Channels> & channels) const;
+    bool is_active(const Settings & settings, int input) const {
+        return settings.channels[size_t(input)] != 0 && products_.active(input);
+    }
+    void            count_the_others(const GraphMap & map, const Settings & settings, Inputs & inputs) const;
     float           threshold(const Row & row, int input);
     const int32_t * rows_of(const ggml_tensor * node, int64_t n) const;
     bool            leaves_out(const Row & row) const { return row.is == ChannelRow::leaves_out; }
@@ -86,6 +103,7 @@ private:
     const Settings & settings_;
     Recorder &       recorder_;
     Buffers &        buffers_;
+    bool             any_ = false;  // channels are left out
     ChannelProducts  products_;
     ChannelSequences sequences_;
     std::vector<int> product_of_;  // [n_inputs] a product that reads the input

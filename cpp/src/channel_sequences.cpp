@@ -5,9 +5,11 @@
 
 namespace ffnskip {
 
-void ChannelSequences::configure(std::vector<double> left_out) {
+void ChannelSequences::configure(std::vector<double> left_out, bool forget) {
     left_out_ = std::move(left_out);
-    sequences_.clear();
+    if (forget) {
+        sequences_.clear();
+    }
 }
 
 ChannelSequences::Sequence & ChannelSequences::sequence(llama_seq_id seq) {
@@ -15,8 +17,9 @@ ChannelSequences::Sequence & ChannelSequences::sequence(llama_seq_id seq) {
     if (id >= sequences_.size()) {
         sequences_.resize(id + 1);
     }
-    sequences_[id].inputs.resize(left_out_.size());
-    return sequences_[id];
+    Sequence & found = sequences_[id];
+    found.inputs.resize(std::max(found.inputs.size(), left_out_.size()));
+    return found;
 }
 
 ChannelRow ChannelSequences::begin(llama_seq_id seq, llama_pos pos, RowKind kind) {

@@ -25,8 +25,8 @@ class ChannelSequences {
 public:
     static constexpr int k_rows = k_channel_tokens;  // of thousands of channels each
 
-    // `left_out`: [n_inputs] share of its channels to leave out; negative: none, nothing is found. Forgets all sequences.
-    void configure(std::vector<double> left_out);
+    // `left_out`: [n_inputs] share of its channels to leave out; negative: none, nothing is found. `forget`: all sequences.
+    void configure(std::vector<double> left_out, bool forget = true);
 
     // What becomes of a row that is about to be decoded. Rows of a sequence are told in order; told again, they are what
     // they were.

@@ -39,6 +39,15 @@ int n_cores() {
 
 }  // namespace
 
+class Controller::Prepared {
+public:
+    int                       n_probes;  // when it was made
+    Config                    config;
+    Settings                  settings;
+    uint64_t                  key;
+    ChannelEvaluation::Inputs inputs;
+};
+
 struct Controller::Impl {
     int                              n_layer = 0;
     std::vector<uint8_t>             skippable;
@@ -59,8 +68,9 @@ struct Controller::Impl {
     Sequences   sequences;
     Evaluation  evaluation{ settings, recorder };
     Callback    callback{ evaluation };
-    BuildHook   hook;            // in place of the callback, where it is attached
-    bool        inside = false;  // a decode; llama_decode may be a library's that leads back here
+    BuildHook   hook;              // in place of the callback, where it is attached
+    bool        inside   = false;  // a decode; llama_decode may be a library's that leads back here
+    int         n_probes = 0;
 
     void probe(llama_context * ctx, bool through_hook) {
         Probe probe(ctx);
@@ -70,7 +80,8 @@ struct Controller::Impl {
         skippable.clear();
         no_attention.clear();
         blocks.clear();
-        use(dense_config(), Settings());
+        ++n_probes;
+        set(dense_config(), Settings());
         if (llama_get_model(ctx) != model) {
             store.reset();
         }
@@ -99,21 +110,46 @@ struct Controller::Impl {
             hook.set_model(map, probe.embedding);
         }
         evaluation.set_model(map, probe.embedding, usual_split(ctx), int32_t(llama_n_ubatch(ctx)));
+        evaluation.channels().set_model(map, {}, nullptr);
     }
 
-    void use(const Config & wanted, const Settings & resolved) {
-        if (hook.attached()) {
-            hook.leave_out(resolved);
-        }
+    void set(const Config & wanted, const Settings & resolved) {
         if (resolved.leaves_channels_out()) {
             copy_weights(resolved.channels);
         }
-        config   = wanted;
-        settings = resolved;
-        evaluation.channels().set_model(map, settings.channels, store);
-        key = key_of(settings);
-        recorder.count_attention(settings.leaves_attention_out());
+        if (!evaluation.channels().has(map, resolved.channels)) {
+            evaluation.channels().set_model(map, resolved.channels, store);
+        }
+        use(prepared(wanted, resolved), true);
         recorder.judge(settings);
+    }
+
+    Prepared prepared(const Config & wanted, const Settings & resolved) const {
+        return { n_probes, wanted, resolved, key_of(resolved), evaluation.channels().inputs_of(map, resolved) };
+    }
+
+    // `forget`: the thresholds that were found for sequences.
+    void use(const Prepared & wanted, bool forget) {
+        if (hook.attached()) {
+            hook.leave_out(wanted.settings);
+        }
+        config   = wanted.config;
+        settings = wanted.settings;
+        key      = wanted.key;
+        evaluation.channels().use(wanted.inputs, forget);
+        recorder.count_attention(settings.leaves_attention_out());
+    }
+
+    Settings resolved(const Config & wanted) const {
+        wanted.validate();
+        if (skippable.empty() && wanted.policy != Policy::dense) {
+            throw Unsupported("policy '" + std::string(policy_name(wanted.policy)) + "': " + why_dense);
+        }
+        if (hook.attached() && wanted.policy != Policy::dense && !wanted.is_static()) {
+            throw Unsupported("policy '" + std::string(policy_name(wanted.policy)) +
+                              "' decides token by token, which needs a context with the callback");
+        }
+        return resolve(wanted, skippable, no_attention);
     }
 
     // By channel, of the wanted inputs' products, [n_layer * 4]. They stay for as long as the model does, since settings come
@@ -333,16 +369,28 @@ bool Controller::hooked() const {
 }
 
 void Controller::set_config(const Config & config) {
-    config.validate();
-    const std::vector<uint8_t> & skippable = impl_->skippable;
-    if (skippable.empty() && config.policy != Policy::dense) {
-        throw Unsupported("policy '" + std::string(policy_name(config.policy)) + "': " + impl_->why_dense);
+    impl_->set(config, impl_->resolved(config));
+}
+
+std::shared_ptr<const Controller::Prepared> Controller::prepare(const Config & config) const {
+    const Settings resolved = impl_->resolved(config);
+    if (resolved.leaves_channels_out()) {
+        impl_->weights_of(resolved.channels);  // or there are none
     }
-    if (impl_->hook.attached() && config.policy != Policy::dense && !config.is_static()) {
-        throw Unsupported("policy '" + std::string(policy_name(config.policy)) +
-                          "' decides token by token, which needs a context with the callback");
+    if (!impl_->evaluation.channels().has(impl_->map, resolved.channels)) {
+        throw Unsupported("policy 'channels': not all weights that it wants are stored by channel; that takes a while, "
+                          "and is done where the "
+                          "model has such settings to begin with");
     }
-    impl_->use(config, resolve(config, skippable, impl_->no_attention));
+    return std::make_shared<const Prepared>(impl_->prepared(config, resolved));
+}
+
+void Controller::use(const Prepared & settings) {
+    if (settings.n_probes != impl_->n_probes) {
+        throw std::invalid_argument("use: the settings were made before the context was probed");
+    }
+    impl_->use(settings, false);
+    impl_->recorder.trust();
 }
 
 void Controller::write_channels(const std::string & path, Tensors tensors, int n_threads,
@@ -485,6 +533,9 @@ Stats Controller::stats() const {
 }
 void Controller::reset_stats() {
     impl_->recorder.reset_stats();
+}
+RowStats Controller::row_stats(int32_t row) const {
+    return impl_->evaluation.row_stats(row);
 }
 std::optional<std::string> Controller::take_notice() {
     return impl_->recorder.take_notice();

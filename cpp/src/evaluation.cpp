@@ -4,6 +4,8 @@
 #include "graph_edit.h"
 
 #include <algorithm>
+#include <optional>
+#include <stdexcept>
 #include <string>
 
 namespace ffnskip {
@@ -25,6 +27,7 @@ void Evaluation::begin_decode(const llama_batch & batch, const Sequences::Rows &
     repeat_      = false;
     skippable_   = false;
     any_skipped_ = false;
+    n_decoded_   = 0;
     decoding_    = true;
     prompt_.begin_full(settings_);
     const size_t n_batch = size_t(batch.n_tokens);
@@ -69,8 +72,10 @@ bool Evaluation::end_decode(bool succeeded) {
     if (!succeeded || repeat_) {
         return succeeded && repeat_;
     }
+    n_decoded_  = int32_t(skipped_.size());
+    all_prompt_ = kinds == nullptr;
     if (kinds != nullptr) {
-        recorder_.commit(rows_, kinds, int32_t(skipped_.size()));
+        recorder_.commit(rows_, kinds, n_decoded_);
     }
     for (size_t i = 0; i < skipped_.size(); ++i) {
         skipped_[i]  = left_by(kinds == nullptr ? prompt_ : rows_[i]);
@@ -90,6 +95,14 @@ Left Evaluation::left_by(const TokenState & row) {
 
 Left Evaluation::left_of_prompts() const {
     return left_by(prompt_);
+}
+
+RowStats Evaluation::row_stats(int32_t row) const {
+    if (row < 0 || row >= n_decoded_) {
+        throw std::invalid_argument("row: " + std::to_string(row) + " is outside [0, " + std::to_string(n_decoded_) +
+                                    "), the rows of the last decode");
+    }
+    return all_prompt_ ? recorder_.row_stats(prompt_, std::nullopt) : recorder_.row_stats(rows_[size_t(row)], row);
 }
 
 void Evaluation::abandon() {

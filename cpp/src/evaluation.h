@@ -32,7 +32,8 @@ public:
     // A model's graph, the weight that its first node reads, and how the context cuts its batches.
     void set_model(GraphMap map, const ggml_tensor * embedding, Split split, int32_t n_ubatch);
 
-    ChannelEvaluation & channels() { return channels_; }
+    ChannelEvaluation &       channels() { return channels_; }
+    const ChannelEvaluation & channels() const { return channels_; }
 
     // ---- a decode ----
     // What is known of the rows stays as it is until end_decode().
@@ -49,6 +50,8 @@ public:
     const std::vector<int32_t> * trips() const { return deciders_ == nullptr ? nullptr : &trips_; }
     // What rows of prompts leave out.
     Left left_of_prompts() const;
+    // Of the decode that ended last; throws std::invalid_argument where it had no such row, or failed.
+    RowStats row_stats(int32_t row) const;
     // Whether something was evaluated outside of begin_decode() and end_decode() since the last call.
     bool take_unknown_decode() { return std::exchange(unknown_decode_, false); }
 
@@ -82,11 +85,13 @@ private:
     // ---- the running decode ----
     const RowKind *            kinds_     = nullptr;
     const Sequences::Decider * deciders_  = nullptr;
-    bool                       skippable_ = false;  // some row may skip
-    std::vector<TokenState>    rows_;               // at least [n_batch]
-    TokenState                 prompt_;             // any row, where all are prompt
-    std::vector<Left>          skipped_;            // [n_batch]
-    std::vector<int32_t>       trips_;              // [n_batch]
+    bool                       skippable_ = false;       // some row may skip
+    std::vector<TokenState>    rows_;                    // at least [n_batch]
+    TokenState                 prompt_;                  // any row, where all are prompt
+    std::vector<Left>          skipped_;                 // [n_batch]
+    std::vector<int32_t>       trips_;                   // [n_batch]
+    int32_t                    n_decoded_      = 0;      // rows of the decode that ended last
+    bool                       all_prompt_     = false;  // and they were
     bool                       any_skipped_    = false;
     bool                       repeat_         = false;
     bool                       decoding_       = false;

@@ -102,39 +102,84 @@ void Recorder::commit_blocks(const TokenState & row) {
             trace_.skipped.push_back(ffn);
             trace_.attention_skipped.push_back(attention);
         }
-        if (counts_attention_ && !counts_channels_) {
-            stats_.bytes_left_out += ffn ? bytes_of(block_of(il, BlockKind::ffn), true) : 0;
-            stats_.bytes_left_out += attention ? bytes_of(block_of(il, BlockKind::attention), row.leaves_gaps()) : 0;
-        }
     }
-    stats_.bytes_total += counts_attention_ && !counts_channels_ ? bytes_of_blocks_ : 0;
+    if (counts_attention_ && !counts_channels_) {
+        count(bytes_of_blocks(row));
+    }
+}
+
+// Of all blocks, for a row.
+Recorder::Bytes Recorder::bytes_of_blocks(const TokenState & row) const {
+    Bytes bytes{ bytes_of_blocks_, 0 };
+    for (int il = 0; il < n_layer_; ++il) {
+        bytes.left_out += row.skips(il, BlockKind::ffn) ? bytes_of(block_of(il, BlockKind::ffn), true) : 0;
+        bytes.left_out +=
+            row.skips(il, BlockKind::attention) ? bytes_of(block_of(il, BlockKind::attention), row.leaves_gaps()) : 0;
+    }
+    return bytes;
 }
 
 // A token's inputs, which is row `i` of the batch.
 void Recorder::commit_channels(const TokenState & row, size_t i) {
     for (size_t input = 0; input < channels_.size(); ++input) {
         const Channels & channels = channels_[input];
-        const int        il       = int(input) / k_input_kinds;
-        const BlockKind  kind     = is_of_ffn(int(input)) ? BlockKind::ffn : BlockKind::attention;
-        const int64_t    found    = kept_[i * channels_.size() + input];
-        const bool       skipped  = row.skips(il, kind);
-        // Keys and values of attention that is left out may be wanted: then their matrices read the input.
-        const bool cached   = skipped && !row.leaves_gaps() && InputKind(int(input) % k_input_kinds) == InputKind::qkv;
-        const uint64_t read = cached    ? std::min(channels.bytes, blocks_[size_t(block_of(il, kind))].bytes_of_cache)
-                              : skipped ? 0
-                                        : channels.bytes;
-        const int64_t  n    = read == 0 ? 0 : found < 0 ? channels.n : found;
+        const int64_t    n        = bytes_wanted(row, int(input)) == 0 ? 0 : n_kept(i, input);
         stats_.channels_total[input] += uint64_t(channels.n);
         stats_.channels_kept[input] += uint64_t(n);
-        stats_.bytes_total += channels.bytes;
-        stats_.bytes_left_out += channels.bytes - read;
-        stats_.bytes_left_out +=
-            read == 0 ? 0 : uint64_t(double(channels.left_out(n)) * double(read) / double(channels.bytes));
+        count(bytes_of_input(row, int(input), n));
         if (tracing_) {
             trace_.kept.push_back(channels.n == 0 ? std::numeric_limits<float>::quiet_NaN()
                                                   : float(double(n) / double(channels.n)));
         }
     }
+}
+
+// That the products which read an input would read for a row, were all channels kept. Keys and values of attention that is
+// left out may be wanted: then their matrices read the input.
+uint64_t Recorder::bytes_wanted(const TokenState & row, int input) const {
+    const BlockKind kind    = is_of_ffn(input) ? BlockKind::ffn : BlockKind::attention;
+    const int       block   = block_of(input / k_input_kinds, kind);
+    const bool      skipped = row.skips(block);
+    const bool      cached  = skipped && !row.leaves_gaps() && InputKind(input % k_input_kinds) == InputKind::qkv;
+    const uint64_t  all     = channels_[size_t(input)].bytes;
+    return cached ? std::min(all, blocks_[size_t(block)].bytes_of_cache) : skipped ? 0 : all;
+}
+
+Recorder::Bytes Recorder::bytes_of_input(const TokenState & row, int input, int64_t n_kept) const {
+    const Channels & channels = channels_[size_t(input)];
+    const uint64_t   read     = bytes_wanted(row, input);
+    const uint64_t   left_out =
+        read == 0 ? 0 : uint64_t(double(channels.left_out(n_kept)) * double(read) / double(channels.bytes));
+    return { channels.bytes, channels.bytes - read + left_out };
+}
+
+RowStats Recorder::row_stats(const TokenState & row, std::optional<int32_t> i) const {
+    RowStats stats;
+    stats.may_skip = row.may_skip();
+    for (int il = 0; il < n_layer_; ++il) {
+        if (row.skips(il, BlockKind::ffn)) {
+            stats.ffn.push_back(il);
+        }
+        if (row.skips(il, BlockKind::attention)) {
+            stats.attention.push_back(il);
+        }
+    }
+    Bytes bytes = counts_attention_ && !counts_channels_ ? bytes_of_blocks(row) : Bytes();
+    for (size_t input = 0; counts_channels_ && input < channels_.size(); ++input) {
+        const Bytes more = bytes_of_input(row, int(input), i ? n_kept(size_t(*i), input) : channels_[input].n);
+        bytes.total += more.total;
+        bytes.left_out += more.left_out;
+    }
+    const uint64_t n_ffn = n_blocks_[size_t(BlockKind::ffn)];
+    if (bytes.total > 0) {
+        stats.skip_ratio = double(bytes.left_out) / double(bytes.total);
+    } else if (n_ffn > 0) {
+        stats.skip_ratio = double(stats.ffn.size()) / double(n_ffn);
+    }
+    if (counts_channels_) {
+        stats.kept = 1.0 - stats.skip_ratio;
+    }
+    return stats;
 }
 
 void Recorder::commit_reaches() {

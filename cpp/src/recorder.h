@@ -54,6 +54,9 @@ public:
     // The decode stands. `rows` and `kinds` are of its batch, in order.
     void commit(const std::vector<TokenState> & rows, const RowKind * kinds, int32_t n_rows);
 
+    // What a row left out, of the decode that was committed last: row `i` of its batch, unless all of it was a prompt.
+    RowStats row_stats(const TokenState & row, std::optional<int32_t> i) const;
+
     // Weight bytes count where attention is left out.
     void count_attention(bool counts) { counts_attention_ = counts; }
 
@@ -70,10 +73,27 @@ public:
     Trace stop_trace();
 
 private:
+    struct Bytes {
+        uint64_t total    = 0;
+        uint64_t left_out = 0;
+    };
+
     void     commit_blocks(const TokenState & row);
     void     commit_channels(const TokenState & row, size_t i);
     void     commit_reaches();
     uint64_t bytes_of(int block, bool gap) const;
+    void     count(const Bytes & bytes) {
+        stats_.bytes_total += bytes.total;
+        stats_.bytes_left_out += bytes.left_out;
+    }
+    Bytes    bytes_of_blocks(const TokenState & row) const;
+    uint64_t bytes_wanted(const TokenState & row, int input) const;
+    Bytes    bytes_of_input(const TokenState & row, int input, int64_t n_kept) const;
+    // Of row `i` of the batch.
+    int64_t n_kept(size_t i, size_t input) const {
+        const int64_t found = kept_[i * channels_.size() + input];
+        return found < 0 ? channels_[input].n : found;
+    }
 
     int                n_layer_ = 0;
     std::vector<Block> blocks_;

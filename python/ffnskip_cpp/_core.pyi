@@ -186,6 +186,12 @@ class RowKind(enum.IntEnum):
     """A generated token that may skip, counted."""
     __pybind11_native_enum__: object
 
+class PreparedConfig(metaclass=_Native):
+    """Settings that `Controller.prepare()` made for its model."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """TypeError: the core alone makes one."""
+
 class Controller(metaclass=_Native):
     """Skips blocks in one llama.cpp context; ffnskip/controller.h has the contract.
 
@@ -243,15 +249,21 @@ class Controller(metaclass=_Native):
         """Of the inputs that `tensors` names; n_threads 0: all processors. `told` is called with the share done."""
     def set_profile(self, profile: Profile) -> None:
         """Raises ProfileMismatchError where it is another model's."""
+    def prepare(self, config: SkipConfig) -> PreparedConfig:
+        """Settings to be used in turns, which takes no time. Raises what setting `config` raises, and
+        UnsupportedModelError where policy "channels" wants weights that setting `config` has not stored before. From
+        any thread."""
+    def use(self, settings: PreparedConfig) -> None:
+        """They take effect with the next decode."""
     @property
     def resolved(self) -> ResolvedConfig: ...
     def set_reuse(self, full: bool) -> None: ...
-    def first_to_repeat(self, end: int) -> int:
+    def first_to_repeat(self, end: int, seq: int = 0) -> int:
         """A prompt at position `end` would have positions from here to there computed again; `end`: none."""
     def n_may_skip(self, begin: int, end: int, n_prompt: int) -> int:
         """How many rows of positions [begin, end) may skip, of a text whose tokens from `n_prompt` on are generated."""
-    def count_from_here(self) -> None:
-        """All that the memory holds of sequence 0 is a prompt."""
+    def count_from_here(self, seq: int = 0) -> None:
+        """All that the memory holds of a sequence is a prompt."""
     def replaced(self) -> None:
         """Sequence 0 was loaded from elsewhere."""
     def account(self) -> bytes:
@@ -332,6 +344,25 @@ class Session(metaclass=_Native):
         """Sequence `to` becomes what `source` is."""
     def cut(self, position: int, seq: int) -> None:
         """Takes this position of a sequence and what follows it out of the memory."""
+    def choose(
+        self, rows: Sequence[tuple[int, int, int, int | None]], generated: bool
+    ) -> list[
+        tuple[int, float, list[tuple[int, float]], tuple[bool, tuple[int, ...], tuple[int, ...], float | None, float]]
+        | str
+    ]:
+        """Decodes rows, n_batch at most, after what their sequences hold, as generated ones or as a prompt.
+
+        Args:
+            rows: Token, sequence, address of a sampler or 0 where nothing is chosen from its output, and how many of
+                the likeliest tokens are told; None: not even how likely the chosen one is.
+        Returns:
+            For each row with a sampler the token chosen, the logarithm of its probability, the likeliest tokens with
+            theirs, and what the row left out: whether it may have skipped, layers of FFN and of attention, the share of
+            weights read where channels are left out, and its part of `SkipStats.skip_ratio`. The message of a sampler
+            that failed.
+        """
+    def go_back(self, position: int, seq: int) -> bool:
+        """Takes this position of a sequence and what follows it out of the memory. False where the memory can't."""
     def clear(self) -> None:
         """Empties the memory."""
     def step(self, sampler: int, token: int, position: int) -> int:

@@ -40,6 +40,12 @@ class Context:
         self._attach(self.params)
         self.has_callback = True
 
+    def serve(self, n_sequences: int, n_ctx: int) -> None:
+        """Before the context is made: it is for so many texts of `n_ctx` tokens, each with settings of its own."""
+        self.params.n_seq_max, self.params.n_ctx = n_sequences, n_sequences * n_ctx
+        self.params.kv_unified = True
+        self.add_callback()
+
     def probe(self, address: int) -> None:
         """Raises UnsupportedModelError where the model has no FFN block that can be skipped, and other ValueErrors."""
         try:

@@ -21,6 +21,7 @@ __all__ = [
     "adds_bos",
     "adopt_context",
     "batch_address",
+    "biased_sampler",
     "can_go_back",
     "context_address",
     "exact_pieces",
@@ -66,6 +67,7 @@ BASE_ATTRIBUTES = (
 _METHODS = {
     llama_cpp.Llama: ("_init_sampler",),
     _internals.LlamaContext: ("close", "decode", "get_logits", "get_logits_ith", "kv_cache_seq_rm"),
+    _internals.LlamaSampler: ("add_logit_bias",),
     _internals.LlamaModel: (
         "add_bos_token",
         "close",
@@ -247,6 +249,15 @@ def make_sampler(llm: llama_cpp.Llama, options: dict[str, Any], seed: int | None
 def sampler_address(sampler: Any) -> int:
     """Of the llama_sampler of a LlamaSampler."""
     return ctypes.cast(sampler.sampler, ctypes.c_void_p).value or 0
+
+
+def biased_sampler(llm: llama_cpp.Llama, sampler: Any, logit_bias: dict[int, float]) -> Any:
+    """A LlamaSampler that adds these to the logits before `sampler`, which it takes over, sees them."""
+    biased = _internals.LlamaSampler()
+    biased.add_logit_bias(llm.n_vocab(), logit_bias)
+    llama_cpp.llama_sampler_chain_add(biased.sampler, sampler.sampler)
+    sampler.sampler = None
+    return biased
 
 
 def n_ctx_train(llm: llama_cpp.Llama) -> int:

@@ -3,7 +3,12 @@
 #include "expect.h"
 #include "ffnskip/ffnskip.h"
 
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace ffnskip;
@@ -41,6 +46,14 @@ Context context_of(const Model & model, Controller * controller, uint32_t n_seq_
 std::vector<float> logits_of(llama_context * ctx, const Model & model, int32_t row = -1) {
     const float * logits = llama_get_logits_ith(ctx, row);
     return { logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get())) };
+}
+
+double largest_difference(const std::vector<float> & a, const std::vector<float> & b) {
+    double most = 0.0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        most = std::max(most, std::abs(double(a[i]) - double(b[i])));
+    }
+    return most;
 }
 
 Tokens some_tokens(int n, int seed) {
@@ -130,11 +143,7 @@ void sequences_share_a_batch(const Model & model) {
         for (int turn = 0; turn < 5; ++turn) {
             alone.generated(10 + seq * 7 + turn);
         }
-        const std::vector<float> expected = logits_of(other.get(), model);
-        double                   most     = 0.0;
-        for (size_t i = 0; i < expected.size(); ++i) {
-            most = std::max(most, std::abs(double(expected[i]) - double(together[size_t(seq)][i])));
-        }
+        const double most = largest_difference(logits_of(other.get(), model), together[size_t(seq)]);
         expect(most < 1e-4, "as alone: " + std::to_string(most));
     }
     session.cut(4, 1);
@@ -205,6 +214,117 @@ void what_is_aborted_unwinds(const Model & model) {
     expect(controller.stats().tokens == 4 && controller.stats().ffn_skipped == 1, "and skips again");
 }
 
+// ---- choices, and settings that take turns ----
+
+// Chooses nothing, and says so.
+llama_sampler * failing_sampler() {
+    static llama_sampler_i interface{};
+    interface.name  = [](const llama_sampler *) { return "failing"; };
+    interface.apply = [](llama_sampler *, llama_token_data_array *) { throw std::runtime_error("it fits nothing"); };
+    return llama_sampler_init(&interface, nullptr);
+}
+
+void choices_are_those_of_each_row(const Model & model) {
+    Controller    controller;
+    const Context ctx = context_of(model, &controller, 3);
+    Session       session(ctx.get(), &controller);
+    const Sampler sampler;
+    const Sampler failing{ failing_sampler() };
+    const Tokens  prompt = some_tokens(9, 3);
+
+    std::vector<Row> rows;
+    for (size_t i = 0; i < prompt.size(); ++i) {
+        const bool last = i + 1 == prompt.size();
+        rows.push_back({ prompt[i], 0, last ? sampler.greedy : nullptr, last ? std::optional<int>(3) : std::nullopt });
+    }
+    const std::vector<Choice> first = choose(session, rows, Fed::prompt);
+    expect(first.size() == 1 && first[0].token == by_hand(model, prompt, 1)[0], "of the only row with a sampler");
+    expect(first[0].likeliest.size() == 3 && first[0].likeliest[0].first == first[0].token, "the likeliest first");
+    expect(first[0].likeliest[0].second == first[0].log_likelihood && first[0].log_likelihood < 0.0, "its likelihood");
+    expect(first[0].likeliest[1].second <= first[0].log_likelihood, "in order");
+    expect(!first[0].left_out.may_skip && first[0].left_out.ffn.empty(), "a prompt runs in full");
+
+    session.copy(0, 1);
+    session.copy(0, 2);
+    for (int turn = 0; turn < 5; ++turn) {
+        const std::vector<Choice> found = choose(
+            session, { { 5, 0, sampler.greedy, {} }, { 6, 1, failing.greedy, 1 }, { 7, 2, sampler.greedy, 999999 } },
+            Fed::generated);
+        expect(found.size() == 3 && found[1].error == "it fits nothing" && found[1].token == LLAMA_TOKEN_NULL,
+               "a sampler that fails");
+        expect(found[0].token == greedy(model, ctx.get(), 0) && found[2].token == greedy(model, ctx.get(), 2),
+               "has no part in the others");
+        double sum = 0.0;
+        for (const auto & [token, likelihood] : found[2].likeliest) {
+            sum += std::exp(likelihood);
+        }
+        expect(found[0].likeliest.empty() && int32_t(found[2].likeliest.size()) == session.n_vocab(),
+               "as many as asked");
+        expect(std::abs(sum - 1.0) < 1e-6, "probabilities of all are one");
+        const bool skips = turn >= 3;
+        expect(found[0].left_out.may_skip == skips && found[0].left_out.ffn == std::vector<int32_t>(skips, 1),
+               "layer 1 past the warm-up");
+        expect(std::abs(found[0].left_out.skip_ratio - (skips ? 1.0 / controller.n_layer() : 0.0)) < 1e-12,
+               "of blocks");
+    }
+}
+
+void settings_take_turns(const Model & model) {
+    Config layers;
+    layers.max_skip      = 0;
+    layers.warm_up_index = 0;
+    layers.layers        = std::vector<int>{ 1, 2 };
+    Config attention     = layers;
+    attention.layers.reset();
+    attention.attention_layers = std::vector<int>{ 3 };
+    Config dense;
+    dense.policy = Policy::dense;
+
+    Controller                                                     controller;
+    const Context                                                  ctx = context_of(model, &controller, 3);
+    Session                                                        session(ctx.get(), &controller);
+    const Config                                                   own      = controller.config();
+    const std::vector<std::shared_ptr<const Controller::Prepared>> settings = { controller.prepare(layers),
+                                                                                controller.prepare(attention),
+                                                                                controller.prepare(dense) };
+    expect(controller.config().layers == own.layers, "prepare() sets nothing");
+    const Tokens prompt = some_tokens(9, 3);
+    for (llama_seq_id seq = 0; seq < 3; ++seq) {
+        session.prompt(prompt.data(), prompt.size(), seq);
+    }
+    std::vector<std::vector<float>> in_turns(3);
+    for (int turn = 0; turn < 4; ++turn) {
+        for (llama_seq_id seq = 0; seq < 3; ++seq) {
+            controller.use(*settings[size_t(seq)]);
+            session.generated(20 + turn, seq);
+            in_turns[size_t(seq)] = logits_of(ctx.get(), model);
+            const RowStats stats  = controller.row_stats(0);
+            expect(stats.ffn == (seq == 0 ? std::vector<int32_t>{ 1, 2 } : std::vector<int32_t>()), "its own layers");
+            expect(stats.attention == std::vector<int32_t>(seq == 1, 3), "and attention");
+            expect((stats.skip_ratio > 0.0) == (seq < 2) && !stats.kept, "its own ratio");
+        }
+    }
+    expect(controller.stats().tokens == 12 && controller.stats().ffn_skipped == 8, "counted together");
+    for (llama_seq_id seq = 0; seq < 3; ++seq) {
+        Controller    other;
+        const Context alone = context_of(model, &other);
+        Session       single(alone.get(), &other);
+        other.set_config(seq == 0 ? layers : seq == 1 ? attention : dense);
+        single.prompt(prompt.data(), prompt.size());
+        for (int turn = 0; turn < 4; ++turn) {
+            single.generated(20 + turn);
+        }
+        expect(largest_difference(logits_of(alone.get(), model), in_turns[size_t(seq)]) < 1e-4, "as alone");
+    }
+    expect_refused([&] { controller.row_stats(1); }, "row: 1 is outside [0, 1)");
+    Config wrong = layers;
+    wrong.layers = std::vector<int>{ 999 };
+    expect_refused([&] { controller.prepare(wrong); }, "layers: 999");
+    session.clear();
+    controller.probe(ctx.get());
+    expect_refused([&] { controller.use(*settings[0]); }, "before the context was probed");
+}
+
 }  // namespace
 
 int main(int argc, char ** argv) {
@@ -215,5 +335,7 @@ int main(int argc, char ** argv) {
     sequences_share_a_batch(model);
     a_failure_leaves_no_rows(model);
     what_is_aborted_unwinds(model);
+    choices_are_those_of_each_row(model);
+    settings_take_turns(model);
     return result();
 }

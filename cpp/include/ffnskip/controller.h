@@ -127,7 +127,17 @@ public:
     std::vector<std::string> weights_notes() const;
     // The profile's config. Throws ProfileMismatch (the file and both fingerprints) for another model's profile, and
     // std::invalid_argument, naming the file, where its config does not fit.
-    void           set_profile(const Profile & profile);
+    void set_profile(const Profile & profile);
+    // Settings for this model, made once, to be used in turns. As set_config() takes them, but for policy `channels`: of the
+    // inputs that it wants, set_config() has to have made the copies before, or Unsupported is thrown. From any thread, while
+    // none is in probe(), hook(), set_config() or set_profile().
+    class Prepared;
+    std::shared_ptr<const Prepared> prepare(const Config & config) const;
+    // They take effect with the next decode, as those of set_config() do, and that takes no time. Sequences that take turns
+    // may each have settings of their own; where one goes on under others than it was generated under, count_from_here()
+    // says that it begins anew. Throws std::invalid_argument where they were made before the last probe().
+    void use(const Prepared & settings);
+
     const Config & config() const;
     // The config as it applies to this model.
     const Settings & settings() const;
@@ -169,6 +179,9 @@ public:
 
     Stats stats() const;
     void  reset_stats();
+    // What row `row` of the last decode left out, of a prompt too, until the next one. Throws std::invalid_argument where it
+    // had no such row, or failed, and for a context without the callback.
+    RowStats row_stats(int32_t row) const;
 
     // What the user should be told of these settings, at most once: that nearly every token trips in the first layer
     // that is checked, so that the threshold tells nothing. Settings of a profile are not judged.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ffnskip/blocks.h"
+#include "ffnskip/choices.h"
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
 #include "ffnskip/errors.h"

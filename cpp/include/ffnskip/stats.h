@@ -4,6 +4,7 @@
 #include "ffnskip/export.h"
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace ffnskip FFNSKIP_API {
@@ -40,6 +41,15 @@ struct Stats {
         const double total    = bytes_total == 0 ? double(ffn_total) : double(bytes_total);
         return total == 0.0 ? 0.0 : left_out / total;
     }
+};
+
+// What one row left out.
+struct RowStats {
+    bool                  may_skip = false;
+    std::vector<int32_t>  ffn;               // layers whose block it left out
+    std::vector<int32_t>  attention;         // the same of attention
+    std::optional<double> kept;              // policy channels: of the bytes in Stats::bytes_total, the share it read
+    double                skip_ratio = 0.0;  // as Stats::skip_ratio() of this row alone
 };
 
 // One row per generated token, in the order decoded.
