@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,40 @@ from selenium.webdriver.support.ui import WebDriverWait
 SECONDS = 120  # the longest that anything is waited for
 
 
-class Page:
-    """A window of Chromium with the page in it."""
+@contextlib.contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for switch in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.binary_location = _program("chromium")
+    driver = webdriver.Chrome(options=options, service=Service(_program("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
 
-    def __init__(self, url: str, width: int = 1280, height: int = 900, **media: str) -> None:
-        options = webdriver.ChromeOptions()
-        for switch in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
-            options.add_argument(f"--{switch}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        options.binary_location = _program("chromium")
-        self.driver = webdriver.Chrome(options=options, service=Service(_program("chromedriver")))
+
+class Page:
+    """The page in a tab of its own, which knows nothing of those before it."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str, width: int = 1280, height: int = 900, **media: str) -> None:
+        self.driver = driver
+        self.before = driver.current_window_handle
+        driver.switch_to.new_window("tab")
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         features = [{"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in media.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.get(url)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        driver.get_log("browser")  # what others left
+        driver.get(url)
 
     def __enter__(self) -> Page:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.driver.quit()
+        self.driver.close()
+        self.driver.switch_to.window(self.before)
 
     def one(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)

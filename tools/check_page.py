@@ -20,19 +20,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from selenium.webdriver import ActionChains
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from browser import Page, same
+from browser import Page, chromium, same
 from page_server import MARKUP, TEXT, WARM_UP, PageServer, serving, text_of, tokens_of
 
 # ---- with any server ----
 
 
-def text_is_that_of_the_api(url: str) -> None:
-    with Page(url).connected() as page:
+def text_is_that_of_the_api(driver: Chrome, url: str) -> None:
+    with Page(driver, url).connected() as page:
         page.one("#max-tokens").clear()
         page.one("#max-tokens").send_keys("48")
         page.ask("Write a short story about a lighthouse.")
@@ -49,6 +49,7 @@ def text_is_that_of_the_api(url: str) -> None:
         same(page.answer(), "".join(choice["delta"].get("content") or "" for choice in choices))
         traced = [choice["skip"] for choice in choices if "layers" in choice.get("skip", {})]
         page.one(".map summary").click()
+        page.wait(lambda: page.all(".map tbody tr"))
         rows = [[cell.text for cell in row.find_elements(By.XPATH, "*")] for row in page.all(".map tbody tr")]
         same(len(rows), len(traced))
         for row, skip in zip(rows, traced):
@@ -65,8 +66,8 @@ def _layers(cell: str) -> list[int]:
     return [layer for end in ends for layer in range(int(end[0]), int(end[-1]) + 1)]
 
 
-def two_answers_come_side_by_side(url: str) -> None:
-    with Page(url).connected() as page:
+def two_answers_come_side_by_side(driver: Chrome, url: str) -> None:
+    with Page(driver, url).connected() as page:
         page.one("#compare").click()
         page.ask("Write a short story about a lighthouse.")
         same([name.text for name in page.all(".answer .name")], ["Dense", "Skipping"])
@@ -80,8 +81,8 @@ def two_answers_come_side_by_side(url: str) -> None:
         same([cell.text for cell in page.all("#statistics tr:first-child th")], ["Dense", "Skipping"])
 
 
-def everything_has_a_name(url: str) -> None:
-    with Page(url).connected() as page:
+def everything_has_a_name(driver: Chrome, url: str) -> None:
+    with Page(driver, url).connected() as page:
         page.ask("Hello")
         page.one(".map summary").click()
         tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
@@ -94,8 +95,8 @@ def everything_has_a_name(url: str) -> None:
 # ---- with the made-up one ----
 
 
-def tokens_are_coloured(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def tokens_are_coloured(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         page.ask("A story, please")
         tokens = tokens_of(text_of(server.requests[-1]))
         same(page.answer(), "".join(tokens))
@@ -109,12 +110,14 @@ def tokens_are_coloured(server: PageServer) -> None:
         assert "current" in coloured[3].get_attribute("class")
 
 
-def the_difference_is_marked(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def the_difference_is_marked(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         page.one("#compare").click()
         page.ask("A story, please")
         dense, skipping = (tokens_of(text_of(request)) for request in server.requests[-2:])
         same(page.answer("0"), TEXT)
+        page.one(".map summary").click()
+        page.wait(lambda: len(page.all(".map tbody tr")) == len(skipping))
         parts = next(i for i, (one, other) in enumerate(zip(dense, skipping)) if one != other)
         assert f"part at token {parts + 1}: “{dense[parts].strip()}”" in page.one(".verdict").text
         same([token.text for token in page.all(".difference")], [dense[parts].strip(), skipping[parts].strip()])
@@ -123,8 +126,8 @@ def the_difference_is_marked(server: PageServer) -> None:
         same(server.requests[-1]["messages"][1]["content"], "".join(skipping))
 
 
-def settings_reach_the_server(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def settings_reach_the_server(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         Select(page.one("#policy")).select_by_visible_text("ffn_skip")
         same(
             page.one("#setting-warm_up_index").get_attribute("value"), str(WARM_UP)
@@ -146,8 +149,8 @@ def settings_reach_the_server(server: PageServer) -> None:
         same(len(page.all(".turn")), 1)
 
 
-def the_keyboard_is_enough(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def the_keyboard_is_enough(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         keys = ActionChains(page.driver)
         focused = "document.activeElement.id"
         visited = []
@@ -170,8 +173,8 @@ def the_keyboard_is_enough(server: PageServer) -> None:
         same(page.all(".turn .token").index(page.one(".token.current")), n - 2)
 
 
-def escape_stops(server: PageServer) -> None:
-    with slow(server), Page(server.url).connected() as page:
+def escape_stops(driver: Chrome, server: PageServer) -> None:
+    with slow(server), Page(driver, server.url).connected() as page:
         page.begin("A story, please")
         page.wait(lambda: len(page.all(".turn .token")) > 5)
         left = server.n_left
@@ -183,7 +186,7 @@ def escape_stops(server: PageServer) -> None:
 
 
 @contextlib.contextmanager
-def slow(server: PageServer) -> Iterator[None]:
+def slow(driver: Chrome, server: PageServer) -> Iterator[None]:
     before, server.seconds = server.seconds, 0.1
     try:
         yield
@@ -191,8 +194,8 @@ def slow(server: PageServer) -> Iterator[None]:
         server.seconds = before
 
 
-def a_full_queue_is_told(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def a_full_queue_is_told(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         page.ask("Are you busy?")
         same(page.one("#problem-text").text, "as many requests wait as may. Try again in 2 s.")
         same(page.one(".answer .end").text, "No answer.")
@@ -202,25 +205,25 @@ def a_full_queue_is_told(server: PageServer) -> None:
         same([len(page.all(".turn")), page.one("#problem").is_displayed()], [1, False])
 
 
-def a_cut_answer_stays(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def a_cut_answer_stays(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         page.ask("This will be cut")
         same(page.answer(), "".join(tokens_of(TEXT)[:9]))
         same(page.one(".answer .end").text, "Cut off.")
         assert page.one("#problem").is_displayed()
 
 
-def a_server_that_is_gone_is_told(_: PageServer) -> None:
+def a_server_that_is_gone_is_told(driver: Chrome, _: PageServer) -> None:
     with serving() as other:
-        page = Page(other.url).connected()
+        page = Page(driver, other.url).connected()
     with page:
         other.server_close()
         page.ask("Are you there?")
         same(page.one("#problem-text").text, "The server does not answer. Is it still running?")
 
 
-def a_key_is_asked_for(_: PageServer) -> None:
-    with serving(api_key="sesame") as other, Page(other.url) as page:
+def a_key_is_asked_for(driver: Chrome, _: PageServer) -> None:
+    with serving(api_key="sesame") as other, Page(driver, other.url) as page:
         page.wait(lambda: page.one("#key").is_displayed())
         page.one("#key").send_keys("wrong" + Keys.ENTER)
         page.wait(lambda: page.one("#key").get_attribute("value") == "")
@@ -231,19 +234,24 @@ def a_key_is_asked_for(_: PageServer) -> None:
         same(page.run("[localStorage.length, sessionStorage.length, document.cookie]"), [0, 1, ""])
 
 
-def text_is_never_markup(server: PageServer) -> None:
-    with Page(server.url).connected() as page:
+def text_is_never_markup(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url).connected() as page:
         page.ask("Some markup")
         same(page.answer(), MARKUP)
         same([page.driver.title, len(page.all(".turn img, .turn b, .turn script"))], ["ffnskip", 0])
         same(page.complaints(), [])
 
 
-def it_fits_360_pixels(server: PageServer) -> None:
-    with Page(server.url, 360, 740).connected() as page:
+def it_fits_360_pixels(driver: Chrome, server: PageServer) -> None:
+    with Page(driver, server.url, 360, 740).connected() as page:
         page.one("#panel-button").click()
         page.one("#compare").click()
+        page.one("#seed").clear()
         ActionChains(page.driver).send_keys(Keys.ESCAPE).perform()
+        page.type("A story, please" + Keys.ENTER)
+        assert page.one("#seed").is_displayed(), "what is wrong is out of sight"
+        page.one("#seed").send_keys("0" + Keys.ESCAPE)
+        page.one("#prompt").clear()
         page.ask("A story, please")
         same(page.run("document.documentElement.scrollWidth"), 360)
         same(
@@ -254,14 +262,14 @@ def it_fits_360_pixels(server: PageServer) -> None:
         assert dense["y"] + dense["height"] <= skipping["y"], "they are not below each other"
 
 
-def media_are_heeded(server: PageServer) -> None:
+def media_are_heeded(driver: Chrome, server: PageServer) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     moves = "getComputedStyle(document.querySelector('.answer .text'), '::after').animationName"
-    with slow(server), Page(server.url).connected() as page:
+    with slow(server), Page(driver, server.url).connected() as page:
         light = page.run(background)
         page.begin("A story, please")
         same(page.run(moves), "wait")
-    with slow(server), Page(server.url, color_scheme="dark", reduced_motion="reduce").connected() as page:
+    with slow(server), Page(driver, server.url, color_scheme="dark", reduced_motion="reduce").connected() as page:
         assert page.run(background) != light
         page.begin("A story, please")
         same(page.run(moves), "none")
@@ -275,14 +283,14 @@ MADE_UP = [
 ]  # fmt: skip
 
 
-def take_pictures(url: str, folder: Path) -> None:
+def take_pictures(driver: Chrome, url: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, (width, height), media in (
         ("light", (1280, 900), {}),
         ("dark", (1280, 900), {"color_scheme": "dark"}),
         ("narrow", (360, 740), {}),
     ):
-        with Page(url, width, height, **media).connected() as page:
+        with Page(driver, url, width, height, **media).connected() as page:
             page.picture(folder / f"{name}-empty.png")
             page.ask("Write a short story about a lighthouse.")
             page.picture(folder / f"{name}-answer.png")
@@ -299,20 +307,20 @@ def main() -> int:
     parser.add_argument("--url", help="server to check with, instead of the made-up one")
     parser.add_argument("--pictures", type=Path, help="folder for pictures, which are taken in place of the checks")
     args = parser.parse_args()
-    with serving() as server:
+    with serving() as server, chromium() as driver:
         url = args.url or server.url
         if args.pictures:
-            take_pictures(url, args.pictures)
+            take_pictures(driver, url, args.pictures)
             return 0
         checks = [(check, url) for check in ANY] + [(check, server) for check in ([] if args.url else MADE_UP)]
-        failed = [check.__name__ for check, subject in checks if not _passes(check, subject)]
+        failed = [check.__name__ for check, subject in checks if not _passes(check, driver, subject)]
     return 1 if failed else 0
 
 
-def _passes(check: Callable[[Any], None], subject: Any) -> bool:
+def _passes(check: Callable[[Chrome, Any], None], driver: Chrome, subject: Any) -> bool:
     began = time.monotonic()
     try:
-        check(subject)
+        check(driver, subject)
     except Exception:  # of any kind: the next check is made all the same
         traceback.print_exc()
         print(f"FAILED  {check.__name__}", flush=True)

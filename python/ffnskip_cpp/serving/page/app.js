@@ -52,7 +52,12 @@ function hideProblem() {
 // ---- a turn ----
 
 async function send(question) {
-  if (running || !question.trim() || !settings.valid()) return;
+  if (running || !question.trim()) return;
+  if (!settings.valid) {
+    togglePanel(true);
+    settings.complain();
+    return;
+  }
   if (!skips) await connect();
   if (!skips) return;
   hideProblem();

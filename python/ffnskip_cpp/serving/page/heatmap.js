@@ -14,6 +14,7 @@ export class HeatMap {
   #figure;
   #canvas;
   #scroll;
+  #table;
   #nLayer;
   #tokens = [];
   #cursor = -1;
@@ -26,6 +27,7 @@ export class HeatMap {
     this.#figure = figure;
     this.#canvas = figure.querySelector("canvas");
     this.#scroll = figure.querySelector(".map-scroll");
+    this.#table = figure.querySelector("tbody");
     this.#nLayer = nLayer;
     this.#onCursor = onCursor;
     this.#canvas.addEventListener("keydown", (event) => this.#onKey(event));
@@ -33,17 +35,17 @@ export class HeatMap {
     this.#canvas.addEventListener("pointerdown", (event) => this.#onPointer(event));
     this.#canvas.addEventListener("pointerleave", () => this.#onCursor(-1));
     this.#scroll.addEventListener("scroll", () => this.#later());
-    figure.querySelector("details").addEventListener("toggle", () => this.#fillTable());
+    figure.querySelector("details").addEventListener("toggle", () => this.#later());
     new ResizeObserver(() => this.#later()).observe(this.#scroll);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#later());
   }
 
   /** The same array as the answer's, which grows; `difference`: first token that is not the other answer's, or -1. */
   show(tokens, difference) {
+    if (tokens !== this.#tokens) this.#table.replaceChildren();
     this.#tokens = tokens;
     this.#difference = difference;
     this.#figure.hidden = tokens.length === 0;
-    this.#fillTable();
     this.#tellCursor();
     this.#later();
   }
@@ -113,6 +115,7 @@ export class HeatMap {
     requestAnimationFrame(() => {
       this.#waiting = false;
       this.#draw();
+      this.#fillTable();
     });
   }
 
@@ -203,8 +206,9 @@ export class HeatMap {
 
   #fillTable() {
     if (!this.#figure.querySelector("details").open) return;
-    const rows = this.#tokens.map((token, i) => tableRow(i, token, this.#nLayer));
-    this.#figure.querySelector("tbody").replaceChildren(...rows);
+    for (let i = this.#table.rows.length; i < this.#tokens.length; ++i) {
+      this.#table.append(tableRow(i, this.#tokens[i], this.#nLayer));
+    }
   }
 }
 

@@ -37,9 +37,14 @@ export class Settings {
     return element("compare").checked;
   }
 
-  /** Whether every value is in its range; the browser says which is not. */
-  valid() {
-    return element("settings").reportValidity();
+  /** Whether every value is in its range. */
+  get valid() {
+    return element("settings").checkValidity();
+  }
+
+  /** Has the browser say which value is wrong; they must be in sight for that. */
+  complain() {
+    element("settings").reportValidity();
   }
 
   /** `skip` of a request. */
