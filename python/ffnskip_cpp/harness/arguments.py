@@ -14,6 +14,7 @@ from typing import Any
 import llama_cpp
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from ..batches import MAX_PARALLEL
 from ..errors import ArgumentError, FfnSkipError
 from ..gguf_file.header import read_header
 from ..skip_argument import Skip
@@ -98,11 +99,11 @@ def _is_number(value: object) -> bool:
 
 
 def n_parallel_of(batch_size: int | str, max_batch_size: int | None) -> int:
-    """Texts that are generated at once. Raises ArgumentError where it is none of "auto", "auto:N" and 1 or more."""
+    """Texts that are generated at once. Raises ArgumentError where it is no such number, nor "auto" or "auto:N"."""
     if str(batch_size).partition(":")[0] == AUTO:
-        return max_batch_size or AUTO_PARALLEL
-    if not str(batch_size).isdecimal() or int(batch_size) < 1:
-        raise ArgumentError(f"batch_size: {batch_size!r} is not known; 1 or more, or auto")
+        batch_size = max_batch_size or AUTO_PARALLEL
+    if not str(batch_size).isdecimal() or not 1 <= int(batch_size) <= MAX_PARALLEL:
+        raise ArgumentError(f"batch_size: {batch_size!r} is no number of texts; 1 to {MAX_PARALLEL}, or auto")
     return int(batch_size)
 
 
