@@ -10,7 +10,8 @@ __all__ = ["TextPieces"]
 
 class TextPieces:
     """Says what each token adds to the text, as soon as that can't be the beginning of a stop text any more, nor of a
-    character that later tokens complete: it counts to the token that ends it. Bytes that are no UTF-8 become U+FFFD.
+    character that later tokens complete: it counts to the token that ends it. Bytes that are no UTF-8 are left out, as
+    by llama_cpp.
 
     Args:
         stop: Texts that end it, the one that comes first; none empty.
@@ -20,7 +21,7 @@ class TextPieces:
         self.stopped = False
         """A stop text has come; nothing may be added any more."""
         self._stop = tuple(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         self._waiting: list[str] = []  # of the tokens that nothing was said of
         self._n_whole = 0  # of these, the first so many end no character that is not there yet
 
@@ -44,9 +45,6 @@ class TextPieces:
         """What the other tokens add: no more will come."""
         if self.stopped:
             return []
-        rest = self._decoder.decode(b"", final=True)
-        if rest:
-            self._waiting[-1] += rest
         texts, self._waiting, self._n_whole = self._waiting, [], 0
         return texts
 
