@@ -10,8 +10,8 @@ __all__ = ["TextPieces"]
 
 class TextPieces:
     """Says what each token adds to the text, as soon as that can't be the beginning of a stop text any more, nor of a
-    character that later tokens complete: it counts to the token that ends it. Bytes that are no UTF-8 are left out, as by
-    llama_cpp.
+    character that later tokens complete: it counts to the token that ends it. Bytes that are no UTF-8 are left out, as
+    by llama_cpp.
 
     Args:
         stop: Texts that end it, the one that comes first; none empty.
