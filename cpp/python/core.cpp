@@ -559,6 +559,12 @@ void add_session(py::module_ & m) {
         .def("score", &score_arrays, py::arg("prefix"), py::arg("continuations"), py::arg("n_prompt") = py::none())
         .def_property_readonly("n_sequences", &Session::n_sequences)
         .def("n_used", &Session::n_used, py::arg("seq"))
+        .def(
+            "keep",
+            [](Session & session, const Tokens & tokens, size_t n_prompt) {
+                return session.keep(tokens.data(), tokens.size(), n_prompt);
+            },
+            py::arg("tokens"), py::arg("n_prompt"))
         .def("prompt", &prompt, py::arg("tokens"), py::arg("n_prompt"), py::arg("seq"))
         .def("sample", &sample, py::arg("sampler"))
         .def("step_all", &step_all, py::arg("turns"))

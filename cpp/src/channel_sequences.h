@@ -36,6 +36,9 @@ public:
     // The reach under which channels are left out.
     float threshold(llama_seq_id seq, int input);
 
+    // Position of the last row that told of a sequence; -1: none has since it began.
+    llama_pos counted_to(llama_seq_id seq) { return sequence(seq).counted_to; }
+
     void copied(llama_seq_id from, llama_seq_id to);
     // What comes next of the sequence, of all if negative, is its first generated token.
     void restart(llama_seq_id seq);

@@ -227,9 +227,7 @@ struct Controller::Impl {
         }
         const Inside guard(*this);
         evaluation.channels().reserve(std::max(llama_n_threads(ctx), llama_n_threads_batch(ctx)));
-        if (hook.attached() ? hook.take_unknown_decode() : evaluation.take_unknown_decode()) {
-            sequences.replaced(-1);
-        }
+        forget_unknown();
         if (kinds != nullptr) {
             sequences.note(memory, rows);
             require_no_gaps();
@@ -274,6 +272,13 @@ struct Controller::Impl {
             }
         }
         throw Unsupported("the graph of this model changes from one evaluation to the next");
+    }
+
+    // What was decoded by llama_decode itself is no part of the account.
+    void forget_unknown() {
+        if (hook.attached() ? hook.take_unknown_decode() : evaluation.take_unknown_decode()) {
+            sequences.replaced(-1);
+        }
     }
 
     llama_pos first_to_repeat(llama_seq_id seq, llama_pos end) const {
@@ -442,6 +447,18 @@ void Controller::restore(llama_seq_id seq, const std::string & account) {
     if (!impl_->sequences.load(seq, account)) {
         throw std::invalid_argument("restore: these are not the bytes of an account of a sequence");
     }
+}
+
+llama_pos Controller::n_held(llama_seq_id seq, const llama_token * tokens, size_t n_tokens, size_t n_prompt) {
+    impl_->forget_unknown();
+    const Settings & settings = impl_->settings;
+    const llama_pos  prompt   = llama_pos(n_prompt);
+    const llama_pos  n =
+        impl_->sequences.n_held(seq, tokens, llama_pos(n_tokens), prompt, settings.every_row, impl_->key);
+    // Thresholds are those of this text where its first generated tokens told them, all of them.
+    const llama_pos told   = prompt + settings.n_observed();
+    const bool      is_own = n >= told && impl_->evaluation.channels().sequences().counted_to(seq) == told - 1;
+    return settings.n_observed() == 0 || is_own ? n : std::min(n, prompt);
 }
 
 llama_pos Controller::first_to_repeat(llama_seq_id seq, llama_pos end) const {

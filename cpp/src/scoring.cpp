@@ -30,7 +30,6 @@ public:
 
     Scores run() {
         require();
-        session_.clear();
         read_prefix();
         for (size_t i = 0; i < continuations_.size(); ++i) {
             if (!continuations_[i].empty()) {
@@ -82,10 +81,13 @@ private:
         }
     }
 
+    // What the memory has of it stays.
     void read_prefix() {
-        session_.prompt(prefix_.data(), n_prompt_);
-        session_.prompt(prefix_.data() + n_prompt_, prefix_.size() - n_prompt_, 0, Fed::generated);
-        out_.n_evaluated += int64_t(prefix_.size());
+        const size_t kept   = session_.keep(prefix_.data(), prefix_.size(), n_prompt_);
+        const size_t prompt = std::max(kept, n_prompt_);
+        session_.prompt(prefix_.data() + kept, prompt - kept);
+        session_.prompt(prefix_.data() + prompt, prefix_.size() - prompt, 0, Fed::generated);
+        out_.n_evaluated += int64_t(prefix_.size() - kept);
     }
 
     // The output of a row predicts token `index` of a continuation.
@@ -130,7 +132,6 @@ private:
         if (seq != 0) {
             session_.copy(0, seq);
         } else if (!is_there(counts_on)) {
-            session_.clear();
             read_prefix();
         }
         if (session_.controller() != nullptr && !counts_on) {

@@ -258,11 +258,29 @@ void Sequences::Sequence::leave(llama_pos pos, Left left, uint64_t of) {
     }
 }
 
+// Rows are about to be told that stand behind those known, or in their place.
+void Sequences::Sequence::begin_rows(const Part & part) {
+    whole.is       = part.first == 0 || (whole.is && part.follows && part.first <= last + 1);
+    whole.n_prompt = std::min(whole.n_prompt, part.first);
+}
+
+// One of them, before it is counted.
+void Sequences::Sequence::add_row(llama_pos pos, bool prompt, const Part & part, uint64_t of) {
+    if (prompt) {
+        whole.is = whole.is && whole.n_prompt == pos;
+        ++whole.n_prompt;
+    } else {
+        whole.key = whole.n_prompt == pos ? of : whole.key;
+        whole.is  = whole.is && whole.key == of && part.generated && generated == pos - whole.n_prompt;
+    }
+}
+
 void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64_t key) {
     committed_.clear();
     for (const Part & part : parts_) {
         Sequence & sequence = grown(part.seq);
-        sequence.generated  = part.n_before;
+        sequence.begin_rows(part);
+        sequence.generated = part.n_before;
         sequence.decisions.cut(part.n_before);
         sequence.budget.cut(part.next == 0 ? 0 : part.first);
         sequence.n_verified = part.generated && part.outputs ? part.n_rows - 1 : 0;
@@ -277,12 +295,15 @@ void Sequences::commit(const llama_batch & rows, const Decoded & decoded, uint64
         committed_.push_back(part.seq);
     }
     for_rows(rows, [&](size_t row, llama_seq_id seq, bool) {
-        if (part_of(seq) == nullptr) {
+        const Part * part = part_of(seq);
+        if (part == nullptr) {
             return;
         }
+        const bool prompt   = decoded.kinds == nullptr || decoded.kinds[row] == RowKind::prompt;
         Sequence & sequence = sequences_[size_t(seq)];
         sequence.place(positions_[row], rows.token == nullptr ? LLAMA_TOKEN_NULL : rows.token[row]);
-        if (decoded.kinds == nullptr || decoded.kinds[row] == RowKind::prompt) {
+        sequence.add_row(positions_[row], prompt, *part, key);
+        if (prompt) {
             sequence.begin_count();
         } else {
             if (decoded.trips != nullptr && deciders_[row].row == int32_t(row)) {
@@ -335,8 +356,27 @@ const llama_token * Sequences::tokens(llama_seq_id seq, llama_pos from, llama_po
     return there ? sequence->tokens.data() + (from - sequence->first_token) : nullptr;
 }
 
+llama_pos Sequences::n_held(llama_seq_id seq, const llama_token * tokens, llama_pos n_tokens, llama_pos n_prompt,
+                            bool every_row, uint64_t key) const {
+    const Sequence * sequence = known(seq);
+    if (sequence == nullptr || !sequence->whole.is || sequence->first_token != 0) {
+        return 0;
+    }
+    if (every_row && (sequence->key != key || sequence->first_skipped != 0)) {
+        return 0;
+    }
+    const std::vector<llama_token> & held = sequence->tokens;
+    const size_t                     n    = std::min(held.size(), size_t(n_tokens));
+
+    const llama_pos same   = llama_pos(std::mismatch(tokens, tokens + n, held.begin()).first - tokens);
+    const Whole &   whole  = sequence->whole;
+    const llama_pos prompt = std::min({ same, whole.n_prompt, n_prompt, every_row ? k_none : sequence->first_skipped });
+    return prompt == n_prompt && whole.n_prompt == n_prompt && whole.key == key ? same : prompt;
+}
+
 void Sequences::repeated(llama_seq_id seq, llama_pos from, Left left, uint64_t key) {
     if (Sequence * sequence = known(seq)) {
+        sequence->whole.is      = false;
         sequence->first_skipped = k_none;
         sequence->first_gap     = k_none;
         sequence->budget.cut(from);
@@ -365,6 +405,7 @@ void Sequences::shifted(llama_seq_id seq, llama_pos p0, llama_pos p1, llama_pos 
         if (seq >= 0 && size_t(seq) != id) {
             continue;
         }
+        sequence.whole.is = false;
         if (within(sequence.last)) {
             sequence.last += delta;
         }
@@ -458,7 +499,7 @@ bool Sequences::load(llama_seq_id seq, const std::string & account) {
         left != 0) {
         return false;
     }
-    grown(seq) = { counts, std::move(tokens), Decisions(counts.decisions_key, std::move(decisions)),
+    grown(seq) = { counts, Whole(), std::move(tokens), Decisions(counts.decisions_key, std::move(decisions)),
                    LayerBudget(std::move(steps)) };
     return true;
 }

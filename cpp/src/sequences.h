@@ -106,6 +106,10 @@ public:
     llama_pos first_gap(llama_seq_id seq, llama_pos end, uint64_t key) const;
     // Tokens of positions [from, to); null where they are not known.
     const llama_token * tokens(llama_seq_id seq, llama_pos from, llama_pos to) const;
+    // How many of `n_tokens` tokens from position 0 on the sequence holds as they would come out under settings of this
+    // `key` now: a prompt up to token n_prompt, and generated from there.
+    llama_pos n_held(llama_seq_id seq, const llama_token * tokens, llama_pos n_tokens, llama_pos n_prompt,
+                     bool every_row, uint64_t key) const;
     // Positions [from, end) of `seq` were decoded again, and left this out; all before ran in full.
     void repeated(llama_seq_id seq, llama_pos from, Left left, uint64_t key);
 
@@ -138,7 +142,15 @@ private:
         uint64_t  n_steps       = 0;       // of its budget of layers that were saved with it
     };
 
+    // A sequence that is one text: a prompt, and generated tokens that are counted from where it ends.
+    struct Whole {
+        bool      is       = false;
+        llama_pos n_prompt = 0;
+        uint64_t  key      = 0;  // of the settings that the generated ones were decoded under, where there are any
+    };
+
     struct Sequence : Counts {
+        Whole                    whole;      // not saved
         std::vector<llama_token> tokens;     // up to `last`
         Decisions                decisions;  // of the tokens generated
         LayerBudget              budget;
@@ -151,6 +163,8 @@ private:
         llama_pos end() const { return first_token + llama_pos(tokens.size()); }
         void      place(llama_pos pos, llama_token token);
         void      leave(llama_pos pos, Left left, uint64_t of);
+        void      begin_rows(const Part & part);
+        void      add_row(llama_pos pos, bool prompt, const Part & part, uint64_t of);
     };
 
     Part &           part_of(llama_memory_t memory, llama_seq_id seq);

@@ -115,4 +115,20 @@ void Session::clear() {
     }
 }
 
+size_t Session::keep(const llama_token * tokens, size_t n_tokens, size_t n_prompt) {
+    for (llama_seq_id seq = 1; seq < n_sequences(); ++seq) {
+        cut(0, seq);
+    }
+    const llama_pos held = controller_ == nullptr ? 0 : controller_->n_held(0, tokens, n_tokens, n_prompt);
+    const llama_pos n    = std::min({ held, n_used(), llama_pos(n_tokens) - 1 });
+    if (n <= 0 || !go_back(n)) {
+        clear();
+        return 0;
+    }
+    if (n <= llama_pos(n_prompt)) {
+        controller_->count_from_here(0);
+    }
+    return size_t(n);
+}
+
 }  // namespace ffnskip

@@ -317,8 +317,8 @@ class Session(metaclass=_Native):
     def score(
         self, prefix: Sequence[int], continuations: Sequence[Sequence[int]], n_prompt: int | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], int]:
-        """Empties the memory and decodes the prefix, once, and each continuation after it as if it were generated; so
-        are tokens of the prefix from `n_prompt` on.
+        """Decodes the prefix, once, and each continuation after it as if it were generated; so are tokens of the prefix
+        from `n_prompt` on. The memory is emptied first, but for what it has of the prefix, as by keep().
 
         Returns:
             float64 [n]: log-likelihood of each continuation, bool [n]: whether it is the greedy one, and the number of
@@ -329,6 +329,12 @@ class Session(metaclass=_Native):
         """That the context has room for."""
     def n_used(self, seq: int) -> int:
         """Position after the last token of a sequence."""
+    def keep(self, tokens: Sequence[int], n_prompt: int) -> int:
+        """Empties the memory, but for what sequence 0 has of a text as prompt() would decode it now.
+
+        Returns:
+            So many of its tokens; never the last one, whose output is needed.
+        """
     def prompt(self, tokens: Sequence[int], n_prompt: int, seq: int) -> None:
         """Decodes any number of tokens after what a sequence holds: as a prompt, and from token `n_prompt` on as
         generated ones. The last one has an output."""

@@ -176,13 +176,17 @@ class _Work:
         share(wanted.n_parallel + 1)
         llm.reset()
         decoder.n_rows = 0  # and 0 it stays while nobody else has anything evaluated
-        decoder.session.clear()
         n_sequences = decoder.session.n_sequences
         self._free = [0] if n_sequences == 1 else list(range(1, min(n_parallel, n_sequences - 1) + 1))
         self._samplers = dict(zip(self._free, samplers))
         self._shared = [] if n_sequences == 1 else _common(prompts)
-        if self._shared:
-            decoder.session.prompt(self._shared, wanted.n_prompt(self._shared), 0)
+        self._read_shared(wanted.n_prompt(self._shared))
+
+    def _read_shared(self, n_prompt: int) -> None:
+        """What of it the memory has from before stays."""
+        session = self._decoder.session
+        kept = session.keep(self._shared, n_prompt)
+        session.prompt(self._shared[kept:], max(0, n_prompt - kept), 0)
 
     def advance(self) -> None:
         """By a token of each, or more."""

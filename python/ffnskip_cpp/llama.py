@@ -218,8 +218,9 @@ class Llama(ObservedLlama):
         """How likely the model is to go on with each of several texts. The context is empty afterwards.
 
         A continuation counts as generated from its first token on: token i may skip if i >= warm_up_index. The prefix
-        is evaluated once, and continuations share batches; where the memory forgets (recurrent models, swa_full=False)
-        they come one by one. The first call makes the context anew, for several sequences in the memory of one.
+        is evaluated once, and of one that begins as that of the call before what follows that; continuations share
+        batches. Where the memory forgets (recurrent models, swa_full=False) they come one by one. The first call makes
+        the context anew, for several sequences in the memory of one.
 
         Args:
             prefix: Text or token ids, one at least.

@@ -151,6 +151,73 @@ void sequences_share_a_batch(const Model & model) {
     expect_refused([&] { session.add(1, 3, true); }, "sequence 3: the context has 3");
 }
 
+void several_take_a_step_in_one_batch(const Model & model) {
+    constexpr int       n = 10;
+    const Sampler       samplers[3];
+    std::vector<Tokens> alone;
+    for (int i = 0; i < 3; ++i) {
+        Controller    controller;
+        const Context ctx = context_of(model, &controller);
+        Session       session(ctx.get(), &controller);
+        alone.push_back(by_session(session, some_tokens(5 + i * 9, i), n));
+    }
+    Controller                 controller;
+    const Context              ctx = context_of(model, &controller, 4);
+    Session                    session(ctx.get(), &controller);
+    std::vector<Session::Turn> turns;
+    std::vector<Tokens>        together;
+    for (int i = 0; i < 3; ++i) {
+        const Tokens prompt = some_tokens(5 + i * 9, i);
+        session.prompt(prompt.data(), prompt.size(), 1 + i);
+        turns.push_back({ 1 + i, llama_sampler_sample(samplers[i].greedy, ctx.get(), -1), samplers[i].greedy });
+        together.push_back({ turns.back().token });
+    }
+    Tokens next(3);
+    for (int turn = 1; turn < n; ++turn) {
+        session.step(turns, next.data());
+        for (size_t i = 0; i < turns.size(); ++i) {
+            turns[i].token = next[i];
+            together[size_t(turns[i].seq) - 1].push_back(next[i]);
+        }
+        if (turn == 4) {  // one of them waits
+            std::swap(turns[0], turns[2]);
+            turns.pop_back();
+        }
+    }
+    alone[0].resize(5);
+    expect(together == alone, "each as alone");
+    const Stats stats = controller.stats();
+    expect(stats.tokens == 4 + 9 + 9 && stats.ffn_skipped == 1 + 6 + 6, "each has its own warm-up");
+}
+
+void what_would_come_out_again_is_kept(const Model & model) {
+    Controller    controller;
+    const Context ctx = context_of(model, &controller, 2);
+    Session       session(ctx.get(), &controller);
+    const Tokens  text = some_tokens(40, 5);
+    const auto    read = [&](size_t n_prompt) {
+        session.prompt(text.data(), n_prompt);
+        session.prompt(text.data() + n_prompt, text.size() - n_prompt, 0, Fed::generated);
+    };
+    expect(session.keep(text.data(), 40, 10) == 0, "nothing is there");
+    read(10);
+    session.copy(0, 1);
+    expect(session.keep(text.data(), 40, 10) == 39 && session.n_used() == 39, "all but the last token");
+    expect(session.n_used(1) == 0, "of one sequence");
+    Tokens other = text;
+    other[30]    = 199;
+    expect(session.keep(other.data(), 40, 10) == 30, "up to where they differ");
+    expect(session.keep(text.data(), 40, 20) == 10, "a prompt does not build on what skipped");
+    session.clear();
+    read(40);
+    expect(session.keep(text.data(), 40, 10) == 10, "what skips is no prompt");
+
+    const Context plain = context_of(model, nullptr);
+    Session       without(plain.get());
+    without.prompt(text.data(), text.size());
+    expect(without.keep(text.data(), 40, 40) == 0 && without.n_used() == 0, "nobody knows what is there");
+}
+
 void a_failure_leaves_no_rows(const Model & model) {
     for (const bool skips : { false, true }) {
         Controller    controller;
@@ -333,6 +400,8 @@ int main(int argc, char ** argv) {
     without_a_controller_it_is_plain(model);
     generated_tokens_skip_past_the_warm_up(model);
     sequences_share_a_batch(model);
+    several_take_a_step_in_one_batch(model);
+    what_would_come_out_again_is_kept(model);
     a_failure_leaves_no_rows(model);
     what_is_aborted_unwinds(model);
     choices_are_those_of_each_row(model);

@@ -174,6 +174,9 @@ public:
     void count_from_here(llama_seq_id seq);
     // Nobody looked at the outputs of the last decode: what follows was not sampled from them.
     void outputs_unread();
+    // How many of `n_tokens` tokens from position 0 on the account of `seq` has as they would come out now: a prompt up to
+    // token n_prompt, and generated from there. The memory may have fewer.
+    llama_pos n_held(llama_seq_id seq, const llama_token * tokens, size_t n_tokens, size_t n_prompt);
     // A prompt at position `end` of `seq` would have positions from here to there computed again; `end`: none.
     llama_pos first_to_repeat(llama_seq_id seq, llama_pos end) const;
 

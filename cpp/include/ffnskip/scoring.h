@@ -29,8 +29,9 @@ struct Scores {
 // The likelihood of each continuation after `prefix`, which is decoded once: `n_prompt` tokens of it as a prompt, all where
 // that is not given, and the others as generated ones. A continuation goes on with that count, or counts as generated from
 // its first token on: token i may skip if i >= warm_up_index. Continuations share batches where the context has more than
-// one sequence, and come one by one where it has not. Empties the memory first; sequence 0 holds the prefix afterwards, with
-// the last continuation after it where the context has one sequence and its memory can't go back. Throws
+// one sequence, and come one by one where it has not. Empties the memory first, but for what it has of the prefix
+// (Session::keep); sequence 0 holds the prefix afterwards, with the last continuation after it where the context has one
+// sequence and its memory can't go back. Throws
 // std::invalid_argument, before anything is changed, where the prefix is empty, where it does not fit the context with the
 // longest continuation, for an id that is no token, or where the prefix has fewer tokens than n_prompt.
 Scores score(Session & session, const std::vector<llama_token> & prefix,

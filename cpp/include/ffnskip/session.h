@@ -78,6 +78,9 @@ public:
     void copy(llama_seq_id from, llama_seq_id to);
     // Empties the memory.
     void clear();
+    // The same, but for what sequence 0 has of a text as it would come out now: a prompt up to token n_prompt, and generated
+    // tokens from there. Returns how many of its tokens that is; the last one never is, for its output to be computed.
+    size_t keep(const llama_token * tokens, size_t n_tokens, size_t n_prompt);
 
 private:
     llama_context *        ctx_;
