@@ -172,8 +172,7 @@ def test_answers_are_what_plain_llama_cpp_writes(model, tmp_path):
         for record in dense:
             prompt = f"Please give answer to this question: {record.shown['question']} The answer is"
             greedy = llm.generate(llm.tokenize(prompt.encode()), temp=0.0, repeat_penalty=1.0)
-            expected = list(itertools.islice(greedy, 32))
-            assert record.shown["tokens"] == expected[: expected.index(10) + 1 if 10 in expected else 32]  # "\n"
+            assert record.shown["tokens"] == list(itertools.islice(greedy, 32))
     assert [record.shown["text"] for record in random] != [record.shown["text"] for record in dense]
     assert found.runs[1].could_skip == 1 and found.runs[1].skip_ratio == 0.25
 

@@ -78,6 +78,7 @@ class ModelSubject:
     def begin(self) -> None:
         """What comes does not depend on what came before: nothing is in the context, nothing is counted."""
         self._llm.reset()
+        self._llm._decoder.session.clear()  # of a prefix that was scored, too, which is kept for the next one
         self.counts = Counts()
 
     def score(self, prefix: Prompt, continuations: Sequence[Prompt]) -> Score:
