@@ -253,7 +253,8 @@ void set_policy(Config & config, const std::string & name) {
         config.policy   = Policy::ffn_skip;
         config.max_skip = 0;
         need(config.layers);
-        if (config.attention_layers && config.attention_layers != config.layers) {
+        const bool named = config.attention_layers && !config.attention_layers->empty();
+        if (named && config.attention_layers != config.layers) {
             refuse("attention_layers: policy 'short_gpt' leaves out whole layers, those of `layers`; leave it out");
         }
         config.attention_layers = config.layers;
