@@ -74,7 +74,8 @@ class Asker:
         for prompt in prompts:
             todo.put(prompt)
         # Not an executor's threads: the interpreter waits for them at its end, however often Ctrl-C is pressed.
-        threads = [threading.Thread(target=self._work, args=(todo, done), daemon=True) for _ in range(parallel)]
+        n_threads = min(parallel, len(prompts))
+        threads = [threading.Thread(target=self._work, args=(todo, done), daemon=True) for _ in range(n_threads)]
         found: dict[Prompt, Verdict] = {}
         try:
             for thread in threads:
