@@ -257,7 +257,7 @@ def test_an_interrupted_run_keeps_what_it_has_asked_for(summaries):
         assert run.figures["overall"].n == len(server.asked) == 8 and nothing_paid_twice(server)
 
 
-def test_ctrl_c_pressed_twice_does_not_wait_for_a_silent_server(summaries):
+def test_ctrl_c_pressed_again_does_not_wait_for_a_silent_server(summaries):
     reached, go_on = threading.Event(), threading.Event()
 
     def silent(asked):
@@ -268,10 +268,12 @@ def test_ctrl_c_pressed_twice_does_not_wait_for_a_silent_server(summaries):
     with judging(silent) as server:
         child = started(summaries, server, 2)
         assert reached.wait(60)
-        for _ in range(2):
+        began = time.monotonic()
+        while child.poll() is None and time.monotonic() < began + 60:  # a busy machine takes two that are close for one
             child.send_signal(signal.SIGINT)
             time.sleep(0.5)
-        assert "KeyboardInterrupt" in child.communicate(timeout=25)[1]  # its requests would wait for 30 seconds
+        assert child.poll() is not None  # its requests and their retries would wait for two minutes
+        assert "KeyboardInterrupt" in child.communicate()[1]
         go_on.set()
 
 
