@@ -114,8 +114,7 @@ class Slots:
             choices = self._session.choose(rows, generated)
         except (RuntimeError, ValueError) as error:
             for slot in slots:
-                self._session.go_back(0, slot.seq)
-                slot.tokens.clear()
+                slot.tokens.clear()  # whatever its sequence holds, the next answer begins anew
                 self._end(slot, "error", str(error))
             return
         for slot, part in zip(slots, parts):
