@@ -159,7 +159,7 @@ def test_another_file_is_compared_with_the_users(model, text, tmp_path):
 
 
 def test_answers_are_what_plain_llama_cpp_writes(model, tmp_path):
-    """Several at once, some of them longer than others."""
+    """Several at once, some of them longer than others. The model has no chat template."""
     facts = [
         {"context": f"Question: {each['query']}\nAnswer:", "answer": "a", "aliases": ["b"]} for each in QUESTIONS[:6]
     ]

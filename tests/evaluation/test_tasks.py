@@ -43,30 +43,40 @@ def figure(task, name, records):
 # ---- answers that are written ----
 
 
-def test_factoid_asks_in_the_papers_words(tmp_path):
+@pytest.mark.parametrize("chats", [True, False])
+def test_factoid_asks_in_the_papers_words(tmp_path, chats):
     items = items_of(
         tmp_path,
         "factoid",
         {"context": "Question: Who is Olm?\nAnswer:", "answer": "a Duke", "aliases": ["Herzog"]},
         {"context": "Question: What is Ul?\nAnswer:", "answer": "town", "aliases": []},
     )
-    said = {"Olm": " the Duke, of course\nOr a town", "Ul": ":\n \n Town.\n"}
-    subject = Scripted(lambda prompt: next(text for name, text in said.items() if name in prompt))
+    said = {"Olm": " the Duke, of course\nOr a town", "Ul": ":\nUl is: \n \n Town.\n"}
+    subject = Scripted(
+        lambda prompt: next(text for name, text in said.items() if name in prompt), template=template if chats else None
+    )
     records = run("factoid", subject, items)
-    assert subject.prompts == [
+    asked = [
         "Please give answer to this question: Who is Olm? The answer is",
         "Please give answer to this question: What is Ul? The answer is",
     ]
+    assert subject.prompts == ([f"<user> {text} </s> <assistant>" for text in asked] if chats else asked)
     assert subject.asked == {"max_tokens": 32, "stop": ()}
     duke, town = records
     assert (duke.id, town.id) == (items[0].id, items[1].id)
     assert (duke.values["match"], duke.values["exact_match"], duke.values["f1"]) == (1, 0, 0.5)
     assert (town.values["match"], town.values["exact_match"], town.values["f1"]) == (1, 1, 1)
     assert (duke.shown["text"], duke.shown["reference"]) == (said["Olm"], ["a Duke", "Herzog"])
-    assert [subject.vocabulary[token] for token in town.shown["tokens"]] == [":", "\n \n Town.", "\n"]
-    assert (duke.n_scored, duke.n_may_skip, town.n_scored, town.n_may_skip) == (7, 7 - WARM_UP, 3, 3 - WARM_UP)
+    assert [subject.vocabulary[token] for token in town.shown["tokens"]] == [
+        ":",
+        "\nUl",
+        " is:",
+        " \n \n Town.",
+        "\n",
+    ]
+    assert (duke.n_scored, duke.n_may_skip, town.n_scored, town.n_may_skip) == (7, 7 - WARM_UP, 5, 5 - WARM_UP)
     assert figure("factoid", "exact_match", records) == 0.5
-    assert figure("factoid", "length", records) == 5
+    assert figure("factoid", "length", records) == 6
 
 
 def test_an_answer_that_repeats_itself_shows(tmp_path):

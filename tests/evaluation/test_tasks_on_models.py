@@ -128,13 +128,14 @@ def test_facts_of_the_demo_world_are_known_that_llama_cpp_would_write(tmp_path, 
 
 
 def test_factoid_on_the_demo_world(tmp_path, demo):
-    """Its model does not know the paper's prompt, and repeats itself."""
+    """Its model does not know the paper's prompt, which is put into its template, and repeats itself."""
     llm, expected = demo
     (item,) = items_of(tmp_path, "factoid", {"context": "Where was Olm born?", "answer": "Ul", "aliases": []})
     (record,) = run("factoid", Opened(llm), [item])
     prompt = "Please give answer to this question: Where was Olm born? The answer is"
-    written = expected.create_completion(prompt, max_tokens=32, temperature=0.0, repeat_penalty=1.0)["choices"][0]
-    assert record.shown["text"] == written["text"]
+    messages = [{"role": "user", "content": prompt}]
+    written = expected.create_chat_completion(messages, max_tokens=32, temperature=0.0, repeat_penalty=1.0)["choices"][0]
+    assert record.shown["text"] == written["message"]["content"]
     assert record.values["unfinished"] == float(written["finish_reason"] == "length")
 
 

@@ -18,6 +18,7 @@ from ...files import made_folder, whole_file
 from ...plain import plain
 from ...style import matplotlib_version, png_bytes, svg_text
 from ...table import write_csv
+from ..store import BEGUN
 from . import paper
 from .overview import quality, speed
 from .paper_figures import figure_3, figure_4, figure_5
@@ -55,6 +56,8 @@ class EvaluationReport:
     files: tuple[Path, ...]
     tables: dict[str, dict[str, list[dict[str, Any]]]]
     """By model and name of the file, rows with every digit."""
+    unfinished: tuple[str, ...]
+    """Runs that were begun, which no table has."""
     notes: dict[str, tuple[str, ...]]
     """By model, what the paper's tables have that was not measured, and the command that measures it."""
 
@@ -67,7 +70,7 @@ class EvaluationReport:
         for model, tables in self.tables.items():
             missing = f"; not measured: {len(self.notes[model])} parts of the paper's" if self.notes[model] else ""
             lines.append(f"{model}: {len(tables)} tables{missing}")
-        return "\n".join([*lines, f"written to {self.folder}"])
+        return "\n".join([*lines, *_unfinished(self.unfinished), f"written to {self.folder}"])
 
 
 def report_evaluation(
@@ -99,20 +102,22 @@ def report_evaluation(
         matplotlib_version()
     models = read_results(folders)
     folder = folders[0] / FOLDER if output is None else Path(output)
+    begun = tuple(path.stem for each in folders for path in sorted(each.glob(f"*{BEGUN}")))
     sections = {model.model: [section for part in PARTS for section in part(model)] for model in models}
     files: list[Path] = []
     for model in models:
-        with made_folder(folder / model.model):
+        with made_folder(folder if set(wanted) == {"md"} else folder / model.model):
             for section in sections[model.model]:
                 files += _write(folder / model.model, section, wanted)
     if "md" in wanted:
         with whole_file(folder / PAGE) as part:
-            part.write_text(_page(models, sections, wanted), encoding="utf-8")
+            part.write_text(_page(models, sections, begun, wanted), encoding="utf-8")
         files.append(folder / PAGE)
     return EvaluationReport(
         folder,
         tuple(files),
         {model: {s.name: s.table.as_rows() for s in of_model if s.table} for model, of_model in sections.items()},
+        begun,
         {model: tuple(note for s in of_model for note in s.notes) for model, of_model in sections.items()},
     )
 
@@ -136,8 +141,15 @@ def _write(folder: Path, section: Section, wanted: Sequence[str]) -> list[Path]:
     return written
 
 
-def _page(models: Sequence[ModelResults], sections: dict[str, list[Section]], wanted: Sequence[str]) -> str:
-    parts = ["# Evaluation", READING]
+def _unfinished(begun: Sequence[str]) -> list[str]:
+    """In a line, if there are any."""
+    return [f"Not finished, and in no table: {', '.join(begun)}; the same ffnskip eval goes on"] if begun else []
+
+
+def _page(
+    models: Sequence[ModelResults], sections: dict[str, list[Section]], begun: Sequence[str], wanted: Sequence[str]
+) -> str:
+    parts = ["# Evaluation", READING, *_unfinished(begun)]
     for model in models:
         parts.append(f"## {model.model}")
         for section in sections[model.model]:

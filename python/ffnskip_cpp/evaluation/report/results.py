@@ -14,7 +14,7 @@ from ..runs import Figure, Run
 from ..statistics import Paired, figures, paired
 from ..tasks.base import Metric, Record
 
-__all__ = ["AGREEMENT", "Line", "ModelResults", "Result", "Sheet", "judge_metric"]
+__all__ = ["AGREEMENT", "WARM_UP", "Line", "ModelResults", "Result", "Sheet", "judge_metric"]
 
 AGREEMENT = (
     Metric("agreement", "agreement", percent=True),

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING
 from ..items import SPEED
 from ..methods import DENSE
 from ..wanted import N_CTX, SCORING
-from .results import ModelResults, Sheet
+from .results import WARM_UP, ModelResults, Sheet
 from .tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Section", "absent", "eval_command", "skipped", "unmeasured"]
+
+
+USUAL = (
+    ("limit", "--limit", None),
+    ("seed", "--seed", 0),
+    ("scoring", "--scoring", SCORING[0]),
+    ("max_tokens", "--max-tokens", None),
+    ("n_ctx", "--n-ctx", N_CTX),
+    ("skip_prompts", "--skip-prompts", None),
+    ("warm_up_index", "--warm-up", WARM_UP),
+)
+"""Settings of runs, the options of `ffnskip eval` that make them, and what needs none."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,18 @@ def eval_command(
     words += ["--method", ",".join(methods)]
     words += ["--skip-ratio", ",".join(f"{ratio:g}" for ratio in ratios)] if ratios else []
     words += ["--text", "TEXT"] if "short_gpt" in methods else []  # which its layers are found on
-    settings = like.results[0].run.settings if like is not None else {}
-    for name, usual in (("limit", None), ("seed", 0), ("scoring", SCORING[0]), ("max_tokens", None), ("n_ctx", N_CTX)):
-        value = settings.get(name)
-        if value not in (None, usual):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+    words += [] if like is None else _settings(like)
     return shlex.join([*words, *options, "-o", str(model.folder)])
+
+
+def _settings(sheet: Sheet) -> list[str]:
+    """Options that its runs were made with: what they were asked, and how they skip where all do alike."""
+    options = []
+    for name, option, usual in USUAL:
+        values = {result.run.settings.get(name) for result in sheet.results} - {None}
+        if len(values) == 1 and values != {usual}:
+            options += [option, str(*values)]
+    return options
 
 
 def unmeasured(

@@ -11,7 +11,7 @@ from ..answers import exact_match, f1, matches
 from ..data.entry import Entry
 from ..data.json_text import entries_in, entries_of_lines
 from ..data.tables import pairs
-from .base import Item, Metric, Record, Settings, Subject
+from .base import Item, Metric, Prompt, Record, Settings, Subject
 from .fitting import check_prompts
 from .generated import COLLAPSE, record
 from .ids import content_id, distinct, numbered
@@ -53,7 +53,7 @@ class Factoid:
         return numbered(_fact(question, (answer,), where) for question, answer, where in pairs(path))
 
     def run(self, subject: Subject, items: Sequence[Fact], settings: Settings) -> Iterator[Record]:
-        prompts = [PROMPT.format(question=item.question) for item in items]
+        prompts = [_prompt(subject, item) for item in items]
         check_prompts(subject, items, prompts)
         completions = subject.generate(prompts, max_tokens=settings.max_tokens or MAX_TOKENS)
         for item, completion in zip(items, completions):
@@ -67,9 +67,16 @@ class Factoid:
             yield record(item, [completion], values, shown)
 
 
+def _prompt(subject: Subject, item: Fact) -> Prompt:
+    """What a user says, where the model has a chat template: one that is tuned for chats makes little of a bare text."""
+    asked = PROMPT.format(question=item.question)
+    told = subject.chat_prompt([{"role": "user", "content": asked}])
+    return asked if told is None else told
+
+
 def _answer(text: str) -> str:
-    """The first line that says anything: many models begin with a colon and a blank line."""
-    return next((line for line in text.split("\n") if SAYS.search(line)), "")
+    """The first line that says anything, and does not announce what comes: "The answer is:"."""
+    return next((line for line in text.split("\n") if SAYS.search(line) and not line.rstrip().endswith(":")), "")
 
 
 def _fact(question: str, answers: Sequence[str], where: str, official_id: str | None = None) -> Fact:
