@@ -134,7 +134,8 @@ def test_factoid_on_the_demo_world(tmp_path, demo):
     (record,) = run("factoid", Opened(llm), [item])
     prompt = "Please give answer to this question: Where was Olm born? The answer is"
     messages = [{"role": "user", "content": prompt}]
-    written = expected.create_chat_completion(messages, max_tokens=32, temperature=0.0, repeat_penalty=1.0)["choices"][0]
+    answer = expected.create_chat_completion(messages, max_tokens=32, temperature=0.0, repeat_penalty=1.0)
+    written = answer["choices"][0]
     assert record.shown["text"] == written["message"]["content"]
     assert record.values["unfinished"] == float(written["finish_reason"] == "length")
 

@@ -68,7 +68,7 @@ class Factoid:
 
 
 def _prompt(subject: Subject, item: Fact) -> Prompt:
-    """What a user says, where the model has a chat template: one that is tuned for chats makes little of a bare text."""
+    """In the chat template, if there is one: a model that is tuned for chats makes little of a bare text."""
     asked = PROMPT.format(question=item.question)
     told = subject.chat_prompt([{"role": "user", "content": asked}])
     return asked if told is None else told
