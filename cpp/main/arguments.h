@@ -20,6 +20,7 @@ struct Arguments {
     std::string              model;         // empty: the demo model
     std::vector<std::string> loras;         // files of adapters
     std::optional<int32_t>   n_gpu_layers;  // negative: all
+    std::vector<std::string> rpc_servers;   // HOST:PORT
 
     // context
     std::optional<int32_t> n_ctx;  // 0: the model's

@@ -60,6 +60,7 @@ Model::Model(const Arguments & args) : path_(args.model.empty() ? demo_model() :
         throw BadInput(what + ": it is no GGUF file");
     }
 
+    ffnskip::add_rpc_servers(args.rpc_servers);
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers       = args.n_gpu_layers.value_or(params.n_gpu_layers);
     take_error();

@@ -118,6 +118,13 @@ void add_lora(A a, V v) {
     a.files_read.push_back(v);
 }
 
+void add_rpc_servers(A a, V v) {
+    std::istringstream servers(to_text(v));
+    for (std::string server; std::getline(servers, server, ',');) {
+        a.rpc_servers.push_back(server);
+    }
+}
+
 void set_grammar_file(A a, V v) {
     a.grammar        = read_text_file("--grammar-file", v);
     a.grammar_source = "--grammar-file '" + v + "'";
@@ -170,6 +177,10 @@ const std::vector<Option> k_model = {
       "N",
       "layers on the GPU: a number, auto or all (default: auto)",
       [](A a, V v) { a.n_gpu_layers = v == "auto" || v == "all" ? -1 : to_int(v, -1); } },
+    { { "--rpc" },
+      "SERVERS",
+      "RPC servers whose devices take layers as GPUs do: HOST:PORT,HOST:PORT",
+      add_rpc_servers },
 };
 
 const std::vector<Option> k_context = {

@@ -631,4 +631,5 @@ PYBIND11_MODULE(_core, m) {
     add_session(m);
     add_options(m);
     add_similarity(m);
+    m.def("add_rpc_servers", &add_rpc_servers, py::arg("endpoints"), py::call_guard<py::gil_scoped_release>());
 }

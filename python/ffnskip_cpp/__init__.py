@@ -16,6 +16,7 @@ from ._core import Block, BlockWeight, Profile, RowKind, __version__
 from .batches import Completion
 from .cmake import cmake_prefix
 from .demo import demo_model
+from .devices import add_rpc_servers
 from .drafts import DraftStats, SkippingDraft
 from .errors import (
     DecodeError,
@@ -80,6 +81,7 @@ __all__ = [
     "Unsupported",
     "UnsupportedModelError",
     "__version__",
+    "add_rpc_servers",
     "analyze",
     "bench",
     "calibrate",

@@ -20,6 +20,9 @@ class _Native(type):
 def canonical(config: SkipConfig) -> SkipConfig:
     """With policies of older versions turned into those there are now. Raises TypeError, ValueError for a bad value."""
 
+def add_rpc_servers(endpoints: Sequence[str]) -> None:
+    """`devices.add_rpc_servers` of a list."""
+
 class SkipStats(metaclass=_Native):
     """Counts over generated tokens since the last reset; a snapshot."""
 

@@ -27,9 +27,8 @@ def ggml(library: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / library))
 
 
-def start(rpc_library: str) -> None:
-    """Starts a server, which ends with this process, and registers its device: llama.cpp takes it as it takes a GPU."""
-    global _device
+def serve(rpc_library: str) -> str:
+    """Starts a server, which ends with this process. Returns HOST:PORT."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -44,6 +43,13 @@ def start(rpc_library: str) -> None:
             if server.poll() is not None:
                 raise RuntimeError(f"{rpc_library}: the server ended with status {server.returncode}") from None
             time.sleep(0.05)
+    return endpoint
+
+
+def start(rpc_library: str) -> None:
+    """Starts a server, and registers its device: llama.cpp takes it as it takes a GPU."""
+    global _device
+    endpoint = serve(rpc_library)
     library = ctypes.CDLL(rpc_library)
     library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
     registry = ctypes.c_void_p(library.ggml_backend_rpc_add_server(endpoint.encode()))

@@ -5,6 +5,7 @@
 #include "ffnskip/choices.h"
 #include "ffnskip/config.h"
 #include "ffnskip/controller.h"
+#include "ffnskip/devices.h"
 #include "ffnskip/errors.h"
 #include "ffnskip/options.h"
 #include "ffnskip/profile.h"

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from ..errors import ArgumentError
-from .arguments import UsageError, take_model
+from .arguments import UsageError, take_devices, take_model
 
 __all__ = ["main"]
 
@@ -84,6 +84,7 @@ def _run(argv: Sequence[str], command: str | None) -> int:
     if args.command is None:
         parser.error(f"give a command: {', '.join(COMMANDS)}")
     take_model(args)
+    take_devices(args)
     status: int = _load(COMMANDS[args.command][0]).run(args)
     return status
 

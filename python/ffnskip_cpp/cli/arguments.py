@@ -6,8 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from ..devices import add_rpc_servers
+
 __all__ = [
     "UsageError",
+    "add_devices",
     "add_model",
     "add_progress",
     "add_seed",
@@ -15,6 +18,7 @@ __all__ = [
     "add_threads",
     "explain",
     "list_of",
+    "take_devices",
     "take_model",
 ]
 
@@ -59,6 +63,11 @@ def add_text(parser: argparse.ArgumentParser, what: str, *, required: bool = Fal
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """The processors, and the GPU's layers, as llama.cpp's programs name them."""
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
+    add_devices(parser)
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """What layers may lie on, as llama.cpp's programs name it."""
     parser.add_argument(
         "-ngl",
         "--n-gpu-layers",
@@ -67,6 +76,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="layers on the GPU; -1: all (default)",
     )
+    parser.add_argument(
+        "--rpc", metavar="SERVERS", help="RPC servers whose devices take layers as GPUs do: HOST:PORT,HOST:PORT"
+    )
+
+
+def take_devices(args: argparse.Namespace) -> None:
+    """Those of add_devices() are there for all models that are loaded. Raises as `add_rpc_servers`."""
+    if getattr(args, "rpc", None) is not None:
+        add_rpc_servers(args.rpc)
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:

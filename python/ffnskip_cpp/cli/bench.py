@@ -14,7 +14,7 @@ from ..benchmark.shapes import SHAPES
 from ..files import check_text_output, whole_file
 from ..lora import LORA_HELP
 from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS
-from .arguments import UsageError, add_model, add_progress, explain, list_of
+from .arguments import UsageError, add_devices, add_model, add_progress, explain, list_of
 
 __all__ = ["add_arguments", "run"]
 
@@ -81,14 +81,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
         help="repetitions of each test (default: %(default)s)",
     )
     parser.add_argument("--no-warmup", action="store_true", help="do without the untimed run before each test")
-    parser.add_argument(
-        "-ngl",
-        "--n-gpu-layers",
-        type=int,
-        default=Options.n_gpu_layers,
-        metavar="N",
-        help="layers on the GPU; -1: all (default)",
-    )
+    add_devices(parser)
     parser.add_argument(
         "-fa",
         "--flash-attn",
