@@ -71,6 +71,23 @@ def test_the_command_prints_where_the_report_is_or_all_tables(results, capsys):
     assert printed["tables"][MODEL]["factoid-facts"][0]["match"] == 60
 
 
+def test_runs_that_are_not_finished_are_named(results, capsys):
+    results.add("factoid", right_or_wrong(DENSE))
+    (results.folder / "factoid-facts-random-0.2.begun").write_text("{}")
+    report = report_evaluation(results.folder, formats="md")
+    assert report.unfinished == ("factoid-facts-random-0.2",)
+    said = "Not finished, and in no table: factoid-facts-random-0.2; the same ffnskip eval goes on"
+    assert said in (results.folder / "report" / "report.md").read_text().splitlines()
+    assert cli.main(["report", str(results.folder), "--format", "md"]) == 0
+    assert said in capsys.readouterr().out.splitlines()
+
+
+def test_commands_for_what_is_missing_have_the_settings_of_what_is_there(results):
+    results.add("factoid", right_or_wrong(DENSE), settings={"limit": 20, "seed": 0, "n_ctx": 512, "skip_prompts": 1})
+    (command, *_) = [note for note in report_evaluation(results.folder, formats="md").notes[MODEL] if "factoid" in note]
+    assert "--limit 20 --n-ctx 512 --skip-prompts 1" in command
+
+
 def broken(name, content):
     return lambda folder: (folder / name).write_text(content)
 
