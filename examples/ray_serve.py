@@ -3,7 +3,7 @@
     pip install 'ffnskip_cpp[server]' 'ray[serve]'
     serve run examples.ray_serve:build model=/models/model.gguf profile=/models/model.ffnskip.gguf replicas=2
 
-The model and its profile lie at the same place on every machine. A second profile: a second application (docs/scale.md).
+The model and its profile lie at the same place on every machine. For a second profile: docs/scale.md.
 """
 
 from __future__ import annotations

@@ -83,8 +83,9 @@ def test_runs_that_are_not_finished_are_named(results, capsys):
 
 
 def test_commands_for_what_is_missing_have_the_settings_of_what_is_there(results):
-    results.add("factoid", right_or_wrong(DENSE), settings={"limit": 20, "seed": 0, "n_ctx": 512, "skip_prompts": 1})
-    (command, *_) = [note for note in report_evaluation(results.folder, formats="md").notes[MODEL] if "factoid" in note]
+    results.add("factoid", right_or_wrong(DENSE), limit=20, n_ctx=512, skip_prompts=1)
+    report = report_evaluation(results.folder, formats="md")
+    command = next(note for note in report.notes[MODEL] if "factoid" in note)
     assert "--limit 20 --n-ctx 512 --skip-prompts 1" in command
 
 
