@@ -214,6 +214,12 @@ def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[st
             process.terminate()
 
 
+def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Before and behind --."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -222,11 +228,11 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=1, metavar="S", help="between two requests, on average")
     parser.add_argument("--skip", action="append", type=json.loads, metavar="JSON", help="of requests; may be repeated")
     parser.add_argument("-o", "--output", metavar="FILE")
-    parser.add_argument("options", nargs="*", help="of ffnskip serve, behind --")
-    args = parser.parse_args()
+    own, options = _parted(sys.argv[1:])
+    args = parser.parse_args(own)
 
     counts, samples = Counts(), []
-    with server(args.model, args.options) as (process, port):
+    with server(args.model, options) as (process, port):
         started = time.monotonic()
         until = started + 60 * args.minutes
         skips = ["server's", *(args.skip or [])]
