@@ -324,3 +324,9 @@ def test_the_pages_stand_in_speaks_as_the_server_does(server):
         assert set(chunk["choices"][0]["delta"]) <= set(real["choices"][0]["delta"])
         assert set(chunk["choices"][0].get("skip", {})) == set(real["choices"][0].get("skip", {}))
     assert set(chunks[-1]["choices"][0]["skip"]["totals"]) == set(real_chunks[-1]["choices"][0]["skip"]["totals"])
+
+
+def test_fields_that_mean_nothing_here_are_taken(client):
+    more = {"user": "Olm", "store": False, "service_tier": "auto", "reasoning_effort": "low", "verbosity": "low"}
+    answer = client.chat.completions.create(model="any", messages=ASKED, max_tokens=2, **more)
+    assert answer.usage.completion_tokens == 2

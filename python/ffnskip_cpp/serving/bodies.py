@@ -66,6 +66,9 @@ class Body(Strict):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
 
     @property
     def stops(self) -> list[str]:
