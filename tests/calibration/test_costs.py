@@ -20,7 +20,7 @@ from ffnskip_cpp.profile import profile_keys
 from support.made_up import MadeUp
 
 N_LAYER = 16
-OPTIONS = {"n_ctx": 256, "n_threads": 2, "n_gpu_layers": 0, "effort": "quick", "max_tokens": 3000}
+OPTIONS = {"n_ctx": 128, "n_threads": 1, "n_gpu_layers": 0, "effort": "quick", "max_tokens": 700}
 
 
 @pytest.fixture(scope="module")
@@ -95,41 +95,43 @@ def test_a_set_grows_by_what_a_block_adds_for_what_it_saves(seed):
     assert greedy.saving(wanted) == 3 and greedy.saving(wanted + 1e-6) == 4
 
 
-def test_a_table_of_bytes_finds_what_no_table_does(text, tmp_path):
+def test_a_table_of_bytes_finds_what_no_table_does(model_file, text, tmp_path):
+    model, n_layer = model_file("llama", n_layer=8), 8
     options = {**OPTIONS, "policies": ["blocks", "channels"], "skip_ratio": 0.3, "output": tmp_path / "p.gguf"}
-    plain = calibrate(demo_model(), [text], **options)
-    with Llama(demo_model(), skip=None, n_ctx=256, verbose=False) as llm, llm.skipping(SkipConfig("channels")):
+    plain = calibrate(model, [text], **options)
+    with Llama(str(model), skip=None, n_ctx=256, verbose=False) as llm, llm.skipping(SkipConfig("channels")):
         of_blocks = llm.input_bytes[:, 2:, 1].sum(axis=1)
-    per_block = np.zeros((N_LAYER, 3))
+    per_block = np.zeros((n_layer, 3))
     per_block[:, FFN] = 1e-6 * of_blocks
-    table = Costs(2 * per_block.sum(), per_block, np.full((N_LAYER, 4), 1e-6), 0.0)
-    given = calibrate(demo_model(), [text], costs=written(table, tmp_path / "costs.json"), **options)
+    table = Costs(2 * per_block.sum(), per_block, np.full((n_layer, 4), 1e-6), 0.0)
+    given = calibrate(model, [text], costs=written(table, tmp_path / "costs.json"), **options)
     assert given.chosen.config == plain.chosen.config
     assert [row.config for row in given.candidates] == [row.config for row in plain.candidates]
     assert given.chosen.saved == pytest.approx(given.chosen.skip_ratio)
     assert given.chosen.speed_up == pytest.approx(1 / (1 - given.chosen.saved / 2))
 
 
-def test_what_lies_on_the_slow_device_is_left_out(text, tmp_path):
+def test_what_lies_on_the_slow_device_is_left_out(model_file, text, tmp_path):
     """A tenth of the bytes of the blocks there saves as much as all that lies on the fast one."""
     options = {**OPTIONS, "policies": ["blocks"], "skip_ratio": 0.3, "output": tmp_path / "p.gguf"}
-    costs = half_slow()
-    found = calibrate(demo_model(), [text], costs=written(costs, tmp_path / "costs.json"), **options)
+    model, n_layer = model_file("llama", n_layer=10), 10
+    costs = half_slow(n_layer)
+    found = calibrate(model, [text], costs=written(costs, tmp_path / "costs.json"), **options)
     for row in found.candidates:
         if row.policy == "fixed layers":
             saved = costs.per_block[list(row.config.layers), FFN].sum()
             assert row.saved == pytest.approx(saved / costs.per_block[:, FFN].sum())
             assert row.speed_up == pytest.approx(costs.per_token / (costs.per_token - saved))
-            assert row.skip_ratio == pytest.approx(len(row.config.layers) / N_LAYER)
-            assert max(row.config.layers) < N_LAYER // 2
+            assert row.skip_ratio == pytest.approx(len(row.config.layers) / n_layer)
+            assert max(row.config.layers) < n_layer // 2
     assert 0.29 <= found.chosen.saved < 0.45
     kept = json.loads(profile_keys(found.path)["costs"])
     report = found.as_dict()
     assert kept == report["costs"] == json.loads(json.dumps(costs.of("ffn").as_dict()))
     (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    again = calibrate(demo_model(), [text], costs=tmp_path / "report.json", **options)
+    again = calibrate(model, [text], costs=tmp_path / "report.json", **options)
     assert again.chosen == found.chosen
-    assert found.chosen.kl < calibrate(demo_model(), [text], **options).chosen.kl
+    assert found.chosen.kl < calibrate(model, [text], **options).chosen.kl
     assert f"x{found.chosen.speed_up:.2f} |" in repr(found)
 
 

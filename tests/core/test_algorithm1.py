@@ -11,7 +11,7 @@ from ffnskip_cpp import SkipConfig
 from support.reference import ReferenceLlama, SkipSettings
 from support.running import F32_CACHE, GREEDY, ours, trip_layers
 
-N_TOKENS = 200
+N_TOKENS = 120
 WARM_UP = 10
 PROMPT = np.random.default_rng(7).integers(0, 256, 8).tolist()
 
