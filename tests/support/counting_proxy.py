@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -19,15 +20,9 @@ class CountingProxy:
         self.received = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def close(self) -> None:
-        self._listener.close()
-
     def _accept(self) -> None:
         while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:  # closed
-                return
+            client, _ = self._listener.accept()
             server = socket.create_connection(self._server)
             for each in (client, server):
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -35,10 +30,8 @@ class CountingProxy:
                 threading.Thread(target=self._pass_on, args=(source, to, count), daemon=True).start()
 
     def _pass_on(self, source: socket.socket, to: socket.socket, count: str) -> None:
-        try:
+        with source, contextlib.suppress(OSError):  # one of the two is gone
             while data := source.recv(2**20):
                 setattr(self, count, getattr(self, count) + len(data))
                 to.sendall(data)
             to.shutdown(socket.SHUT_WR)
-        except OSError:  # one of the two is gone
-            return
