@@ -15,6 +15,7 @@ from typing import Any
 import llama_cpp
 from llama_cpp import _internals
 from llama_cpp._ggml import libggml
+from llama_cpp.llama_chat_format import get_chat_completion_handler
 
 __all__ = [
     "BASE_ATTRIBUTES",
@@ -23,6 +24,7 @@ __all__ = [
     "batch_address",
     "biased_sampler",
     "can_go_back",
+    "chat_handler",
     "context_address",
     "exact_pieces",
     "ggml_type",
@@ -53,6 +55,7 @@ __all__ = [
 
 BASE_ATTRIBUTES = (
     "_batch",
+    "_chat_handlers",
     "_ctx",
     "_logits_all",
     "_lora_adapter",
@@ -97,6 +100,12 @@ if _names := _missing():
         f"ffnskip_cpp does not know llama-cpp-python {llama_cpp.__version__}, which has no {', '.join(_names)}; "
         "install a release that it was tested with"
     )
+
+
+def chat_handler(llm: llama_cpp.Llama) -> Any:
+    """What `Llama.create_chat_completion` calls, where it was given none."""
+    name = str(llm.chat_format)
+    return llm._chat_handlers.get(name) or get_chat_completion_handler(name)
 
 
 # ---- the context ----

@@ -25,6 +25,7 @@ COMMANDS = {
     "try": ("try_model", "say whether skipping is worth it for a model, in about two minutes"),
     "calibrate": ("calibrate", "find out what to skip in a model, and write its profile"),
     "run": ("run", "run a llama.cpp program with skipping"),
+    "serve": ("serve", "serve a model to OpenAI's clients, and a page that shows what each token skipped"),
     "bench": ("bench", "measure how much faster skipping makes generation"),
     "eval": ("eval", "measure what skipping costs on tasks, the paper's and others"),
     "report": ("report", "write the paper's tables and figures, and more, from what eval measured"),

@@ -15,10 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .. import _core
-from ..errors import ArgumentError
-from ..profile import read_profile
-from ..skip_config import SkipConfig
 from .arguments import UsageError, explain
+from .skip_options import add_skip_options, given_skip_options, skip_config
 
 __all__ = ["add_arguments", "environment", "run"]
 
@@ -47,27 +45,13 @@ def environment(options: Mapping[str, str], profile: str | os.PathLike[str] | No
         ValueError: It is none.
         ArgumentError: An option is unknown, or its value is not right for it.
     """
-    base = SkipConfig() if profile is None else read_profile(profile).config
-    try:
-        _core.config_from_options(list(options.items()), base)
-    except ValueError as error:
-        raise ArgumentError(str(error)) from error
+    skip_config(options, profile)
     variables = {_core.environment_name(name): value for name, value in options.items()}
     return variables if profile is None else {**variables, "FFNSKIP_PROFILE": os.path.abspath(profile)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, metavar, text in _core.options():
-        if metavar is None:
-            parser.add_argument(f"--{name}", action="store_const", const="", help=text)
-        else:
-            parser.add_argument(f"--{name}", metavar=metavar, help=text.replace("%", "%%"))
-    parser.add_argument(
-        "--profile",
-        metavar="FILE",
-        help="skip profile; skip options change single values of it (default: the one beside or in the model, unless "
-        "a skip option is given)",
-    )
+    add_skip_options(parser)
     parser.add_argument(
         "--reuse",
         choices=["all", "full"],
@@ -108,9 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if not sys.platform.startswith("linux") or not PRELOAD.exists():
         raise ValueError(f"needs Linux and a package built with {PRELOAD.name}")
 
-    names = [name for name, _, _ in _core.options()]
-    given = {name: value for name in names if (value := getattr(args, name.replace("-", "_"))) is not None}
-    variables = {**os.environ, **environment(given, args.profile)}
+    variables = {**os.environ, **environment(given_skip_options(args), args.profile)}
     if args.stats_file is not None:
         _check_stats_file(args.stats_file, [path, *command[1:], *filter(None, [args.profile])])
         variables["FFNSKIP_STATS_FILE"] = os.path.abspath(args.stats_file)

@@ -105,6 +105,11 @@ class Engine:
         """Tokens of a prompt and its answer."""
         return self._llm.n_ctx_slot
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes requests."""
+        return self._deadline is None
+
     def submit(self, request: Request) -> Stream:
         """
         Raises:
@@ -164,10 +169,11 @@ class Engine:
             )
 
     def close(self, grace: float = 0.0) -> None:
-        """Takes no more requests, ends after so many seconds what has not ended by then, and frees the model."""
+        """Takes no more requests, ends after so many seconds what has not ended by then, and frees the model. Again
+        while another thread waits here: the shorter time holds."""
         with self._state:
-            if self._deadline is None:
-                self._deadline = time.monotonic() + grace
+            deadline = time.monotonic() + grace
+            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
             self._state.notify()
         self._thread.join()
         self._llm.close()

@@ -43,7 +43,7 @@ class ServedLlama(Llama):
         self._n_parallel = n_parallel
         self._n_ctx_wanted = n_ctx
         self._is_prepared = False
-        super().__init__(model_path, skip=skip, n_ctx=n_parallel * (n_ctx or 0), **options)
+        super().__init__(model_path, skip=skip, n_ctx=n_parallel * (n_ctx or DEFAULT_N_CTX), **options)
         self._require_vocabulary()
 
     # As in `Llama`: the moment before the context is made.

@@ -1,0 +1,131 @@
+"""`ffnskip serve`: a model for OpenAI's clients, and a page that shows what each token skipped."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import os
+import sys
+from contextlib import closing
+
+from ..lora import LORA_HELP, as_adapter
+from ..skip_argument import Skip
+from .arguments import UsageError, add_model, add_threads, explain
+from .skip_options import add_skip_options, given_skip_options, skip_config
+
+__all__ = ["INTERRUPTED", "add_arguments", "run"]
+
+INTERRUPTED = "all answers have ended"
+KEY = "FFNSKIP_API_KEY"
+
+HELP = """\
+Needs pip install 'ffnskip_cpp[server]'. Without a profile or a skip option nothing is skipped, but by requests that say
+so. Ctrl-C ends it: answers that are under way have --grace seconds; pressed twice, none.
+
+examples:
+  ffnskip serve model.gguf                               # as the model's profile says, at http://127.0.0.1:8080
+  ffnskip serve model.gguf --skip-ratio 0.25 --parallel 8 --ctx 8192
+  FFNSKIP_API_KEY=... ffnskip serve model.gguf --host 0.0.0.0
+
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{"messages": [{"role": "user", "content": "Hello!"}]}'"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser, "model, a GGUF file")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at (default: 127.0.0.1)"
+    )
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="port; 0: any free one (default: 8080)")
+    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="answers at once (default: 4)")
+    parser.add_argument(
+        "--ctx",
+        type=int,
+        metavar="N",
+        help="tokens of a prompt and its answer, for each of --parallel (default: the model's, 4096 at most)",
+    )
+    add_threads(parser)
+    parser.add_argument("--lora", metavar="FILE", help=LORA_HELP)
+    _add_limits(parser.add_argument_group("limits and security"))
+    add_skip_options(parser.add_argument_group("what is skipped, where a request does not say"))
+    explain(parser, HELP)
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--api-key", metavar="KEY", help=f"key that requests must have (default: {KEY}, if set)")
+    group.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin of a site whose scripts may use the server from a browser, such as https://example.org; *: any; "
+        "may be repeated (default: none)",
+    )
+    for name, kind, default, what in (
+        ("--max-queue", int, 64, "requests that may wait; more are refused with 429"),
+        ("--max-body", int, 1 << 20, "bytes of a request"),
+        ("--timeout", float, 600, "seconds that a request may take, waiting included; 0: no limit"),
+        ("--grace", float, 10, "seconds that answers have to end when the server is told to"),
+    ):
+        metavar = "N" if kind is int else "S"
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{what} (default: {default})")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from ..serving.app import create_app
+        from ..serving.guard import Limits
+        from ..serving.server import bind, serve, url_of
+    except ImportError as error:
+        raise ImportError(f"serve needs {error.name}: pip install 'ffnskip_cpp[server]'") from error
+    from ..serving.chat import has_template
+    from ..serving.engine import Engine
+
+    key = args.api_key if args.api_key is not None else os.environ.get(KEY)
+    if key is not None and not key.strip():
+        raise UsageError(f"the API key is empty; leave --api-key and {KEY} away for none")
+    limits = Limits(max_body=args.max_body, seconds=args.timeout)
+    skip = _skip(args)
+    adapter = {} if args.lora is None else as_adapter(args.lora).options()
+    with closing(bind(args.host, args.port)) as bound:
+        engine = Engine(
+            args.model,
+            n_parallel=args.parallel,
+            n_ctx=args.ctx,
+            skip=skip,
+            max_queue=args.max_queue,
+            n_threads=args.threads,
+            n_threads_batch=args.threads,
+            n_gpu_layers=args.n_gpu_layers,
+            **adapter,
+        )
+        with closing(engine):
+            app = create_app(engine, limits=limits, api_key=key, origins=args.cors)
+
+            def ready() -> None:
+                _say_where(url_of(bound), engine.model_id, "dense" if engine.skip is None else engine.skip.label)
+
+            if not has_template(engine.llm):
+                print("ffnskip serve: the model has no chat template; chats are written as Llama 2's", file=sys.stderr)
+            if key is None and not _is_loopback(args.host):
+                print("ffnskip serve: anybody who reaches this machine can use it: no API key is set", file=sys.stderr)
+            serve(app, engine, bound, grace=args.grace, ready=ready)
+    return 0
+
+
+def _skip(args: argparse.Namespace) -> Skip:
+    options = given_skip_options(args)
+    if not options:
+        return "auto" if args.profile is None else args.profile
+    return skip_config(options, args.profile)
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _say_where(url: str, model: str, skips: str) -> None:
+    print(f"{model} ({skips}) is served at {url}; OpenAI's clients take {url}/v1", flush=True)
