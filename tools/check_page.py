@@ -30,22 +30,30 @@ from page_server import MARKUP, TEXT, WARM_UP, PageServer, serving, text_of, tok
 
 # ---- with any server ----
 
+STORY = "Write a short story about a lighthouse."
+
+
+def _choices_of_the_api(url: str) -> list[dict[str, Any]]:
+    """What the page asks for, asked for without it."""
+    request = {
+        "model": json.load(urllib.request.urlopen(f"{url}v1/skip"))["model"],
+        "messages": [{"role": "user", "content": STORY}],
+        "temperature": 0, "max_tokens": 48, "seed": 0, "stream": True, "skip": {"trace": True},
+    }  # fmt: skip
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{url}v1/chat/completions", json.dumps(request).encode(), headers)
+    lines = urllib.request.urlopen(asked).read().decode().splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return [choice for chunk in chunks for choice in chunk["choices"]]
+
 
 def text_is_that_of_the_api(driver: Chrome, url: str) -> None:
+    _choices_of_the_api(url)  # so that both of the following find the same in the memory, and round the same
     with Page(driver, url).connected() as page:
         page.one("#max-tokens").clear()
         page.one("#max-tokens").send_keys("48")
-        page.ask("Write a short story about a lighthouse.")
-        request = {
-            "model": json.load(urllib.request.urlopen(f"{url}v1/skip"))["model"],
-            "messages": [{"role": "user", "content": "Write a short story about a lighthouse."}],
-            "temperature": 0, "max_tokens": 48, "seed": 0, "stream": True, "skip": {"trace": True},
-        }  # fmt: skip
-        headers = {"Content-Type": "application/json"}
-        asked = urllib.request.Request(f"{url}v1/chat/completions", json.dumps(request).encode(), headers)
-        lines = urllib.request.urlopen(asked).read().decode().splitlines()
-        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+        page.ask(STORY)
+        choices = _choices_of_the_api(url)
         same(page.answer(), "".join(choice["delta"].get("content") or "" for choice in choices))
         traced = [choice["skip"] for choice in choices if "layers" in choice.get("skip", {})]
         page.one(".map summary").click()

@@ -12,7 +12,7 @@ from typing import Any
 from ffnskip_cpp.serving.app import create_app
 from ffnskip_cpp.serving.engine import Engine
 from ffnskip_cpp.serving.guard import Limits
-from ffnskip_cpp.serving.server import bind, serve, url_of
+from ffnskip_cpp.serving.server import Server, bind, url_of
 
 
 @dataclass(frozen=True)
@@ -23,22 +23,28 @@ class ApiServer:
 
 @contextlib.contextmanager
 def api_server(
-    model: str, *, limits: Limits | None = None, api_key: str | None = None, origins: tuple[str, ...] = (), **options: Any
+    model: str,
+    *,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    origins: tuple[str, ...] = (),
+    **options: Any,
 ) -> Iterator[ApiServer]:
     """`options`: of the engine. Yields when it answers; ends with nothing left."""
-    with closing(bind("127.0.0.1", 0)) as bound, closing(Engine(model, n_threads=1, n_threads_batch=1, **options)) as engine:
+    with (
+        closing(bind("127.0.0.1", 0)) as bound,
+        closing(Engine(model, n_threads=1, n_threads_batch=1, **options)) as engine,
+    ):
         app = create_app(engine, limits=limits or Limits(), api_key=api_key, origins=origins)
         is_ready = threading.Event()
-        stop = threading.Event()
         url = url_of(bound)
-        thread = threading.Thread(
-            target=serve, args=(app, engine, bound), kwargs={"grace": 0.0, "ready": is_ready.set, "stop": stop}
-        )
+        server = Server(app, engine, grace=0.0, ready=is_ready.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
             assert is_ready.wait(20)
             yield ApiServer(url, engine)
         finally:
-            stop.set()
+            server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from ..serving.app import create_app
         from ..serving.guard import Limits
-        from ..serving.server import bind, serve, url_of
+        from ..serving.server import Server, bind, url_of
     except ImportError as error:
         raise ImportError(f"serve needs {error.name}: pip install 'ffnskip_cpp[server]'") from error
     from ..serving.chat import has_template
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
                 print("ffnskip serve: the model has no chat template; chats are written as Llama 2's", file=sys.stderr)
             if key is None and not _is_loopback(args.host):
                 print("ffnskip serve: anybody who reaches this machine can use it: no API key is set", file=sys.stderr)
-            serve(app, engine, bound, grace=args.grace, ready=ready)
+            Server(app, engine, grace=args.grace, ready=ready).run(sockets=[bound])
     return 0
 
 

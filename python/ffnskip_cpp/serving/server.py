@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp
 
 from .engine import Engine
 
-__all__ = ["bind", "serve", "url_of"]
+__all__ = ["Server", "bind", "url_of"]
 
 LAST_WORDS = 5  # seconds that clients have to take what was left, when all answers have ended
 
@@ -46,23 +47,27 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: ASGIApp, engine: Engine, bound: socket.socket, *, grace: float, ready: Callable[[], None]) -> None:
-    """Serves until SIGINT or SIGTERM: then no more requests are taken, and what is being answered has `grace` seconds
-    to end. A second Ctrl-C leaves these out. The signal is raised once more when all is done."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(grace) + LAST_WORDS,
-        lifespan="off",
-        ws="none",
-    )
-    _Server(config, engine, grace, ready).run(sockets=[bound])
+class Server(uvicorn.Server):
+    """Serves, by `run(sockets=[...])`, until SIGINT or SIGTERM, or `should_exit`: then no more requests are taken, and
+    what is being answered has `grace` seconds to end. A second Ctrl-C leaves these out. A signal is raised once more
+    when all is done.
 
+    Args:
+        ready: Called when it listens.
+    """
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float, ready: Callable[[], None]):
+    def __init__(self, app: ASGIApp, engine: Engine, *, grace: float, ready: Callable[[], None]):
+        if not 0 <= grace < math.inf:
+            raise ValueError(f"grace: {grace} is no number of seconds")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(grace) + LAST_WORDS,
+            lifespan="off",
+            ws="none",
+        )
         super().__init__(config)
         self._engine = engine
         self._grace = grace
