@@ -15,6 +15,10 @@ MAX_NODES = 2000  # of a schema
 MAX_TIMES = 200  # a grammar writes a repetition out
 MAX_GRAMMAR = 200_000  # characters
 
+# llama_cpp lets strings have line breaks as they are, which JSON does not.
+_ANY_CHAR = r'char ::= [^"\\] |'
+_JSON_CHAR = r'char ::= [^"\\\x7F\x00-\x1F] |'
+
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 
 
@@ -34,7 +38,7 @@ def grammar_of(schema: Mapping[str, Any], field: str) -> str:
         raise ValueError(f"{field}: can't be turned into a grammar: {why[:200]}") from error
     if len(grammar) > MAX_GRAMMAR:
         raise ValueError(f"{field}: its grammar has {len(grammar)} characters, more than {MAX_GRAMMAR}")
-    return grammar
+    return grammar.replace(_ANY_CHAR, _JSON_CHAR)
 
 
 def _check(schema: Any) -> None:

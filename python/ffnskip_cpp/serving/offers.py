@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ..skip_config import SkipConfig
 from .engine import SETTINGS, Engine
 
 __all__ = ["offers"]
-
-_DEFAULT = SkipConfig()
 
 # What a user turns, by policy; all fields of SkipConfig can be given. Numbers without an end have no `maximum`.
 _POLICIES: dict[str, tuple[str, ...]] = {
@@ -31,7 +30,11 @@ def offers(engine: Engine) -> dict[str, Any]:
         "n_ctx": engine.n_ctx_slot,
         "policy": "dense" if own is None else own.policy,
         "settings": None if own is None else {name: _finite(value) for name, value in own.asdict().items()},
-        "policies": {policy: _ranges(policy, names) for policy, names in _POLICIES.items() if _can(engine, policy)},
+        "policies": {
+            policy: _ranges(engine, policy, names)
+            for policy, names in _POLICIES.items()
+            if _can(engine, {"policy": policy})
+        },
         "fields": list(SETTINGS),
     }
 
@@ -43,19 +46,26 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _can(engine: Engine, policy: str) -> bool:
+def _can(engine: Engine, settings: Mapping[str, Any]) -> bool:
     try:
-        engine.skip_of({"policy": policy})
+        engine.skip_of(settings)
     except ValueError:
         return False
     return True
 
 
-def _ranges(policy: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _ranges(engine: Engine, policy: str, names: tuple[str, ...]) -> dict[str, Any]:
+    usual = SkipConfig(policy=policy)  # type: ignore[arg-type]
     ranges: dict[str, dict[str, Any]] = {
-        "skip_ratio": {"minimum": 0, "maximum": 1, "default": SkipConfig(policy=policy).ratio},  # type: ignore[arg-type]
-        "sim_threshold": {"minimum": 0, "maximum": 1, "default": _DEFAULT.sim_threshold},
-        "warm_up_index": {"minimum": 0, "integer": True, "default": _DEFAULT.warm_up_index},
-        "budget_decay": {"minimum": 1, "integer": True, "default": _DEFAULT.budget_decay},
+        "skip_ratio": {"minimum": 0, "default": usual.ratio},
+        "sim_threshold": {"minimum": 0, "maximum": 1, "default": usual.sim_threshold},
+        "warm_up_index": {"minimum": 0, "integer": True, "default": usual.warm_up_index},
+        "budget_decay": {"minimum": 1, "integer": True, "default": usual.budget_decay},
     }
+    if "skip_ratio" in names:
+        n = engine.llm.n_layer
+        ratios = (i / n for i in range(n, 0, -1))
+        ranges["skip_ratio"]["maximum"] = next(
+            (ratio for ratio in ratios if _can(engine, {"policy": policy, "skip_ratio": ratio})), 0
+        )
     return {name: ranges[name] for name in names}
