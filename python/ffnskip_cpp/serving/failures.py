@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 __all__ = ["ApiError", "error_of", "refused", "response_of", "validation_error"]
@@ -46,6 +47,8 @@ class ApiError(HTTPException):
 
 def refused(error: ValueError) -> ApiError:
     """400; messages of this package begin with the field that they are about."""
+    if isinstance(error, UnicodeEncodeError):
+        return ApiError(400, "the body has half a surrogate pair in a text, which is no character")
     message = str(error)
     field = _FIELD.match(message)
     return ApiError(400, message, param=field[0] if field else None)
@@ -77,5 +80,6 @@ def error_of(error: HTTPException) -> dict[str, Any]:
     }
 
 
-def response_of(error: HTTPException) -> JSONResponse:
-    return JSONResponse(error_of(error), error.status_code, error.headers)
+def response_of(error: HTTPException) -> Response:
+    body = json.dumps(error_of(error))  # in ASCII: a message may have what is no character
+    return Response(body, error.status_code, error.headers, media_type="application/json")
