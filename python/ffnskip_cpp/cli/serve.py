@@ -7,6 +7,8 @@ import contextlib
 import ipaddress
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from contextlib import closing
 
 from ..lora import LORA_HELP, as_adapter
@@ -89,17 +91,18 @@ def run(args: argparse.Namespace) -> int:
     skip = _skip(args)
     adapter = {} if args.lora is None else as_adapter(args.lora).options()
     with closing(bind(args.host, args.port)) as bound:
-        engine = Engine(
-            args.model,
-            n_parallel=args.parallel,
-            n_ctx=args.ctx,
-            skip=skip,
-            max_queue=args.max_queue,
-            n_threads=args.threads,
-            n_threads_batch=args.threads,
-            n_gpu_layers=args.n_gpu_layers,
-            **adapter,
-        )
+        with _warnings_in_a_line():
+            engine = Engine(
+                args.model,
+                n_parallel=args.parallel,
+                n_ctx=args.ctx,
+                skip=skip,
+                max_queue=args.max_queue,
+                n_threads=args.threads,
+                n_threads_batch=args.threads,
+                n_gpu_layers=args.n_gpu_layers,
+                **adapter,
+            )
         with closing(engine):
             app = create_app(engine, limits=limits, api_key=key, origins=args.cors)
 
@@ -107,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
                 _say_where(url_of(bound), engine.model_id, "dense" if engine.skip is None else engine.skip.label)
 
             if not has_template(engine.llm):
-                print("ffnskip serve: the model has no chat template; chats are written as Llama 2's", file=sys.stderr)
+                _note("the model has no chat template; chats are written as Llama 2's")
             if key is None and not _is_loopback(args.host):
-                print("ffnskip serve: anybody who reaches this machine can use it: no API key is set", file=sys.stderr)
+                _note("anybody who reaches this machine can use it: no API key is set")
             Server(app, engine, grace=args.grace, ready=ready).run(sockets=[bound])
     return 0
 
@@ -119,6 +122,19 @@ def _skip(args: argparse.Namespace) -> Skip:
     if not options:
         return "auto" if args.profile is None else args.profile
     return skip_config(options, args.profile)
+
+
+def _note(text: object) -> None:
+    print(f"ffnskip serve: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for warning in caught:
+        _note(warning.message)
 
 
 def _is_loopback(host: str) -> bool:
