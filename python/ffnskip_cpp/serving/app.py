@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from llama_cpp.llama_types import CreateChatCompletionResponse, CreateCompletionResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .bodies import ChatBody, TextBody
 from .engine import Engine
-from .failures import ApiError, response_of, validation_error
+from .failures import ApiError, ErrorBody, response_of, validation_error
 from .guard import Guard, Limits
 from .metrics import Counted, Metrics
 from .offers import offers
@@ -95,54 +95,44 @@ def _add_answers(app: FastAPI, service: Service) -> None:
 
 
 def _answers(model: Any) -> dict[int | str, dict[str, Any]]:
-    """Of the OpenAPI document."""
-    said = {
-        400: "A value is wrong.",
-        401: "The API key is missing or wrong.",
-        413: "The body is too large.",
-        429: "As many requests wait as may.",
-        503: "The server is shutting down.",
-        504: "The answer took too long.",
-    }
+    """Of the OpenAPI document. What is wrong with a body has status 400, and not FastAPI's 422."""
+    whole = "Whole, or events where `stream` is true."
     return {
-        200: {
-            "model": model,
-            "description": "Whole, or events where `stream` is true.",
-            "content": {"text/event-stream": {}},
-        },
-        **{status: {"description": text} for status, text in said.items()},
+        200: {"model": model, "description": whole, "content": {"text/event-stream": {}}},
+        "default": {"model": ErrorBody, "description": "Why there is no answer."},
     }
 
 
 def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     model = {"id": engine.model_id, "object": "model", "created": int(time.time()), "owned_by": "ffnskip"}
     skips = offers(engine)
+    errors: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorBody, "description": "Why not."}}
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=errors)
     async def models() -> Response:
         """The one model there is."""
         return JSONResponse({"object": "list", "data": [model]})
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name}", responses=errors)
     async def one_model(name: str) -> Response:
         """The model, by its name."""
         if name != engine.model_id:
             raise ApiError(404, f"there is no model {name[:100]!r}; there is {engine.model_id}")
         return JSONResponse(model)
 
-    @app.get("/v1/skip")
+    @app.get("/v1/skip", responses=errors)
     async def skip() -> Response:
         """What the server skips, and what a request may ask for instead."""
         return JSONResponse(skips)
 
-    @app.get("/health")
+    @app.get("/health", responses=errors)
     async def health() -> Response:
         """Whether requests are taken."""
         if not engine.is_open:
             raise ApiError(503, "the server takes no more requests")
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def numbers() -> Response:
         """For Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

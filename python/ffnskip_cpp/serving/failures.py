@@ -5,15 +5,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Optional
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
 
-__all__ = ["ApiError", "error_of", "refused", "response_of", "validation_error"]
+__all__ = ["ApiError", "ErrorBody", "error_of", "refused", "response_of", "validation_error"]
 
 RETRY_AFTER = 2  # seconds
+
+
+class ErrorFacts(TypedDict):
+    message: str
+    type: str
+    param: Optional[str]  # noqa: UP045 - FastAPI reads it, with Python 3.9 too
+    code: Optional[str]  # noqa: UP045
+
+
+class ErrorBody(TypedDict):
+    """Of an answer that is an error."""
+
+    error: ErrorFacts
+
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {
@@ -67,7 +82,7 @@ def validation_error(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{field}: {what}", param=field)
 
 
-def error_of(error: HTTPException) -> dict[str, Any]:
+def error_of(error: HTTPException) -> ErrorBody:
     """The body."""
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     return {
