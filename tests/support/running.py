@@ -248,6 +248,19 @@ def split(path: Path | str, to: Path, tensors_each: int = 50) -> list[Path]:
     return sorted(to.parent.glob(f"{to.stem}-0*.gguf"))
 
 
+def with_chat_template(path: Path | str, to: Path, template: str) -> Path:
+    """A copy that says so how chats are written."""
+    reader = gguf.GGUFReader(str(path))
+    writer = gguf.GGUFWriter(str(to), reader.fields["general.architecture"].contents())
+    reader.fields.pop("tokenizer.chat_template", None)
+    _add_metadata_of(reader, writer)
+    writer.add_chat_template(template)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    _write(writer)
+    return to
+
+
 def _add_metadata_of(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
     for key, entry in reader.fields.items():
         if not key.startswith("GGUF.") and key != "general.architecture":

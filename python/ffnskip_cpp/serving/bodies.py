@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations`: pydantic reads the types, which Python 3.9 must be able to.
 
+import contextlib
+import json
 from typing import Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -120,8 +122,11 @@ class Message(Lenient):
         return content
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it."""
+        """As chat templates expect it: arguments of calls are objects there."""
         message = self.model_dump(exclude_none=True)
+        for call in message.get("tool_calls", ()):
+            with contextlib.suppress(ValueError, RecursionError):
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
         message["role"] = "system" if self.role == "developer" else self.role
         if not isinstance(self.content, str):
             message["content"] = "".join(part.text for part in self.content)
