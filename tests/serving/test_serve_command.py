@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import httpx
 import openai
@@ -66,15 +67,19 @@ def test_told_to_end_it_lets_answers_end_and_takes_no_more():
         assert (process.returncode, errors) == (-signal.SIGTERM, "")
 
 
-def test_ctrl_c_ends_it_and_answers_when_their_time_is_over():
-    with served("--ctx", "20000", "--grace", "0.3") as (process, url), httpx.Client(timeout=20) as http:
+@pytest.mark.parametrize(("grace", "n_presses"), [("0.3", 1), ("500", 2)])
+def test_ctrl_c_ends_it_and_answers_when_their_time_is_over_or_at_once_when_pressed_again(grace, n_presses):
+    with served("--ctx", "20000", "--grace", grace) as (process, url), httpx.Client(timeout=20) as http:
         with http.stream("POST", f"{url}/v1/completions", json=ENDLESS) as answer:
             lines = answer.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGINT)
-            last = [line for line in lines if line][-1]
-        error = json.loads(last[len("data: ") :])["error"]
-        assert (error["message"], error["type"]) == ("the server is shutting down", "server_error")
+            for _ in range(n_presses):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)  # two signals at once are one
+            with contextlib.suppress(httpx.RemoteProtocolError if n_presses > 1 else ()):
+                last = [line for line in lines if line][-1]
+                error = json.loads(last[len("data: ") :])["error"]
+                assert (error["message"], error["type"]) == ("the server is shutting down", "server_error")
         _, errors = process.communicate(timeout=20)
         assert (process.returncode, errors.strip()) == (130, "ffnskip serve: interrupted; all answers have ended")
 

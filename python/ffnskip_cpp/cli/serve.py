@@ -19,7 +19,6 @@ from .skip_options import add_skip_options, given_skip_options, skip_config
 __all__ = ["INTERRUPTED", "add_arguments", "run"]
 
 INTERRUPTED = "all answers have ended"
-KEY = "FFNSKIP_API_KEY"
 
 HELP = """\
 Needs pip install 'ffnskip_cpp[server]'. Without a profile or a skip option nothing is skipped, but by requests that say
@@ -55,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--api-key", metavar="KEY", help=f"key that requests must have (default: {KEY}, if set)")
+    group.add_argument(
+        "--api-key", metavar="KEY", help="key that requests must have (default: FFNSKIP_API_KEY, if set)"
+    )
     group.add_argument(
         "--cors",
         action="append",
@@ -84,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     from ..serving.chat import has_template
     from ..serving.engine import Engine
 
-    key = args.api_key if args.api_key is not None else os.environ.get(KEY)
+    key = args.api_key if args.api_key is not None else os.environ.get("FFNSKIP_API_KEY")
     if key is not None and not key.strip():
-        raise UsageError(f"the API key is empty; leave --api-key and {KEY} away for none")
+        raise UsageError("the API key is empty; leave --api-key and FFNSKIP_API_KEY away for none")
     limits = Limits(max_body=args.max_body, seconds=args.timeout)
     skip = _skip(args)
     adapter = {} if args.lora is None else as_adapter(args.lora).options()

@@ -119,7 +119,11 @@ class Reply(Response):
     # ---- events ----
 
     async def _events(self, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # to nginx: events go on as they come
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
         async def say(data: bytes) -> None:

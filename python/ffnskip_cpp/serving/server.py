@@ -80,7 +80,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         closing = loop.run_in_executor(None, self._engine.close, self._grace)
+        hurrying = asyncio.ensure_future(self._hurry())
         await super().shutdown(sockets)
-        if self.force_exit:
-            await loop.run_in_executor(None, self._engine.close)
         await closing
+        hurrying.cancel()
+
+    async def _hurry(self) -> None:
+        """Leaves the grace out, once that is wanted."""
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+        await asyncio.get_running_loop().run_in_executor(None, self._engine.close)
