@@ -13,6 +13,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import page_server
 from ffnskip_cpp import Llama, SkipConfig, demo_model
 from support.api_server import api_server
 from support.running import F32_CACHE
@@ -300,3 +301,26 @@ def test_metrics_are_what_the_engine_counted(client, server):
     assert samples["ffnskip_generated_tokens_total", None] == counts.n_generated > 0
     assert samples["ffnskip_first_token_seconds_count", None] == counts.done
     assert samples["ffnskip_http_requests_total", "/v1/completions"] > 0
+
+
+def test_the_pages_stand_in_speaks_as_the_server_does(server):
+    """What the page was driven with has the same fields."""
+
+    def said(url):
+        asked = {"messages": ASKED, "max_tokens": 3, "temperature": 0, "stream": True, "skip": {"trace": True}}
+        lines = HTTP.post(f"{url}/v1/chat/completions", json=asked).text.splitlines()
+        return HTTP.get(f"{url}/v1/skip").json(), [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+
+    with page_server.serving(seconds=0.0) as stand_in:
+        skips, chunks = said(stand_in.url.rstrip("/"))
+    real_skips, real_chunks = said(server.url)
+    assert set(skips) <= set(real_skips)
+    for policy, ranges in real_skips["policies"].items():
+        for name, range_ in skips["policies"].get(policy, {}).items():
+            assert set(ranges.get(name, range_)) >= set(range_)
+    assert len(chunks) == len(real_chunks) == 5  # the role, three tokens, the totals
+    for chunk, real in zip(chunks, real_chunks):
+        assert set(chunk["choices"][0]) <= set(real["choices"][0])
+        assert set(chunk["choices"][0]["delta"]) <= set(real["choices"][0]["delta"])
+        assert set(chunk["choices"][0].get("skip", {})) == set(real["choices"][0].get("skip", {}))
+    assert set(chunks[-1]["choices"][0]["skip"]["totals"]) == set(real_chunks[-1]["choices"][0]["skip"]["totals"])

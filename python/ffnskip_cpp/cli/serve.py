@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from ..lora import LORA_HELP, as_adapter
+from ..measure.model import check_model
 from ..skip_argument import Skip
 from .arguments import UsageError, add_model, add_threads, explain
 from .skip_options import add_skip_options, given_skip_options, skip_config
@@ -91,7 +92,9 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(max_body=args.max_body, seconds=args.timeout)
     skip = _skip(args)
     adapter = {} if args.lora is None else as_adapter(args.lora).options()
+    threads = args.threads or os.cpu_count()
     with closing(bind(args.host, args.port)) as bound:
+        check_model(args.model, args.threads, args.lora)
         with _warnings_in_a_line():
             engine = Engine(
                 args.model,
@@ -99,8 +102,8 @@ def run(args: argparse.Namespace) -> int:
                 n_ctx=args.ctx,
                 skip=skip,
                 max_queue=args.max_queue,
-                n_threads=args.threads,
-                n_threads_batch=args.threads,
+                n_threads=threads,
+                n_threads_batch=threads,
                 n_gpu_layers=args.n_gpu_layers,
                 **adapter,
             )
