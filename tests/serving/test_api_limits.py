@@ -23,6 +23,12 @@ MESSAGES = [{"role": "user", "content": "The"}]
 ENDLESS = {"prompt": "The", "max_tokens": 500, "logit_bias": NO_END}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _closed_in_the_end():
+    with HTTP:
+        yield
+
+
 @pytest.fixture(scope="module")
 def server():
     options = {"n_parallel": 2, "skip": None, "max_queue": 1, **F32_CACHE}
