@@ -157,8 +157,8 @@ class Client:
         path = b"/v1/completions" if b'"prompt"' in body else b"/v1/chat/completions"
         with socket.create_connection(("127.0.0.1", self.port), timeout=300) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-            head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            connection.sendall(head % (path, len(body)) + body)
+            head = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            connection.sendall(head % path + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             for _ in range(SLOW_BYTES):
                 assert connection.recv(1), "closed early"
                 time.sleep(1)

@@ -38,6 +38,12 @@ PERSON = {
 NO_END = {"1": -100, "5": -100}  # the demo model's ends of a text and of a turn
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _closed_in_the_end():
+    with HTTP:
+        yield
+
+
 @pytest.fixture(scope="module")
 def server():
     with api_server(str(demo_model()), n_parallel=4, skip=None, **F32_CACHE) as server:

@@ -23,6 +23,12 @@ MESSAGES = [{"role": "user", "content": "The"}]
 ENDLESS = {"prompt": "The", "max_tokens": 500, "logit_bias": NO_END}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _closed_in_the_end():
+    with HTTP:
+        yield
+
+
 @pytest.fixture(scope="module")
 def server():
     options = {"n_parallel": 2, "skip": None, "max_queue": 1, **F32_CACHE}
@@ -255,7 +261,7 @@ def test_other_sites_are_kept_out_unless_named(server, locked):
 
 
 def test_bodies_too_large_are_refused_whether_or_not_they_say_so(server):
-    large = json.dumps({"prompt": "a" * 30_000}).encode()
+    large = json.dumps({"prompt": "a" * 120_000}).encode()
     headers = {"Content-Type": "application/json"}
     assert (
         error_of(HTTP.post(f"{server.url}/v1/completions", content=large, headers=headers), 413)["code"]

@@ -16,6 +16,8 @@ from .failures import ApiError, response_of
 
 __all__ = ["Guard", "Limits"]
 
+MOST_READ = 8  # times what a body may have
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -75,9 +77,6 @@ class Guard:
             given = key.strip().encode("utf-8", errors="replace")
             if kind.lower() != "bearer" or not hmac.compare_digest(given, self._key):
                 raise ApiError(401, "the API key is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
-        size = headers.get("content-length", "")
-        if size.isdigit() and int(size[:20]) > self._limits.max_body:
-            raise _too_large(self._limits)
 
 
 def _is_own(host: str) -> bool:
@@ -92,26 +91,31 @@ def _is_own(host: str) -> bool:
 
 
 def _limited(receive: Receive, limits: Limits) -> Receive:
-    """Raises ApiError where the body is too large or too slow; what comes after it is not limited."""
+    """Raises ApiError where the body is too large or too slow; what comes after it is not limited.
+
+    The rest of a body that is too large is read too, within limits: most clients look at an answer after that alone.
+    """
     deadline = time.monotonic() + limits.seconds_body
     n_bytes, is_whole = 0, False
 
-    async def limited() -> Message:
+    async def part() -> Message:
         nonlocal n_bytes, is_whole
-        if is_whole:
-            return await receive()
         try:
             message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
             raise ApiError(408, f"the body did not come within {limits.seconds_body:g} s") from None
         n_bytes += len(message.get("body", b""))
         is_whole = not message.get("more_body", False)
-        if n_bytes > limits.max_body:
-            raise _too_large(limits)
         return message
 
+    async def limited() -> Message:
+        if is_whole:
+            return await receive()
+        message = await part()
+        if n_bytes <= limits.max_body:
+            return message
+        while not is_whole and n_bytes <= MOST_READ * limits.max_body:
+            await part()
+        raise ApiError(413, f"the body has more than {limits.max_body} bytes")
+
     return limited
-
-
-def _too_large(limits: Limits) -> ApiError:
-    return ApiError(413, f"the body has more than {limits.max_body} bytes")
