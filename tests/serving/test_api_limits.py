@@ -291,6 +291,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(server):
         assert client.completions.create(model="", prompt="The", max_tokens=1).choices
 
 
+def test_of_answers_that_do_not_all_find_a_place_none_is_begun(server):
+    before = server.engine.counts()
+    error_of(HTTP.post(f"{server.url}/v1/completions", json={**ENDLESS, "n": 4}), 429)
+    wait_until(lambda: server.engine.counts().running + server.engine.counts().queued == 0)
+    assert server.engine.counts().cancelled == before.cancelled + 3
+    assert server.engine.counts().done == before.done
+
+
 def test_answers_that_take_too_long_are_ended(locked):
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {**ENDLESS, "max_tokens": 15_000}
