@@ -3,7 +3,7 @@
     python tools/bench_server.py MODEL [--llama-server PATH] [--clients 1,8] [--rounds 3] [-t 2] [--skip JSON] [-o FILE]
 
 All that is compared is loaded at once and asked in turn, A B A B, so that what else the machine does falls on all of
-it. Every prompt is a new one, so that nobody spares its evaluation.
+it; a server that is not asked is stopped meanwhile. Every prompt is a new one, so that nobody spares its evaluation.
 Figures are tokens a second of all clients together, and quotients of neighbouring runs: median, least and most.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import signal
 import statistics
 import subprocess
 import time
@@ -47,10 +48,18 @@ def post(port: int, body: dict[str, Any]) -> dict[str, Any]:
         connection.close()
 
 
-def asked(port: int, n_tokens: int, words: int, more: dict[str, Any]) -> Run:
+def asked(process: subprocess.Popen[Any], port: int, n_tokens: int, words: int, more: dict[str, Any]) -> Run:
     """Tokens a second that so many clients get together, each with one answer."""
+    process.send_signal(signal.SIGSTOP)
 
     def run(clients: int) -> float:
+        process.send_signal(signal.SIGCONT)
+        try:
+            return measured(clients)
+        finally:
+            process.send_signal(signal.SIGSTOP)
+
+    def measured(clients: int) -> float:
         bodies = [
             {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, **more} for prompt in prompts(clients, words)
         ]
@@ -64,7 +73,9 @@ def asked(port: int, n_tokens: int, words: int, more: dict[str, Any]) -> Run:
 
 
 @contextlib.contextmanager
-def llama_server(path: str, model: str, clients: int, n_ctx: int, threads: int) -> Iterator[int]:
+def llama_server(
+    path: str, model: str, clients: int, n_ctx: int, threads: int
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = 18321
     options = [
         "-np",
@@ -91,9 +102,9 @@ def llama_server(path: str, model: str, clients: int, n_ctx: int, threads: int) 
                 if connection.getresponse().status == 200:
                     break
             time.sleep(0.1)
-        yield port
+        yield process, port
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
 
 
@@ -145,14 +156,14 @@ def main() -> None:
     n_ctx, results = 512, []
     options = ["--parallel", str(max(numbers)), "--ctx", str(n_ctx), "-t", str(args.threads)]
     with contextlib.ExitStack() as stack:
-        _, port = stack.enter_context(server(args.model, options))
-        ours = asked(port, args.n, args.words, {"skip": {"policy": "dense"}})
+        served = stack.enter_context(server(args.model, options))
+        ours = asked(*served, args.n, args.words, {"skip": {"policy": "dense"}})
         many: dict[str, Run] = {"ffnskip serve": ours}
         if args.skip is not None:
-            many["ffnskip serve, skipping"] = asked(port, args.n, args.words, {"skip": args.skip})
+            many["ffnskip serve, skipping"] = asked(*served, args.n, args.words, {"skip": args.skip})
         if args.llama_server:
             theirs = llama_server(args.llama_server, args.model, max(numbers), n_ctx, args.threads)
-            many["llama-server"] = asked(stack.enter_context(theirs), args.n, args.words, {})
+            many["llama-server"] = asked(*stack.enter_context(theirs), args.n, args.words, {})
         llm = stack.enter_context(
             Llama(
                 args.model, skip=None, n_ctx=n_ctx, n_threads=args.threads, n_threads_batch=args.threads, verbose=False

@@ -13,6 +13,7 @@ import argparse
 import http.client
 import json
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -211,6 +212,7 @@ def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[st
             said = process.stdout.readline()
             yield process, int(said.split("http://127.0.0.1:")[1].split(";")[0].split("/")[0].split()[0])
         finally:
+            process.send_signal(signal.SIGCONT)  # if it was stopped
             process.terminate()
 
 

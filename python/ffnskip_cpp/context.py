@@ -43,7 +43,7 @@ class Context:
     def serve(self, n_sequences: int, n_ctx: int) -> None:
         """Before the context is made: it is for so many texts of `n_ctx` tokens, each with settings of its own."""
         self.params.n_seq_max, self.params.n_ctx = n_sequences, n_sequences * n_ctx
-        self.params.kv_unified = True
+        self.params.kv_unified = False  # no text attends to memory that others take
         self.add_callback()
 
     def probe(self, address: int) -> None:

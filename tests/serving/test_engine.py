@@ -154,15 +154,16 @@ def test_channels_are_found_for_each_answer(tiny):
 def test_a_sliding_window_is_no_matter(model_file, swa_full):
     path = str(model_file("post_norm", n_layer=6, sliding_window=24))
     config = SkipConfig(layers=[2, 4], max_skip=0, warm_up_index=2)
-    first = Request(tokens_of("the weather in the north, " * 4), 30, GREEDY)
-    with closing(Engine(path, n_parallel=3, n_ctx=300, skip=config, swa_full=swa_full, **OPTIONS)) as engine:
+    first = Request(tokens_of("the weather in the north, " * 18), 30, GREEDY)  # a window's memory has 256 cells
+    options = {"n_ctx": 600, "swa_full": swa_full, **OPTIONS}
+    with closing(Engine(path, n_parallel=3, skip=config, **options)) as engine:
         requests = [first, Request(tokens_of("south"), 40, GREEDY), Request(tokens_of("a" * 200), 9, GREEDY, skip=None)]
         found = answers(engine, *requests)
         requests.append(Request(first.prompt + tuple(ids(found[0]))[:20] + tokens_of("!"), 9, GREEDY))
         found += answers(engine, requests[-1])
         requests.append(Request(first.prompt[:50] + tokens_of("!"), 9, GREEDY))
         found += answers(engine, requests[-1])
-    assert [items[-1].n_cached for items in found[3:]] == ([106, 50] if swa_full else [106, 0])
+    assert [items[-1].n_cached for items in found[3:]] == [len(first.prompt) + 2, 50 if swa_full else 0]
     for request, items in zip(requests, found):
         assert ids(items) == alone(path, request, config)[0]
 

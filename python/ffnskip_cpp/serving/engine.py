@@ -14,7 +14,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from .._core import PreparedConfig
@@ -63,13 +64,10 @@ class Engine:
             raise ValueError(f"max_queue: {max_queue} is negative")
         options = {"reuse": "full", "verbose": False, **llama_options}
         self._path = os.fspath(model_path)
-        self._llm = ServedLlama(self._path, n_parallel=n_parallel, n_ctx=n_ctx, skip=skip, **options)
         self._n_parallel = n_parallel
         self._max_queue = max_queue
-        self._slots = Slots(self._llm, n_parallel, self._count_end)
         self._prepared: OrderedDict[SkipConfig, PreparedConfig] = OrderedDict()
         self._prepared_lock = threading.Lock()
-        self._default = self._llm.skip or DENSE
 
         # What follows is changed by whoever holds this, which also wakes the thread.
         self._state = threading.Condition()
@@ -80,8 +78,14 @@ class Engine:
         self._ends = dict.fromkeys(("stop", "length", "cancelled", "error"), 0)
         self._seconds = 0.0
 
-        self._thread = threading.Thread(target=self._run, name="ffnskip-decode", daemon=True)
+        def load() -> ServedLlama:
+            return ServedLlama(self._path, n_parallel=n_parallel, n_ctx=n_ctx, skip=skip, **options)
+
+        loaded: Future[ServedLlama] = Future()
+        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="ffnskip-decode", daemon=True)
         self._thread.start()
+        self._llm = loaded.result()
+        self._default = self._llm.skip or DENSE
 
     # ---- for clients, from any thread ----
 
@@ -208,9 +212,18 @@ class Engine:
 
     # ---- the thread ----
 
-    def _run(self) -> None:
+    def _run(self, load: Callable[[], ServedLlama], loaded: Future[ServedLlama]) -> None:
+        # Whatever computes, computes here: OpenMP has threads for each thread that does, and where they are more than
+        # the processors, they no longer wait for each other awake: on two of them that took twice as long.
         try:
-            with self._llm.at_work():
+            llm = load()
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        self._slots = Slots(llm, self._n_parallel, self._count_end)
+        loaded.set_result(llm)
+        try:
+            with llm.at_work():
                 while (jobs := self._await_work()) is not None:
                     self._work(jobs)
         finally:  # whatever has happened, nobody waits for ever
