@@ -90,6 +90,9 @@ void add_rpc_servers(const std::vector<std::string> & endpoints) {
     for (const std::string & endpoint : endpoints) {
         parsed(endpoint);
     }
+    if (endpoints.empty()) {
+        return;  // of a llama.cpp without RPC, too
+    }
     const AddServer add = add_server();
     for (const std::string & endpoint : endpoints) {
         if (added.count(endpoint) != 0) {

@@ -18,6 +18,10 @@ def test_what_is_no_endpoint_is_refused(endpoint):
         add_rpc_servers(endpoint)
 
 
+def test_no_server_at_all_needs_no_rpc():
+    add_rpc_servers([])
+
+
 def test_a_list_is_taken_as_it_is():
     with pytest.raises(ValueError, match="rpc: 'b' is no server"):
         add_rpc_servers(["a:1", "b"])
