@@ -166,7 +166,13 @@ def main() -> None:
             many["llama-server"] = asked(*stack.enter_context(theirs), args.n, args.words, {})
         llm = stack.enter_context(
             Llama(
-                args.model, skip=None, n_ctx=n_ctx, n_threads=args.threads, n_threads_batch=args.threads, verbose=False
+                args.model,
+                skip=None,
+                n_ctx=n_ctx,
+                n_threads=args.threads,
+                n_threads_batch=args.threads,
+                flash_attn=True,  # as the servers
+                verbose=False,
             )
         )
         for clients in numbers:

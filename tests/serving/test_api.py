@@ -15,14 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import page_server
 from ffnskip_cpp import Llama, SkipConfig, demo_model
-from support.api_server import api_server
+from support.api_server import NO_END, api_server
 from support.running import F32_CACHE
 from support.tiny_models import EOS
 
 pytestmark = pytest.mark.filterwarnings("ignore:skip")  # the values are not calibrated
 
 OPTIONS = {"n_threads": 1, "n_threads_batch": 1, **F32_CACHE}
-HTTP = httpx.Client(timeout=30)
 ASKED = [{"role": "user", "content": "Tell me about Stosus Stansen."}]
 PROMPT = "Question: Where was Stosus Stansen born?\nAnswer:"
 PERSON = {
@@ -35,13 +34,6 @@ PERSON = {
     "required": ["name", "age", "alive"],
     "additionalProperties": False,
 }
-NO_END = {"1": -100, "5": -100}  # the demo model's ends of a text and of a turn
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _closed_in_the_end():
-    with HTTP:
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +254,7 @@ def test_nothing_is_traced_where_that_is_not_asked_for(client):
 
 
 def test_the_server_says_what_it_skips_and_takes_what_it_offers(client, server):
-    said = HTTP.get(f"{server.url}/v1/skip").json()
+    said = server.http.get("/v1/skip").json()
     assert (said["model"], said["n_layer"], said["policy"], said["settings"]) == ("demo-q8_0", 16, "dense", None)
     assert set(said["policies"]) == {"dense", "ffn_skip", "random", "skip_decode"}  # channels were not stored
     for policy, ranges in said["policies"].items():
@@ -291,12 +283,12 @@ def test_models_and_health(client, server):
     assert client.models.retrieve("demo-q8_0").object == "model"
     with pytest.raises(openai.NotFoundError, match="demo-q8_0"):
         client.models.retrieve("other")
-    assert HTTP.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert server.http.get("/health").json() == {"status": "ok"}
 
 
 def test_metrics_are_what_the_engine_counted(client, server):
     client.completions.create(model="", prompt="The", max_tokens=3)
-    text = HTTP.get(f"{server.url}/metrics").text
+    text = server.http.get("/metrics").text
     samples = {
         (sample.name, sample.labels.get("end") or sample.labels.get("path")): sample.value
         for family in text_string_to_metric_families(text)
@@ -314,8 +306,10 @@ def test_the_pages_stand_in_speaks_as_the_server_does(server):
 
     def said(url):
         asked = {"messages": ASKED, "max_tokens": 3, "temperature": 0, "stream": True, "skip": {"trace": True}}
-        lines = HTTP.post(f"{url}/v1/chat/completions", json=asked).text.splitlines()
-        return HTTP.get(f"{url}/v1/skip").json(), [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        lines = httpx.post(f"{url}/v1/chat/completions", json=asked).text.splitlines()
+        return httpx.get(f"{url}/v1/skip").json(), [
+            json.loads(line[6:]) for line in lines if line.startswith("data: {")
+        ]
 
     with page_server.serving(seconds=0.0) as stand_in:
         skips, chunks = said(stand_in.url.rstrip("/"))

@@ -7,26 +7,17 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-import httpx
 import openai
 import pytest
 
 from ffnskip_cpp import demo_model
 from ffnskip_cpp.serving.guard import Limits
-from support.api_server import api_server
+from support.api_server import NO_END, api_server
 from support.running import F32_CACHE
 
 KEY = "a-key-that-nobody-prints"
-NO_END = {"1": -100, "5": -100}
-HTTP = httpx.Client(timeout=30)
 MESSAGES = [{"role": "user", "content": "The"}]
 ENDLESS = {"prompt": "The", "max_tokens": 500, "logit_bias": NO_END}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _closed_in_the_end():
-    with HTTP:
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +94,7 @@ def wait_until(is_so, seconds=15):
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_bad_values_are_refused_by_name(server, path, fields, param):
     rest = {"prompt": "The"} if path == "/v1/completions" else {"messages": MESSAGES}
-    error = error_of(HTTP.post(server.url + path, json={**rest, "max_tokens": 2, **fields}), 400)
+    error = error_of(server.http.post(path, json={**rest, "max_tokens": 2, **fields}), 400)
     assert error["type"] == "invalid_request_error"
     if param is not None:
         assert error["param"] == param
@@ -128,7 +119,7 @@ def test_bad_values_are_refused_by_name(server, path, fields, param):
 )
 def test_bad_prompts_are_refused(server, body, param):
     data = json.dumps(body).encode()
-    response = HTTP.post(f"{server.url}/v1/completions", content=data, headers={"Content-Type": "application/json"})
+    response = server.http.post("/v1/completions", content=data, headers={"Content-Type": "application/json"})
     assert error_of(response, 400)["param"] == param
 
 
@@ -170,7 +161,7 @@ def with_schema(schema):
 )
 def test_bad_chats_are_refused(server, fields, param):
     began = time.monotonic()
-    response = HTTP.post(f"{server.url}/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2, **fields})
+    response = server.http.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 2, **fields})
     assert error_of(response, 400)["param"] == param
     assert time.monotonic() - began < 5
 
@@ -180,21 +171,21 @@ def test_bad_chats_are_refused(server, fields, param):
     [b"", b"{", b'{"prompt":', b"[1]", b"null", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 9000, b'"a"', b"1" * 9000],
 )
 def test_bodies_that_are_no_request(server, body):
-    response = HTTP.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    response = server.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
     error_of(response, 400)
 
 
 def test_a_form_of_another_site_is_no_request(server):
     """Browsers send text/plain to any site without asking it first."""
     error_of(
-        HTTP.post(f"{server.url}/v1/completions", content=b'{"prompt": "The"}', headers={"Content-Type": "text/plain"}),
+        server.http.post("/v1/completions", content=b'{"prompt": "The"}', headers={"Content-Type": "text/plain"}),
         400,
     )
 
 
 def test_deep_but_right_schemas_work(server):
     fields = {"messages": MESSAGES, "max_tokens": 2, **with_schema(DEEP)}
-    assert HTTP.post(f"{server.url}/v1/chat/completions", json=fields).status_code == 200
+    assert server.http.post("/v1/chat/completions", json=fields).status_code == 200
 
 
 # ---- paths, keys, names ----
@@ -210,34 +201,34 @@ def test_paths_and_methods_that_do_not_exist(server):
         "/page/app.js",
         "//etc/passwd",
     ):
-        assert error_of(HTTP.get(server.url + path), 404)["code"] == "not_found"
-    assert error_of(HTTP.delete(f"{server.url}/v1/models"), 405)["code"] == "method_not_allowed"
+        assert error_of(server.http.get(path), 404)["code"] == "not_found"
+    assert error_of(server.http.delete("/v1/models"), 405)["code"] == "method_not_allowed"
 
 
 def test_the_page_is_there_with_its_policy(server):
-    page = HTTP.get(f"{server.url}/")
+    page = server.http.get("/")
     assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert HTTP.get(f"{server.url}/app.js").headers["content-type"].startswith("text/javascript")
+    assert server.http.get("/app.js").headers["content-type"].startswith("text/javascript")
 
 
 def test_a_name_that_was_pointed_here_is_refused(server, locked):
     for name in ("rebound.example", "localhost.rebound.example", "127.0.0.1.rebound.example", ""):
-        error_of(HTTP.get(f"{server.url}/v1/skip", headers={"Host": name}), 403)
+        error_of(server.http.get("/v1/skip", headers={"Host": name}), 403)
     for name in ("localhost:1234", "127.0.0.1", "[::1]:8080", "192.168.1.5:8080"):
-        assert HTTP.get(f"{server.url}/v1/skip", headers={"Host": name}).status_code == 200
+        assert server.http.get("/v1/skip", headers={"Host": name}).status_code == 200
     headers = {"Host": "models.example", "Authorization": f"Bearer {KEY}"}
-    assert HTTP.get(f"{locked.url}/v1/skip", headers=headers).status_code == 200
+    assert locked.http.get("/v1/skip", headers=headers).status_code == 200
 
 
 def test_the_key_is_asked_for_but_by_the_page_and_health(locked, capfd):
     for given in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}):
         for path in ("/v1/models", "/v1/skip", "/metrics", "/openapi.json", "/nothing"):
-            assert error_of(HTTP.get(locked.url + path, headers=given), 401)["type"] == "authentication_error"
-        error_of(HTTP.post(f"{locked.url}/v1/completions", json={"prompt": "The"}, headers=given), 401)
+            assert error_of(locked.http.get(path, headers=given), 401)["type"] == "authentication_error"
+        error_of(locked.http.post("/v1/completions", json={"prompt": "The"}, headers=given), 401)
     for path in ("/", "/app.js", "/health"):
-        assert HTTP.get(locked.url + path).status_code == 200
-    assert HTTP.get(f"{locked.url}/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+        assert locked.http.get(path).status_code == 200
+    assert locked.http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
     with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sk-wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
@@ -247,13 +238,13 @@ def test_the_key_is_asked_for_but_by_the_page_and_health(locked, capfd):
 
 def test_other_sites_are_kept_out_unless_named(server, locked):
     asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in HTTP.options(f"{server.url}/v1/completions", headers=asks).headers
-    assert "access-control-allow-origin" not in HTTP.get(f"{server.url}/health", headers=asks).headers
-    allowed = HTTP.options(f"{locked.url}/v1/completions", headers=asks)
+    assert "access-control-allow-origin" not in server.http.options("/v1/completions", headers=asks).headers
+    assert "access-control-allow-origin" not in server.http.get("/health", headers=asks).headers
+    allowed = locked.http.options("/v1/completions", headers=asks)
     assert allowed.headers["access-control-allow-origin"] == "https://a.example"
-    refused = HTTP.get(f"{locked.url}/v1/models", headers=asks)  # scripts may read why
+    refused = locked.http.get("/v1/models", headers=asks)  # scripts may read why
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.example")
-    other = HTTP.options(f"{locked.url}/v1/completions", headers={**asks, "Origin": "https://b.example"})
+    other = locked.http.options("/v1/completions", headers={**asks, "Origin": "https://b.example"})
     assert "access-control-allow-origin" not in other.headers
 
 
@@ -264,11 +255,10 @@ def test_bodies_too_large_are_refused_whether_or_not_they_say_so(server):
     large = json.dumps({"prompt": "a" * 120_000}).encode()
     headers = {"Content-Type": "application/json"}
     assert (
-        error_of(HTTP.post(f"{server.url}/v1/completions", content=large, headers=headers), 413)["code"]
-        == "body_too_large"
+        error_of(server.http.post("/v1/completions", content=large, headers=headers), 413)["code"] == "body_too_large"
     )
     pieces = (large[i : i + 1000] for i in range(0, len(large), 1000))
-    error_of(HTTP.post(f"{server.url}/v1/completions", content=pieces, headers=headers), 413)
+    error_of(server.http.post("/v1/completions", content=pieces, headers=headers), 413)
 
 
 def test_bodies_that_do_not_come_are_not_waited_for(locked):
@@ -284,7 +274,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(server):
         with pytest.raises(openai.RateLimitError) as refusal:
             client.completions.create(model="", prompt="The", max_tokens=1)
         assert int(refusal.value.response.headers["retry-after"]) > 0
-        error_of(HTTP.post(f"{server.url}/v1/completions", json={"prompt": "The", "n": 4}), 429)
+        error_of(server.http.post("/v1/completions", json={"prompt": "The", "n": 4}), 429)
         for stream in streams:
             stream.close()
         wait_until(lambda: server.engine.counts().running + server.engine.counts().queued == 0)
@@ -293,7 +283,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(server):
 
 def test_of_answers_that_do_not_all_find_a_place_none_is_begun(server):
     before = server.engine.counts()
-    error_of(HTTP.post(f"{server.url}/v1/completions", json={**ENDLESS, "n": 4}), 429)
+    error_of(server.http.post("/v1/completions", json={**ENDLESS, "n": 4}), 429)
     wait_until(lambda: server.engine.counts().running + server.engine.counts().queued == 0)
     assert server.engine.counts().cancelled == before.cancelled + 3
     assert server.engine.counts().done == before.done
@@ -302,8 +292,8 @@ def test_of_answers_that_do_not_all_find_a_place_none_is_begun(server):
 def test_answers_that_take_too_long_are_ended(locked):
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {**ENDLESS, "max_tokens": 15_000}
-    assert error_of(HTTP.post(f"{locked.url}/v1/completions", json=body, headers=headers), 504)["code"] == "timeout"
-    text = HTTP.post(f"{locked.url}/v1/completions", json={**body, "stream": True}, headers=headers).text
+    assert error_of(locked.http.post("/v1/completions", json=body, headers=headers), 504)["code"] == "timeout"
+    text = locked.http.post("/v1/completions", json={**body, "stream": True}, headers=headers).text
     last = json.loads(text.strip().splitlines()[-1][len("data: ") :])
     assert last["error"]["code"] == "timeout"
     with openai.OpenAI(base_url=f"{locked.url}/v1", api_key=KEY, max_retries=0) as client:
@@ -329,7 +319,7 @@ def test_a_slow_reader_gets_all_and_holds_nobody_up(server):
         sock.sendall(request_bytes(server, "/v1/completions", body))
         got = sock.recv(64)
         for _ in range(3):  # others are served meanwhile
-            assert HTTP.post(f"{server.url}/v1/completions", json={"prompt": "The", "max_tokens": 2}).status_code == 200
+            assert server.http.post("/v1/completions", json={"prompt": "The", "max_tokens": 2}).status_code == 200
         while b"data: [DONE]" not in got:
             got += sock.recv(1024)
     events = [json.loads(line[6:])["choices"][0] for line in got.split(b"\n") if line.startswith(b"data: {")]
@@ -349,4 +339,4 @@ def test_nonsense_on_the_wire_is_survived(server):
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(4096):
                 pass
-    assert HTTP.get(f"{server.url}/health").status_code == 200
+    assert server.http.get("/health").status_code == 200

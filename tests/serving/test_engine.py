@@ -21,7 +21,7 @@ from support.tiny_models import EOS
 
 pytestmark = pytest.mark.filterwarnings("ignore:skip")  # the values are not calibrated
 
-OPTIONS = {"n_threads": 1, "n_threads_batch": 1, "n_ubatch": 32, **F32_CACHE}
+OPTIONS = {"n_threads": 1, "n_threads_batch": 1, "n_ubatch": 32, "flash_attn": False, **F32_CACHE}
 NO_END = {EOS: -100.0}
 GREEDY = Sampling(temperature=0.0, logit_bias=NO_END)
 
@@ -110,6 +110,30 @@ def alone(path, request, default=DEFAULT):
     least, most = bytes_of[..., 0], bytes_of[..., 1]
     read = [(least + (most - least) * np.nan_to_num(shares)).sum() / most.sum() for shares in trace.kept]
     return found, *layers, read
+
+
+def test_who_wants_the_whole_answer_is_woken_once(engine, monkeypatch):
+    request = Request(tokens_of("the weather"), 20, GREEDY)
+    expected = answers(engine, request)[0]
+    wakes = []
+
+    async def whole():
+        loop = asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (wakes.append(args), call(*args)))
+        return await engine.submit(request).rest()
+
+    tokens, end = asyncio.run(asyncio.wait_for(whole(), 60))
+    assert len(wakes) == 1
+    assert (list(tokens), end.reason) == (expected[:-1], expected[-1].reason)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({}, "AUTO"), ({"flash_attn": True}, "ENABLED"), ({"flash_attn": False}, "DISABLED")]
+)
+def test_llama_cpp_decides_about_flash_attention(tiny, given, wanted):
+    with closing(Engine(tiny, n_parallel=2, n_ctx=64, skip=None, **given)) as engine:
+        assert engine.llm.context_params.flash_attn_type == getattr(llama_cpp, f"LLAMA_FLASH_ATTN_TYPE_{wanted}")
 
 
 def test_each_answer_is_the_one_it_gets_alone(tiny):

@@ -6,7 +6,6 @@ import pytest
 
 pytest.importorskip("schemathesis")
 
-import httpx
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
@@ -38,27 +37,26 @@ def api(server):
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_no_request_is_too_much(server, api, path, mode):
     statuses = []
-    with httpx.Client(timeout=30) as http:
 
-        @seed(1)
-        @MADE_UP
-        @given(api[path]["POST"].as_strategy(generation_mode=mode))
-        def ask(case):
-            sent = case.as_transport_kwargs(base_url=server.url)
-            response = http.request(
-                sent["method"], sent["url"], headers=sent["headers"], content=sent.get("data"), json=sent.get("json")
-            )
-            statuses.append(response.status_code)
-            assert response.status_code < 500
-            if response.status_code >= 400:
-                assert response.json()["error"]["message"]
+    @seed(1)
+    @MADE_UP
+    @given(api[path]["POST"].as_strategy(generation_mode=mode))
+    def ask(case):
+        sent = case.as_transport_kwargs(base_url=server.url)
+        response = server.http.request(
+            sent["method"], sent["url"], headers=sent["headers"], content=sent.get("data"), json=sent.get("json")
+        )
+        statuses.append(response.status_code)
+        assert response.status_code < 500
+        if response.status_code >= 400:
+            assert response.json()["error"]["message"]
 
-        ask()
+    ask()
     assert len(statuses) >= 10
 
 
 def test_the_document_has_openais_statuses_alone(server):
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = server.http.get("/openapi.json").json()
     statuses = {status for path in document["paths"].values() for of in path.values() for status in of["responses"]}
     assert statuses == {"200", "default"}
     answers = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/skip", "/health", "/metrics"}

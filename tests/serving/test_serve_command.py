@@ -62,7 +62,7 @@ def test_told_to_end_it_lets_answers_end_and_takes_no_more():
         assert rest[-2] == "data: [DONE]"
         assert len([line for line in rest if line.startswith("data: {")]) > 200
         with pytest.raises(httpx.ConnectError):
-            http.get(f"{url}/health")
+            httpx.get(f"{url}/health")  # by a connection of its own
         _, errors = process.communicate(timeout=20)
         assert (process.returncode, errors) == (-signal.SIGTERM, "")
 

@@ -11,6 +11,7 @@ from ..devices import add_rpc_servers
 __all__ = [
     "UsageError",
     "add_devices",
+    "add_flash_attention",
     "add_model",
     "add_progress",
     "add_seed",
@@ -21,6 +22,9 @@ __all__ = [
     "take_devices",
     "take_model",
 ]
+
+
+FLASH_ATTENTION = {"on": True, "off": False, "auto": None, "1": True, "0": False}
 
 
 class UsageError(Exception):
@@ -79,6 +83,24 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rpc", metavar="SERVERS", help="RPC servers whose devices take layers as GPUs do: HOST:PORT,HOST:PORT"
     )
+
+
+def add_flash_attention(parser: argparse.ArgumentParser) -> None:
+    """As llama.cpp's programs name it; `args.flash_attn` is None where llama.cpp decides."""
+    parser.add_argument(
+        "-fa",
+        "--flash-attn",
+        type=_flash_attention,
+        metavar="{on,off,auto}",
+        help="flash attention (default: auto, llama.cpp decides)",
+    )
+
+
+def _flash_attention(text: str) -> bool | None:
+    try:
+        return FLASH_ATTENTION[text]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(FLASH_ATTENTION)}") from None
 
 
 def take_devices(args: argparse.Namespace) -> None:

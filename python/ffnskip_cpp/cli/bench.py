@@ -14,11 +14,9 @@ from ..benchmark.shapes import SHAPES
 from ..files import check_text_output, whole_file
 from ..lora import LORA_HELP
 from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS
-from .arguments import UsageError, add_devices, add_model, add_progress, explain, list_of
+from .arguments import UsageError, add_devices, add_flash_attention, add_model, add_progress, explain, list_of
 
 __all__ = ["add_arguments", "run"]
-
-FLASH_ATTENTION = {"0": False, "off": False, "1": True, "on": True, "auto": None}
 
 HELP = f"""\
 {NOTES}
@@ -82,13 +80,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-warmup", action="store_true", help="do without the untimed run before each test")
     add_devices(parser)
-    parser.add_argument(
-        "-fa",
-        "--flash-attn",
-        choices=tuple(FLASH_ATTENTION),
-        default="auto",
-        help="flash attention (default: auto, llama.cpp decides)",
-    )
+    add_flash_attention(parser)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         repetitions=args.repetitions,
         warm_up=not args.no_warmup,
         n_gpu_layers=args.n_gpu_layers,
-        flash_attention=FLASH_ATTENTION[args.flash_attn],
+        flash_attention=args.flash_attn,
         skip_ratio=args.skip_ratio,
         policy=args.policy,
         region=args.region,

@@ -14,7 +14,7 @@ from contextlib import closing
 from ..lora import LORA_HELP, as_adapter
 from ..measure.model import check_model
 from ..skip_argument import Skip
-from .arguments import UsageError, add_model, add_threads, explain
+from .arguments import UsageError, add_flash_attention, add_model, add_threads, explain
 from .skip_options import add_skip_options, given_skip_options, skip_config
 
 __all__ = ["INTERRUPTED", "add_arguments", "run"]
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of a prompt and its answer, for each of --parallel (default: the model's, 4096 at most)",
     )
     add_threads(parser)
+    add_flash_attention(parser)
     parser.add_argument("--lora", metavar="FILE", help=LORA_HELP)
     _add_limits(parser.add_argument_group("limits and security"))
     add_skip_options(parser.add_argument_group("what is skipped, where a request does not say"))
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
                 n_threads=threads,
                 n_threads_batch=threads,
                 n_gpu_layers=args.n_gpu_layers,
+                flash_attn=args.flash_attn,
                 **adapter,
             )
         with closing(engine):

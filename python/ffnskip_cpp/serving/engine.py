@@ -44,8 +44,9 @@ class Engine:
             has room for n_parallel times as many.
         skip: What is skipped where a request does not say, as for `Llama`.
         max_queue: Requests that may wait where so many run, 0 or more.
-        **llama_options: As for `Llama`. `reuse` is "full" unless it is given: of what a client's last answer left in
-            the memory, tokens that skipped are evaluated again when they come back in a prompt.
+        **llama_options: As for `Llama`, but for what is not given: llama.cpp decides about `flash_attn`, and `reuse` is
+            "full": of what a client's last answer left in the memory, tokens that skipped are evaluated again when
+            they come back in a prompt.
     Raises:
         ValueError: What `Llama` raises, or a value out of range.
     """

@@ -29,12 +29,22 @@ class ServedLlama(Llama):
     Args:
         n_parallel: Texts at once.
         n_ctx: Tokens of each; None: as many as the model was trained on, 4096 at most.
+        flash_attn: None: llama.cpp decides, as in its own server.
         **options: As for `Llama`.
     Raises:
         ValueError: What `Llama` raises, or an option that is not for several texts.
     """
 
-    def __init__(self, model_path: str, *, n_parallel: int, n_ctx: int | None, skip: Skip, **options: Any):
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        n_parallel: int,
+        n_ctx: int | None,
+        skip: Skip,
+        flash_attn: bool | None = None,
+        **options: Any,
+    ):
         for name, reason in NOT_SERVED.items():
             if options.get(name):
                 raise ValueError(f"{name}: not for a server: {reason}")
@@ -42,8 +52,11 @@ class ServedLlama(Llama):
             raise ValueError(f"n_ctx: {n_ctx} is less than 1")
         self._n_parallel = n_parallel
         self._n_ctx_wanted = n_ctx
+        self._flash_attn = flash_attn
         self._is_prepared = False
-        super().__init__(model_path, skip=skip, n_ctx=n_parallel * (n_ctx or DEFAULT_N_CTX), **options)
+        super().__init__(
+            model_path, skip=skip, n_ctx=n_parallel * (n_ctx or DEFAULT_N_CTX), flash_attn=flash_attn is True, **options
+        )
         self._require_vocabulary()
 
     # As in `Llama`: the moment before the context is made.
@@ -54,6 +67,8 @@ class ServedLlama(Llama):
             n_ctx = self._n_ctx_wanted or min(self.n_ctx_train, DEFAULT_N_CTX)
             self._check_batch()
             self._context.serve(self._n_parallel, n_ctx)
+            if self._flash_attn is None:
+                self._context.params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
         return super().context_params
 
     @context_params.setter

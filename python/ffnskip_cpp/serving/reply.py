@@ -81,15 +81,15 @@ class Reply(Response):
             while self._n_left > 0:
                 index, item = await queue.get()
                 if isinstance(item, End):
-                    self._n_left -= 1
-                    self._ended(item)
-                    self._require_whole(item)
+                    self._count(item)
                 yield index, item
         finally:
             for reader in readers:
                 reader.cancel()
 
-    def _require_whole(self, end: End) -> None:
+    def _count(self, end: End) -> None:
+        self._n_left -= 1
+        self._ended(end)
         if end.reason == "error":
             raise ApiError(500, f"the answer failed: {end.message}")
         if end.reason == "cancelled":
@@ -99,22 +99,20 @@ class Reply(Response):
     # ---- whole ----
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        tokens: list[list[Token]] = [[] for _ in self._streams]
-        ends: dict[int, End] = {}
         try:
-            async for index, item in self._items():
-                if isinstance(item, End):
-                    ends[index] = item
-                else:
-                    tokens[index].append(item)
+            answers = await asyncio.gather(*(self._answer(stream) for stream in self._streams))
         except HTTPException as error:
             await response_of(error)(scope, receive, send)
             return
-        answers = [Answered(tuple(tokens[index]), ends[index]) for index in range(len(tokens))]
         body = _json(self._form.whole(answers))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, stream: Stream) -> Answered:
+        tokens, end = await stream.rest()
+        self._count(end)
+        return Answered(tokens, end)
 
     # ---- events ----
 
