@@ -132,7 +132,8 @@ def test_a_chat_longer_than_a_context_goes_on_in_the_next(chatting):
     assert [len(first), len(second)] == [150, 150] and len(third) >= MIN_TOKENS
     n = first.generated.count(PROMPT)
     assert first.generated[n:] == list(range(150 - n)) and first.eligible(10).index(True) == n + 10
-    assert second.generated[0] == 0 and second.eligible(10).index(True) == 10  # nothing led to it in its context
+    assert second.generated[:2] == [PROMPT, 1]  # nothing led to it in its context, which it begins
+    assert second.eligible(10).index(True) == 10
 
 
 @pytest.mark.parametrize(

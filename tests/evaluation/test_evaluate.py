@@ -533,6 +533,20 @@ def test_a_chat_is_rendered_by_the_models_own_template(model, model_file):
         assert ModelSubject(llm, Method("dense", "dense", None, None), llm, Options()).chat_prompt(messages) is None
 
 
+@pytest.mark.parametrize("warm_up", [0, 1, 9])
+def test_the_first_token_of_a_text_is_the_prompt_of_the_others(model, warm_up):
+    skip = SkipConfig(layers=[0, 3], max_skip=0, warm_up_index=warm_up)
+    with ours(model, skip) as llm, ours(model, None) as dense:
+        tokens = llm.tokenize(b"Olm sold forty boats in Ul, and nobody asked him why.")
+        subject = ModelSubject(llm, Method("blocks", "blocks", None, skip), dense, Options(warm_up_index=warm_up))
+        rows, n_may_skip = subject.compare(tokens)
+        first = max(warm_up, 1)
+        llm.skip = SkipConfig(layers=[0, 3], max_skip=0, warm_up_index=0)  # a prompt does not skip, nor does a warm-up
+        expected = llm.score(tokens[:first], [tokens[first:], tokens[first : first + 1]]).log_likelihood
+    assert len(rows) == n_may_skip == len(tokens) - 1 - first
+    assert rows.nll.sum() == pytest.approx(expected[1] - expected[0], abs=1e-3)
+
+
 def test_rows_compared_are_those_behind_the_warm_up_for_every_method(model, text, tmp_path):
     options = {"methods": ["skip_decode", "short_gpt", "channels"], "text": text, "limit": 1, **OPTIONS}
     found = evaluate(model, "perplexity", text, tmp_path, **options)

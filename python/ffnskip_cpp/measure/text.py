@@ -54,7 +54,9 @@ class Chunk:
 
     tokens: list[int]
     generated: list[int]
-    """Of each token: its index in a generation, or `chat.PROMPT`. A chunk of plain text is one generation."""
+    """Of each token: its index in a generation, or `chat.PROMPT`. A chunk of plain text is one generation; its first
+    token is the prompt of the others, and never skips: no text begins without one, and models keep in it what later
+    tokens attend to where they attend to nothing."""
 
     def eligible(self, warm_up_index: int) -> list[bool]:
         """[n_tokens]: may skip."""
@@ -252,7 +254,7 @@ def _cut(llm: llama_cpp.Llama, text: str, n_ctx: int, wanted: int | None) -> lis
     tokens = _tokenize(llm, text, wanted)
     step = n_ctx - len(start)
     parts = [start + tokens[first : first + step] for first in range(0, len(tokens), step)]
-    return [Chunk(part, list(range(len(part)))) for part in parts]
+    return [Chunk(part, [PROMPT, *range(1, len(part))]) for part in parts]
 
 
 def _cut_chat(llm: llama_cpp.Llama, chat: Chat, n_ctx: int) -> list[Chunk]:
@@ -263,7 +265,7 @@ def _cut_chat(llm: llama_cpp.Llama, chat: Chat, n_ctx: int) -> list[Chunk]:
     for first in range(0, len(tokens), n_ctx):
         part = generated[first : first + n_ctx]
         if first > 0:
-            part = [min(index, i) if index != PROMPT else PROMPT for i, index in enumerate(part)]
+            part = [PROMPT, *(PROMPT if index == PROMPT else min(index, i) for i, index in enumerate(part[1:], 1))]
         result.append(Chunk(tokens[first : first + n_ctx], part))
     return result
 
