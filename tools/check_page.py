@@ -77,6 +77,7 @@ def _layers(cell: str) -> list[int]:
 def two_answers_come_side_by_side(driver: Chrome, url: str) -> None:
     with Page(driver, url).connected() as page:
         page.one("#compare").click()
+        Select(page.one("#policy")).select_by_visible_text("ffn_skip")
         page.ask("Write a short story about a lighthouse.")
         same([name.text for name in page.all(".answer .name")], ["Dense", "Skipping"])
         left, right = (answer.rect for answer in page.all(".answer"))
@@ -194,7 +195,7 @@ def escape_stops(driver: Chrome, server: PageServer) -> None:
 
 
 @contextlib.contextmanager
-def slow(driver: Chrome, server: PageServer) -> Iterator[None]:
+def slow(server: PageServer) -> Iterator[None]:
     before, server.seconds = server.seconds, 0.1
     try:
         yield

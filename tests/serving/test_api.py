@@ -278,6 +278,19 @@ def test_a_stream_closed_in_the_middle_ends_the_answer(client, server):
     assert (counts.running, counts.cancelled) == (0, before + 1)
 
 
+def test_values_that_llama_cpps_clients_send(client, server):
+    asked = {"model": "", "messages": ASKED, "temperature": 0, "max_tokens": 200, "seed": -1}
+    usual = client.chat.completions.create(**{**asked, "seed": 1})
+    got = client.chat.completions.create(
+        **{**asked, "max_tokens": -1}, modalities=["text"], extra_body={"cache_prompt": False}
+    )
+    assert got.choices[0].message.content == usual.choices[0].message.content
+    assert got.choices[0].finish_reason == "stop"
+    response_format = {"type": "json_object", "schema": PERSON}
+    said = server.http.post("/v1/chat/completions", json={**asked, "response_format": response_format}).json()
+    assert set(json.loads(said["choices"][0]["message"]["content"])) == set(PERSON["required"])
+
+
 def test_models_and_health(client, server):
     assert [model.id for model in client.models.list()] == ["demo-q8_0"]
     assert client.models.retrieve("demo-q8_0").object == "model"

@@ -212,6 +212,7 @@ def test_what_is_there_already_is_not_evaluated_again(engine):
     for request, n_cached in [
         (Request(prompt, 4, GREEDY, skip=None), 0),
         (Request(prompt, 4, GREEDY, skip=None), len(prompt) - 1),
+        (Request(prompt, 4, GREEDY, skip=None, reuses=False), 0),
         (Request(prompt[:30] + tokens_of("!"), 4, GREEDY, skip=None), 30),
         (Request(tokens_of("south"), 4, GREEDY, skip=None), 0),
         (Request(prompt[:20], 4, GREEDY), 19),
@@ -347,7 +348,7 @@ def test_settings_of_a_request(engine):
         ({"skip_ratio": "much"}, "skip_ratio"),
         ({"skip_ratio": 2.0}, "skip_ratio: 2 is outside"),
         ({"layers": [40], "max_skip": 0}, "layers: 40"),
-        ({"policy": "channels"}, "stored by channel"),
+        ({"policy": "channels"}, "started with it"),
     ]:
         with pytest.raises(ValueError, match=message):
             engine.skip_of(options)

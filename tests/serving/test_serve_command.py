@@ -20,6 +20,8 @@ from ffnskip_cpp import demo_model
 from ffnskip_cpp.cli import main
 
 ENDLESS = {"prompt": "The", "max_tokens": 15_000, "stream": True, "logit_bias": {"1": -100, "5": -100}}
+LONG = "ffnskip serve: --ctx 20000: the model was trained on 512 tokens\n"
+WAITS = "ffnskip serve: no more requests are taken; answers have {} s to end, and none after Ctrl-C again\n"
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def test_told_to_end_it_lets_answers_end_and_takes_no_more():
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")  # by a connection of its own
         _, errors = process.communicate(timeout=20)
-        assert (process.returncode, errors) == (-signal.SIGTERM, "")
+        assert (process.returncode, errors) == (-signal.SIGTERM, LONG + WAITS.format(20))
 
 
 @pytest.mark.parametrize(("grace", "n_presses"), [("0.3", 1), ("500", 2)])
@@ -81,7 +83,8 @@ def test_ctrl_c_ends_it_and_answers_when_their_time_is_over_or_at_once_when_pres
                 error = json.loads(last[len("data: ") :])["error"]
                 assert (error["message"], error["type"]) == ("the server is shutting down", "server_error")
         _, errors = process.communicate(timeout=20)
-        assert (process.returncode, errors.strip()) == (130, "ffnskip serve: interrupted; all answers have ended")
+        assert process.returncode == 130
+        assert errors == f"{LONG}{WAITS.format(grace)}ffnskip serve: interrupted; all answers have ended\n"
 
 
 def test_killed_it_leaves_a_clean_error_and_its_port_free():
@@ -115,15 +118,21 @@ def test_the_key_comes_from_the_environment_and_skip_options_are_the_servers():
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (["--port", "99999"], 1, "port: 99999 is outside"),
+        (["--port", "99999"], 2, "--port 99999"),
         (["--host", "203.0.113.7", "--port", "0"], 1, "203.0.113.7:0: cannot assign"),
-        (["--max-body", "0"], 1, "max_body: 0 is less than 1"),
-        (["--timeout", "-1"], 1, "timeout: -1.0 is no number of seconds"),
+        (["--max-body", "0"], 2, "max_body: 0 is less than 1"),
+        (["--timeout", "-1"], 2, "timeout: -1.0 is no number of seconds"),
+        (["--grace", "nan"], 2, "--grace nan"),
+        (["--max-queue", "-1"], 2, "--max-queue -1"),
+        (["--cors", "example.org", "--port", "0"], 2, "cors: 'example.org' is no origin"),
         (["--api-key", " "], 2, "the API key is empty"),
         (["--skip-ratio", "2"], 2, "skip_ratio"),
         (["--profile", "nowhere.gguf"], 1, "nowhere.gguf"),
         (["--lora", "nowhere.gguf"], 1, "nowhere.gguf"),
-        (["--parallel", "0", "--port", "0"], 1, "n_parallel: 0 is outside"),
+        (["--parallel", "0"], 2, "--parallel 0"),
+        (["-c", "-1"], 2, "--ctx -1"),
+        (["-np", "300", "--port", "0"], 1, "n_parallel: 300 is outside"),
+        (["--temp", "0"], 2, "unrecognized arguments: --temp 0; ffnskip serve --help says what there is"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(options, status, said, capfd, monkeypatch):

@@ -46,7 +46,7 @@ def api_server(
         app = create_app(engine, limits=limits or Limits(), api_key=api_key, origins=origins)
         is_ready = threading.Event()
         url = url_of(bound)
-        server = Server(app, engine, grace=0.0, ready=is_ready.set)
+        server = Server(app, engine, grace=0.0, ready=is_ready.set, waits=lambda: None)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:

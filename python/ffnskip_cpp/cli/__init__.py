@@ -94,7 +94,9 @@ def _refuse(parser: argparse.ArgumentParser, args: argparse.Namespace, more: Seq
     """What is left over: words behind the model, or what is no option."""
     if getattr(args, "model", None) is not None and not any(word.startswith("-") for word in more):
         raise UsageError(f"takes one {args.model_metavar or 'model'}; given are {' and '.join((args.model, *more))}")
-    parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if args.command is None:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    raise UsageError(f"unrecognized arguments: {' '.join(more)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ipaddress
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
 
+from ..errors import ArgumentError
 from ..lora import LORA_HELP, as_adapter
 from ..measure.model import check_model
 from ..skip_argument import Skip
@@ -40,9 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at (default: 127.0.0.1)"
     )
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="port; 0: any free one (default: 8080)")
-    parser.add_argument("--parallel", type=int, default=4, metavar="N", help="answers at once (default: 4)")
+    parser.add_argument("-np", "--parallel", type=int, default=4, metavar="N", help="answers at once (default: 4)")
     parser.add_argument(
+        "-c",
         "--ctx",
+        "--ctx-size",
+        dest="ctx",
         type=int,
         metavar="N",
         help="tokens of a prompt and its answer, for each of --parallel (default: the model's, 4096 at most)",
@@ -68,7 +73,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         "may be repeated (default: none)",
     )
     for name, kind, default, what in (
-        ("--max-queue", int, 64, "requests that may wait; more are refused with 429"),
+        ("--max-queue", int, 64, "answers that may wait; more requests are refused with 429"),
         ("--max-body", int, 1 << 20, "bytes of a request"),
         ("--timeout", float, 600, "seconds that a request may take, waiting included; 0: no limit"),
         ("--grace", float, 10, "seconds that answers have to end when the server is told to"),
@@ -91,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if key is not None and not key.strip():
         raise UsageError("the API key is empty; leave --api-key and FFNSKIP_API_KEY away for none")
     limits = Limits(max_body=args.max_body, seconds=args.timeout)
+    _check(args)
     skip = _skip(args)
     adapter = {} if args.lora is None else as_adapter(args.lora).options()
     threads = args.threads or os.cpu_count()
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             engine = Engine(
                 args.model,
                 n_parallel=args.parallel,
-                n_ctx=args.ctx,
+                n_ctx=args.ctx or None,
                 skip=skip,
                 max_queue=args.max_queue,
                 n_threads=threads,
@@ -115,12 +121,37 @@ def run(args: argparse.Namespace) -> int:
             def ready() -> None:
                 _say_where(url_of(bound), engine.model_id, "dense" if engine.skip is None else engine.skip.label)
 
+            def waits() -> None:
+                _note(f"no more requests are taken; answers have {args.grace:g} s to end, and none after Ctrl-C again")
+
+            if engine.llm.why_dense is not None:
+                _note(f"nothing can be skipped: {engine.llm.why_dense}")
+            elif engine.skip is None and skip == "auto":
+                _note(
+                    "no profile is beside or in the model, so nothing is skipped but by requests that say so; "
+                    f"ffnskip calibrate {args.model} --text FILE makes one"
+                )
+            if engine.n_ctx_slot > engine.llm.n_ctx_train:
+                _note(f"--ctx {engine.n_ctx_slot}: the model was trained on {engine.llm.n_ctx_train} tokens")
             if not has_template(engine.llm):
                 _note("the model has no chat template; chats are written as Llama 2's")
             if key is None and not _is_loopback(args.host):
                 _note("anybody who reaches this machine can use it: no API key is set")
-            Server(app, engine, grace=args.grace, ready=ready).run(sockets=[bound])
+            Server(app, engine, grace=args.grace, ready=ready, waits=waits).run(sockets=[bound])
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.parallel < 1:
+        raise ArgumentError(f"--parallel {args.parallel}: 1 or more")
+    if args.ctx is not None and args.ctx < 0:
+        raise ArgumentError(f"--ctx {args.ctx}: 1 or more, or 0 for the default")
+    if not 0 <= args.port < 2**16:
+        raise ArgumentError(f"--port {args.port}: 0 to {2**16 - 1}")
+    if args.max_queue < 0:
+        raise ArgumentError(f"--max-queue {args.max_queue}: 0 or more")
+    if not 0 <= args.grace < math.inf:
+        raise ArgumentError(f"--grace {args.grace}: a number of seconds, 0 or more")
 
 
 def _skip(args: argparse.Namespace) -> Skip:

@@ -21,9 +21,12 @@ def check_model(path: PathLike, n_threads: int | None, lora: PathLike | None = N
 
     Raises:
         FileNotFoundError: The model or the adapter is missing.
+        IsADirectoryError: The model is a folder.
         ValueError: So many threads can't be had, or the adapter's scale is no number.
     """
     check_threads(n_threads)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{os.fspath(path)}: is a folder, and not a model file")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{os.fspath(path)}: no such file")
     if lora is not None:

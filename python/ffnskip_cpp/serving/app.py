@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from ..errors import ArgumentError
 from .bodies import ChatBody, TextBody
 from .engine import Engine
 from .failures import ApiError, ErrorBody, response_of, validation_error
@@ -37,6 +39,8 @@ def create_app(
     Args:
         api_key: That requests must have, but for the page itself and /health; None: none is asked for.
         origins: Of other sites whose scripts may use the server from a browser; "*": all.
+    Raises:
+        ArgumentError: An origin that is none.
     """
     from .. import __version__
 
@@ -58,8 +62,21 @@ def create_app(
     app.add_middleware(Guard, limits=limits, api_key=api_key, open_paths={"/health", *page})
     app.add_middleware(Counted, metrics=metrics, paths=paths)
     if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[_origin(given) for given in origins],
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
     return app
+
+
+def _origin(given: str) -> str:
+    """As browsers write it."""
+    parts = urlsplit(given)
+    if given != "*" and (not parts.scheme or not parts.netloc or parts.path not in ("", "/") or parts.query):
+        raise ArgumentError(f"cors: {given!r} is no origin, such as https://example.org, or * for all")
+    return given.rstrip("/").lower()
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from .requests import MAX_LOGPROBS, Sampling
 
-__all__ = ["ChatBody", "Message", "ResponseFormat", "TextBody", "Tool"]
+__all__ = ["ANY_SEED", "ChatBody", "Message", "ResponseFormat", "TextBody", "Tool"]
 
 MAX_CHOICES = 16
+NO_LIMIT = ANY_SEED = -1  # as llama.cpp's clients say it
+TOKENS = f"Tokens to generate; {NO_LIMIT}: as many as there is room for."
 _DEFAULT = Sampling()
 
 
@@ -37,14 +39,14 @@ class StreamOptions(Lenient):
 
 class Body(Strict):
     model: str = Field("", description="Not looked at: there is one model, and answers name it.")
-    max_tokens: Optional[int] = Field(None, ge=1, description="Tokens to generate.")
+    max_tokens: Optional[int] = Field(None, ge=NO_LIMIT, description=TOKENS)
     n: int = Field(
         1, ge=1, le=MAX_CHOICES, description="Answers to each prompt; of a seed, with that and the next ones."
     )
     stop: Union[str, list[str]] = Field([], description="Texts that end the answer, and are no part of it.")
     stream: bool = False
     stream_options: StreamOptions = Field(default_factory=lambda: StreamOptions.model_validate({}))
-    seed: Optional[int] = Field(None, ge=0, lt=2**32)
+    seed: Optional[int] = Field(None, ge=ANY_SEED, lt=2**32, description="-1: a random one.")
     temperature: float = Field(_DEFAULT.temperature, ge=0, allow_inf_nan=False)
     top_p: float = Field(_DEFAULT.top_p, ge=0, le=1)
     top_k: int = Field(_DEFAULT.top_k, ge=-(2**31), lt=2**31, description="0 or less: all.")
@@ -59,6 +61,7 @@ class Body(Strict):
         description="What this answer skips, by the fields of SkipConfig, in place of what the server does (GET "
         '/v1/skip); {"policy": "dense"}: nothing. `trace`: every token says what it skipped.',
     )
+    cache_prompt: bool = Field(True, description="What is in memory of the prompt is not evaluated again.")
     # Known to OpenAI's clients, and without a meaning here.
     user: Any = None
     store: Any = None
@@ -69,6 +72,11 @@ class Body(Strict):
     prediction: Any = None
     reasoning_effort: Any = None
     verbosity: Any = None
+
+    @property
+    def most(self) -> Optional[int]:
+        """Tokens to generate; None: as many as there is room for. Raises ValueError where they are none."""
+        return _limit("max_tokens", self.max_tokens)
 
     @property
     def stops(self) -> list[str]:
@@ -86,9 +94,15 @@ class Body(Strict):
         return {**{name: getattr(self, name) for name in names}, "logit_bias": bias}
 
 
+def _limit(name: str, n_tokens: Optional[int]) -> Optional[int]:
+    if n_tokens == 0:
+        raise ValueError(f"{name}: 0 is no answer; 1 or more, or {NO_LIMIT} for as many as there is room for")
+    return None if n_tokens == NO_LIMIT else n_tokens
+
+
 class TextBody(Body):
     prompt: Union[str, list[str], list[int], list[list[int]]] = Field(description="Text or token ids, or several.")
-    max_tokens: Optional[int] = Field(16, ge=1, description="Tokens to generate.")
+    max_tokens: Optional[int] = Field(16, ge=NO_LIMIT, description=TOKENS)
     echo: bool = Field(False, description="The answer begins with the prompt.")
     logprobs: Optional[int] = Field(None, ge=0, le=MAX_LOGPROBS, description="The likeliest tokens told with each.")
 
@@ -146,6 +160,7 @@ class JsonSchema(Lenient):
 class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Optional[JsonSchema] = None
+    of_object: Optional[dict[str, Any]] = Field(None, alias="schema", description="Of a json_object, if any.")
 
 
 class Function(Lenient):
@@ -170,7 +185,8 @@ class ToolChoice(Strict):
 
 class ChatBody(Body):
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: Optional[int] = Field(None, ge=1, description="The same as max_tokens.")
+    max_completion_tokens: Optional[int] = Field(None, ge=NO_LIMIT, description="The same as max_tokens.")
+    modalities: list[Literal["text"]] = ["text"]
     logprobs: bool = False
     top_logprobs: Optional[int] = Field(None, ge=0, le=MAX_LOGPROBS)
     response_format: Optional[ResponseFormat] = None
@@ -187,4 +203,6 @@ class ChatBody(Body):
 
     @property
     def most(self) -> Optional[int]:
-        return self.max_completion_tokens or self.max_tokens
+        if self.max_completion_tokens is None:
+            return super().most
+        return _limit("max_completion_tokens", self.max_completion_tokens)

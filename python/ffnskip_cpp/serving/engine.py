@@ -14,16 +14,17 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from .._core import PreparedConfig
+from ..errors import UnsupportedModelError
 from ..skip_argument import DENSE, Skip
 from ..skip_config import SkipConfig
 from .job import Job
 from .model import ServedLlama
-from .requests import Closed, Counts, EndReason, QueueFull, Request
+from .requests import Closed, Counts, EndReason, PromptTooLong, QueueFull, Request
 from .sampling import Chain
 from .slots import Slots
 from .stream import Stream
@@ -122,19 +123,26 @@ class Engine:
             Closed: The engine closes, or is closed.
             ValueError: The prompt does not fit the context, or a value does not fit the model.
         """
+        return self.submit_all([request])[0]
+
+    def submit_all(self, requests: Sequence[Request]) -> list[Stream]:
+        """All of them or none, as `submit`: where there is a place for one, the others may wait behind it."""
         self._require_place()
+        jobs = [self._job(request) for request in requests]
+        with self._state:
+            self._require_place()
+            for job in jobs:
+                self._waiting.add(job.request.client, job)
+            self._state.notify()
+        return [job.stream for job in jobs]
+
+    def _job(self, request: Request) -> Job:
         self._check(request)
-        stream = Stream(self._note_cancelled)
         settings = self._prepare(self._default if request.skip == "default" else request.skip or DENSE)
         chain = Chain(self._llm, request.sampling)
         room = self.n_ctx_slot - len(request.prompt) + 1  # the last token generated need not fit
         n_most = room if request.max_tokens is None else min(request.max_tokens, room)
-        job = Job(self._llm, request, stream, chain, settings, n_most)
-        with self._state:
-            self._require_place()
-            self._waiting.add(request.client, job)
-            self._state.notify()
-        return stream
+        return Job(self._llm, request, Stream(self._note_cancelled), chain, settings, n_most)
 
     def skip_of(self, options: Mapping[str, Any]) -> SkipConfig | None:
         """What a request is to skip, by the fields of `SkipConfig`; None: nothing.
@@ -149,7 +157,14 @@ class Engine:
             config = SkipConfig(**options)
         except TypeError as error:
             raise ValueError(f"skip: {error}") from error
-        self._prepare(config)
+        try:
+            self._prepare(config)
+        except UnsupportedModelError as error:
+            if config.policy != "channels" or self._llm.why_dense is not None:
+                raise
+            raise ValueError(
+                f"skip: policy 'channels' of tensors {config.tensors!r} is there where the server was started with it"
+            ) from error
         return None if config.policy == "dense" else config
 
     def counts(self) -> Counts:
@@ -196,7 +211,7 @@ class Engine:
         if min(request.prompt) < 0 or max(request.prompt) >= n_vocab:
             raise ValueError(f"prompt: token ids must be in [0, {n_vocab})")
         if n_prompt > self.n_ctx_slot:
-            raise ValueError(f"prompt: it has {n_prompt} tokens, more than the {self.n_ctx_slot} of the context")
+            raise PromptTooLong(f"prompt: it has {n_prompt} tokens, more than the {self.n_ctx_slot} of the context")
 
     def _prepare(self, config: SkipConfig) -> PreparedConfig:
         with self._prepared_lock:

@@ -12,6 +12,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
+from .requests import PromptTooLong
+
 __all__ = ["ApiError", "ErrorBody", "error_of", "refused", "response_of", "validation_error"]
 
 RETRY_AFTER = 2  # seconds
@@ -51,13 +53,21 @@ class ApiError(HTTPException):
 
     Args:
         param: Field of the body that is to blame, if one is.
+        code: Another one than that of all errors of this status.
     """
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ):
         super().__init__(status, message, dict(headers or {}))
         self.param = param
+        self.code = code
 
 
 def refused(error: ValueError) -> ApiError:
@@ -66,7 +76,8 @@ def refused(error: ValueError) -> ApiError:
         return ApiError(400, "the body has half a surrogate pair in a text, which is no character")
     message = str(error)
     field = _FIELD.match(message)
-    return ApiError(400, message, param=field[0] if field else None)
+    code = "context_length_exceeded" if isinstance(error, PromptTooLong) else None
+    return ApiError(400, message, param=field[0] if field else None, code=code)
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
@@ -90,7 +101,7 @@ def error_of(error: HTTPException) -> ErrorBody:
             "message": error.detail,
             "type": _TYPES.get(error.status_code, kind),
             "param": getattr(error, "param", None),
-            "code": _CODES.get(error.status_code),
+            "code": getattr(error, "code", None) or _CODES.get(error.status_code),
         }
     }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import ArgumentError
 from .failures import ApiError, response_of
 
 __all__ = ["Guard", "Limits"]
@@ -35,9 +36,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.max_body < 1:
-            raise ValueError(f"max_body: {self.max_body} is less than 1")
+            raise ArgumentError(f"max_body: {self.max_body} is less than 1")
         if not self.seconds >= 0:
-            raise ValueError(f"timeout: {self.seconds} is no number of seconds; 0: no limit")
+            raise ArgumentError(f"timeout: {self.seconds} is no number of seconds; 0: no limit")
 
 
 class Guard:

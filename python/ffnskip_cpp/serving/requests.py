@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..skip_config import SkipConfig
 
-__all__ = ["Closed", "Counts", "End", "EndReason", "QueueFull", "Request", "Sampling", "Token"]
+__all__ = ["Closed", "Counts", "End", "EndReason", "PromptTooLong", "QueueFull", "Request", "Sampling", "Token"]
 
 EndReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -18,6 +18,10 @@ MAX_LOGPROBS = 20
 
 class QueueFull(RuntimeError):
     """As many requests wait as may; try again later."""
+
+
+class PromptTooLong(ValueError):
+    """The context has not so much room."""
 
 
 class Closed(RuntimeError):
@@ -83,6 +87,8 @@ class Request:
     """The likeliest tokens told with each one, 0 to 20, and its own logarithm; None: neither."""
     skip: SkipConfig | Literal["default"] | None = "default"
     """What is skipped; "default": as the engine was told; None: nothing."""
+    reuses: bool = True
+    """What a sequence holds of the prompt already is not evaluated again."""
     client: str = ""
     """Clients take turns where requests wait."""
 

@@ -54,9 +54,12 @@ class Server(uvicorn.Server):
 
     Args:
         ready: Called when it listens.
+        waits: Called when it has been told to end and answers are under way.
     """
 
-    def __init__(self, app: ASGIApp, engine: Engine, *, grace: float, ready: Callable[[], None]):
+    def __init__(
+        self, app: ASGIApp, engine: Engine, *, grace: float, ready: Callable[[], None], waits: Callable[[], None]
+    ):
         if not 0 <= grace < math.inf:
             raise ValueError(f"grace: {grace} is no number of seconds")
         config = uvicorn.Config(
@@ -72,12 +75,16 @@ class Server(uvicorn.Server):
         self._engine = engine
         self._grace = grace
         self._ready = ready
+        self._waits = waits
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        counts = self._engine.counts()
+        if self._grace > 0 and counts.running + counts.queued > 0:
+            self._waits()
         loop = asyncio.get_running_loop()
         closing = loop.run_in_executor(None, self._engine.close, self._grace)
         hurrying = asyncio.ensure_future(self._hurry())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..skip_config import SkipConfig
-from .bodies import Body, ChatBody, ResponseFormat, TextBody
+from .bodies import ANY_SEED, Body, ChatBody, ResponseFormat, TextBody
 from .chat import chat_prompt, takes_tools
 from .engine import Engine
 from .failures import RETRY_AFTER, ApiError, refused
@@ -15,10 +15,11 @@ from .grammars import JSON_GBNF, grammar_of
 from .metrics import Metrics
 from .reply import Reply
 from .requests import Closed, QueueFull, Request, Sampling
-from .stream import Stream
 from .tools import tool_grammar
 
 __all__ = ["Service"]
+
+MAX_ANSWERS = 256  # to one request
 
 Prompt = tuple[int, ...]
 Asked = tuple[list[Request], Form]
@@ -43,7 +44,7 @@ class Service:
         """
         try:
             requests, form = self._chat(body, client) if isinstance(body, ChatBody) else self._text(body, client)
-            streams = self._submit(requests)
+            streams = self._engine.submit_all(requests)
         except QueueFull as error:
             raise ApiError(429, str(error), headers={"Retry-After": str(RETRY_AFTER)}) from error
         except Closed as error:
@@ -51,17 +52,6 @@ class Service:
         except ValueError as error:
             raise refused(error) from error
         return Reply(streams, form, is_streamed=body.stream, seconds=self._seconds, ended=self._metrics.ended)
-
-    def _submit(self, requests: Sequence[Request]) -> list[Stream]:
-        streams: list[Stream] = []
-        try:
-            for request in requests:
-                streams.append(self._engine.submit(request))
-        except BaseException:
-            for stream in streams:
-                stream.cancel()
-            raise
-        return streams
 
     def _chat(self, body: ChatBody, client: str) -> Asked:
         llm = self._engine.llm
@@ -89,7 +79,7 @@ class Service:
         if body.echo and body.logprobs is not None:
             raise ValueError("logprobs: not with echo, as those of a prompt are not computed")
         prompts, echoes = self._prompts(body.prompt)
-        requests = self._requests(body, prompts, client, body.max_tokens, tuple(body.stops), body.logprobs, None)
+        requests = self._requests(body, prompts, client, body.most, tuple(body.stops), body.logprobs, None)
         wanted = self._wanted(body, logprobs=body.logprobs is not None, echoes=tuple(echoes) if body.echo else ())
         return requests, TextForm(wanted)
 
@@ -122,13 +112,18 @@ class Service:
         n_logprobs: int | None,
         grammar: str | None,
     ) -> list[Request]:
+        if len(prompts) * body.n > MAX_ANSWERS:
+            raise ValueError(f"prompt: {len(prompts) * body.n} answers in one request; {MAX_ANSWERS} are the most")
         skip = self._skip(body)
         requests = []
         for prompt in prompts:
             for i in range(body.n):
-                seed = None if body.seed is None else (body.seed + i) % 2**32
+                seed = None if body.seed in (None, ANY_SEED) else (body.seed + i) % 2**32
                 sampling = Sampling(**{**body.sampling, "seed": seed, "grammar": grammar})
-                requests.append(Request(prompt, max_tokens, sampling, stop, n_logprobs, skip, client))
+                request = Request(
+                    prompt, max_tokens, sampling, stop, n_logprobs, skip, reuses=body.cache_prompt, client=client
+                )
+                requests.append(request)
         return requests
 
     def _skip(self, body: Body) -> SkipConfig | Literal["default"] | None:
@@ -151,7 +146,7 @@ class Service:
 
 def _format_grammar(wanted: ResponseFormat) -> str:
     if wanted.type == "json_object":
-        return JSON_GBNF
+        return JSON_GBNF if wanted.of_object is None else grammar_of(wanted.of_object, "response_format.schema")
     if wanted.json_schema is None:
         raise ValueError("response_format.json_schema: is missing")
     return grammar_of(wanted.json_schema.wanted, "response_format.json_schema.schema")

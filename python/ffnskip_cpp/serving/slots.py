@@ -58,11 +58,11 @@ class Slots:
         least lately."""
         prompt = job.request.prompt
         free = [slot for slot in self._slots if slot.job is None]
-        slot = max(free, key=lambda slot: (_n_common(slot.tokens, prompt), -slot.used))
+        slot = max(free, key=lambda slot: (_n_common(slot.tokens, prompt) if job.request.reuses else 0, -slot.used))
         self.n_begun += 1
         slot.used, slot.job = self.n_begun, job
         self._use(job.settings)
-        n_kept = min(_n_common(slot.tokens, prompt), len(prompt) - 1)
+        n_kept = min(_n_common(slot.tokens, prompt), len(prompt) - 1) if job.request.reuses else 0
         n_kept = self._controller.first_to_repeat(n_kept, slot.seq)
         if not self._session.go_back(n_kept, slot.seq):
             n_kept = 0

@@ -62,15 +62,18 @@ async function send(question) {
   if (!skips) return;
   hideProblem();
   const skip = settings.skip();
-  const wanted = settings.compares ? [["Dense", { policy: "dense", trace: true }], ["Skipping", skip]] : [["", skip]];
+  const compares = settings.compares && !isDense(skip);
+  const wanted = compares ? [["Dense", { policy: "dense", trace: true }], ["Skipping", skip]] : [["", skip]];
   const messages = [...conversation(), { role: "user", content: question }];
-  const request = { model: skips.model, messages, ...settings.sampling() };
+  // Of two that are timed, the second must not find what the first has read.
+  const request = { model: skips.model, messages, cache_prompt: !compares, ...settings.sampling() };
   const turn = begin(question);
   try {
     for (const [name, skip] of wanted) {
       if (!running.signal.aborted) await answer(turn, turn.begin(name, isDense(skip)), { ...request, skip });
     }
     turn.compare();
+    if (settings.compares && !compares) turn.judge("Nothing to compare: the server leaves nothing out. Choose a policy.");
     say(`Done: ${turn.last.tokens.length} tokens.`);
   } catch (error) {
     say("");

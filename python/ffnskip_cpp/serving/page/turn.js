@@ -10,6 +10,7 @@ export class Answer {
   totals = null;
   reason = null;
   asked = performance.now();
+  #isDense;
   element = template("answer");
   #text = this.element.querySelector(".text");
   #nLayer;
@@ -17,6 +18,7 @@ export class Answer {
   /** `name`: what it is called where there are two; "" where it is alone. */
   constructor(name, isDense, nLayer) {
     this.name = name;
+    this.#isDense = isDense;
     this.#nLayer = nLayer;
     this.element.querySelector(".name").textContent = name;
     this.element.querySelector("h3").hidden = name === "";
@@ -34,7 +36,8 @@ export class Answer {
     if (totals) this.totals = totals;
     if (choice.finish_reason) this.reason = choice.finish_reason;
     const text = (choice.delta && choice.delta.content) || "";
-    const skip = traced.layers ? traced : null;
+    // Of a dense answer no token had to run in full: none would have left anything out.
+    const skip = traced.layers ? { ...traced, may_skip: traced.may_skip || this.#isDense } : null;
     if (text || skip) this.#add({ text, at: performance.now(), skip });
   }
 
@@ -120,7 +123,11 @@ export class Turn {
     const text = this.difference < 0
       ? "The texts are the same."
       : `The texts part at token ${this.difference + 1}: ${said(one)} and ${said(other)}.`;
-    this.element.querySelector(".verdict").textContent = speed + text;
+    this.judge(speed + text);
+  }
+
+  judge(words) {
+    this.element.querySelector(".verdict").textContent = words;
   }
 
   setCursor(index) {
