@@ -14,6 +14,7 @@ import pytest
 
 import demo_world
 from ffnskip_cpp import Llama, SkipConfig, UnsupportedModelError, cli, demo_model, try_model
+from ffnskip_cpp._core import RowKind
 from ffnskip_cpp.benchmark.in_turn import _speed
 from ffnskip_cpp.measure.quality import Comparison, Quality
 from ffnskip_cpp.trial import smaller, subjects, work
@@ -87,11 +88,13 @@ def test_quality_is_that_of_every_other_chunk_past_its_warm_up(found, plain_mode
         chunks = [tokens[i : i + per_chunk] for i in range(0, len(tokens), per_chunk)]
         chunks = [[llm.token_bos(), *chunk] for chunk in chunks if len(chunk) + 1 >= WARM_UP + USERS_LENGTH // 4][::2]
         for chunk in chunks:
+            n_free = len(chunk) - WARM_UP
+            kinds = [RowKind.prompt] + [RowKind.warm_up] * (WARM_UP - 1) + [RowKind.skippable] * n_free
             p = log_softmax(llm.forward(chunk)[WARM_UP:-1])
             llm.skip = config
             llm.reset_stats()
-            q = log_softmax(llm.forward(chunk)[WARM_UP:-1])
-            may_skip = (len(chunk) - WARM_UP) / len(chunk)  # of the tokens that are counted
+            q = log_softmax(llm.forward(chunk, kinds)[WARM_UP:-1])
+            may_skip = n_free / (len(chunk) - 1)  # of the tokens that are counted
             skipped += [llm.stats.skip_ratio / may_skip] * len(q)
             llm.skip = None
             kl.append((np.exp(p) * (p - q)).sum(axis=1))
