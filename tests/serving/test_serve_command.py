@@ -18,8 +18,9 @@ import pytest
 
 from ffnskip_cpp import demo_model
 from ffnskip_cpp.cli import main
+from support.api_server import NO_END
 
-ENDLESS = {"prompt": "The", "max_tokens": 15_000, "stream": True, "logit_bias": {"1": -100, "5": -100}}
+ENDLESS = {"prompt": "The", "max_tokens": 15_000, "stream": True, "logit_bias": NO_END}
 LONG = "ffnskip serve: --ctx 20000: the model was trained on 512 tokens\n"
 WAITS = "ffnskip serve: no more requests are taken; answers have {} s to end, and none after Ctrl-C again\n"
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._core import RowKind
 from ..batches import Completion
 from ..generation import prompt_tokens
 from ..llama import Llama
 from ..measure.chat import formatter_of
 from ..measure.quality import Comparison, compare
+from ..measure.text import Chunk
 from ..scoring import Score, divided
 from ..skip_config import SkipConfig
 from ..stats import SkipStats
@@ -124,21 +124,20 @@ class ModelSubject:
         return min(self._llm.n_ctx(), self._llm.n_ctx_train)
 
     def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
-        """All methods on the same rows: those past the warm-up of the user's choice, or else of 30 tokens. The first
-        token is the prompt of the others.
+        """All methods on the same rows: those past the warm-up of the user's choice, or else of 30 tokens.
 
         Returns:
             The rows, which may be none, and how many of them may skip.
         """
         warm_up = WARM_UP if self._options.warm_up_index is None else self._options.warm_up_index
-        rows = list(range(max(1, warm_up), len(tokens) - 1))
+        text = Chunk.of_text(list(tokens))
+        rows = text.rows(warm_up)
         with self._dense.dense():
             dense = other = self._dense.forward(tokens, rows=rows)
-        n_full = len(tokens) if self.method.skip is None else max(1, _n_full(self.method.skip))
+        n_full = len(tokens) if self.method.skip is None else _n_full(self.method.skip)
         if self.method.skip is not None or self.method.model is not None:
-            kinds = [RowKind.skippable if i >= n_full else RowKind.warm_up for i in range(len(tokens))]
             with self._counted():
-                other = self._llm.forward(tokens, [RowKind.prompt, *kinds[1:]], rows=rows)
+                other = self._llm.forward(tokens, text.kinds(n_full), rows=rows)
         compared = compare(dense, other, [tokens[i + 1] for i in rows])
         return compared, sum(i >= n_full for i in rows)
 

@@ -58,6 +58,11 @@ class Chunk:
     token is the prompt of the others, and never skips: no text begins without one, and models keep in it what later
     tokens attend to where they attend to nothing."""
 
+    @classmethod
+    def of_text(cls, tokens: list[int]) -> Chunk:
+        """Of plain text."""
+        return cls(tokens, [PROMPT, *range(1, len(tokens))])
+
     def eligible(self, warm_up_index: int) -> list[bool]:
         """[n_tokens]: may skip."""
         return [index >= warm_up_index for index in self.generated]
@@ -254,7 +259,7 @@ def _cut(llm: llama_cpp.Llama, text: str, n_ctx: int, wanted: int | None) -> lis
     tokens = _tokenize(llm, text, wanted)
     step = n_ctx - len(start)
     parts = [start + tokens[first : first + step] for first in range(0, len(tokens), step)]
-    return [Chunk(part, [PROMPT, *range(1, len(part))]) for part in parts]
+    return [Chunk.of_text(part) for part in parts]
 
 
 def _cut_chat(llm: llama_cpp.Llama, chat: Chat, n_ctx: int) -> list[Chunk]:
