@@ -223,6 +223,13 @@ def test_what_is_there_already_is_not_evaluated_again(engine):
     assert engine.counts().n_cached == len(prompt) - 1 + 30 + 19
 
 
+def test_what_is_there_is_evaluated_again_where_that_is_asked_for(tiny):
+    request = Request(tokens_of("the weather"), 4, GREEDY, reuses=False)
+    with closing(Engine(tiny, n_parallel=1, n_ctx=100, skip=None, **OPTIONS)) as engine:
+        first, again = (answers(engine, request)[0] for _ in range(2))
+    assert (again[-1].n_cached, ids(again)) == (0, ids(first))
+
+
 def test_tokens_that_skipped_are_evaluated_again_unless_reuse_says_otherwise(tiny):
     for reuse, n_cached in (("full", lambda n: n + 5), ("all", lambda n: n + 19)):
         with closing(Engine(tiny, n_parallel=2, n_ctx=200, skip=CONFIGS[5], reuse=reuse, **OPTIONS)) as engine:
