@@ -1,6 +1,6 @@
 // Weights by channel, and every kernel that this CPU runs: against sums in float64 of ggml's own dequantised weights,
 // and against the error of ggml's own quantised dot product of the same input. With the argument `large` the shapes of
-// a 7B model, too.
+// a 7B model, too; with `threads` only what several threads do.
 #include "channels/channel_kernels.h"
 #include "channels/channel_weights.h"
 #include "channels/half.h"
@@ -361,22 +361,26 @@ void test_zeros() {
 
 // ---- building ----
 
-void test_build() {
-    // Any number of threads, the same bytes; tiles of any width, the same products up to nothing.
-    const Matrix one(GGML_TYPE_Q4_K, 512, 1000, 1);
-    const Bytes  other(one.layout.bytes());
-    build_channels(one.layout, one.source(), 3, other.data());
-    expect(std::memcmp(one.memory.data(), other.data(), size_t(one.layout.bytes())) == 0,
-           "three threads build the same");
+// Any number of threads, the same bytes.
+void test_build_in_threads() {
+    for (ggml_type type : k_types) {
+        const Matrix one(type, 512, 1000, 1);
+        const Bytes  other(one.layout.bytes());
+        build_channels(one.layout, one.source(), 3, other.data());
+        expect(std::memcmp(one.memory.data(), other.data(), size_t(one.layout.bytes())) == 0,
+               one.name() + ": three threads build the same");
 
-    const ChannelSource broken = [&](int64_t first, int64_t n, uint8_t * to) {
-        if (first >= 256) {
-            throw std::invalid_argument("no such row");
-        }
-        one.source()(first, n, to);
-    };
-    expect_refused([&] { build_channels(one.layout, broken, 3, other.data()); }, "no such row");
+        const ChannelSource broken = [&](int64_t first, int64_t n, uint8_t * to) {
+            if (first >= 256) {
+                throw std::invalid_argument("no such row");
+            }
+            one.source()(first, n, to);
+        };
+        expect_refused([&] { build_channels(one.layout, broken, 3, other.data()); }, "no such row");
+    }
+}
 
+void test_refused_layouts() {
     for (ggml_type type : { GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ4_NL, GGML_TYPE_MXFP4 }) {
         expect_refused([&] { ChannelLayout(type, 256, 256); }, ggml_type_name(type));
     }
@@ -435,11 +439,16 @@ void test_halves() {
 }  // namespace
 
 int main(int argc, char ** argv) {
-    const bool large = argc > 1 && std::string(argv[1]) == "large";
+    const std::string what  = argc > 1 ? argv[1] : "";
+    const bool        large = what == "large";
     ggml_cpu_init();
+    test_build_in_threads();
+    if (what == "threads") {
+        return result();
+    }
+    test_refused_layouts();
     test_halves();
     test_layout();
-    test_build();
     test_select();
     test_not_a_number();
     test_zeros();
