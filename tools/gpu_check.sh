@@ -112,7 +112,7 @@ measure() {  # measure NAME SECONDS COMMAND...: standard output goes to $work/NA
 }
 measure kernel 60 "$work/build/tests/cuda/bench_rows_cuda"
 for type in q4_0 f16; do
-    bench=(ffnskip bench --shape llama2-7b --type "$type" -n 48 -r 2 --skip-ratio 0.05,0.1,0.2,0.25,0.3,0.5 -o json)
+    bench=(ffnskip bench --shape llama2-7b --type "$type" -n 48 -r 2 --policy fixed,ffn_skip --skip-ratio 0.1,0.25,0.5 -o json)
     measure "bench_$type" 240 "${bench[@]}"
     measure "bench_${type}_no_graphs" 240 env GGML_CUDA_DISABLE_GRAPHS=1 "${bench[@]}"
 done

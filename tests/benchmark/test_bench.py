@@ -231,6 +231,31 @@ def test_json_rows_agree_with_the_model_and_with_themselves(bench_cli, policies)
     assert [rows[0][key] for key in ("speed_up", "limit_speed_up", "share_of_limit")] == [1, 1, 1]
 
 
+def test_fixed_blocks_are_those_in_the_middle_and_need_no_callback(bench_cli, tiny):
+    status, out, err = bench_cli("--shape", "tiny", "--policy", "fixed,random", "--skip-ratio", "0,0.5", "-o", "json")
+    rows = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [(row["policy"], row["skip_ratio_target"], row["skip_ratio"], row["checks"]) for row in rows[3:]] == [
+        ("all blocks", None, 15 / 16, 0),
+        ("fixed layers", 0, 0, 0),
+        ("fixed layers", 0.5, 0.5, 0),
+        ("random", 0, 0, 0),
+        ("random", 0.5, 0.5, 0),
+    ]
+
+    def fixed(**cold):
+        options, test = Options(shape=tiny, policy="fixed", skip_ratio=0.25, **cold), BenchTest(n_gen=1)
+        settings = settings_of(options, test)
+        with open_model(options) as (model, _), open_runners(model, settings, test, 1, options) as found:
+            by_name = {setting.name: runner.controller for setting, runner in zip(settings[1:], found[1:])}
+            hooked = {name for name, controller in by_name.items() if controller.hooked}
+            return by_name["fixed layers"].config.layers, hooked
+
+    assert fixed() == ((5, 6, 7, 8), {"all blocks", "fixed layers"})
+    assert fixed(cold_s=7) == ((9, 10, 11, 12), {"all blocks", "fixed layers"})
+    assert fixed(cold_s=1, cold_e=8)[0] == (2, 3, 4, 5)
+
+
 def test_a_block_skipped_by_some_tokens_counts_by_their_share(bench_cli):
     """Random policies skip other blocks for each token, and as many."""
     _, out, _ = bench_cli("--shape", "tiny", "--type", "f32", "--policy", "random", "--skip-ratio", 0.25, "-o", "json")
@@ -647,6 +672,11 @@ def test_an_adapter_is_in_every_context(profiled, tmp_path):
         (["--shape", "tiny", "--type", "q4_k"], "type q4_k packs 256 weights"),
         (["--shape", "tiny", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
         (["--shape", "tiny", "-p", "8", "--skip-ratio", "0.9"], "can skip at most 11 of 16"),
+        (["--shape", "tiny", "--policy", "fixed", "--skip-ratio", "1"], "can skip at most 15 of 16"),
+        (
+            ["--shape", "tiny", "--policy", "fixed", "--cold-s", "9"],
+            "asks for 8; policy 'fixed' can skip at most 6 of 16",
+        ),
         (["--shape", "tiny", "--cold-s", "14"], "cold_s"),
         (["--shape", "tiny", "--cold-e", "16"], "cold_e"),
         (["-m", "missing.gguf"], "missing.gguf: no such file"),
@@ -667,7 +697,7 @@ def test_what_does_not_suit_the_model_is_refused_in_one_line(bench_cli, argument
         (["--shape", "tiny", "--type", "q3"], "type 'q3' is unknown; known are f32, "),
         (["--shape", "tiny", "--skip-ratio", "1.5"], "skip-ratio: 1.5 is outside [0, 1]"),
         (["--shape", "tiny", "--skip-ratio", "nan"], "skip-ratio: nan is outside [0, 1]"),
-        (["--shape", "tiny", "--policy", "fixed"], "policy: 'fixed' is measured as a profile"),
+        (["--shape", "tiny", "--policy", "short_gpt"], "policy: 'short_gpt' is measured as a profile"),
         (["--shape", "tiny", "--policy", "bogus"], "policy: 'bogus' is not known; those measured by skip ratio: ffn_s"),
         (["--shape", "tiny", "--region", "any"], "region: any is for policy random"),
         (["--shape", "tiny", "--policy", "random", "--region", "all"], "region: 'all' is not known"),

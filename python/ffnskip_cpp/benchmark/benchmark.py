@@ -65,9 +65,10 @@ def bench(
         flash_attention: None: llama.cpp decides.
         skip_ratio: Shares to skip, in [0, 1], of all FFN blocks, with "channels" of the weight bytes of `tensors`.
             Default: 0.3 and 0.5, with "channels" a third and 0.5; none besides profiles.
-        policy: What to skip by: "ffn_skip" (default), "random" or "channels".
+        policy: What to skip by: "ffn_skip" (default), "random", "channels"; "fixed": the same blocks for every token.
         region: Where "random" chooses from: "any" (default) or "adaptive".
-        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip blocks. Default: an eighth at either end.
+        cold_s, cold_e: Layers [0, cold_s) and [cold_e, n_layer) never skip blocks. Default: an eighth at either end,
+            for "fixed" the last layer.
         tensors: Whose input channels "channels" leaves out: "ffn", or "all", those of attention's matrices too.
         profile: Profiles to measure too; "auto" is the model's own.
         lora: An adapter that every context has: FILE or FILE:SCALE.

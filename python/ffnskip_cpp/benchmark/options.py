@@ -28,6 +28,7 @@ __all__ = [
     "AUTO",
     "CHANNEL_RATIOS",
     "IDLE",
+    "POLICIES",
     "SKIP_RATIOS",
     "Options",
     "Setting",
@@ -41,6 +42,8 @@ SKIP_RATIOS = (0.3, 0.5)  # of FFN blocks
 CHANNEL_RATIOS = (1 / 3, 0.5)  # of weight bytes
 AUTO = "auto"  # in place of a profile: the model's own
 IDLE, ALL_BLOCKS = "idle", "all blocks"  # rows whose times say what a block takes
+FIXED = "fixed"  # the same blocks for every token, in the middle: their number alone makes the speed
+POLICIES = (*RATIO_POLICIES, FIXED)
 MAX_TOKENS = 2**24  # no model has a context as long; llama.cpp takes minutes to refuse much longer ones
 
 
@@ -113,7 +116,7 @@ class Options:
 
     @property
     def skipping(self) -> list[SkipConfig]:
-        """Each policy with each ratio. Profiles are measured alone, unless something else is asked for."""
+        """Each policy but "fixed" with each ratio. Profiles are measured alone, unless something else is asked for."""
         if self.profiles and self.skip_ratio is None and self.policy is None:
             return []
         blocks = SkipConfig(cold_s=self.cold_s, cold_e=self.cold_e, warm_up_index=0, sim_threshold=ALWAYS_TRIPS)
@@ -125,11 +128,18 @@ class Options:
         ]
 
     @property
+    def fixed_ratios(self) -> tuple[float, ...]:
+        """Of policy "fixed"."""
+        return (_several(self.skip_ratio) or SKIP_RATIOS) if FIXED in self._named_policies else ()
+
+    @property
     def policies(self) -> list[dict[str, Any]]:
-        """As fields of a SkipConfig."""
-        return policy_settings(
-            _several(RATIO_POLICIES[0] if self.policy is None else self.policy), _several(self.region)
-        )
+        """But "fixed", as fields of a SkipConfig."""
+        return policy_settings(self._named_policies, _several(self.region), POLICIES)
+
+    @property
+    def _named_policies(self) -> tuple[str, ...]:
+        return _several(RATIO_POLICIES[0] if self.policy is None else self.policy)
 
     def check(self) -> None:
         """Raises ArgumentError (field, value, range), and FileNotFoundError for the model."""
@@ -196,6 +206,8 @@ class Setting:
     name: str
     config: SkipConfig | Profile | OfModel | None
     target: float | None = None
+    has_fixed_blocks: bool = False
+    """What `OfModel` gives is static."""
 
     @property
     def leaves_channels_out(self) -> bool:
@@ -211,7 +223,7 @@ class Setting:
     @property
     def is_static(self) -> bool:
         config = self._settings
-        return config is not None and config.is_static
+        return self.has_fixed_blocks if config is None else config.is_static
 
     @property
     def _settings(self) -> SkipConfig | None:
@@ -243,11 +255,16 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
         cold_s=options.cold_s, cold_e=options.cold_e, warm_up_index=0, sim_threshold=NEVER_TRIPS, max_skip=1
     )
     of_profiles = [Setting(name, profile) for name, profile in (profiles or {}).items()]
-    skips_blocks = blocks or not all(setting.leaves_channels_out for setting in of_profiles)
+    fixed = [
+        Setting("fixed layers", partial(_middle_blocks, options, ratio), ratio, has_fixed_blocks=True)
+        for ratio in options.fixed_ratios
+    ]
+    skips_blocks = blocks or fixed or not all(setting.leaves_channels_out for setting in of_profiles)
     return [
         *idle,
-        *([Setting("checks", checks)] if blocks or not channels else []),
-        *([Setting(ALL_BLOCKS, _all_blocks)] if skips_blocks else []),
+        *([Setting("checks", checks)] if blocks or fixed or not channels else []),
+        *([Setting(ALL_BLOCKS, _all_blocks, has_fixed_blocks=True)] if skips_blocks else []),
+        *fixed,
         *(Setting(config.label, config, config.ratio) for config in blocks),
         *(Setting("channels, all kept", partial(_all_kept, options.tensors), 0.0) for _ in channels[:1]),
         *(Setting(config.label, config, config.ratio) for config in channels),
@@ -258,6 +275,20 @@ def settings_of(options: Options, test: Test, profiles: Mapping[str, Profile] | 
 def _all_blocks(skippable: npt.NDArray[np.bool_]) -> SkipConfig:
     """But the last layer's, which always runs."""
     return SkipConfig(layers=np.flatnonzero(skippable[:-1]).tolist(), max_skip=0, warm_up_index=0)
+
+
+def _middle_blocks(options: Options, ratio: float, skippable: npt.NDArray[np.bool_]) -> SkipConfig:
+    """round(ratio * n_layer) of those in `_all_blocks`, and between the cold regions if such are given."""
+    first, last = options.cold_s or 0, len(skippable) if options.cold_e is None else options.cold_e
+    layers = [layer for layer in np.flatnonzero(skippable[:-1]).tolist() if first <= layer < last]
+    n = int(ratio * len(skippable) + 0.5)
+    if n > len(layers):
+        raise ValueError(
+            f"skip_ratio: {ratio:g} asks for {n}; policy '{FIXED}' can skip at most {len(layers)} of {len(skippable)} "
+            f"FFN blocks (a ratio of {len(layers) / len(skippable):g})"
+        )
+    middle = layers[(len(layers) - n) // 2 :][:n]
+    return SkipConfig(layers=middle or None, max_skip=0, warm_up_index=0)
 
 
 def _all_kept(tensors: TensorsName, skippable: npt.NDArray[np.bool_]) -> SkipConfig:

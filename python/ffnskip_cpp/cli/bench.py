@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.benchmark import bench
-from ..benchmark.options import SKIP_RATIOS, Options
+from ..benchmark.options import POLICIES, SKIP_RATIOS, Options
 from ..benchmark.random_model import TYPES
 from ..benchmark.report import FORMATS, NOTES
 from ..benchmark.shapes import SHAPES
 from ..files import check_text_output, whole_file
 from ..lora import LORA_HELP
-from ..measure.policies import RATIO_POLICIES, REGIONS, TENSORS
+from ..measure.policies import REGIONS, TENSORS
 from .arguments import UsageError, add_devices, add_flash_attention, add_model, add_progress, explain, list_of
 
 __all__ = ["add_arguments", "run"]
@@ -31,6 +31,7 @@ keys of json, jsonl and csv: test (tg: generation, pp: prompt, @ d: depth), poli
 examples:
   ffnskip bench --shape llama2-7b --type q4_0 -t 2 -n 64 -r 3 --skip-ratio 0.3,0.5
   ffnskip bench --shape llama2-7b --policy channels --skip-ratio 0.25,0.33,0.5
+  ffnskip bench model.gguf --policy fixed --skip-ratio 0.25,0.5
   ffnskip bench model.gguf --profile auto --profile other.ffnskip.gguf
   ffnskip bench model.gguf -d 0,512 -o speed.json"""
 
@@ -97,7 +98,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--policy",
         convert=str,
         metavar="P",
-        help=f"what to skip by: {', '.join(RATIO_POLICIES)} (default: {RATIO_POLICIES[0]})",
+        help=f"what to skip by: {', '.join(POLICIES)} (default: {POLICIES[0]}; fixed: the same blocks for every token)",
     )
     _several(
         parser,

@@ -18,16 +18,20 @@ _OLD = "random_adaptive_region"
 _NOTHING = 1e-30  # reach; only a channel that is zero stays below it
 
 
-def policy_settings(policies: Sequence[str], regions: Sequence[str] | None) -> list[dict[str, Any]]:
-    """For each policy, and of "random" for each region (default: any), the fields of a SkipConfig.
+def policy_settings(
+    policies: Sequence[str], regions: Sequence[str] | None, known: Sequence[str] = RATIO_POLICIES
+) -> list[dict[str, Any]]:
+    """For each policy of RATIO_POLICIES, and of "random" for each region (default: any), the fields of a SkipConfig.
 
+    Args:
+        known: Policies that are measured by skip ratio; those that RATIO_POLICIES lacks are passed over.
     Raises:
         ArgumentError: A policy that is not measured by skip ratio, an unknown region, or regions without "random".
     """
     for policy in policies:
-        if policy not in (*RATIO_POLICIES, _OLD):
+        if policy not in (*known, _OLD):
             why = "is measured as a profile" if policy in POLICIES else "is not known"
-            raise ArgumentError(f"policy: {policy!r} {why}; those measured by skip ratio: {', '.join(RATIO_POLICIES)}")
+            raise ArgumentError(f"policy: {policy!r} {why}; those measured by skip ratio: {', '.join(known)}")
     for region in regions or ():
         if region not in REGIONS:
             raise ArgumentError(f"region: {region!r} is not known; known are {', '.join(REGIONS)}")
@@ -36,6 +40,7 @@ def policy_settings(policies: Sequence[str], regions: Sequence[str] | None) -> l
     found = [
         SkipConfig().replace(policy=policy, region=region)
         for policy in policies
+        if policy in (*RATIO_POLICIES, _OLD)
         for region in (regions or REGIONS[:1] if policy == "random" else REGIONS[:1])
     ]
     return [{"policy": config.policy, "region": config.region} for config in dict.fromkeys(found)]
