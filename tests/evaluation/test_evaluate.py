@@ -108,7 +108,7 @@ def test_nothing_skips_within_the_warm_up_and_the_page_says_so(model, questions,
     found = evaluate(model, "choice", questions, tmp_path, methods="random", skip_ratio=0.25, **OPTIONS)
     dense, run = found.runs
     assert run.could_skip == 0 and run.metrics == dense.metrics
-    assert "nothing of what is scored could skip: use --skip-prompts N or --warm-up N" in repr(found)
+    assert "nothing of what is scored could skip: use --skip-prompts N, or where" in repr(found)
     again = evaluate(
         model, "choice", questions, tmp_path, methods="random", skip_ratio=0.25, warm_up_index=0, **OPTIONS
     )
@@ -241,7 +241,7 @@ def test_thresholds_of_channels_leave_out_what_was_asked_of_the_text(model, text
         ({"methods": []}, ArgumentError, "method: none is named"),
         ({"limit": 0}, ArgumentError, "limit: 0 is too few; at least 1"),
         ({"skip_prompts": -1}, ArgumentError, "skip-prompts: -1"),
-        ({"n_parallel": 300}, ArgumentError, "parallel: 300 is too many"),
+        ({"n_parallel": 256}, ArgumentError, "parallel: 256 is too many; at most 255"),
         ({"scoring": "generate"}, ArgumentError, "scoring: generate is for task mmlu"),
         ({"text": "gone.txt"}, FileNotFoundError, "gone.txt: no such file"),
         ({"n_threads": 0}, ArgumentError, "threads: 0"),
@@ -446,6 +446,32 @@ def test_what_an_interrupted_run_left_may_be_damaged(model, questions, tmp_path)
     assert len(read_records(tmp_path, found.runs[0])) == 24
 
 
+def test_a_command_that_ended_before_the_first_items_may_be_corrected(model, questions, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("no room")
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="no room"):
+        patched.setattr(type(TASKS["choice"]), "run", fails)
+        evaluate(model, "choice", questions, tmp_path, methods="dense", limit=5, **OPTIONS)
+    assert (tmp_path / "choice-made-dense.begun").exists()
+    (run,) = evaluate(model, "choice", questions, tmp_path, methods="dense", limit=6, **OPTIONS).runs
+    assert len(read_records(tmp_path, run)) == run.settings["limit"] == 6
+
+
+def test_items_that_are_fewer_than_the_figures_say(model, questions, tmp_path):
+    (run,) = evaluate(model, "choice", questions, tmp_path, methods="dense", **OPTIONS).runs
+    path = tmp_path / f"{run.name}.items.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=rf"{path}: shorter than it was; {run.name}.json is of more items"):
+        read_records(tmp_path, run)
+
+
+def test_a_full_disk_names_the_file(model, questions, tmp_path):
+    limited = f"ulimit -f 1; exec {sys.executable} -m ffnskip_cpp " + " ".join(command(model, questions, tmp_path))
+    ended = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1 and "choice-made-dense.items.jsonl" in ended.stderr.splitlines()[-1], ended.stderr
+
+
 def test_one_evaluation_at_a_time_has_the_folder(model, questions, tmp_path, capsys):
     with open_store(tmp_path / "out"):
         arguments = command(model, questions, tmp_path / "out", "--method", "dense")
@@ -457,6 +483,13 @@ def test_one_evaluation_at_a_time_has_the_folder(model, questions, tmp_path, cap
 
 
 # ---- speed ----
+
+
+def test_speed_needs_a_turn_of_tokens(model, tmp_path):
+    with pytest.raises(ArgumentError, match="max-tokens: 2 is too few for speed; at least 3"):
+        evaluate(model, "speed", None, tmp_path, max_tokens=2, **OPTIONS)
+    dense, _ = evaluate(model, "speed", None, tmp_path, methods="random", max_tokens=3, **OPTIONS).runs
+    assert dense.metrics["speed_up"].value == 1
 
 
 def test_speed_is_measured_in_turn_and_of_what_is_new(model, text, tmp_path):

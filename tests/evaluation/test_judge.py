@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from statistics import mean
 
@@ -173,6 +174,19 @@ def test_what_the_tasks_record_is_what_is_judged(tmp_path, task):
         assert "Boat came back" not in first  # what is held against the story is the summary alone
 
 
+def test_a_judgement_says_which_answers_it_is_of(tmp_path):
+    dense = write_run(tmp_path, "summarize", "dense", made_up.summaries([4]))
+    skip = write_run(tmp_path, "summarize", "random", made_up.summaries([6]))
+    sha256 = {
+        name: hashlib.sha256((tmp_path / f"{name}.items.jsonl").read_bytes()).hexdigest() for name in (dense, skip)
+    }
+    with judging(honest) as server:
+        single = judge(tmp_path, url=server.url, model="m").runs
+        (pair,) = judge(tmp_path, url=server.url, model="m", mode="pairwise").runs
+    assert [run.items_sha256 for run in single] == [{name: sha256[name]} for name in (dense, skip)]
+    assert pair.items_sha256 == sha256
+
+
 def test_what_is_written_is_what_was_returned(summaries):
     with judging(honest) as server:
         judgement = judge(summaries, url=f"{server.url}?key=secret", model="org/m:1", criteria=["fluency"])
@@ -266,6 +280,43 @@ def test_a_label_names_one_of_several_ratios(tmp_path):
     with judging(honest) as server:
         judgement = judge(tmp_path, url=server.url, model="m", mode="pairwise", against="random 25 %")
     assert [run.label for run in judgement.runs] == ["random 10 %", "dense"]
+
+
+def variants(folder):
+    """Three of one label: with another warm-up and prompts that skip, with the warm-up alone, and usual."""
+    dense_alone(folder)
+    for more, settings in (
+        ("-warm_up-0-skip_prompts-2", {"warm_up_index": 0, "skip_prompts": 2}),
+        ("-warm_up-0", {"warm_up_index": 0, "skip_prompts": None}),
+        ("", {"warm_up_index": 30, "skip_prompts": None}),
+    ):
+        name = write_run(folder, "summarize", "random", made_up.summaries([1]), label="random 25 %", **settings)
+        fields = {**json.loads((folder / f"{name}.json").read_text()), "name": f"{name}{more}"}
+        (folder / f"{name}{more}.json").write_text(json.dumps(fields))
+        (folder / f"{name}{more}.items.jsonl").write_bytes((folder / f"{name}.items.jsonl").read_bytes())
+
+
+LABELS = ["random 25 %, warm-up 0, skip-prompts 2", "random 25 %, warm-up 0", "random 25 %"]
+
+
+@pytest.mark.parametrize("against", LABELS)
+def test_labels_tell_warm_ups_and_prompts_that_skip(tmp_path, against):
+    variants(tmp_path)
+    with judging(honest) as server:
+        judgement = judge(tmp_path, url=server.url, model="m", mode="pairwise", against=against)
+    assert [run.label for run in judgement.runs] == ["dense", *(label for label in LABELS if label != against)]
+    assert all(f"| {run.label} " in repr(judgement) for run in judgement.runs)
+
+
+def test_a_label_that_several_have_is_answered_with_labels_that_work(tmp_path):
+    variants(tmp_path)
+    options = {"url": "http://127.0.0.1:9/v1", "model": "m", "mode": "pairwise"}
+    with pytest.raises(ValueError, match=f"several runs are of 'random'; give one of {', '.join(map(repr, LABELS))}$"):
+        judge(tmp_path, against="random", **options)
+    for path in tmp_path.glob("summarize-made-up-random.*"):  # the one that has the bare label
+        path.unlink()
+    with pytest.raises(ValueError, match=f"'random 25 %'; give one of {', '.join(map(repr, LABELS[:2]))}$"):
+        judge(tmp_path, against="random 25 %", **options)
 
 
 @pytest.mark.parametrize(

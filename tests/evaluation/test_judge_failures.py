@@ -16,7 +16,7 @@ pytest.importorskip("openai")
 from ffnskip_cpp import judge
 from ffnskip_cpp.evaluation.judge.verdicts import read_judgements
 from support import judged_results as made_up
-from support.judge_server import answers, honest, judging, worth
+from support.judge_server import MODEL, answers, honest, judging, worth
 from support.judged_results import write_run
 
 SOON = {"retry-after-ms": "10"}  # so that tests don't wait as long as the openai package would
@@ -71,6 +71,32 @@ def test_a_reply_that_is_cut_off_is_invalid_whatever_it_ends_with(summaries):
     assert "it was cut off after 10 tokens" in server.asked[-1].body["messages"][-1]["content"]
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"model": 7},
+        {"model": None},
+        {"model": "\ud83d"},
+        {"finish_reason": 9},
+        {"finish_reason": ["length"]},
+        {"usage": 7},
+        {"usage": ["x"]},
+        *({"usage": {"prompt_tokens": n, "completion_tokens": n}} for n in ("12", None, -1, 1.5, True, [3], {"n": 3})),
+    ],
+)
+def test_a_reply_with_nonsense_about_itself_counts_and_is_not_paid_for_again(summaries, nonsense):
+    with judging(lambda asked: {"text": honest(asked), **nonsense}) as server:
+        judgement = judge(summaries, url=server.url, model="m")
+        assert judge(summaries, url=server.url, model="m") == judgement
+        assert len(server.asked) == 8
+    assert judgement.runs[0].figures["overall"].n == 8
+    is_of_usage = "usage" in nonsense
+    assert (judgement.tokens_in, judgement.tokens_out) == ((0, 0) if is_of_usage else (800, 80))
+    assert judgement.answered_by == (
+        (MODEL,) if "model" not in nonsense else ("?",) if nonsense["model"] == "\ud83d" else ()
+    )
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_servers_in_trouble_are_asked_again(summaries, status):
     def troubled(asked):
@@ -100,6 +126,10 @@ def test_a_server_says_how_long_to_wait(summaries):
         ({"body": b"<html>busy</html>", "type": "text/html"}, "no chat completion"),
         ({"body": b"{}"}, "no chat completion"),
         ({"body": b'{"choices": []}'}, "no chat completion"),
+        ({"body": b'{"choices": {"a": 1}}'}, "no chat completion"),
+        ({"text": ["worth 7"]}, "no chat completion"),
+        ({"text": {"text": "worth 7"}}, "no chat completion"),
+        ({"text": 7}, "no chat completion"),
         ({"body": b"{"}, ""),
         ({"status": 400, "error": {"message": "too many tokens"}}, "too many tokens"),
     ],
@@ -140,6 +170,29 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_loses_nothing(tmp_path)
         assert len(server.asked) == 28
         assert not set(server.paid) & set(paid) and nothing_paid_twice(server)
     assert (run.figures["overall"].n, run.failed) == (40, 0)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_refusals_of_single_requests_keep_none_from_what_is_behind_them(tmp_path, status):
+    write_run(tmp_path, "summarize", "dense", made_up.summaries([1] * 15 + [5] * 5))
+
+    def short_texts_alone(asked):
+        too_long = worth(answers(asked.prompt)[0]) == 1
+        return {"status": status, "error": {"message": "too long"}} if too_long else honest(asked)
+
+    with judging(short_texts_alone) as server:
+        judgement = judge(tmp_path, url=server.url, model="m", max_retries=0, parallel=1)
+        assert len(server.asked) == 20
+    assert (judgement.runs[0].figures["overall"].n, judgement.runs[0].failed) == (5, 15)
+    assert len(judgement.errors) == 1 and "too long" in judgement.errors[0]
+
+
+@pytest.mark.parametrize("status", [402, 408, 409, 429, 500])
+def test_ten_failures_of_other_kinds_in_a_row_end_it(tmp_path, status):
+    write_run(tmp_path, "summarize", "dense", made_up.summaries([5] * 20))
+    with judging(lambda asked: {"status": status} if asked.number else honest(asked)) as server:
+        judge(tmp_path, url=server.url, model="m", max_retries=0, parallel=1)
+        assert len(server.asked) == 1 + 10
 
 
 def test_nothing_is_written_where_no_request_got_a_reply(summaries):

@@ -111,6 +111,11 @@ def test_a_story_is_the_same_in_all_forms(tmp_path):
     assert [story.where.rsplit("/", 1)[1] for story in stories] == ["t.jsonl:1", "t.csv:2", "t.parquet: row 1"]
 
 
+def test_a_csv_field_may_be_long(tmp_path):
+    (story,) = TASKS["summarize"].read(write(tmp_path, "t.csv", f"id,article,highlights\n1,{'word ' * 50_000},b\n"))
+    assert story.article.count("word") == 50_000
+
+
 def test_a_csv_row_is_where_it_begins(tmp_path):
     path = write(tmp_path, "t.csv", 'id,article,highlights\r\n1,"two\nlines",x\r\n\r\n2,b,y\r\n')
     first, second = TASKS["summarize"].read(path)
@@ -294,6 +299,7 @@ def test_official_ids_are_not_repeated(tmp_path, task):
         ("x.json", '{"Questions": {}}', "x.json:1: 'Questions' is {}; a list of objects"),
         ("x.json", '{"Questions":\n [{"a": }]}', "x.json:2: not JSON: Expecting value"),
         ("x.json", "[" * 100_000, "x.json: not JSON that can be read"),
+        ("x.json", '{"Questions": [' + "1" * 5000 + "]}", "x.json: not JSON that can be read"),
         ("x.json", '{"Version": "1",\n"Questions": [{},\n 3]}', "x.json:3: 3 is no JSON object"),
         ("x.json", '{"Data": [\n\n{"QuestionId": "1"}]}', "x.json:3: no 'Answer' in it; it has 'QuestionId'"),
         ("x.json", freebase(("Who?", [])), r"x.json:5: 'Parses' is \[\]; a list of objects is right"),
@@ -319,6 +325,7 @@ def test_broken_questions(tmp_path, name, content, message):
         ("x.csv", "", "x.csv: the file is empty; rows of CSV are right"),
         ("x.csv", "id,article,highlights\n", "x.csv: there is no row below the names of the columns"),
         ("x.csv", "id,article\n1,b\n", "x.csv:1: no column 'highlights'; there are 'id', 'article'"),
+        ("x.csv", "id,article,article,highlights\n1,a,b,c\n", "x.csv:1: column 'article' is there 2 times; "),
         ("x.csv", "id,article,highlights\n1,a,b\n1,b\n", "x.csv:3: 2 fields; 3 are right"),
         ("x.csv", 'id,article,highlights\n1,"a"b,c\n', "x.csv:2: not CSV: "),
         ("x.csv", 'id,article,highlights\n1,a,b\n2,"a,b\n', "x.csv:3: not CSV: "),

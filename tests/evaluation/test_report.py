@@ -89,6 +89,26 @@ def test_commands_for_what_is_missing_have_the_settings_of_what_is_there(results
     assert "--limit 20 --n-ctx 512 --skip-prompts 1" in command
 
 
+def test_a_command_for_what_is_missing_has_all_options_that_decide_and_the_folder_of_its_runs(tmp_path):
+    """Else `ffnskip eval` refuses it, or puts a second dense run of that name into another folder."""
+    lora = {"lora": "mine.gguf", "lora_scale": 0.5, "lora_sha256": "0" * 64}
+    settings = {"parallel": 2, "n_gpu_layers": 0, "lora": lora}
+    Results(tmp_path / "first").add("factoid", right_or_wrong(DENSE), parallel=8, n_gpu_layers=-1, lora=None)
+    second = Results(tmp_path / "second")
+    second.add("mmlu", right_or_wrong([1] * 4, "acc", subject=["anatomy"] * 4), **settings)
+    second.add_speed(threads=3, **settings)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    notes = report_evaluation(folders, tmp_path / "out", formats="md").notes[MODEL]
+    commands = {
+        task: next(note for note in notes if f"--task {task} " in note) for task in ("factoid", "mmlu", "speed")
+    }
+    options = "--parallel 2 --n-gpu-layers 0"
+    assert f"{options} --lora mine.gguf:0.5 -o {folders[1]}`" in commands["mmlu"]
+    assert f"{options} --threads 3 --lora mine.gguf:0.5 -o {folders[1]}`" in commands["speed"]
+    assert f"-o {folders[0]}`" in commands["factoid"]
+    assert not any(name in commands["factoid"] for name in ("--parallel", "--n-gpu-layers", "--lora"))
+
+
 def broken(name, content):
     return lambda folder: (folder / name).write_text(content)
 
@@ -133,6 +153,20 @@ def test_what_can_not_be_asked_for_is_refused(results, capsys, tmp_path):
             report_evaluation(results.folder, formats=formats)
     with pytest.raises(ArgumentError, match="0 folders"):
         report_evaluation([])
+
+
+def test_two_files_of_one_name_are_no_model(tmp_path, capsys):
+    folders = [tmp_path / "fa", tmp_path / "fb"]
+    for folder, method, digit in zip(folders, ("dense", "random"), "ab"):
+        results = Results(folder)
+        results.add("factoid", right_or_wrong(DENSE), method, model_sha256=digit * 64)
+    results.add("mmlu", right_or_wrong([1] * 4, "acc", subject=["anatomy"] * 4))  # does not say
+    assert cli.main(["report", *map(str, folders), "-o", str(tmp_path / "out"), "--format", "md"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"ffnskip report: {MODEL}: factoid-facts-dense") and err.count("\n") == 1
+    assert f"in {folders[0]} and factoid-facts-random" in err and f"in {folders[1]} are of different files" in err
+    assert "aaaaaaaa and bbbbbbbb; each needs a folder and a report of its own, or another name" in err
+    assert all(cli.main(["report", str(folder), "--format", "md"]) == 0 for folder in folders)
 
 
 def test_a_task_that_is_not_known_is_refused(results, capsys):

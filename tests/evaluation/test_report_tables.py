@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -307,6 +308,42 @@ def test_judges_have_their_figures_and_rates(results):
     assert row_of(found["table2"], SKIP_NAME)["chat-facts pairwise-judge-1: overall"] == pytest.approx(3 + 3 / 7)
 
 
+@pytest.mark.parametrize("against", [None, "dense"])
+@pytest.mark.parametrize("anew", [[], ["dense"], ["ffn_skip"], ["dense", "ffn_skip"]])
+def test_grades_of_answers_that_were_made_anew_are_left_out_and_named(results, anew, against):
+    names = {
+        method: results.add("chat", made_up("chat", 8, 0.5, i), method)
+        for i, method in enumerate(("dense", "ffn_skip"))
+    }
+    grades = {f"item-{i}": 5.0 for i in range(8)}
+    results.judge(
+        {name: ("chat", {"overall": grades}) for name in names.values() if name != names.get(against)},
+        against=against,
+        reference=names.get(against),
+    )
+    for method in anew:
+        results.add("chat", made_up("chat", 8, 0.5, 7), method)
+    report = report_evaluation(results.folder, formats=("md", "csv", "svg"))
+    old = [name for name in names if name != against and (name in anew or against in anew)]
+    graded = [name for name in names if name != against and name not in old]
+    rows = report.tables[MODEL].get("judge-single-judge-1-chat-facts", [])
+    assert [(row["method"], row["single-judge-1: overall"]) for row in rows] == [(name, 5) for name in graded]
+    page = (results.folder / "report" / "report.md").read_text()
+    said = re.findall("Judged before it, or .* made anew: (.*); `ffnskip judge` grades it again", page)
+    assert said == ([", ".join(old)] if old else [])
+    assert not any("anew" in note for note in report.notes[MODEL])  # which are of what was not measured
+
+
+def test_grades_stay_where_what_they_were_compared_with_is_removed(results):
+    dense = results.add("chat", made_up("chat", 8, 0.5, 1))
+    skip = results.add("chat", made_up("chat", 8, 0.5, 2), "ffn_skip", 0.2)
+    results.judge({skip: ("chat", {"overall": {f"item-{i}": 5.0 for i in range(8)}})}, against="dense", reference=dense)
+    for path in results.folder.glob(f"{dense}.*"):
+        path.unlink()
+    (row,) = tables(results)["judge-single-judge-1-chat-facts"]
+    assert row["single-judge-1: overall"] == 5
+
+
 # ---- what was asked ----
 
 
@@ -333,6 +370,27 @@ def test_perplexities_are_compared_with_the_dense_run_of_the_same_warm_up(result
         *(("dense, warm-up 0", None), ("dense", None)),
         *(("ffn_skip 20 %, warm-up 0", 0), ("ffn_skip 20 %", 0)),
     ]
+
+
+def test_a_profile_of_another_warm_up_is_one_row_and_another_that_was_asked_for_one_more(results):
+    """A perplexity's rows begin at the usual warm-up, whatever the profile's own."""
+    for task, own in (("choice", 0), ("perplexity", 30)):
+        name = results.add(task, made_up(task, 8, 0.5, 1), "calibrated:blocks")
+        path = results.folder / f"{name}.json"
+        run = json.loads(path.read_text())
+        path.write_text(json.dumps({**run, "settings": {**run["settings"], "warm_up_index": own}}))
+        results.add(task, made_up(task, 8, 0.5, 1), "calibrated:blocks", warm_up_index=10)
+    found = tables(results)
+    (row,) = found["quality"]
+    assert row["method"] == "blocks"
+    for task in ("choice", "perplexity"):
+        assert row[f"{task}-facts {TASKS[task].metrics[0].name}"] is not None
+        assert {row["method"] for row in found[f"{task}-facts"]} == {"blocks", "blocks, warm-up 10"}
+
+
+def test_the_page_says_that_p_is_corrected(results):
+    results.add("factoid", right_or_wrong(DENSE))
+    assert "p of the paired test, with Holm's correction for all tests of the column." in page(results)
 
 
 def test_models_of_several_folders_stand_one_after_the_other(tmp_path):

@@ -263,10 +263,12 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(tmp_path, task):
     entry = {"query": "x", "choices": ["a", "b " * 9], "gold": 0, "context": "x", "continuation": "b " * 9}
     entry = {**entry, "question": "x", "answer": "b " * 9}
     short = {**entry, "choices": ["a", "b"], "continuation": "b", "answer": "b"}
-    subject = Scripted(n_ctx=9)
-    with pytest.raises(ValueError, match=r"items.jsonl:2: 1[0-9] tokens, and the context has 9; a larger n_ctx"):
-        run(task, subject, items_of(tmp_path, task, short, entry))
-    assert subject.prompts == []
+    items = items_of(tmp_path, task, short, entry)
+    for n_ctx_train, said in ((10, "the context has 9; a larger n_ctx"), (9, "the model was trained on 9; leave it")):
+        subject = Scripted(n_ctx=9, n_ctx_train=n_ctx_train)
+        with pytest.raises(ValueError, match=rf"items.jsonl:2: 1[0-9] tokens, and {said}"):
+            run(task, subject, items)
+        assert subject.prompts == []
 
 
 def test_perplexity_counts_rows_behind_the_warm_up(tmp_path):

@@ -38,8 +38,10 @@ class Scripted:
         likely: Callable[[str, str], float] = lambda prefix, continuation: 0.0,
         template: Callable[[Sequence[dict[str, str]]], str] | None = None,
         n_ctx: int = 10_000,
+        n_ctx_train: int = 10_000,
     ):
-        self.answer, self.likely, self.template, self._n_ctx = answer, likely, template, n_ctx
+        self.answer, self.likely, self.template = answer, likely, template
+        self._n_ctx, self._n_ctx_train = n_ctx, n_ctx_train
         self.vocabulary: list[str] = []
         self.prompts: list[str] = []
         """Texts that it was to go on with, in order."""
@@ -53,6 +55,9 @@ class Scripted:
 
     def n_ctx(self) -> int:
         return self._n_ctx
+
+    def n_ctx_train(self) -> int:
+        return self._n_ctx_train
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int] | None:
         return None if self.template is None else self.tokenize(self.template(messages))
@@ -103,6 +108,9 @@ class Opened:
 
     def n_ctx(self) -> int:
         return self.llm.n_ctx()
+
+    def n_ctx_train(self) -> int:
+        return self.llm.n_ctx_train
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int] | None:
         formatter = formatter_of(self.llm, add_generation_prompt=True)

@@ -37,7 +37,7 @@ class Asked:
 
 class JudgeServer:
     """`answer(asked)` gives the text of a reply, or a dict: status, headers, body (raw bytes), delay in seconds,
-    finish_reason, or "cut", which breaks the connection in the middle."""
+    finish_reason, model, usage, or "cut", which breaks the connection in the middle."""
 
     def __init__(self, answer, port=0):
         self.answer = answer
@@ -94,7 +94,7 @@ class JudgeServer:
             "id": f"chatcmpl-{asked.number}",
             "object": "chat.completion",
             "created": 0,
-            "model": MODEL,
+            "model": given.get("model", MODEL),
             "choices": [
                 {
                     "index": 0,
@@ -102,7 +102,7 @@ class JudgeServer:
                     "finish_reason": given.get("finish_reason", "stop"),
                 }
             ],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+            "usage": given.get("usage", {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}),
         }
 
     def close(self):

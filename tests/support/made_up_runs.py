@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ffnskip_cpp.evaluation.items import sha256_of
 from ffnskip_cpp.evaluation.judge.verdicts import JudgedRun, Judgement, write_judgement
 from ffnskip_cpp.evaluation.runs import Figure, Run, record_line
 from ffnskip_cpp.evaluation.statistics import figures
@@ -92,10 +93,11 @@ class Results:
         (self.folder / f"{run.name}.json").write_text(json.dumps(run.as_dict()))
         return run.name
 
-    def judge(self, runs, *, mode="single", against=None, rates=None):
+    def judge(self, runs, *, mode="single", against=None, reference=None, rates=None):
         """
         Args:
             runs: By name of the run its task, and by criterion the scores of items.
+            reference: Name of the run that they are compared with.
         """
         judgement = Judgement(
             name=f"{mode}-judge-1",
@@ -111,19 +113,25 @@ class Results:
             tokens_out=9,
             errors=(),
             versions={},
-            runs=tuple(_judged(run, task, scores, rates or {}) for run, (task, scores) in runs.items()),
+            runs=tuple(
+                _judged(run, task, self._items_sha256(run, reference), scores, rates or {})
+                for run, (task, scores) in runs.items()
+            ),
         )
         (self.folder / "judge").mkdir(exist_ok=True)
         write_judgement(self.folder, judgement)
 
+    def _items_sha256(self, *runs):
+        return {run: sha256_of(self.folder / f"{run}.items.jsonl") for run in runs if run is not None}
 
-def _judged(run, task, scores, rates):
+
+def _judged(run, task, items_sha256, scores, rates):
     score = Metric("score", "score")
     records = {
         name: [Record(item, "", {"score": x}, 1, 1) for item, x in found.items()] for name, found in scores.items()
     }
     means = {name: figures([score], found)[0]["score"] for name, found in records.items()}
-    return JudgedRun(run, task, "facts", "", "", 1, 2, 0, scores, means, {}, {}, rates)
+    return JudgedRun(run, task, "facts", "", "", items_sha256, 1, 2, 0, scores, means, {}, {}, rates)
 
 
 def right_or_wrong(right, name="match", *, may_skip=1, group=None, **shown):

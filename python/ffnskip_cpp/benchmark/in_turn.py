@@ -18,7 +18,7 @@ from ..skip_config import SkipConfig
 from .options import Options, Setting, Test
 from .runners import Runner, open_runners, quiet
 
-__all__ = ["Speed", "measure_speed"]
+__all__ = ["TURN", "Speed", "measure_speed"]
 
 LEAST_TURNS = 2  # of each, if the time is over before
 TURN = 3  # tokens of each at a time

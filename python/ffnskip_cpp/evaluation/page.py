@@ -20,9 +20,10 @@ NAMES = ("task", "data", "method", "metric", "value", "95 %", "to dense", "95 % 
 LEFT = ("task", "data", "method", "metric")
 NOTES = f"""\
 95 %: bootstrap intervals over items, of {SPEED} the quartiles over tokens. to dense: on the same items, and p of the
-paired test. not read: of the rows that count as generated, the share of the FFN blocks; where attention or channels are
-left out, of weight bytes. could skip: of the scored tokens, the share that comes from a row that may."""
-CAN_NOT_SKIP = "nothing of what is scored could skip: use --skip-prompts N or --warm-up N"
+paired test, not corrected for how many there are. not read: of the rows that count as generated, the share of the FFN
+blocks; where attention or channels are left out, of weight bytes. could skip: of the scored tokens, the share that
+comes from a row that may."""
+CAN_NOT_SKIP = "nothing of what is scored could skip: use --skip-prompts N, or where answers are longer --warm-up N"
 
 
 def page(runs: Sequence[Run], differences: Mapping[str, Paired]) -> str:

@@ -71,6 +71,24 @@ class Run:
     """Of the file, over the user's: 1 but for other files."""
     seconds: float
 
+    @property
+    def asked_warm_up(self) -> int | None:
+        """That was asked for; None: the method's own. Its name alone says which, as a profile's own is in `settings`
+        too, but for a perplexity, whose rows begin at the usual one."""
+        warm_up: int | None = self.settings.get("warm_up_index")
+        return warm_up if f"-warm_up-{warm_up}" in self.name else None
+
+    @property
+    def variant(self) -> str:
+        """What sets it apart from a run of the same label: ", warm-up 0, skip-prompts 2"; "" as a rule."""
+        asked = {"warm-up": self.asked_warm_up, "skip-prompts": self.settings.get("skip_prompts")}
+        return "".join(f", {name} {value}" for name, value in asked.items() if value is not None)
+
+    @property
+    def full_label(self) -> str:
+        """No other run on the same data has it: "ffn_skip 25 %, warm-up 0"."""
+        return f"{self.label}{self.variant}"
+
     def as_dict(self) -> dict[str, Any]:
         """Of plain values; None for NaN."""
         return plain(self)  # type: ignore[no-any-return]
@@ -128,7 +146,10 @@ def read_records(folder: Path, run: Run) -> list[Record]:
         return []
     if not path.is_file():
         raise ValueError(f"{path}: missing; it has the items of {run.name}{RUN}")
-    return records_of(path, path.read_bytes())
+    records = records_of(path, path.read_bytes())
+    if len(records) < max((figure.n for figure in run.metrics.values()), default=0):
+        raise ValueError(f"{path}: shorter than it was; {run.name}{RUN} is of more items")
+    return records
 
 
 def records_of(path: Path, content: bytes) -> list[Record]:

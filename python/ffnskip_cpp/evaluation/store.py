@@ -66,11 +66,11 @@ class Store:
         self.folder = folder
 
     def facts(self, name: str) -> Facts | None:
-        """Of a run that is finished or begun; None where it is not."""
+        """Of a run that is finished, or has items; None where it is not begun, or ended before the first were done."""
         if (path := self._path(name, RUN)).exists():
             return read_run(path).as_dict()
-        if (path := self._path(name, BEGUN)).exists():
-            facts: Facts = _begun(path)["facts"]
+        if (path := self._path(name, BEGUN)).exists() and (state := _begun(path))["n_items"]:
+            facts: Facts = state["facts"]
             return facts
         return None
 
@@ -137,12 +137,16 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what could not be written, which was said
+            self._file.close()
 
     def add(self, record: Record) -> None:
         self.records.append(record)
-        self._file.write(record_line(record))
-        self._file.flush()
+        try:
+            self._file.write(record_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
     def keep(self, seconds: float, counts: Counts) -> None:
         """All that was added counts from here on; what it took, and what was left out of it, is added up."""

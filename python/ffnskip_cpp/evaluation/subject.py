@@ -121,7 +121,10 @@ class ModelSubject:
         return prompt_tokens(self._llm, text)
 
     def n_ctx(self) -> int:
-        return min(self._llm.n_ctx(), self._llm.n_ctx_train)
+        return min(self._llm.n_ctx(), self.n_ctx_train())
+
+    def n_ctx_train(self) -> int:
+        return self._llm.n_ctx_train
 
     def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
         """All methods on the same rows: those past the warm-up of the user's choice, or else of 30 tokens.

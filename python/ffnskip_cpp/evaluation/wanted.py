@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..batches import MAX_PARALLEL
 from ..errors import ArgumentError
-from .items import PathLike
+from .items import SPEED, PathLike
+from .speed import LEAST_TOKENS
 
 __all__ = ["N_CTX", "N_PARALLEL", "SCORING", "Wanted"]
 
 N_CTX = 8192
 N_PARALLEL = 8
-MOST_PARALLEL = 256  # LLAMA_MAX_SEQ
 SCORING = ("loglikelihood", "generate")
 
 
@@ -49,8 +50,10 @@ class Wanted:
         ):
             if value is not None and value < least:
                 raise ArgumentError(f"{name}: {value} is too few; at least {least}")
-        if self.n_parallel > MOST_PARALLEL:
-            raise ArgumentError(f"parallel: {self.n_parallel} is too many; at most {MOST_PARALLEL}")
+        if self.n_parallel > MAX_PARALLEL:
+            raise ArgumentError(f"parallel: {self.n_parallel} is too many; at most {MAX_PARALLEL}")
+        if SPEED in self.tasks and self.max_tokens is not None and self.max_tokens < LEAST_TOKENS:
+            raise ArgumentError(f"max-tokens: {self.max_tokens} is too few for {SPEED}; at least {LEAST_TOKENS}")
         if self.scoring not in SCORING:
             raise ArgumentError(f"scoring: {self.scoring!r} is neither of {', '.join(SCORING)}")
         if self.scoring != SCORING[0] and "mmlu" not in self.tasks:

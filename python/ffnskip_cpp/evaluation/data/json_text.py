@@ -40,7 +40,7 @@ def entries_in(path: Path, keys: Sequence[str]) -> tuple[str, list[Entry]]:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except RecursionError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise ValueError(f"{path}: not JSON that can be read: {error}") from error
     key = next((key for key in keys if isinstance(document, dict) and key in document), None)
     if key is None:

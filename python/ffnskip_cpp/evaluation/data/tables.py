@@ -24,6 +24,7 @@ def rows(path: Path, n_fields: int | None = None) -> Iterator[tuple[list[str], s
     text = decoded(path, path.read_bytes())
     if not text.strip():
         raise ValueError(f"{path}: the file is empty; rows of CSV are right")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # the process's, so it is never lowered
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         where = f"{path}:{reader.line_num + 1}"
@@ -99,3 +100,5 @@ def _check_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> N
     for name in wanted:
         if name not in names:
             raise ValueError(f"{where}: no column {name!r}; there are {', '.join(map(repr, names))}")
+        if names.count(name) > 1:
+            raise ValueError(f"{where}: column {name!r} is there {names.count(name)} times; once is right")

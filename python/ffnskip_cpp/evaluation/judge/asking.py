@@ -16,7 +16,8 @@ from .templates import Prompt, Templates
 __all__ = ["Asker", "Verdict"]
 
 GIVE_UP = 10
-"""Requests that failed in a row, each with its retries: the server is gone, and the rest is not asked."""
+"""Requests that failed in a row, each with its retries: the server is gone, and the rest is not asked. One that refuses
+a request, such as for its length, is there."""
 
 KEPT = 1000
 """Characters of an invalid reply that the judge is shown again, from its end, where the fault is."""
@@ -140,19 +141,19 @@ class Asker:
         try:
             reply = self._endpoint.reply(messages)
         except FailedRequestError as error:
-            self._count_failure(error)
+            self._count(error)
             raise
-        with self._lock:
-            self._failed_in_a_row = 0
+        self._count(None)
         self._replies.add(key, reply)
         return reply
 
-    def _count_failure(self, error: FailedRequestError) -> None:
+    def _count(self, error: FailedRequestError | None) -> None:
         with self._lock:
-            self._failed_in_a_row += 1
+            alive = error is None or error.is_refusal
+            self._failed_in_a_row = 0 if alive else self._failed_in_a_row + 1
             if self._failed_in_a_row >= GIVE_UP:
                 self._ended = f"{GIVE_UP} requests in a row had failed"
-            if error.final:
+            if error is not None and error.final:
                 self._ended = "the server had refused"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,15 +28,18 @@ PARAMETERS = {"temperature": 0, "max_tokens": MAX_TOKENS}
 
 NO_KEY = "none"  # servers of one's own need none, and the package wants one
 LONGEST = 300  # characters of an error
+REFUSED = (413, 422)  # beside 400, statuses of one request that a server does not take, such as for its length
 SECRET = 8  # characters at least; "x" or "none", given to a server that needs no key, would be all over its replies
 
 
 class FailedRequestError(RuntimeError):
-    """No reply. `final`: nor would any other request get one."""
+    """No reply. `final`: nor would any other request get one. `is_refusal`: of this request alone, by a server that
+    works."""
 
-    def __init__(self, message: str, final: bool = False):
+    def __init__(self, message: str, *, final: bool = False, is_refusal: bool = False):
         super().__init__(message)
         self.final = final
+        self.is_refusal = is_refusal
 
 
 class Endpoint:
@@ -81,7 +85,7 @@ class Endpoint:
                 return self._reply_of(self._ask(messages, parameters))
             except self._openai.BadRequestError as error:
                 if not self._does_without(error, parameters):
-                    raise FailedRequestError(self._worded(error)) from error
+                    raise FailedRequestError(self._worded(error), is_refusal=True) from error
             except (
                 self._openai.AuthenticationError,
                 self._openai.PermissionDeniedError,
@@ -91,7 +95,8 @@ class Endpoint:
                 message = f"{self._url} refuses to judge: {self._worded(error)}{hint}"
                 raise FailedRequestError(message, final=True) from error
             except (self._openai.OpenAIError, json.JSONDecodeError) as error:
-                raise FailedRequestError(self._worded(error)) from error
+                is_refusal = getattr(error, "status_code", None) in REFUSED
+                raise FailedRequestError(self._worded(error), is_refusal=is_refusal) from error
 
     def _ask(self, messages: Sequence[Message], parameters: dict[str, Any]) -> ChatCompletion:
         asked = [dict(message) for message in messages]
@@ -110,22 +115,38 @@ class Endpoint:
             return error.param == "temperature" and self._parameters.pop("temperature", None) is not None
 
     def _reply_of(self, completion: Any) -> Reply:
-        """What is no chat completion is no reply, whatever the server's status says."""
+        """What has no text is no reply, whatever the server's status says; all else may be missing, or nonsense."""
         try:
-            choice, usage = completion.choices[0], completion.usage
+            choice = completion.choices[0]
             text = choice.message.content or ""
-            counts = (0, 0) if usage is None else (usage.prompt_tokens or 0, usage.completion_tokens or 0)
-            model = completion.model or ""
-        except (AttributeError, IndexError, TypeError) as error:
+            if not isinstance(text, str):
+                raise TypeError(f"a text that is {type(text).__name__}")
+        except (AttributeError, LookupError, TypeError) as error:
             raise FailedRequestError("what the server sends is no chat completion") from error
-        text = self._without_secrets(str(text)).encode("utf-8", "replace").decode("utf-8")
-        return Reply(text, choice.finish_reason or "", self._without_secrets(model), *counts)
+        usage = getattr(completion, "usage", None)
+        reply = Reply.of(
+            text,
+            finish_reason=getattr(choice, "finish_reason", None),
+            model=getattr(completion, "model", None),
+            tokens_in=getattr(usage, "prompt_tokens", None),
+            tokens_out=getattr(usage, "completion_tokens", None),
+        )
+        return replace(
+            reply,
+            text=self._cleaned(reply.text),
+            finish_reason=self._cleaned(reply.finish_reason),
+            model=self._cleaned(reply.model),
+        )
 
     def _worded(self, error: Exception) -> str:
         """In one line, with what lies behind the package's "Connection error."."""
         text = f"{error} {error.__cause__ or ''}" if isinstance(error, self._openai.APIConnectionError) else str(error)
         text = " ".join(self._without_secrets(text).split())
         return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+    def _cleaned(self, text: str) -> str:
+        """Without half surrogate pairs too, which are no UTF-8."""
+        return self._without_secrets(text).encode("utf-8", "replace").decode("utf-8")
 
     def _without_secrets(self, text: str) -> str:
         """Servers may quote what they were sent."""

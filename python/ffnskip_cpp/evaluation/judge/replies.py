@@ -17,7 +17,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,19 @@ class Reply:
     tokens_in: int
     tokens_out: int
     """0 where the server does not count."""
+
+    @classmethod
+    def of(cls, text: str, *, finish_reason: object, model: object, tokens_in: object, tokens_out: object) -> Reply:
+        """The text is what was paid for; of the rest, what is no text, or no count, counts as absent."""
+        return cls(text, _text(finish_reason), _text(model), _count(tokens_in), _count(tokens_out))
+
+
+def _text(given: object) -> str:
+    return given if isinstance(given, str) else ""
+
+
+def _count(given: object) -> int:
+    return given if isinstance(given, int) and not isinstance(given, bool) and given >= 0 else 0
 
 
 def key_of(model: str, messages: Sequence[Message], parameters: Mapping[str, Any]) -> str:
@@ -113,9 +126,9 @@ def _known(path: Path, file: io.FileIO) -> dict[str, Reply]:
 def _reply(line: bytes, where: str) -> tuple[str, Reply]:
     try:
         fields = json.loads(line)
-        key, reply = fields.pop("key"), Reply(**fields)
-        if not all(isinstance(text, str) for text in (key, reply.text, reply.finish_reason, reply.model)):
+        key, reply = fields.pop("key"), Reply.of(**fields)
+        if not all(isinstance(text, str) for text in (key, reply.text)):
             raise TypeError("a text is none")
-        return key, replace(reply, tokens_in=int(reply.tokens_in), tokens_out=int(reply.tokens_out))
+        return key, reply
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where}: no reply of a judge; without this line it is asked for again") from error

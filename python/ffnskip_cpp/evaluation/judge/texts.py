@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Union
 
 from ..data.json_text import entries_of_lines
-from ..runs import Run, dense_of, read_records, read_runs
+from ..items import sha256_of
+from ..runs import ITEMS, Run, dense_of, read_records, read_runs
 from ..tasks.base import Record
 
 __all__ = ["TASKS", "Answer", "Judged", "judged_runs"]
@@ -51,13 +52,16 @@ class Judged:
     """By item, the reference's texts, one for each turn; None where each answer is graded by itself."""
     missing: int
     """Items that the reference has no answer to; not among `answers`."""
+    items_sha256: Mapping[str, str]
+    """Of the items file, by name of the run: of this one, and of the reference where that is a run."""
 
 
 def judged_runs(directory: PathLike, against: str | None, limit: int | None) -> list[Judged]:
     """All runs in a folder that have texts, but for the one that the others are compared with.
 
     Args:
-        against: A method, or a file of answers in FastChat's format, which chat alone is compared with; None: nothing.
+        against: A method, a run's label or name, or a file of answers in FastChat's format, which chat alone is
+            compared with; None: nothing.
         limit: Items of each run, taking turns through its groups; the same of all runs, and a larger limit has those of
             a smaller one.
     Raises:
@@ -68,15 +72,19 @@ def judged_runs(directory: PathLike, against: str | None, limit: int | None) -> 
     if not runs:
         raise ValueError(f"{folder}: no finished run of {', '.join(TASKS)} in it; ffnskip eval makes them")
     if against is None:
-        judged = [Judged(run, _answers(folder, run), None, 0) for run in runs]
+        judged = [Judged(run, _answers(folder, run), None, 0, _items_sha256(folder, run)) for run in runs]
     elif _is_file(against):
         texts = _texts_of_file(Path(against))
-        judged = [_compared(run, _answers(folder, run), texts, against) for run in runs if run.task == "chat"]
+        judged = [
+            _compared(run, _answers(folder, run), texts, against, _items_sha256(folder, run))
+            for run in runs
+            if run.task == "chat"
+        ]
         if not judged:
             raise ValueError(f"{folder}: no finished run of chat in it, which {against} has answers to")
     else:
         judged = _against_run(folder, runs, against)
-    return [Judged(each.run, _chosen(each.answers, limit), each.others, each.missing) for each in judged]
+    return [replace(each, answers=_chosen(each.answers, limit)) for each in judged]
 
 
 def _against_run(folder: Path, runs: Sequence[Run], against: str) -> list[Judged]:
@@ -85,7 +93,8 @@ def _against_run(folder: Path, runs: Sequence[Run], against: str) -> list[Judged
         reference = _reference(run, runs, against)
         if reference.name != run.name:
             texts = {answer.item: answer.texts for answer in _answers(folder, reference)}
-            judged.append(_compared(run, _answers(folder, run), texts, reference.name))
+            sha256 = _items_sha256(folder, run, reference)
+            judged.append(_compared(run, _answers(folder, run), texts, reference.name, sha256))
     if not judged:
         raise ValueError(f"{folder}: no run in it beside {against}, which others are compared with")
     return judged
@@ -96,20 +105,34 @@ def _reference(run: Run, runs: Sequence[Run], against: str) -> Run:
         found = [dense for dense in (dense_of(run, runs),) if dense is not None]
     else:
         of_same = [other for other in runs if (other.task, other.data, other.model) == (run.task, run.data, run.model)]
-        found = [other for other in of_same if against in (other.method, other.label, other.name)]
+        found = [other for other in of_same if against in (other.full_label, other.name)]
+        found = found or [other for other in of_same if against in (other.method, other.label)]
     if not found:
         raise ValueError(f"{run.name}: no run of {against!r} to compare it with; name another, or a .jsonl of answers")
     if len(found) > 1:
-        names = ", ".join(repr(other.label) for other in found)
+        labels = [other.full_label for other in found]
+        names = ", ".join(
+            repr(label if labels.count(label) == 1 else other.name) for label, other in zip(labels, found)
+        )
         raise ValueError(f"{run.name}: several runs are of {against!r}; give one of {names}")
     return found[0]
 
 
-def _compared(run: Run, answers: Sequence[Answer], texts: Mapping[str, tuple[str, ...]], name: str) -> Judged:
+def _compared(
+    run: Run,
+    answers: Sequence[Answer],
+    texts: Mapping[str, tuple[str, ...]],
+    name: str,
+    items_sha256: Mapping[str, str],
+) -> Judged:
     common = tuple(answer for answer in answers if len(texts.get(answer.item, ())) >= len(answer.texts))
     if not common:
         raise ValueError(f"{run.name}: {name} has an answer to none of its items")
-    return Judged(run, common, texts, len(answers) - len(common))
+    return Judged(run, common, texts, len(answers) - len(common), items_sha256)
+
+
+def _items_sha256(folder: Path, *runs: Run) -> dict[str, str]:
+    return {run.name: sha256_of(folder / f"{run.name}{ITEMS}") for run in runs}
 
 
 def _answers(folder: Path, run: Run) -> tuple[Answer, ...]:

@@ -54,6 +54,10 @@ class JudgedRun:
     data: str
     method: str
     label: str
+    """`Run.full_label`."""
+    items_sha256: dict[str, str]
+    """SHA-256 of the items file when it was judged, by name of the run: of this one, and of the one it was compared
+    with. Grades hang on both; where a file has changed since, they are of answers that are there no more."""
     invalid: int
     """Items that don't count because the judge's reply stayed none that was asked for."""
     failed: int

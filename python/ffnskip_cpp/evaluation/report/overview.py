@@ -78,7 +78,7 @@ def speed(model: ModelResults) -> list[Section]:
         results = [result.run for sheet in model.sheets for result in sheet.results if result.run.method != DENSE]
         methods = list(dict.fromkeys(run.method for run in results if ":" not in run.method))
         ratios = sorted({run.skip_ratio_target for run in results if run.skip_ratio_target is not None})
-        command = eval_command(model, "speed", methods or ["ffn_skip"], ratios)
+        command = eval_command(model, "speed", methods or ["ffn_skip"], ratios, like=model.speeds)
         return [absent("speed", "Quality against speed", command)]
     rows = [_speed_row(run) for run in model.speeds]
     columns = [

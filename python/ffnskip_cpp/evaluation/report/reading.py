@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..collapse import agreement
-from ..items import SPEED
-from ..judge.verdicts import Judgement, read_judgements
+from ..items import SPEED, sha256_of
+from ..judge.verdicts import JudgedRun, Judgement, read_judgements
 from ..methods import DENSE, RATIO_METHODS
-from ..runs import OF_ITEMS, Run, dense_of, read_records, read_runs
+from ..runs import ITEMS, OF_ITEMS, Run, dense_of, read_records, read_runs
 from ..tasks import TASKS
 from ..tasks.base import Record
 from .results import ModelResults, Result, Sheet, judge_metric
@@ -47,6 +47,7 @@ class _Found:
     run: Run
     records: Sequence[Record]
     judgements: Sequence[Judgement]
+    """Of this run. Their runs that were made anew since have no grades, and no `items_sha256`."""
 
 
 def _read(folder: Path) -> list[_Found]:
@@ -56,8 +57,25 @@ def _read(folder: Path) -> list[_Found]:
     for run in runs:
         if run.task not in (*TASKS, SPEED):
             raise ValueError(f"{folder / run.name}.json: task {run.task!r} is none of {', '.join((*TASKS, SPEED))}")
-    judgements = read_judgements(folder)
+    judgements = [_of_these_answers(folder, judgement) for judgement in read_judgements(folder)]
     return [_judged(folder, run, read_records(folder, run), judgements) for run in runs]
+
+
+def _of_these_answers(folder: Path, judgement: Judgement) -> Judgement:
+    runs = [run if _is_of_these_answers(folder, run) else _without_grades(run) for run in judgement.runs]
+    return dataclasses.replace(judgement, runs=tuple(runs))
+
+
+def _is_of_these_answers(folder: Path, judged: JudgedRun) -> bool:
+    """A run it was compared with may have been removed, as a file of answers may."""
+    paths = {folder / f"{name}{ITEMS}": sha256 for name, sha256 in judged.items_sha256.items()}
+    return all(sha256_of(path) == sha256 for path, sha256 in paths.items() if path.is_file())
+
+
+def _without_grades(judged: JudgedRun) -> JudgedRun:
+    return dataclasses.replace(
+        judged, items_sha256={}, scores={}, figures={}, reference_scores={}, reference_figures={}, rates={}
+    )
 
 
 def _judged(folder: Path, run: Run, records: Sequence[Record], judgements: Sequence[Judgement]) -> _Found:
@@ -81,6 +99,7 @@ def _with(record: Record, values: Mapping[str, float]) -> Record:
 
 
 def _of_model(model: str, found: Sequence[_Found]) -> ModelResults:
+    _check_is_one_file(model, found)
     folders: dict[str, Path] = {}
     for each in found:
         if each.run.name in folders:
@@ -96,7 +115,20 @@ def _of_model(model: str, found: Sequence[_Found]) -> ModelResults:
     sheets = [_sheet(same, _differing(same[0].run, runs)) for same in asked.values()]
     order = list(TASKS)
     sheets.sort(key=lambda sheet: (order.index(sheet.task), sheet.name))
-    return ModelResults(model, found[0].folder, sheets, _ordered(run for run in runs if run.task == SPEED))
+    return ModelResults(model, folders, sheets, _ordered(run for run in runs if run.task == SPEED))
+
+
+def _check_is_one_file(model: str, found: Sequence[_Found]) -> None:
+    """Raises ValueError where runs are of different files of that name."""
+    of_file = {str(each.run.settings.get("model_sha256") or ""): each for each in found}
+    of_file.pop("", None)  # of runs that do not say
+    if len(of_file) > 1:
+        (one, first), (other, second) = list(of_file.items())[:2]
+        raise ValueError(
+            f"{model}: {first.run.name} in {first.folder} and {second.run.name} in {second.folder} are of different "
+            f"files of that name, SHA-256 {one[:8]} and {other[:8]}; each needs a folder and a report of its own, or "
+            "another name"
+        )
 
 
 def _settings(run: Run) -> list[object]:

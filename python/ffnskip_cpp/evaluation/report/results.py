@@ -39,13 +39,6 @@ class Result:
     _known: dict[tuple[str, str | None, str], Figure | Paired | None] = field(default_factory=dict, repr=False)
 
     @property
-    def variant(self) -> str:
-        """What sets it apart from a run of the same method at the same ratio; "" as a rule."""
-        warm_up = f", warm-up {self.warm_up}" if self.warm_up not in (None, WARM_UP) else ""
-        skip_prompts = self.run.settings.get("skip_prompts")
-        return warm_up if skip_prompts is None else f"{warm_up}, skip-prompts {skip_prompts}"
-
-    @property
     def warm_up(self) -> int | None:
         """None where there is none."""
         found: int | None = self.run.settings.get("warm_up_index")
@@ -53,7 +46,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        return f"{self.run.label}{self.variant}"
+        return self.run.full_label
 
     @property
     def is_dense(self) -> bool:
@@ -106,7 +99,7 @@ class Line:
 
     @property
     def warms_up_otherwise(self) -> bool:
-        return any(result.warm_up not in (None, WARM_UP) for result in self.results.values())
+        return any(result.run.asked_warm_up not in (None, WARM_UP) for result in self.results.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +142,7 @@ class Sheet:
     def all_lines(self) -> list[Line]:
         lines: dict[tuple[str, str], dict[float | None, Result]] = {}
         for result in self.results:
-            lines.setdefault((result.run.method, result.variant), {})[result.run.skip_ratio_target] = result
+            lines.setdefault((result.run.method, result.run.variant), {})[result.run.skip_ratio_target] = result
         return [
             Line(method, f"{method.partition(':')[2] or method}{variant}", results)
             for (method, variant), results in lines.items()
@@ -161,11 +154,11 @@ class ModelResults:
     """All that was measured of a model."""
 
     model: str
-    folder: Path
-    """Where it lies."""
+    folders: Mapping[str, Path]
+    """By name of the run, where it lies."""
     sheets: Sequence[Sheet]
     speeds: Sequence[Run]
-    """Of task `speed`."""
+    """Of task `speed`, dense first."""
 
     def of(self, task: str) -> list[Sheet]:
         return [sheet for sheet in self.sheets if sheet.task == task]

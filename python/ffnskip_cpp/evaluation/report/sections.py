@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..items import SPEED
 from ..methods import DENSE
-from ..wanted import N_CTX, SCORING
+from ..runs import Run
+from ..wanted import N_CTX, N_PARALLEL, SCORING
 from .results import WARM_UP, ModelResults, Sheet
 from .tables import Table
 
@@ -25,10 +26,14 @@ USUAL = (
     ("scoring", "--scoring", SCORING[0]),
     ("max_tokens", "--max-tokens", None),
     ("n_ctx", "--n-ctx", N_CTX),
+    ("parallel", "--parallel", N_PARALLEL),
+    ("n_gpu_layers", "--n-gpu-layers", -1),
     ("skip_prompts", "--skip-prompts", None),
     ("warm_up_index", "--warm-up", WARM_UP),
 )
 """Settings of runs, the options of `ffnskip eval` that make them, and what needs none."""
+
+OF_SPEED = ("threads", "--threads", None)  # which decides there alone
 
 
 @dataclass(frozen=True)
@@ -63,31 +68,40 @@ def eval_command(
     methods: Sequence[str],
     ratios: Sequence[float] = (),
     *,
-    like: Sheet | None = None,
+    like: Sequence[Run] = (),
     options: Sequence[str] = (),
 ) -> str:
     """That measures them.
 
     Args:
-        like: Asks the same as the runs of this sheet.
+        like: Runs, dense first, that it asks the same as, and that it goes on beside.
     """
     words = ["ffnskip", "eval", f"{model.model}.gguf", "--task", task]
     words += ["--data", "DATA"] if task != SPEED else []
     words += ["--method", ",".join(methods)]
     words += ["--skip-ratio", ",".join(f"{ratio:g}" for ratio in ratios)] if ratios else []
     words += ["--text", "TEXT"] if "short_gpt" in methods else []  # which its layers are found on
-    words += [] if like is None else _settings(like)
-    return shlex.join([*words, *options, "-o", str(model.folder)])
+    folder = model.folders[like[0].name if like else next(iter(model.folders))]
+    return shlex.join([*words, *_settings(like), *options, "-o", str(folder)])
 
 
-def _settings(sheet: Sheet) -> list[str]:
-    """Options that its runs were made with: what they were asked, and how they skip where all do alike."""
+def _settings(runs: Sequence[Run]) -> list[str]:
+    """Options that they were made with: what they were asked, and how they skip where all do alike."""
     options = []
-    for name, option, usual in USUAL:
-        values = {result.run.settings.get(name) for result in sheet.results} - {None}
+    for name, option, usual in (*USUAL, *([OF_SPEED] if any(run.task == SPEED for run in runs) else [])):
+        values = {run.settings.get(name) for run in runs} - {None}
         if len(values) == 1 and values != {usual}:
             options += [option, str(*values)]
-    return options
+    adapters = {_adapter(run.settings.get("lora")) for run in runs}
+    return [*options, "--lora", *adapters] if len(adapters) == 1 and adapters != {""} else options
+
+
+def _adapter(facts: Mapping[str, Any] | None) -> str:
+    """FILE or FILE:SCALE, by its name: as of the model, its folder is not known. "" where there is none."""
+    if facts is None:
+        return ""
+    name, scale = facts["lora"], facts["lora_scale"]
+    return str(name) if scale == 1 else f"{name}:{scale}"
 
 
 def unmeasured(
@@ -109,7 +123,7 @@ def unmeasured(
     lines = []
     for missing, methods in lacking.items():
         at = f" at {', '.join(f'{100 * ratio:g}' for ratio in missing)} %" if missing else ""
-        command = eval_command(model, sheet.task, methods, missing, like=sheet)
+        command = eval_command(model, sheet.task, methods, missing, like=[result.run for result in sheet.results])
         lines.append(f"Not measured: {', '.join(methods)}{at}: `{command}`")
     return lines
 

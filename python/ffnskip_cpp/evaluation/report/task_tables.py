@@ -22,6 +22,7 @@ In tokens of the model: 4-grams that were there before, different tokens and pai
 over and over; bytes over those that zlib makes of them; answers that had all the tokens they may have. Next to the
 dense model's texts: the share of tokens before the first that differs, texts that are the same, and how many tokens
 stand before the first that differs."""
+MADE_ANEW = "Judged before it, or what it is compared with, was made anew"
 OF_COLLAPSE = frozenset(metric.name for metric in COLLAPSE)
 
 
@@ -32,7 +33,8 @@ def every_figure(model: ModelResults) -> list[Section]:
             sheet.name,
             f"All figures: {sheet.title}",
             "Could skip: of the tokens that figures hang on, those from a row that may skip. To dense: the difference "
-            "in the first figure, on the same items, and p of the paired test.",
+            "in the first figure, on the same items, and p of the paired test, with Holm's correction for all "
+            "tests of the column.",
             _with_difference(sheet, [metric for metric in sheet.metrics if metric.name not in OF_COLLAPSE]),
         )
         for sheet in model.sheets
@@ -124,8 +126,11 @@ def judged(model: ModelResults) -> list[Section]:
 
 
 def _judged(sheet: Sheet, judgement: Judgement) -> Section:
-    of_run = {run.run: run for run in judgement.runs}
+    of_run = {run.run: run for run in judgement.runs if run.items_sha256}
+    made_anew = {run.run for run in judgement.runs} - set(of_run)
     results = [result for result in sheet.results if result.run.name in of_run]
+    left_out = ", ".join(result.label for result in sheet.results if result.run.name in made_anew)
+    note = f"\n\n{MADE_ANEW}: {left_out}; `ffnskip judge` grades it again."
     criteria = list(dict.fromkeys(name for result in results for name in of_run[result.run.name].scores))
     columns, rows = _with_metrics(results, [judge_metric(judgement, criterion) for criterion in criteria])
     for result, row in zip(results, rows):
@@ -137,8 +142,9 @@ def _judged(sheet: Sheet, judgement: Judgement) -> Section:
         f"judge-{judgement.name}-{sheet.name}",
         f"Judged by {judgement.judge}: {sheet.title}",
         f"{judgement.name}: grades from 1 to 10, {judgement.mode}{against}. Win, tie, lose (%): of comparisons in both "
-        "orders. Invalid and failed: items that don't count because a reply was none that was asked for, or none came.",
-        Table(columns, rows),
+        "orders. Invalid and failed: items that don't count because a reply was none that was asked for, or none came."
+        + (note if left_out else ""),
+        Table(columns, rows) if rows else None,
     )
 
 

@@ -100,7 +100,10 @@ class Subject(Protocol):
         """With what the vocabulary puts before a text."""
 
     def n_ctx(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """Tokens that prompt and answer may have together; no more than `n_ctx_train`."""
+
+    def n_ctx_train(self) -> int:
+        """Tokens that the model was trained on."""
 
     def compare(self, tokens: Sequence[int]) -> tuple[Comparison, int]:
         """The rows of a text behind the warm-up, next to the dense model's: the same for all methods. And how many of

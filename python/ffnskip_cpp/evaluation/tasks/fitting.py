@@ -34,4 +34,6 @@ def check_texts(subject: Subject, items: Sequence[Item], texts: Sequence[tuple[s
 
 
 def no_room(subject: Subject, item: Item, n: int) -> ValueError:
+    if subject.n_ctx() == subject.n_ctx_train():
+        return ValueError(f"{item.where}: {n} tokens, and the model was trained on {subject.n_ctx()}; leave it out")
     return ValueError(f"{item.where}: {n} tokens, and the context has {subject.n_ctx()}; a larger n_ctx is right")
