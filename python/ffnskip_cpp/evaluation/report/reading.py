@@ -119,9 +119,8 @@ def _of_model(model: str, found: Sequence[_Found]) -> ModelResults:
 
 
 def _check_is_one_file(model: str, found: Sequence[_Found]) -> None:
-    """Raises ValueError where runs are of different files of that name."""
-    of_file = {str(each.run.settings.get("model_sha256") or ""): each for each in found}
-    of_file.pop("", None)  # of runs that do not say
+    """Raises ValueError where runs are of different files of that name, as far as they say."""
+    of_file = {sha256: each for each in found if (sha256 := each.run.settings.get("model_sha256"))}
     if len(of_file) > 1:
         (one, first), (other, second) = list(of_file.items())[:2]
         raise ValueError(
